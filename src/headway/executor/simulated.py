@@ -1,0 +1,109 @@
+"""A device that computes nothing: steps take the time a model of step times says, tokens are made up.
+
+With it everything but the forward can be run, measured and broken on purpose.
+"""
+
+from __future__ import annotations
+
+import time
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headway.executor.base import Executor, OnDone
+from headway.executor.device_thread import DeviceThread
+from headway.scheduler.batch import Batch, IntArray, StepResult
+
+_STRIDE = 7919  # a prime, so that consecutive positions give different tokens
+
+
+@dataclass(frozen=True, slots=True)
+class StepTimeModel:
+    """Seconds a step takes: base_s + per_token_s * tokens + per_seq_s * requests."""
+
+    base_s: float = 0.0
+    per_token_s: float = 0.0
+    per_seq_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("base_s", "per_token_s", "per_seq_s"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be at least 0 seconds, got {getattr(self, name)}")
+
+    def seconds(self, batch: Batch) -> float:
+        """Duration of this step."""
+        return self.base_s + self.per_token_s * batch.num_tokens + self.per_seq_s * len(batch)
+
+
+class SimulatedTokens:
+    """Tokens that are a function of the request's prompt and the position, so that neither batching nor preemption
+    changes an answer."""
+
+    def __init__(self, max_num_seqs: int, vocab_size: int) -> None:
+        self._vocab_size = vocab_size
+        self._base: NDArray[np.int64] = np.zeros(max_num_seqs, dtype=np.int64)
+
+    def sample(self, batch: Batch) -> IntArray:
+        """int32 [sampling rows]."""
+        for admission in batch.admissions:
+            self._base[admission.slot] = zlib.crc32(admission.request.prompt.tobytes())
+        rows = np.flatnonzero(batch.samples)
+        last = batch.positions[rows].astype(np.int64) + batch.num_new_tokens[rows]
+        tokens = (self._base[batch.slots[rows]] + last * _STRIDE) % self._vocab_size
+        return tokens.astype(np.int32)
+
+
+class SimulatedExecutor(Executor):
+    """Sleeps instead of computing.
+
+    before_step: called on the device thread with each batch; a test may sleep or raise there.
+    """
+
+    def __init__(
+        self,
+        step_time: StepTimeModel | None = None,
+        *,
+        max_num_seqs: int,
+        vocab_size: int = 32000,
+        before_step: Callable[[Batch], None] | None = None,
+    ) -> None:
+        self._step_time = step_time or StepTimeModel()
+        self._max_num_seqs = max_num_seqs
+        self._vocab_size = vocab_size
+        self._before_step = before_step
+        self._tokens = SimulatedTokens(max_num_seqs, vocab_size)
+        self._thread: DeviceThread | None = None
+        self._on_done: OnDone | None = None
+
+    def start(self, on_done: OnDone) -> None:
+        self._on_done = on_done
+        self._tokens = SimulatedTokens(self._max_num_seqs, self._vocab_size)
+        self._thread = DeviceThread(self._run, on_done)
+
+    def launch(self, batch: Batch) -> None:
+        assert self._thread is not None, "launch before start"
+        self._thread.launch(batch)
+
+    def restart(self) -> bool:
+        """Leave the hanging thread behind and go on with a new one."""
+        assert self._on_done is not None, "restart before start"
+        self.shutdown()
+        self.start(self._on_done)
+        return True
+
+    def shutdown(self) -> None:
+        if self._thread is not None:
+            self._thread.stop(timeout=0.0)
+            self._thread = None
+
+    def _run(self, batch: Batch) -> StepResult:
+        tokens = self._tokens.sample(batch)
+        if self._before_step is not None:
+            self._before_step(batch)
+        seconds = self._step_time.seconds(batch)
+        if seconds:
+            time.sleep(seconds)
+        return StepResult(batch.step_id, tokens)

@@ -1,0 +1,10 @@
+"""The KV cache as bookkeeping: which block belongs to whom, and what it holds.
+
+Owns: block ids, reference counts, the order of eviction, the tokens each block stands for, the prefix index.
+Knows nothing of requests, slots, threads, clocks or tensors; the bytes of K and V live in an executor.
+"""
+
+from headway.kvcache.pool import BlockPool, PoolCounts
+from headway.kvcache.prefix import PrefixCache
+
+__all__ = ["BlockPool", "PoolCounts", "PrefixCache"]

@@ -1,0 +1,72 @@
+"""The order in which cached, unreferenced blocks are given up."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+_WINDOW = 64  # entries looked at beyond those asked for, so that a few stale ones cost no second look
+
+
+class EvictionQueue:
+    """Blocks in the order of their release, oldest first.
+
+    Push, pop and remove take many blocks at once and are vectorised. A removed block leaves a stale entry behind,
+    recognised because the block's place no longer names that entry; when the line runs full, the stale entries are
+    squeezed out. The line has room for twice the blocks, so that happens at most once in `num_blocks` pushes.
+
+        _line   [ 7 | 3 | 9 | 4 | 7 | 1 |   |   ]      _place[7] = 4: the first 7 is stale
+                  ^ _head             ^ _tail
+    """
+
+    def __init__(self, num_blocks: int) -> None:
+        self._line = np.zeros(2 * num_blocks, dtype=np.int32)
+        self._place = np.full(num_blocks, -1, dtype=np.int64)
+        self._head = 0
+        self._tail = 0
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def push(self, blocks: NDArray[np.int32]) -> None:
+        """Append blocks, none of which is queued; the first is given up first."""
+        if self._tail + len(blocks) > len(self._line):
+            self._squeeze()
+        end = self._tail + len(blocks)
+        self._line[self._tail : end] = blocks
+        self._place[blocks] = np.arange(self._tail, end)
+        self._tail = end
+        self._count += len(blocks)
+
+    def remove(self, blocks: NDArray[np.int32]) -> None:
+        """Take out blocks, all of which are queued, wherever they stand."""
+        self._place[blocks] = -1
+        self._count -= len(blocks)
+
+    def pop(self, count: int) -> NDArray[np.int32]:
+        """The `count` oldest blocks, int32 [count]; there must be so many."""
+        assert count <= self._count, f"{count} blocks asked of {self._count}"
+        parts = []
+        missing = count
+        while missing:
+            window = self._line[self._head : min(self._head + missing + _WINDOW, self._tail)]
+            live = np.flatnonzero(self._place[window] == np.arange(self._head, self._head + len(window)))[:missing]
+            self._head += int(live[-1]) + 1 if len(live) == missing else len(window)
+            parts.append(window[live])
+            missing -= len(live)
+        blocks = parts[0] if len(parts) == 1 else np.concatenate(parts or [self._line[:0]])
+        self.remove(blocks)
+        return blocks
+
+    def blocks(self) -> NDArray[np.int32]:
+        """All queued blocks, oldest first, int32."""
+        line = self._line[self._head : self._tail]
+        queued: NDArray[np.int32] = line[self._place[line] == np.arange(self._head, self._tail)]
+        return queued
+
+    def _squeeze(self) -> None:
+        live = self.blocks()
+        self._line[: len(live)] = live
+        self._place[live] = np.arange(len(live))
+        self._head, self._tail = 0, len(live)

@@ -1,0 +1,166 @@
+"""The blocks of the KV cache and who refers to them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headway.kvcache.eviction import EvictionQueue
+from headway.kvcache.lazy import lazy_zeros
+
+BlockIds = NDArray[np.int32]
+
+PADDING_BLOCK = 0
+
+
+class PoolCounts(NamedTuple):
+    """Blocks by state; they add up to the pool without its padding block."""
+
+    free: int
+    evictable: int
+    referenced: int
+
+
+class OwnershipError(AssertionError):
+    """A block is lost, or owned twice. The state cannot be trusted any more: the engine must stop."""
+
+
+def _nothing_cached(blocks: BlockIds) -> None:
+    """Default eviction hook of a pool without a prefix cache."""
+
+
+class BlockPool:
+    """Hands out blocks and takes them back.
+
+    A block is free (its contents are worthless), evictable (cached, nobody refers to it) or referenced (a count).
+
+        take      free, else evictable -> referenced      share     evictable or referenced -> referenced
+        release   referenced -> free or evictable         keep      marks a referenced block as cached
+
+    Free blocks go first, so that nothing cached is lost without need; then the evictable ones, least recently
+    released first. Block 0 is padding: never handed out, never freed.
+
+    tokens: int32 [num_blocks, block_size]; the token whose KV is in each place, for places whose step has succeeded.
+    on_evict: called with the blocks that lose their cached contents, before they are handed out.
+    """
+
+    def __init__(self, num_blocks: int, block_size: int) -> None:
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+        self.tokens: BlockIds = lazy_zeros((num_blocks, block_size), np.int32)
+        self.on_evict: Callable[[BlockIds], None] = _nothing_cached
+        self.num_references = 0  # sum of all counts, kept as we go; owners compare it with their own sum
+        self._references = np.zeros(num_blocks, dtype=np.int32)
+        self._cached = np.zeros(num_blocks, dtype=np.bool_)
+        self._free = np.arange(num_blocks - 1, 0, -1, dtype=np.int32)  # a stack; low ids are handed out first
+        self._num_free = num_blocks - 1
+        self._evictable = EvictionQueue(num_blocks)
+        self._num_referenced = 0
+
+    @property
+    def num_available(self) -> int:
+        """Blocks that can be taken now: the free and the evictable ones."""
+        return self._num_free + len(self._evictable)
+
+    @property
+    def counts(self) -> PoolCounts:
+        """Blocks by state, O(1)."""
+        return PoolCounts(self._num_free, len(self._evictable), self._num_referenced)
+
+    def take(self, count: int) -> BlockIds:
+        """`count` blocks, int32 [count], each with one reference; there must be so many available."""
+        assert count <= self.num_available, f"{count} blocks asked of {self.num_available}"
+        from_free = min(count, self._num_free)
+        self._num_free -= from_free
+        blocks = self._free[self._num_free : self._num_free + from_free][::-1].copy()
+        if from_free < count:
+            evicted = self._evictable.pop(count - from_free)
+            self._cached[evicted] = False
+            self.on_evict(evicted)
+            blocks = np.concatenate((blocks, evicted))
+        self._references[blocks] = 1
+        self._num_referenced += count
+        self.num_references += count
+        return blocks
+
+    def num_idle(self, blocks: BlockIds) -> int:
+        """How many of these cached blocks nobody refers to: sharing them makes so many fewer available."""
+        return len(blocks) - int(np.count_nonzero(self._references[blocks]))
+
+    def share(self, blocks: BlockIds) -> None:
+        """One more reference to each of these blocks, which are distinct and evictable or referenced."""
+        idle = blocks[self._references[blocks] == 0]
+        if len(idle):
+            self._evictable.remove(idle)
+            self._num_referenced += len(idle)
+        self._references[blocks] += 1
+        self.num_references += len(blocks)
+
+    def release(self, blocks: BlockIds) -> None:
+        """One reference less to each of these distinct blocks, given in the order of the sequence they hold.
+
+        The last ones age first: a prefix is of use without its continuation, a continuation never without its prefix.
+        """
+        counts = self._references[blocks] - 1
+        self._references[blocks] = counts
+        self.num_references -= len(blocks)
+        idle = blocks[counts == 0][::-1]
+        if not len(idle):
+            return
+        self._num_referenced -= len(idle)
+        cached = self._cached[idle]
+        self._push_free(idle[~cached])
+        kept = idle[cached]
+        if len(kept):
+            self._evictable.push(kept)
+
+    def keep(self, block: int) -> None:
+        """Mark a referenced block as cached: once released it becomes evictable, not free."""
+        self._cached[block] = True
+
+    def drop_cached(self) -> None:
+        """Forget all cached contents: evictable blocks become free, referenced ones will when released."""
+        dropped = self._evictable.pop(len(self._evictable))
+        self.on_evict(np.flatnonzero(self._cached).astype(np.int32))
+        self._cached[:] = False
+        self._push_free(dropped)
+
+    def check(self, references: int) -> None:
+        """O(1) conservation check, for after every step.
+
+        references: how many references the owners say they hold together. Raises OwnershipError.
+        """
+        counts = self.counts
+        if sum(counts) != self.num_blocks - 1 or self.num_references != references:
+            raise OwnershipError(
+                f"block ownership is broken: {counts.free} free + {counts.evictable} evictable + {counts.referenced} "
+                f"referenced of {self.num_blocks - 1} blocks; {self.num_references} references counted, "
+                f"{references} held by their owners"
+            )
+
+    def audit(self, owned: BlockIds) -> None:
+        """Full check, O(blocks). owned: every reference of every owner, repeats included. Raises OwnershipError."""
+        expected = np.bincount(owned, minlength=self.num_blocks)
+        wrong = np.flatnonzero(expected != self._references)
+        if len(wrong):
+            block = int(wrong[0])
+            raise OwnershipError(
+                f"{len(wrong)} blocks with a wrong reference count; block {block} has {self._references[block]}, "
+                f"its owners hold {expected[block]}"
+            )
+        states = np.zeros(self.num_blocks, dtype=np.int64)
+        np.add.at(states, self._free[: self._num_free], 1)
+        np.add.at(states, self._evictable.blocks(), 1)
+        states[self._references > 0] += 1
+        if states[PADDING_BLOCK] or (states[1:] != 1).any():
+            raise OwnershipError(f"blocks in no state or in two: {np.flatnonzero(states[1:] != 1)[:8] + 1}")
+        if not self._cached[self._evictable.blocks()].all():
+            raise OwnershipError("an evictable block is not cached")
+        self.check(len(owned))
+
+    def _push_free(self, blocks: BlockIds) -> None:
+        self._free[self._num_free : self._num_free + len(blocks)] = blocks
+        self._num_free += len(blocks)

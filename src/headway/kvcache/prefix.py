@@ -1,0 +1,101 @@
+"""Which block holds the KV of which token sequence: an exact index, not trust in a hash."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from headway.kvcache.pool import BlockIds, BlockPool
+
+Node = bytes
+"""Names a whole token sequence, up to the end of one block. Eight bytes, never used twice; or a root."""
+
+_ROOT = b"headway root"  # longer than a node, so that no root can be mistaken for one
+
+
+class PrefixCache:
+    """Finds the cached blocks of a prompt's prefix and publishes new ones.
+
+    A block's key is its parent's node followed by its own tokens (int32, little endian). Equal keys therefore mean
+    equal sequences from the root on: a hit is a proof, and no collision can show one tenant another's cache. Nodes
+    are never reused, so the children of an evicted block can no longer be reached; they age out.
+    """
+
+    def __init__(self, pool: BlockPool) -> None:
+        self._pool = pool
+        self._index: dict[bytes, int] = {}
+        self._keys: list[bytes | None] = [None] * pool.num_blocks
+        self._nodes: list[Node] = [b""] * pool.num_blocks
+        self._next_node = 1
+        self._key_bytes = pool.block_size * 4
+        pool.on_evict = self._forget
+
+    def __len__(self) -> int:
+        """Cached blocks."""
+        return len(self._index)
+
+    @staticmethod
+    def root(salt: str | None) -> Node:
+        """Where the sequences of a salt begin. Different salts share nothing."""
+        return _ROOT if salt is None else _ROOT + b"/" + salt.encode()
+
+    def match(self, tokens: bytes, max_blocks: int, root: Node) -> tuple[BlockIds, Node]:
+        """The longest cached prefix of `tokens` (int32 bytes), at most `max_blocks` blocks.
+
+        Returns its blocks, int32, and the node it ends at (the root, if nothing matches). Takes no reference.
+        """
+        width, index, nodes = self._key_bytes, self._index, self._nodes
+        found: list[int] = []
+        node = root
+        for start in range(0, max_blocks * width, width):
+            block = index.get(node + tokens[start : start + width])
+            if block is None:
+                break
+            found.append(block)
+            node = nodes[block]
+        return np.array(found, dtype=np.int32), node
+
+    def publish(self, node: Node, tokens: bytes, blocks: Sequence[int]) -> Node:
+        """Make consecutive full blocks findable: they continue the sequence `node` and hold `tokens` (int32 bytes).
+
+        Their step must have succeeded. Where an equal sequence is cached already, that block stays the one that is
+        found and the caller's remains its own. Returns the node at the end.
+        """
+        width = self._key_bytes
+        for i, block in enumerate(blocks):
+            node = self._publish_one(node + tokens[i * width : (i + 1) * width], block)
+        return node
+
+    def publish_each(self, nodes: Sequence[Node], tokens: bytes, blocks: Sequence[int]) -> list[Node]:
+        """Publish one full block for each of several sequences: block i continues `nodes[i]`.
+
+        tokens: int32 bytes, the contents of all the blocks in order. Returns the node at the end of each.
+        """
+        width = self._key_bytes
+        starts = range(0, len(tokens), width)
+        return [
+            self._publish_one(node + tokens[start : start + width], block)
+            for node, start, block in zip(nodes, starts, blocks, strict=True)
+        ]
+
+    def clear(self) -> None:
+        """Forget everything. Referenced blocks stay with their owners."""
+        self._pool.drop_cached()
+
+    def _publish_one(self, key: bytes, block: int) -> Node:
+        found = self._index.setdefault(key, block)
+        if found != block:
+            return self._nodes[found]
+        self._keys[block] = key
+        self._nodes[block] = node = self._next_node.to_bytes(8, "little")
+        self._next_node += 1
+        self._pool.keep(block)
+        return node
+
+    def _forget(self, blocks: BlockIds) -> None:
+        for block in blocks.tolist():
+            key = self._keys[block]
+            assert key is not None, f"block {block} is marked as cached but has no key"
+            del self._index[key]
+            self._keys[block] = None

@@ -1,0 +1,62 @@
+"""Resource managers: how callers on any thread reach the one core.
+
+Two axes. Policy (static or dynamic allocation) belongs to the core; access (lock or mailbox) belongs here. The
+combinations carry the names that their users know:
+
+    ResourceManager     v0   static allocation    one lock
+    ResourceManagerV1   v1   dynamic allocation   one lock
+    ResourceManagerV2   v2   dynamic allocation   mailbox, no lock between callers and the step (the default)
+
+Owns the door (validation, ids, bounded intake), the mailbox and the locks; no lock lives anywhere else. Starts no
+thread and does no I/O.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+from headway.config import SchedulerName
+from headway.managers.base import Manager
+from headway.managers.door import Door
+from headway.managers.locked import ResourceManagerV1
+from headway.managers.lockfree import ResourceManagerV2
+from headway.managers.mailbox import Mailbox
+from headway.managers.static import ResourceManager
+
+V1_SWITCH = "ENABLE_V1_KVCACHE_SCHEDULER"
+V2_SWITCH = "ENABLE_V2_KVCACHE_SCHEDULER"
+
+MANAGERS: dict[SchedulerName, type[Manager]] = {
+    "v0": ResourceManager,
+    "v1": ResourceManagerV1,
+    "v2": ResourceManagerV2,
+}
+
+
+def choose_scheduler(name: SchedulerName | None = None, environ: Mapping[str, str] = os.environ) -> SchedulerName:
+    """The one place where the scheduler is chosen.
+
+    A name wins. Else the environment: ENABLE_V2_KVCACHE_SCHEDULER=1 gives v2; else, if either switch is set,
+    ENABLE_V1_KVCACHE_SCHEDULER=0 gives v0 and anything else v1. With nothing said, v2.
+    """
+    if name is not None:
+        if name not in MANAGERS:
+            raise ValueError(f"scheduler must be one of {', '.join(MANAGERS)}, got {name!r}")
+        return name
+    v1, v2 = environ.get(V1_SWITCH), environ.get(V2_SWITCH)
+    if v2 == "1" or (v1 is None and v2 is None):
+        return "v2"
+    return "v0" if v1 == "0" else "v1"
+
+
+__all__ = [
+    "MANAGERS",
+    "Door",
+    "Mailbox",
+    "Manager",
+    "ResourceManager",
+    "ResourceManagerV1",
+    "ResourceManagerV2",
+    "choose_scheduler",
+]

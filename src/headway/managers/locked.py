@@ -1,0 +1,56 @@
+"""Access by one lock: whoever calls, carries out."""
+
+from __future__ import annotations
+
+import threading
+
+from headway.config import SchedulerConfig
+from headway.managers.base import Manager, Scheduled
+from headway.managers.door import ModelLimits
+from headway.scheduler import Command, DeviceLost, Effects, Message, StepResult
+
+
+class ResourceManagerV1(Manager):
+    """Dynamic allocation under one global lock.
+
+    A caller applies its own command, so it waits while a pass or another caller holds the lock. The reference that
+    the lock-free manager is measured against and must agree with.
+    """
+
+    def __init__(self, config: SchedulerConfig, *, limits: ModelLimits | None = None, max_waiting: int = 4096) -> None:
+        super().__init__(config, limits=limits, max_waiting=max_waiting)
+        self._lock = threading.Condition()
+        self._changed = False
+
+    def post_result(self, result: StepResult | DeviceLost) -> None:
+        self._apply(result)
+
+    def wait(self, timeout: float) -> None:
+        with self._lock:
+            self._lock.wait_for(lambda: self._changed, timeout)
+            self._changed = False
+
+    def drain(self) -> None:
+        """Nothing to do: callers have applied their commands themselves."""
+
+    def schedule(self) -> Scheduled:
+        with self._lock:
+            return self._run_pass(prefill_only=False)
+
+    def prefill_schedule(self) -> Scheduled:
+        with self._lock:
+            return self._run_pass(prefill_only=True)
+
+    def take_effects(self) -> Effects:
+        with self._lock:
+            return super().take_effects()
+
+    def _tell(self, command: Command) -> None:
+        self._apply(command)
+
+    def _apply(self, message: Message) -> None:
+        with self._lock:
+            self._carry_out(message)
+            self._publish()
+            self._changed = True
+            self._lock.notify_all()

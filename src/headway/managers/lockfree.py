@@ -1,0 +1,55 @@
+"""Access by mailbox: callers hand in, the writer carries out."""
+
+from __future__ import annotations
+
+import time
+
+from headway.config import SchedulerConfig
+from headway.managers.base import Manager, Scheduled
+from headway.managers.door import ModelLimits
+from headway.managers.mailbox import Mailbox
+from headway.scheduler import Command, DeviceLost, Message, StepResult
+
+MAX_COMMANDS_PER_TURN = 1024
+MAX_SECONDS_PER_TURN = 0.002
+
+
+class ResourceManagerV2(Manager):
+    """Dynamic allocation, no lock. The default.
+
+    One thread, the writer, touches the core; it is the one that drives the loop. Everybody else leaves a message and
+    goes on. Draining is bounded in count and in time, so that a flood of commands delays no step.
+    """
+
+    def __init__(self, config: SchedulerConfig, *, limits: ModelLimits | None = None, max_waiting: int = 4096) -> None:
+        super().__init__(config, limits=limits, max_waiting=max_waiting)
+        self._mailbox = Mailbox()
+
+    def post_result(self, result: StepResult | DeviceLost) -> None:
+        self._mailbox.put_result(result)
+
+    def wait(self, timeout: float) -> None:
+        self._mailbox.wait(timeout)
+
+    def drain(self) -> None:
+        until = time.monotonic() + MAX_SECONDS_PER_TURN
+        for message in self._mailbox.take(MAX_COMMANDS_PER_TURN):
+            self._carry_out(message)
+            if time.monotonic() > until:
+                break
+        self._publish()
+
+    def schedule(self) -> Scheduled:
+        self.drain()
+        return self._run_pass(prefill_only=False)
+
+    def prefill_schedule(self) -> Scheduled:
+        self.drain()
+        return self._run_pass(prefill_only=True)
+
+    def _tell(self, command: Command) -> None:
+        self._mailbox.put(command)
+
+    def _apply(self, message: Message) -> None:
+        self._carry_out(message)
+        self._publish()

@@ -1,0 +1,103 @@
+"""A step's work order and its result: all that passes between the core and an executor.
+
+    core  -- Batch -->  executor  -- StepResult -->  core
+
+Both own every array in them; neither is ever changed after it was handed over.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headway.request import Request
+
+IntArray = NDArray[np.int32]
+LongArray = NDArray[np.int64]
+BoolArray = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """A request that got a slot: what the executor must know of it before its first row.
+
+    tokens: int32 [num_known_tokens], read-only: the prompt, and after a preemption the output so far. The executor
+        takes the input of every prefill chunk from here: tokens[position : position + num_new_tokens].
+    num_cached_tokens: leading tokens whose KV is in the block table already; the first chunk starts there.
+    """
+
+    slot: int
+    request: Request
+    tokens: IntArray
+    num_cached_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One step. Row i computes `num_new_tokens[i]` tokens of the request in slot `slots[i]`, from `positions[i]`.
+
+    Rows `[:num_decodes]` are decodes: one token each, whose id is the last one sampled in that slot (the executor
+    keeps it). The rows after them are prefill chunks, whose ids come from the slot's Admission.
+
+    step_id: consecutive from 1, in launch order.
+    slots, positions, num_new_tokens: int32 [N].
+    samples: bool [N]; rows after whose last token the next token is sampled. Always true for decodes, and for a
+        chunk when it completes the known tokens.
+    table_slots, table_columns, table_blocks: int32 [M]; changes to the block tables, to be applied before the step:
+        tables[table_slots, table_columns] = table_blocks. Entries past the last known one are garbage, not zero.
+    admissions: requests new in their slots since the last batch, to be applied before the step.
+    """
+
+    step_id: int
+    num_decodes: int
+    num_tokens: int
+    slots: IntArray
+    positions: IntArray
+    num_new_tokens: IntArray
+    samples: BoolArray
+    table_slots: IntArray
+    table_columns: IntArray
+    table_blocks: IntArray
+    admissions: tuple[Admission, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.slots)
+
+
+@dataclass(frozen=True, slots=True)
+class Logprobs:
+    """Log-probabilities of a step's sampled tokens, for the rows that asked.
+
+    rows: int32 [R]; indices into StepResult.tokens.
+    sampled: float32 [R]; ranks: int32 [R], rank of the sampled token, 1 = most likely.
+    top_ids: int32 [R, K], top: float32 [R, K]; most likely first. K is the largest number asked for in the batch; a
+        request that asked for k takes the first k.
+    """
+
+    rows: IntArray
+    sampled: NDArray[np.float32]
+    ranks: IntArray
+    top_ids: IntArray
+    top: NDArray[np.float32]
+
+    def keep(self, kept: BoolArray) -> Logprobs:
+        """What is left when only some of the result's rows are kept. kept: bool [S]."""
+        mine = kept[self.rows]
+        new_rows = (np.cumsum(kept) - 1)[self.rows[mine]].astype(np.int32)
+        return Logprobs(new_rows, self.sampled[mine], self.ranks[mine], self.top_ids[mine], self.top[mine])
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What came of a step.
+
+    tokens: int32 [number of sampling rows], in row order; empty when the step failed.
+    error: why the step failed; None when it succeeded.
+    """
+
+    step_id: int
+    tokens: IntArray
+    logprobs: Logprobs | None = None
+    error: str | None = None

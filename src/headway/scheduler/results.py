@@ -1,0 +1,123 @@
+"""What a step's result changes: tokens get their places, full blocks are published, requests end."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headway.request import FinishReason
+from headway.scheduler.batch import BoolArray, IntArray, StepResult
+from headway.scheduler.messages import Effects, TokenOutputs
+from headway.scheduler.state import State
+from headway.scheduler.steps import Chunk, LaunchedStep
+
+
+class Results:
+    """Applies step results. A row whose slot has changed hands since the launch is dropped."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+
+    def apply(self, step: LaunchedStep, result: StepResult, effects: Effects) -> None:
+        """Take a step's result in. A failed step, or one with the wrong number of tokens, ends its requests."""
+        error = result.error
+        expected = int(np.count_nonzero(step.batch.samples))
+        if error is None and len(result.tokens) != expected:
+            error = f"the device returned {len(result.tokens)} tokens for {expected} rows"
+        if error is not None:
+            self._fail(step, error, effects)
+        else:
+            self._confirm(step, result, effects)
+        self._state.pool.check(self._state.table.num_held_blocks)
+
+    def _fail(self, step: LaunchedStep, error: str, effects: Effects) -> None:
+        owned = step.decodes.still_owned(self._state.table)
+        slots = (step.decodes.rows if owned is None else step.decodes.rows[owned]).tolist()
+        slots += [chunk.handle.slot for chunk in step.chunks if chunk.is_current]
+        effects.ended += self._state.end_slots(slots, error)
+
+    def _confirm(self, step: LaunchedStep, result: StepResult, effects: Effects) -> None:
+        num_decodes = len(step.decodes)
+        owned = step.decodes.still_owned(self._state.table)
+        uids, tokens, logprobs = step.decodes.uids, result.tokens, result.logprobs
+        if num_decodes:
+            self._confirm_decodes(step, tokens[:num_decodes], owned, effects)
+        if step.chunks:
+            current = [chunk.is_current for chunk in step.chunks if chunk.samples]
+            chunk_uids = [chunk.entry.request.uid for chunk in step.chunks if chunk.samples]
+            uids = np.append(uids, np.array(chunk_uids, dtype=np.int64))
+            if owned is not None or not all(current):
+                owned = np.append(np.ones(num_decodes, dtype=np.bool_) if owned is None else owned, current)
+            self._confirm_chunks(step.chunks, tokens[num_decodes:].tolist(), effects)
+        if owned is not None:
+            uids, tokens = uids[owned], tokens[owned]
+            logprobs = logprobs.keep(owned) if logprobs is not None else None
+        if len(tokens):
+            self._state.counters.generation_tokens += len(tokens)
+            effects.tokens.append(TokenOutputs(uids, tokens, logprobs))
+
+    def _confirm_decodes(self, step: LaunchedStep, tokens: IntArray, owned: BoolArray | None, effects: Effects) -> None:
+        """Each row's last token is in its place now, and a new one follows it."""
+        state, table, decodes = self._state, self._state.table, step.decodes
+        rows, places, kept = decodes.rows, step.places, tokens
+        positions = step.batch.positions[: len(tokens)]
+        stopped = decodes.stopped(tokens, positions)
+        ending = step.at_limit if stopped is None else np.union1d(step.at_limit, np.flatnonzero(stopped))
+        if owned is not None:
+            ending = ending[owned[ending]]
+            rows, positions, places, kept = rows[owned], positions[owned], places[owned], tokens[owned]
+        state.pool.tokens.reshape(-1)[places] = table.last_token[rows]
+        table.last_token[rows] = kept
+        table.num_tokens[rows] = positions + 2
+        if state.config.enable_prefix_caching:
+            full = np.flatnonzero((positions & state.offset_mask) == state.offset_mask)
+            if len(full):
+                self._publish(rows[full], places[full] >> state.block_shift)
+        for i in ending.tolist():
+            entry = state.occupant(decodes.rows[i])
+            if stopped is not None and stopped[i]:
+                effects.ended.append(state.end(entry, FinishReason.STOP, stop_token=int(tokens[i])))
+            else:
+                effects.ended.append(state.end(entry, FinishReason.LENGTH))
+
+    def _publish(self, rows: NDArray[np.intp], blocks: NDArray[np.intp]) -> None:
+        """Publish one full block of each of these rows."""
+        state = self._state
+        entries = [state.occupant(row) for row in rows.tolist()]
+        nodes = [entry.node for entry in entries]
+        nodes = state.prefix.publish_each(nodes, state.pool.tokens[blocks].tobytes(), blocks.tolist())
+        for entry, node in zip(entries, nodes, strict=True):
+            entry.node = node
+
+    def _confirm_chunks(self, chunks: tuple[Chunk, ...], first_tokens: list[int], effects: Effects) -> None:
+        tokens = iter(first_tokens)
+        for chunk in chunks:
+            token = next(tokens) if chunk.samples else None
+            if chunk.is_current:
+                self._store(chunk)
+                if token is not None:
+                    self._first_token(chunk, token, effects)
+
+    def _store(self, chunk: Chunk) -> None:
+        """The chunk's KV is in place: write down its tokens and publish the blocks it completed."""
+        state, entry = self._state, chunk.entry
+        size, end = state.config.block_size, chunk.start + chunk.count
+        first, last = chunk.start >> state.block_shift, state.config.blocks_for(end)
+        blocks = state.table.block_tables[chunk.handle.slot, first:last]
+        stored = state.pool.tokens[blocks].reshape(-1)
+        stored[chunk.start - first * size : end - first * size] = entry.tokens[chunk.start : end]
+        state.pool.tokens[blocks] = stored.reshape(-1, size)
+        if state.config.enable_prefix_caching:
+            full = (end >> state.block_shift) - first
+            entry.node = state.prefix.publish(entry.node, stored[: full * size].tobytes(), blocks[:full].tolist())
+
+    def _first_token(self, chunk: Chunk, token: int, effects: Effects) -> None:
+        """The token that follows a completed prefill."""
+        state, table, entry, slot = self._state, self._state.table, chunk.entry, chunk.handle.slot
+        num_tokens = chunk.start + chunk.count + 1
+        table.last_token[slot] = token
+        table.num_tokens[slot] = num_tokens
+        if token in entry.request.stop_token_ids and num_tokens >= table.min_total[slot]:
+            effects.ended.append(state.end(entry, FinishReason.STOP, stop_token=token))
+        elif num_tokens == entry.limit:
+            effects.ended.append(state.end(entry, FinishReason.LENGTH))

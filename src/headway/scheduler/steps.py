@@ -1,0 +1,125 @@
+"""Steps: from what was decided to a batch, and the record of it until its result is in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headway.scheduler.admission import Admissions
+from headway.scheduler.batch import Batch, IntArray
+from headway.scheduler.decoding import DecodeRows
+from headway.scheduler.entry import Entry
+from headway.scheduler.slots import Phase, SlotHandle
+from headway.scheduler.state import State
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """`count` known tokens of a request, from `start`. samples: they are the last ones, a new token follows."""
+
+    entry: Entry
+    handle: SlotHandle
+    start: int
+    count: int
+    samples: bool
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the request still runs in the slot for which the chunk was made."""
+        return self.entry.handle == self.handle
+
+
+@dataclass(frozen=True, slots=True)
+class TableGrowth:
+    """One new block each for some rows: int32 [M] slots, columns, blocks."""
+
+    slots: IntArray
+    columns: IntArray
+    blocks: IntArray
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchedStep:
+    """A step the device works on.
+
+    places: intp [num_decodes]; where in the pool, counted in tokens, the KV of each decoded token goes.
+    at_limit: intp; the decode rows whose next token is their last by length.
+    """
+
+    batch: Batch
+    decodes: DecodeRows
+    places: NDArray[np.intp]
+    at_limit: NDArray[np.intp]
+    chunks: tuple[Chunk, ...]
+
+
+NO_GROWTH = TableGrowth(*(np.zeros(0, dtype=np.int32) for _ in range(3)))
+_NO_ROWS = np.zeros(0, dtype=np.intp)
+
+
+class Steps:
+    """Makes batches and remembers those in flight."""
+
+    def __init__(self, state: State, admissions: Admissions) -> None:
+        self._state = state
+        self._admissions = admissions
+        self.last_id = 0
+        self.in_flight: dict[int, LaunchedStep] = {}
+
+    def launch(
+        self, decodes: DecodeRows, positions: IntArray, growth: TableGrowth, chunks: list[Chunk]
+    ) -> Batch | None:
+        """The batch of these decodes (at `positions`, int32 [N]) and chunks; None if there are neither."""
+        if not len(decodes) and not chunks:
+            return None
+        table, state = self._state.table, self._state
+        rows = decodes.rows
+        places = (table.tail_block[rows].astype(np.intp) << state.block_shift) + (positions & state.offset_mask)
+        table.num_computed[rows] += 1
+        at_limit = _NO_ROWS
+        if len(rows):
+            decodes.steps_to_limit -= 1
+            if not decodes.steps_to_limit:
+                at_limit = np.flatnonzero(table.num_computed[rows] == table.limit[rows] - 1)
+                table.phase[rows[at_limit]] = Phase.DRAIN
+                table.epoch += 1
+        self.last_id += 1
+        batch = self._batch(decodes, positions, growth, chunks)
+        self.in_flight[batch.step_id] = LaunchedStep(batch, decodes, places, at_limit, tuple(chunks))
+        return batch
+
+    def _batch(self, decodes: DecodeRows, positions: IntArray, growth: TableGrowth, chunks: list[Chunk]) -> Batch:
+        slots, counts, samples = decodes.slots, decodes.ones, decodes.trues
+        num_tokens = len(decodes)
+        if chunks:
+            slots = np.append(slots, np.array([chunk.handle.slot for chunk in chunks], dtype=np.int32))
+            positions = np.append(positions, np.array([chunk.start for chunk in chunks], dtype=np.int32))
+            counts = np.append(counts, np.array([chunk.count for chunk in chunks], dtype=np.int32))
+            samples = np.append(samples, np.array([chunk.samples for chunk in chunks], dtype=np.bool_))
+            num_chunk_tokens = sum(chunk.count for chunk in chunks)
+            num_tokens += num_chunk_tokens
+            self._state.counters.prompt_tokens += num_chunk_tokens
+        news = self._admissions.take_news()
+        if news:
+            tables = [blocks for _, _, blocks in news]
+            new_slots = np.array([handle.slot for handle, _, _ in news], dtype=np.int32)
+            growth = TableGrowth(
+                np.append(growth.slots, np.repeat(new_slots, [len(blocks) for blocks in tables])),
+                np.concatenate((growth.columns, *(np.arange(len(blocks), dtype=np.int32) for blocks in tables))),
+                np.concatenate((growth.blocks, *tables)),
+            )
+        return Batch(
+            step_id=self.last_id,
+            num_decodes=len(decodes),
+            num_tokens=num_tokens,
+            slots=slots,
+            positions=positions,
+            num_new_tokens=counts,
+            samples=samples,
+            table_slots=growth.slots,
+            table_columns=growth.columns,
+            table_blocks=growth.blocks,
+            admissions=tuple(admission for _, admission, _ in news),
+        )

@@ -1,0 +1,57 @@
+"""Slots: lowest free first, and a void handle changes nothing."""
+
+import pytest
+
+from headway.scheduler import NoFreeSlotError, RequestManager, SlotTable
+from headway.scheduler.slots import NO_TOKEN
+
+
+def manager(max_num_seqs: int = 3) -> tuple[SlotTable, RequestManager]:
+    table = SlotTable(max_num_seqs, blocks_per_request=4)
+    return table, RequestManager(table)
+
+
+def test_the_lowest_free_slot_is_next() -> None:
+    _, slots = manager()
+    first, second = slots.acquire_slot(), slots.acquire_slot()
+    assert (first.slot, second.slot) == (0, 1)
+    slots.release_slot(first)
+    assert slots.get_available_position() == 0
+    assert slots.acquire_slot().slot == 0
+
+
+def test_available_batch_counts_the_free_slots() -> None:
+    _, slots = manager()
+    assert slots.available_batch() == 3
+    slots.acquire_slot()
+    assert slots.available_batch() == 2
+
+
+def test_with_no_slot_free_the_error_names_the_limit_and_nothing_changes() -> None:
+    _, slots = manager(max_num_seqs=2)
+    held = [slots.acquire_slot(), slots.acquire_slot()]
+    for call in (slots.get_available_position, slots.acquire_slot):
+        with pytest.raises(NoFreeSlotError, match=r"all 2 \(max_num_seqs\)"):
+            call()
+    assert slots.available_batch() == 0
+    slots.release_slot(held[1])
+    assert slots.get_available_position() == 1
+
+
+def test_a_late_release_does_not_take_the_slot_from_its_next_owner() -> None:
+    table, slots = manager()
+    first = slots.acquire_slot()
+    assert slots.release_slot(first)
+    second = slots.acquire_slot()
+    assert second.slot == first.slot and second != first
+    assert not slots.release_slot(first)
+    assert slots.available_batch() == 2 and table.owns(*second)
+
+
+def test_stop_tokens_of_a_former_occupant_are_gone() -> None:
+    table, _ = manager()
+    table.set_stop_tokens(0, (5, 6))
+    table.set_stop_tokens(1, (7, 8, 9))  # widens the column
+    assert table.stop_tokens[0].tolist() == [5, 6, NO_TOKEN]
+    table.set_stop_tokens(0, ())
+    assert table.stop_tokens[0].tolist() == [NO_TOKEN] * 3

@@ -1,0 +1,170 @@
+"""Tiny models with random weights, one for each thing a decoder may do differently.
+
+They are for comparing an engine with `model.generate`, not for reading what they say: weights are large enough that
+every earlier token matters to the next, so that a wrong block of the KV cache shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+VOCAB_SIZE = 256
+MAX_LENGTH = 512
+EOS_TOKEN_ID = 1
+
+
+def build(name: str, folder: Path, seed: int = 0) -> Path:
+    """Write model `name` (one of `NAMES`) into `folder` and return it: config, float32 weights, and a tokenizer whose
+    words are "t0" to "t255". The same seed gives the same weights. Raises ValueError for an unknown name."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    if name not in _CONFIGS:
+        raise ValueError(f"unknown tiny model {name!r}; known are {', '.join(NAMES)}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        from_config: Any = AutoModelForCausalLM.from_config
+        model = from_config(_CONFIGS[name](), dtype=torch.float32)
+        for parameter in model.parameters():
+            if parameter.dim() == 1:  # norms, biases and sinks start at a constant that would hide their misuse
+                parameter.data += 0.3 * torch.randn_like(parameter)
+    model.save_pretrained(folder)
+    _tokenizer().save_pretrained(folder)
+    return folder
+
+
+def _llama() -> PretrainedConfig:
+    from transformers import LlamaConfig
+
+    return LlamaConfig(**_common(), num_key_value_heads=2)
+
+
+def _qwen3() -> PretrainedConfig:
+    from transformers import Qwen3Config
+
+    return Qwen3Config(**_common(), num_key_value_heads=1, head_dim=24)
+
+
+def _gemma2() -> PretrainedConfig:
+    """Softcap, and every other layer with a window shorter than most sequences."""
+    from transformers import Gemma2Config
+
+    return Gemma2Config(
+        **_common(),
+        num_key_value_heads=2,
+        head_dim=16,
+        query_pre_attn_scalar=16,
+        sliding_window=24,
+        attn_logit_softcapping=5.0,
+        final_logit_softcapping=10.0,
+    )
+
+
+def _gpt2() -> PretrainedConfig:
+    """Learned positions, no separate KV heads."""
+    from transformers import GPT2Config
+
+    return GPT2Config(
+        vocab_size=VOCAB_SIZE,
+        n_positions=MAX_LENGTH,
+        n_embd=64,
+        n_layer=3,
+        n_head=4,
+        initializer_range=0.2,
+        bos_token_id=0,
+        eos_token_id=EOS_TOKEN_ID,
+    )
+
+
+def _mixtral() -> PretrainedConfig:
+    """A mixture of experts."""
+    from transformers import MixtralConfig
+
+    return MixtralConfig(**_common(), num_key_value_heads=2, num_local_experts=4, num_experts_per_tok=2)
+
+
+def _mistral() -> PretrainedConfig:
+    """A window in every layer."""
+    from transformers import MistralConfig
+
+    return MistralConfig(**_common(), num_key_value_heads=2, sliding_window=20)
+
+
+def _gpt_oss() -> PretrainedConfig:
+    """Attention sinks, windows in every other layer, experts."""
+    from transformers import GptOssConfig
+
+    return GptOssConfig(
+        **_common(),
+        num_key_value_heads=2,
+        head_dim=16,
+        sliding_window=24,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+    )
+
+
+def _bloom() -> PretrainedConfig:
+    """Does not go through the attention interface: an engine built on it must refuse this one."""
+    from transformers import BloomConfig
+
+    return BloomConfig(
+        vocab_size=VOCAB_SIZE,
+        seq_length=MAX_LENGTH,
+        hidden_size=64,
+        n_layer=2,
+        n_head=4,
+        bos_token_id=0,
+        eos_token_id=EOS_TOKEN_ID,
+    )
+
+
+_CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
+    "llama": _llama,
+    "qwen3": _qwen3,
+    "gemma2": _gemma2,
+    "gpt2": _gpt2,
+    "mixtral": _mixtral,
+    "mistral": _mistral,
+    "gpt_oss": _gpt_oss,
+    "bloom": _bloom,
+}
+NAMES = tuple(_CONFIGS)
+SUPPORTED = tuple(name for name in NAMES if name != "bloom")
+
+
+def _common() -> dict[str, Any]:
+    return {
+        "vocab_size": VOCAB_SIZE,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "max_position_embeddings": MAX_LENGTH,
+        "initializer_range": 0.2,
+        "tie_word_embeddings": False,
+        "bos_token_id": 0,
+        "eos_token_id": EOS_TOKEN_ID,
+        "pad_token_id": 0,
+    }
+
+
+def _tokenizer() -> PreTrainedTokenizerBase:
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import WhitespaceSplit
+    from transformers import PreTrainedTokenizerFast
+
+    words = {f"t{index}": index for index in range(VOCAB_SIZE)}
+    tokenizer = Tokenizer(WordLevel(words, unk_token="t2"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    wrapped: PreTrainedTokenizerBase = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="t0", eos_token="t1", unk_token="t2", pad_token="t0"
+    )
+    return wrapped

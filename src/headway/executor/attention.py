@@ -1,0 +1,222 @@
+"""Attention over the paged KV cache, in the place of a transformers model's own.
+
+Registered with transformers under `NAME`: a name with "flash", "/" or "paged|" in it would get special treatment, and
+one without an entry in the mask registry makes models build no mask. The registered function is stateless; each
+attention module carries the `PagedAttention` of its executor, so that several executors can share a process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+from headway.executor.attention_plan import AttentionPlan, Chunk, DecodeGroup, Window
+from headway.executor.kv_tensors import KVTensors, LayerShape
+
+NAME = "headway"
+_MODULE_ATTRIBUTE = "headway_attention"
+
+_QUERY_TILE = 256  # bounds the scores held at once, and lets early queries skip the keys after them
+
+
+class UnsupportedAttentionError(ValueError):
+    """The model asks of its attention what is not implemented."""
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionCall:
+    """One call of the attention function, as the check at load sees it."""
+
+    layer: int
+    shape: LayerShape
+    window: Window
+
+
+class PagedAttention:
+    """The attention of one executor: its KV cache, the plan of the step that runs, its scratch memory.
+
+    max_model_len: no window reaches farther than this.
+    Used by one thread at a time.
+    """
+
+    def __init__(self, max_model_len: int) -> None:
+        self._max_model_len = max_model_len
+        self._scratch: dict[str, Tensor] = {}
+        self.kv: KVTensors | None = None
+        self.plan: AttentionPlan | None = None
+        self._calls: list[AttentionCall] | None = None
+
+    def bind(self, model: nn.Module) -> None:
+        """Make every attention of `model` that asks for `NAME` come to this object."""
+        for module in model.modules():
+            setattr(module, _MODULE_ATTRIBUTE, self)
+
+    def close(self) -> None:
+        """Let go of the KV cache and of all scratch memory."""
+        self.kv = self.plan = None
+        self._scratch.clear()
+
+    def window(self, sliding_window: int | None) -> Window:
+        """A sliding window that can hide anything, or None."""
+        return sliding_window if sliding_window and sliding_window < self._max_model_len else None
+
+    def begin_step(self, plan: AttentionPlan) -> None:
+        """To be called before the forward of each step."""
+        self.plan = plan
+        if self.kv is not None and plan.unwritten.array.size:
+            self.kv.clear(plan.unwritten.tensor)
+
+    @contextmanager
+    def noting_calls(self) -> Iterator[list[AttentionCall]]:
+        """Within, every call is added to the list given, and computed without its window."""
+        calls: list[AttentionCall] = []
+        self._calls = calls
+        try:
+            yield calls
+        finally:
+            self._calls = None
+
+    def forward(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float | None,
+                window: Window, softcap: float | None, sinks: Tensor | None) -> Tensor:  # fmt: skip
+        """query [1, Hq, T, D], key [1, Hk, T, D], value [1, Hk, T, Dv] -> [1, T, Hq, Dv], valid until the next call."""
+        plan = self.plan
+        assert plan is not None, "a forward outside a step"
+        query, key, value = query[0], key[0].transpose(0, 1), value[0].transpose(0, 1)
+        shape = LayerShape(key.shape[1], key.shape[2], value.shape[1], value.shape[2])
+        if self._calls is not None:
+            self._calls.append(AttentionCall(layer, shape, window))
+            window = None  # which windows to plan for is what is being found out
+        if self.kv is not None:
+            self.kv.write(layer, plan.slots.tensor, key, value)
+        heads, num_tokens, _ = query.shape
+        out = self._take("out", (num_tokens, heads, value.shape[2]), query)
+        score = _Score(scaling if scaling is not None else query.shape[2] ** -0.5, softcap, sinks)
+        for group in plan.groups[window]:
+            self._decode(layer, group, query, out, score)
+        for chunk in plan.chunks[window]:
+            self._prefill(layer, chunk, query, key, value, window, out, score)
+        return out[None]
+
+    def _decode(self, layer: int, group: DecodeGroup, query: Tensor, out: Tensor, score: _Score) -> None:
+        assert self.plan is not None
+        keys, values = self._gather(layer, group.blocks.tensor, group.size)  # [n, Hk, K, D]
+        rows = group.rows.tensor
+        # The query heads that share a key head become that head's queries: nothing is repeated.
+        queries = query.transpose(0, 1)[rows].view(group.size, keys.shape[1], -1, query.shape[2])  # [n, Hk, Hq / Hk, D]
+        mask = self.plan.group_mask(group, keys.shape[2], query.dtype)
+        out[rows] = score.attend(queries, keys, values, mask).flatten(1, 2)
+
+    def _prefill(self, layer: int, chunk: Chunk, query: Tensor, key: Tensor, value: Tensor, window: Window,
+                 out: Tensor, score: _Score) -> None:  # fmt: skip
+        assert self.plan is not None
+        tokens = slice(chunk.start, chunk.start + chunk.length)
+        query, out = query[:, tokens], out[tokens]
+        if chunk.blocks is None:
+            keys, values = key[None, tokens].transpose(1, 2), value[None, tokens].transpose(1, 2)
+            if score.is_plain and (window is None or chunk.length <= window):
+                out.copy_(score.attend_causal(query[None], keys, values)[0].transpose(0, 1))
+                return
+        else:
+            keys, values = self._gather(layer, chunk.blocks.tensor, 1)  # [1, Hk, K, D]
+        key_heads = keys.shape[1]
+        repeats = query.shape[0] // key_heads
+        for first in range(0, chunk.length, _QUERY_TILE):
+            last = min(first + _QUERY_TILE, chunk.length)
+            end = chunk.position + last
+            begin = max(chunk.base, 0 if window is None else chunk.position + first - window + 1)
+            seen = slice(begin - chunk.base, end - chunk.base)
+            queries = query[:, first:last].reshape(1, key_heads, repeats * (last - first), -1)
+            mask = self.plan.tile_mask(last - first, end - begin, repeats, window, query.dtype)
+            tile = score.attend(queries, keys[:, :, seen], values[:, :, seen], mask)
+            out[first:last] = tile.reshape(query.shape[0], last - first, -1).transpose(0, 1)
+
+    def _gather(self, layer: int, blocks: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
+        """The keys and values in `blocks`, each [num_rows, heads, K, dim]; valid until the next call."""
+        assert self.kv is not None, "only a KV cache holds earlier tokens"
+
+        def gather(name: str, cache: Tensor) -> Tensor:
+            gathered = self._take(name, (len(blocks), *cache.shape[1:]), cache)
+            torch.index_select(cache, 0, blocks, out=gathered)
+            return gathered.view(num_rows, -1, *cache.shape[2:]).transpose(1, 2)
+
+        keys, values = self.kv.layers[layer]
+        return gather("keys", keys), gather("values", values)
+
+    def _take(self, name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        """Scratch memory, kept from call to call: fresh large allocations cost more than filling them."""
+        size = int(np.prod(shape))
+        scratch = self._scratch.get(name)
+        if scratch is None or scratch.numel() < size:
+            scratch = self._scratch[name] = torch.empty(size, dtype=like.dtype, device=like.device)
+        return scratch[:size].view(shape)
+
+
+@dataclass(frozen=True, slots=True)
+class _Score:
+    """How scores become weights. sinks: [Hq], a score per head that takes weight and gives nothing."""
+
+    scaling: float
+    softcap: float | None
+    sinks: Tensor | None
+
+    @property
+    def is_plain(self) -> bool:
+        return self.softcap is None and self.sinks is None
+
+    def attend_causal(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """All keys are new. query [1, Hq, Q, D], key and value [1, Hk, Q, D] -> [1, Hq, Q, Dv]."""
+        grouped = query.shape[1] != key.shape[1]
+        return F.scaled_dot_product_attention(
+            query, key, value, is_causal=query.shape[2] > 1, scale=self.scaling, enable_gqa=grouped
+        )
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        """query [n, Hk, G, D], G queries for each key head; key and value [n, Hk, K, D]; mask broadcasts to
+        [n, Hk, G, K] -> [n, Hk, G, Dv]."""
+        if self.is_plain:
+            return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=self.scaling)
+        scores = torch.matmul(query, key.transpose(2, 3)).mul_(self.scaling)
+        if self.softcap is not None:
+            scores.div_(self.softcap).tanh_().mul_(self.softcap)
+        if mask is not None:
+            scores += mask
+        scores = scores.float()
+        if self.sinks is not None:
+            key_heads, rows = scores.shape[1], scores.shape[2]
+            heads_per_key = len(self.sinks) // key_heads  # G is these heads, each with equally many queries
+            sinks = self.sinks.float().view(1, key_heads, heads_per_key, 1).repeat_interleave(rows // heads_per_key, 2)
+            scores = torch.cat([scores, sinks.expand(len(scores), -1, -1, -1)], dim=3)
+        weights = scores.softmax(dim=3)[..., : key.shape[2]]
+        return torch.matmul(weights.to(value.dtype), value)
+
+
+def paged_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
+                    scaling: float | None = None, dropout: float = 0.0, sliding_window: int | None = None,
+                    softcap: float | None = None, s_aux: Tensor | None = None,
+                    **kwargs: Any) -> tuple[Tensor, None]:  # fmt: skip
+    """The function transformers calls in every layer; see `PagedAttention.forward`.
+
+    Raises UnsupportedAttentionError for what the model asks and this cannot do.
+    """
+    attention: PagedAttention = getattr(module, _MODULE_ATTRIBUTE)
+    for name in ("position_bias", "cache", "block_table"):
+        if kwargs.get(name) is not None:
+            raise UnsupportedAttentionError(f"its attention takes a {name}, which is not supported")
+    if kwargs.get("is_causal") is False or getattr(module, "is_causal", True) is False:
+        raise UnsupportedAttentionError("its attention is not causal")
+    if attention_mask is not None:
+        raise UnsupportedAttentionError("it builds an attention mask of its own, which is not supported")
+    window = attention.window(sliding_window)
+    layer = int(module.layer_idx)  # type: ignore[arg-type]
+    return attention.forward(layer, query, key, value, scaling, window, softcap, s_aux), None
+
+
+AttentionInterface.register(NAME, paged_attention)

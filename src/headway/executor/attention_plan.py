@@ -1,0 +1,190 @@
+"""Which tokens of one step see which slots of the KV cache: all of attention that depends on lengths and block tables.
+
+One step is one packed row of T tokens: first one token of each decode, then the prefill chunks, each a run.
+
+    tokens   [ d0 d1 d2 d3 | c0 c0 c0 c0 c0 | c1 c1 c1 ]
+               decodes: grouped by length,    chunks: one at a time, a tile of queries after the other,
+               each group one gathered call   keys gathered from the cache, or taken as they are if all are new
+
+It is planned once per step, for each sliding window that the model uses, and shared by all layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from headway.executor.transfer import HostArrays, SentArray
+from headway.scheduler.batch import Batch, IntArray
+
+Window = int | None
+
+
+@dataclass(frozen=True, slots=True)
+class PlanSettings:
+    """What holds for all steps of an executor.
+
+    windows: the sliding windows of the model's layers, in tokens; None is no window.
+    padding: a group of decodes may gather so much more than its shortest row needs, as a share. Few large groups cost
+        padding, many small ones cost calls.
+    group_keys: keys that a group may gather, unless a single row needs more.
+    """
+
+    block_size: int
+    windows: frozenset[Window]
+    device: torch.device
+    padding: float
+    group_keys: int
+
+
+@dataclass(slots=True)
+class DecodeGroup:
+    """Decodes of similar length. n rows, `width` blocks gathered for each, K = width * block_size keys.
+
+    rows: int64 [n], tokens of the pack. blocks: int64 [n * width]. visible: int64 [2, n, 1], first and last + 1 of the
+    gathered keys that the row may see.
+    """
+
+    size: int
+    rows: SentArray
+    blocks: SentArray
+    visible: SentArray
+    mask: Tensor | None = None  # [n, 1, 1, K], 0 or -inf
+
+
+@dataclass(slots=True)
+class Chunk:
+    """A prefill chunk: tokens [start, start + length) of the pack, at `position` in their sequence.
+
+    blocks: int64 [number of blocks], those with the keys visible to it; None when the chunk begins its
+    sequence, whose keys are then all in the pack. base: position of the first of these keys.
+    """
+
+    start: int
+    length: int
+    position: int
+    blocks: SentArray | None
+    base: int
+
+
+class AttentionPlan:
+    """Which tokens of one step see which slots of the cache; usable once `arrays` were sent.
+
+    slots: int64 [T], where each token's key and value are written.
+    unwritten: int64 [C], slots of blocks begun in this step that stay unwritten in it.
+    groups, chunks: the decodes and the chunks, for each window.
+    """
+
+    def __init__(self, batch: Batch, tables: IntArray, settings: PlanSettings, arrays: HostArrays) -> None:
+        self._arrays = arrays
+        self._settings = settings
+        self._masks: dict[tuple[int, int, int, Window], Tensor] = {}
+        ends = batch.positions + batch.num_new_tokens
+        self.slots = arrays.add(_token_slots(batch, tables, settings.block_size))
+        self.unwritten = arrays.add(_unwritten_slots(batch, ends, tables, settings.block_size))
+        decoding = batch.slots[: batch.num_decodes]
+        self.groups = {
+            window: list(self._group_decodes(decoding, ends[: batch.num_decodes], tables, window))
+            for window in settings.windows
+        }
+        self.chunks = {window: list(self._plan_chunks(batch, ends, tables, window)) for window in settings.windows}
+
+    def _group_decodes(
+        self, slots: IntArray, ends: IntArray, tables: IntArray, window: Window
+    ) -> Iterator[DecodeGroup]:
+        size = self._settings.block_size
+        first_key = np.zeros_like(ends) if window is None else np.maximum(ends - window, 0)
+        first_block = first_key // size
+        num_blocks = -(-ends // size)
+        widths = num_blocks - first_block
+        order = np.argsort(-widths, kind="stable")
+        descending = -widths[order]
+        max_blocks = self._settings.group_keys // size
+        start = 0
+        while start < len(order):
+            width = -int(descending[start])
+            shortest = width - 1 - int(width * self._settings.padding)
+            stop = int(np.searchsorted(descending, -shortest, side="right"))
+            stop = min(stop, start + max(1, max_blocks // width))
+            rows = order[start:stop]
+            columns = first_block[rows, None] + np.arange(width, dtype=np.int32)
+            known = columns < num_blocks[rows, None]
+            # Past the end a table holds garbage: block 0 is all zeros, and masked.
+            blocks = np.where(known, tables[slots[rows, None], np.where(known, columns, 0)], 0)
+            base = first_block[rows] * size
+            visible = np.stack([first_key[rows] - base, ends[rows] - base])[:, :, None]
+            yield DecodeGroup(
+                len(rows), self._arrays.add(rows), self._arrays.add(blocks.ravel()), self._arrays.add(visible)
+            )
+            start = stop
+
+    def _plan_chunks(self, batch: Batch, ends: IntArray, tables: IntArray, window: Window) -> Iterator[Chunk]:
+        start = batch.num_decodes
+        for row in range(batch.num_decodes, len(batch)):
+            position, length, end = int(batch.positions[row]), int(batch.num_new_tokens[row]), int(ends[row])
+            if position == 0:
+                yield Chunk(start, length, position, None, 0)
+            else:
+                first = 0 if window is None else max(0, position - window + 1) // self._settings.block_size
+                blocks = tables[batch.slots[row], first : -(-end // self._settings.block_size)]
+                yield Chunk(start, length, position, self._arrays.add(blocks), first * self._settings.block_size)
+            start += length
+
+    def group_mask(self, group: DecodeGroup, num_keys: int, dtype: torch.dtype) -> Tensor:
+        """What the rows of a group may see: [n, 1, 1, num_keys], 0 or -inf."""
+        if group.mask is None:
+            first, end = group.visible.tensor
+            keys = torch.arange(num_keys, device=self._settings.device)
+            group.mask = _additive((keys >= first) & (keys < end), dtype)[:, None, None]
+        return group.mask
+
+    def tile_mask(self, queries: int, keys: int, repeats: int, window: Window, dtype: torch.dtype) -> Tensor | None:
+        """What `queries` consecutive tokens see of the `keys` keys that end with the last of them, the whole repeated
+        for each query head of a key head: [repeats * queries, keys], 0 or -inf; None when they see all."""
+        if queries == 1:
+            return None
+        key = (queries, keys, repeats, window)
+        if key not in self._masks:
+            query_index = torch.arange(keys - queries, keys, device=self._settings.device)[:, None]
+            key_index = torch.arange(keys, device=self._settings.device)
+            seen = key_index <= query_index
+            if window is not None:
+                seen &= key_index > query_index - window
+            self._masks[key] = _additive(seen, dtype).repeat(repeats, 1)
+        return self._masks[key]
+
+
+def _additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, float("-inf"))
+
+
+def _token_slots(batch: Batch, tables: IntArray, block_size: int) -> NDArray[np.int64]:
+    """Slot of every token of the pack. int64 [T]."""
+    rows = np.repeat(np.arange(len(batch)), batch.num_new_tokens)
+    positions = token_positions(batch)
+    blocks = tables[batch.slots[rows], positions // block_size].astype(np.int64)
+    slots: NDArray[np.int64] = blocks * block_size + positions % block_size
+    return slots
+
+
+def token_positions(batch: Batch) -> NDArray[np.int64]:
+    """Position of every token of the pack in its own sequence. int64 [T]."""
+    counts = batch.num_new_tokens.astype(np.int64)
+    starts = np.cumsum(counts) - counts  # of each row in the pack
+    positions: NDArray[np.int64] = np.arange(batch.num_tokens) + np.repeat(batch.positions - starts, counts)
+    return positions
+
+
+def _unwritten_slots(batch: Batch, ends: IntArray, tables: IntArray, block_size: int) -> NDArray[np.int64]:
+    """Slots after the last token in the blocks that this step begins and does not fill. int64 [C]."""
+    in_block = ends % block_size
+    begun = np.flatnonzero((in_block > 0) & (ends - in_block >= batch.positions))
+    blocks = tables[batch.slots[begun], ends[begun] // block_size].astype(np.int64)
+    offsets = np.arange(block_size)
+    slots: NDArray[np.int64] = blocks[:, None] * block_size + offsets
+    return slots[offsets >= in_block[begun, None]]

@@ -1,0 +1,156 @@
+"""Choosing the next token from logits: pure functions over all rows at once.
+
+The order is vLLM's: edits of the logits (see `sampling_state`), then temperature, min-p, top-k, top-p, then the draw.
+
+The draw is the Gumbel-max trick: the token with the largest `logit + noise` is a sample of the softmax. The noise of a
+token is a hash of (seed, position, token id) and of nothing else, so neither the batch, nor the row, nor a preemption
+in between changes what a seed gives; and as each token has noise of its own, rounding of the logits, which does depend
+on the batch, matters only in a near tie. The filters keep or drop equal logits together for the same reason.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+_GOLDEN_64 = np.uint64(0x9E3779B97F4A7C15)
+_GOLDEN_32 = 0x9E3779B9 - (1 << 32)
+_MIX_32 = (0x7FEB352D, 0x846CA68B - (1 << 32))
+_TOP_P_FIRST_TRY = 1024  # most rows reach their top_p within so many tokens, and sorting all is slow
+
+
+@dataclass(frozen=True, slots=True)
+class Filters:
+    """What the rows of a batch keep of their distribution; each array has a value per row.
+
+    top_k: int32, 0 keeps all. top_p, min_p: float32, 1 and 0 keep all.
+    """
+
+    top_k: NDArray[np.int32]
+    top_p: NDArray[np.float32]
+    min_p: NDArray[np.float32]
+
+    @property
+    def keep_all(self) -> bool:
+        return not (self.top_k.any() or (self.top_p < 1).any() or self.min_p.any())
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """Log-probabilities at R rows: of the chosen token [R], its rank [R] (1 is the most likely), and the K most likely
+    tokens [R, K] and theirs [R, K], most likely first."""
+
+    chosen: Tensor
+    ranks: Tensor
+    top_ids: Tensor
+    top: Tensor
+
+
+def draw(logits: Tensor, keys: NDArray[np.int32], filters: Filters) -> Tensor:
+    """Draw one token per row. logits: float32 [R, V], temperature applied. keys: int32 [R, 2], from `row_keys`.
+    Returns int64 [R]."""
+    key_tensor = torch.from_numpy(keys).to(logits.device)
+    if filters.keep_all:
+        token_ids = torch.arange(logits.shape[1], dtype=torch.int32, device=logits.device)
+        return (logits + gumbel_noise(key_tensor[:, None], token_ids)).argmax(dim=1)
+    kept = logits >= cutoffs(logits, filters)
+    rows, tokens = kept.nonzero(as_tuple=True)
+    noise = gumbel_noise(key_tensor[rows], tokens.to(torch.int32))
+    scores = torch.full_like(logits, float("-inf"))
+    scores[rows, tokens] = logits[rows, tokens] + noise
+    return scores.argmax(dim=1)
+
+
+def cutoffs(logits: Tensor, filters: Filters) -> Tensor:
+    """The smallest logit each row keeps, float32 [R, 1]. logits: float32 [R, V]."""
+    device, vocab_size = logits.device, logits.shape[1]
+    cutoff = torch.full((len(logits), 1), float("-inf"), device=device)
+    if filters.min_p.any():
+        share = torch.from_numpy(filters.min_p).to(device)[:, None]
+        cutoff = logits.amax(dim=1, keepdim=True) + share.log()
+    limited = np.flatnonzero(filters.top_k)
+    if len(limited):
+        top_k = np.minimum(filters.top_k[limited], vocab_size).astype(np.int64)
+        rows, last = torch.from_numpy(limited).to(device), torch.from_numpy(top_k - 1).to(device)[:, None]
+        kth = logits[rows].topk(int(top_k.max()), dim=1).values.gather(1, last)
+        cutoff[rows] = torch.maximum(cutoff[rows], kth)
+    nucleus = np.flatnonzero(filters.top_p < 1)
+    if len(nucleus):
+        rows = torch.from_numpy(nucleus).to(device)
+        top_p = torch.from_numpy(filters.top_p[nucleus]).to(device)[:, None]
+        left = logits[rows].masked_fill(logits[rows] < cutoff[rows], float("-inf"))
+        cutoff[rows] = torch.maximum(cutoff[rows], _nucleus_cutoff(left, top_p))
+    return cutoff
+
+
+def _nucleus_cutoff(logits: Tensor, top_p: Tensor) -> Tensor:
+    """The logit of the last token needed for a mass of `top_p` [R, 1], most likely tokens first. [R, 1]."""
+    total = logits.logsumexp(dim=1, keepdim=True)
+    vocab_size = logits.shape[1]
+    width = min(_TOP_P_FIRST_TRY, vocab_size)
+    while True:
+        likely = logits.topk(width, dim=1).values
+        mass = (likely - total).exp().cumsum(dim=1)
+        if width == vocab_size or bool((mass[:, -1:] >= top_p).all()):
+            break
+        width = vocab_size
+    needed = (mass < top_p).sum(dim=1, keepdim=True)  # tokens that do not suffice; the next one completes them
+    return likely.gather(1, needed.clamp_(max=width - 1))
+
+
+def row_keys(seeds: NDArray[np.uint64], positions: NDArray[np.integer]) -> NDArray[np.int32]:
+    """Hash each row's seed and the position of the token to be drawn. int32 [R, 2]."""
+    keys = _mix_64(_mix_64(seeds) + positions.astype(np.uint64))
+    return keys.view(np.int32).reshape(-1, 2)
+
+
+def derive_seed(engine_seed: int, uid: int) -> int:
+    """The seed of a request that brought none."""
+    words = np.array([engine_seed & (2**64 - 1), uid & (2**64 - 1)], dtype=np.uint64)
+    return int(_mix_64(_mix_64(words[:1]) ^ words[1:])[0])
+
+
+def _mix_64(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """SplitMix64: one step of its counter, then its finaliser. A bijection of 64-bit words."""
+    words = words + _GOLDEN_64
+    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return words ^ (words >> np.uint64(31))
+
+
+def gumbel_noise(keys: Tensor, token_ids: Tensor) -> Tensor:
+    """Standard Gumbel noise for each pair of key and token. keys: int32 [..., 2]; token_ids: int32, broadcasts against
+    keys[..., 0]. Returns float32 of the broadcast shape.
+
+    Two rounds of a 32-bit integer mixer, a word of the key going into each; integer arithmetic wraps the same on every
+    device.
+    """
+    bits = (token_ids * _GOLDEN_32) ^ keys[..., 0]
+    scratch = torch.empty_like(bits)
+    _mix_32(bits, scratch)
+    bits += keys[..., 1]
+    _mix_32(bits, scratch)
+    # 31 bits to (0, 1), finest near 0, where the largest noise comes from, and short of 1, where it would be -inf.
+    uniform = bits.bitwise_and_(0x7FFFFFFF).float().add_(0.5).mul_(2.0**-31).clamp_(max=1 - 2.0**-24)
+    return uniform.neg_().log1p_().neg_().log_().neg_()
+
+
+def _mix_32(words: Tensor, scratch: Tensor) -> None:
+    """Mix int32 words in place: xor with a shift of itself, multiply, twice, and once more the first. A bijection."""
+    for shift, factor in ((16, _MIX_32[0]), (15, _MIX_32[1]), (16, 1)):
+        torch.bitwise_right_shift(words, shift, out=scratch)
+        scratch &= (1 << (32 - shift)) - 1  # the shift of a signed word drags its sign along
+        words ^= scratch
+        if factor != 1:
+            words *= factor
+
+
+def log_probabilities(log_probs: Tensor, tokens: Tensor, count: int) -> TokenLogprobs:
+    """Report `tokens` int64 [R] and the `count` most likely of `log_probs` float32 [R, V]."""
+    chosen = log_probs.gather(1, tokens[:, None])
+    top, top_ids = log_probs.topk(min(count, log_probs.shape[1]), dim=1)
+    return TokenLogprobs(chosen=chosen[:, 0], ranks=(log_probs > chosen).sum(dim=1) + 1, top_ids=top_ids, top=top)

@@ -1,0 +1,86 @@
+"""Headway: LLM serving whose scheduler takes no locks.
+
+    from headway import LLM, SamplingParams
+
+    with LLM() as llm:
+        print(llm.generate("12+34=", SamplingParams(temperature=0))[0].outputs[0].text)
+
+The names below are loaded when they are first used, so that importing the package, or its pure core alone, brings
+in neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from headway.config import EngineConfig, Role, SchedulerConfig
+    from headway.engine.token_processor import RequestDelta
+    from headway.llm import LLM
+    from headway.request import (
+        CompletionOutput,
+        DuplicateRequestError,
+        EngineDeadError,
+        FinishReason,
+        QueueFullError,
+        RequestError,
+        RequestMetrics,
+        RequestOutput,
+        SamplingParams,
+        TokenLogprob,
+    )
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "LLM": "headway.llm",
+    "RequestDelta": "headway.engine.token_processor",
+    **dict.fromkeys(("EngineConfig", "Role", "SchedulerConfig"), "headway.config"),
+    **dict.fromkeys(
+        (
+            "CompletionOutput",
+            "DuplicateRequestError",
+            "EngineDeadError",
+            "FinishReason",
+            "QueueFullError",
+            "RequestError",
+            "RequestMetrics",
+            "RequestOutput",
+            "SamplingParams",
+            "TokenLogprob",
+        ),
+        "headway.request",
+    ),
+}
+
+__all__ = [
+    "LLM",
+    "CompletionOutput",
+    "DuplicateRequestError",
+    "EngineConfig",
+    "EngineDeadError",
+    "FinishReason",
+    "QueueFullError",
+    "RequestDelta",
+    "RequestError",
+    "RequestMetrics",
+    "RequestOutput",
+    "Role",
+    "SamplingParams",
+    "SchedulerConfig",
+    "TokenLogprob",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(home), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

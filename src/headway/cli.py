@@ -1,0 +1,132 @@
+"""The command line: `headway generate | chat | serve | bench | accuracy`.
+
+Bad input ends with one line on standard error and exit code 2, an engine that fails with code 1. What a command needs
+is imported when it runs, so that `headway --help` is quick.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+
+from headway import __version__
+from headway.commands import chat, generate
+from headway.commands.options import takes_model_and_engine
+from headway.config import EngineConfig
+from headway.request import EngineDeadError
+
+logger = logging.getLogger(__name__)
+
+FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130  # exit codes
+
+# Where click's usage errors live depends on the version of typer; this is their common base everywhere.
+_UsageError: Any = typer.BadParameter.__bases__[0]
+
+app = typer.Typer(
+    name="headway",
+    help="Serve language models with a scheduler that takes no locks.",
+    epilog="Where no model is named, the small one that comes with Headway is used.",
+    no_args_is_help=True,
+    add_completion=False,
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line, by default the process's own; returns the exit code."""
+    try:
+        code = app(arguments, prog_name="headway", standalone_mode=False)
+    except _UsageError as error:
+        return _complain(error.format_message(), BAD_INPUT)
+    except BrokenPipeError:  # whoever read our output has seen enough; let the last flush go nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except (ValueError, OSError) as error:
+        logger.debug("refused", exc_info=error)
+        return _complain(str(error), BAD_INPUT)
+    except EngineDeadError as error:
+        return _complain(str(error), FAILED)
+    except (KeyboardInterrupt, typer.Abort):
+        return INTERRUPTED
+    return code if isinstance(code, int) else 0
+
+
+def _complain(message: str, code: int) -> int:
+    if message:  # click has none where it has printed the help
+        print("headway:", " ".join(message.split()), file=sys.stderr)
+    return code
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"headway {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _headway(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+app.command("generate")(generate.command)
+app.command("chat")(chat.command)
+
+
+@app.command()
+@takes_model_and_engine
+def serve(
+    config: EngineConfig,
+    host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen at; 0 takes any that is free.")] = 8000,
+    shutdown_grace: Annotated[
+        float, typer.Option(help="Seconds that running requests may go on after SIGTERM or Ctrl-C.")
+    ] = 10.0,
+    access_log: Annotated[bool, typer.Option("--access-log", help="Log every HTTP request.")] = False,
+) -> None:
+    """Serve a model by OpenAI's HTTP API."""
+    from headway.server.serve import serve
+
+    raise typer.Exit(serve(config, host, port, shutdown_grace=shutdown_grace, access_log=access_log))
+
+
+_PASS_ON = {
+    "allow_extra_args": True,
+    "allow_interspersed_args": False,
+    "ignore_unknown_options": True,
+    "help_option_names": [],
+}
+
+
+@app.command(context_settings=_PASS_ON)
+def bench(context: typer.Context) -> None:
+    """Measure: the scheduler's step, a server under load ..."""
+    from headway.bench import app as benchmarks
+
+    _pass_on(benchmarks, context)
+
+
+@app.command(context_settings=_PASS_ON)
+def accuracy(context: typer.Context) -> None:
+    """Compare every token with what transformers' generate gives."""
+    from headway.bench.accuracy import command
+
+    alone = typer.Typer(add_completion=False)
+    alone.command()(command)
+    _pass_on(alone, context)
+
+
+def _pass_on(to: typer.Typer, context: typer.Context) -> None:
+    """Let another app have the rest of the line, its --help included."""
+    raise typer.Exit(to(context.args, prog_name=context.command_path, standalone_mode=False) or 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

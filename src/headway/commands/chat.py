@@ -1,0 +1,88 @@
+"""`headway chat`: a conversation at the terminal, or one that is piped in."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from headway.commands.options import load_llm, takes_engine, takes_sampling
+from headway.config import EngineConfig
+
+if TYPE_CHECKING:
+    from headway.llm import LLM
+    from headway.request import SamplingParams
+
+
+@takes_engine
+@takes_sampling
+def command(
+    config: EngineConfig,
+    given: dict[str, Any],
+    system: Annotated[str | None, typer.Option(help="What the model is told first.", show_default=False)] = None,
+) -> None:
+    """Talk with a model.
+
+    /new forgets what was said, /exit (or end of file) leaves, Ctrl-C ends an answer. Lines piped in are answered one
+    after the other, in one conversation.
+    """
+    opening: list[dict[str, str]] = [] if system is None else [{"role": "system", "content": system}]
+    with load_llm(config) as llm:
+        sampling = replace(llm.default_sampling_params(), **given)
+        llm.render_chat([{"role": "user", "content": "Hello"}])  # without a chat template, say so now
+        messages = list(opening)
+        for line in _lines_said(llm.files.name):
+            if line == "/exit":
+                break
+            if line == "/new":
+                messages = list(opening)
+                continue
+            question = {"role": "user", "content": line}
+            answer = _speak(llm, [*messages, question], sampling)
+            if answer is not None:
+                messages += [question, {"role": "assistant", "content": answer}]
+
+
+def _lines_said(model: str) -> Iterator[str]:
+    """What the user types, or what is piped in; blank lines are left out."""
+    if sys.stdin.isatty():
+        import readline  # noqa: F401  (gives input() a history and the arrow keys)
+
+        typer.secho(f"{model}: /new starts over, /exit leaves", dim=True)
+    while True:
+        try:
+            line = input("> " if sys.stdin.isatty() else "")
+        except EOFError:
+            return
+        if line.strip():
+            yield line.strip()
+
+
+def _speak(llm: LLM, messages: list[dict[str, str]], sampling: SamplingParams) -> str | None:
+    """Print the answer as it comes, and return it; None if it did not come to its end.
+
+    That ends the command, unless there is somebody at a terminal to go on with.
+    """
+    at_terminal = sys.stdin.isatty()
+    answer = ""
+    try:
+        with closing(llm.stream_chat(messages, sampling)) as deltas:
+            for delta in deltas:
+                answer += delta.text
+                print(delta.text, end="", flush=True)
+                if delta.error is not None:
+                    print(f"\nheadway: {delta.error}", file=sys.stderr)
+                    if not at_terminal:
+                        raise typer.Exit(1)
+                    return None
+    except (KeyboardInterrupt, ValueError) as error:
+        if not at_terminal:
+            raise
+        print(f"\nheadway: {error}" if str(error) else "", file=sys.stderr)
+        return None
+    print(flush=True)
+    return answer

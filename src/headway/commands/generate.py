@@ -1,0 +1,96 @@
+"""`headway generate`: prompts from the command line, a file or standard input; answers as text or JSON lines."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from headway.commands.options import load_llm, takes_engine, takes_sampling
+from headway.config import EngineConfig
+from headway.request import FinishReason, SamplingParams
+
+if TYPE_CHECKING:
+    from headway.request import RequestOutput
+
+
+@takes_engine
+@takes_sampling
+def command(
+    config: EngineConfig,
+    given: dict[str, Any],
+    prompts: Annotated[
+        list[str] | None, typer.Argument(metavar="PROMPT", help="What to answer.", show_default="standard input")
+    ] = None,
+    file: Annotated[
+        str | None, typer.Option("--file", "-f", metavar="FILE", help="Read prompts, one a line; - is standard input.")
+    ] = None,
+    n: Annotated[int, typer.Option("-n", help="Answers to each prompt.", show_default=True)] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object for each answer, one a line.")] = False,
+) -> None:
+    """Answer prompts."""
+    prompts = [*(prompts or ()), *_prompts_from(file, needed=not prompts)]
+    given["n"] = SamplingParams(n=n).n
+    with load_llm(config) as llm:
+        sampling = replace(llm.default_sampling_params(), **given)
+        outputs = llm.generate(prompts, sampling)
+    for number, output in enumerate(outputs):
+        if as_json:
+            _print_json(number, output)
+        else:
+            _print_answers(output, with_prompt=len(outputs) > 1)
+    if any(answer.finish_reason is FinishReason.ERROR for output in outputs for answer in output.outputs):
+        raise typer.Exit(1)
+
+
+def _prompts_from(file: str | None, *, needed: bool) -> list[str]:
+    """The lines of a file that are not empty. Standard input is read if nothing else gives a prompt."""
+    if file is None and not needed:
+        return []
+    if file is None and sys.stdin.isatty():
+        raise ValueError("there is no prompt: write one after the command, or name a --file")
+    try:
+        text = sys.stdin.read() if file in (None, "-") else Path(str(file)).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"the prompts in {file or 'standard input'} are not UTF-8: {error}") from None
+    prompts = [line for line in text.splitlines() if line.strip()]
+    if needed and not prompts:
+        raise ValueError(f"there is no prompt in {file or 'standard input'}")
+    return prompts
+
+
+def _print_answers(output: RequestOutput, *, with_prompt: bool) -> None:
+    if with_prompt:
+        typer.secho(output.prompt, bold=True)
+    for answer in output.outputs:
+        print(answer.text)
+        if answer.error is not None:
+            print(f"headway: {answer.error}", file=sys.stderr)
+
+
+def _print_json(number: int, output: RequestOutput) -> None:
+    times = output.metrics
+    for answer in output.outputs:
+        row = {
+            "prompt_index": number,
+            "answer_index": answer.index,
+            "prompt": output.prompt,
+            "text": answer.text,
+            "finish_reason": answer.finish_reason,
+            "stop_reason": answer.stop_reason,
+            "error": answer.error,
+            "prompt_tokens": len(output.prompt_token_ids),
+            "cached_tokens": output.num_cached_tokens,
+            "output_tokens": len(answer.token_ids),
+            "first_token_ms": _milliseconds(times.arrival_time, times.first_token_time),
+            "total_ms": _milliseconds(times.arrival_time, times.finished_time),
+        }
+        print(json.dumps(row, ensure_ascii=False))
+
+
+def _milliseconds(start: float, end: float | None) -> float | None:
+    return None if end is None else round((end - start) * 1e3, 3)

@@ -1,0 +1,19 @@
+"""Benchmarks, one file each; `app` is the command `headway bench`.
+
+A benchmark may import anything of headway; nothing but the command line imports a benchmark. Each has `--json`: one
+flat JSON object per row and line, units in the key names. To add one: write a module with a function `command` that
+typer can read, and register it here.
+"""
+
+import typer
+
+from headway.bench import serve, step
+
+app = typer.Typer(no_args_is_help=True, add_completion=False)
+app.command("step")(step.command)
+app.command("serve")(serve.command)
+
+
+@app.callback()
+def _bench() -> None:
+    """Measure Headway. Every benchmark has --json: one flat object per row and line."""

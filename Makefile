@@ -1,0 +1,51 @@
+# Every target needs .venv and makes it if it is missing or older than what it was made from.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+CORE   := src/headway/scheduler/*,src/headway/kvcache/*,src/headway/managers/*
+# More arguments for the command that a target runs: make serve ARGS="--port 9000"
+ARGS   ?=
+
+.PHONY: help setup demo serve test lint format bench clean
+
+help:  ## Show this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */  make \1	/' | expand -t 16
+
+setup: $(READY)  ## Make .venv with everything at the pinned versions
+
+# torch first and alone: what depends on it then takes it as it is, whichever build (CPU, CUDA) pip is set up to find.
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt torch
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[dev,bench]'
+	@touch $@
+
+demo: $(READY)  ## Serve the embedded model, ask it a few dozen questions at once, check the answers
+	$(BIN)/python examples/demo.py $(ARGS)
+
+serve: $(READY)  ## Serve the embedded model (OpenAI's API) until Ctrl-C
+	$(BIN)/headway serve $(ARGS)
+
+test: $(READY)  ## Run the tests; the core must be covered to 95%, branches included
+	$(BIN)/python -m pytest --cov --cov-report= $(ARGS)
+	$(BIN)/coverage report --include='$(CORE)' --fail-under=95
+
+lint: $(READY)  ## Check style, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY)  ## Put style and format right where a tool can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY)  ## Measure the scheduler's step, then the server under load and under recorded traffic
+	$(BIN)/headway bench step --running 64,256,1024,4096
+	$(BIN)/headway bench serve --dataset heldout --request-rate 4,16,inf
+	$(BIN)/headway bench serve --dataset azure --time-scale 0.2
+	$(BIN)/headway bench serve --dataset mooncake --time-scale 0.2
+
+clean:  ## Remove what builds, tests and linters leave (.venv stays)
+	rm -rf build dist htmlcov .coverage .coverage.* coverage.xml .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find src tests tools examples -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

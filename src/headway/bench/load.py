@@ -1,0 +1,177 @@
+"""Sends requests to an OpenAI-compatible server at their times and notes when each token came back.
+
+One asyncio loop, one HTTP connection per request in flight, answers streamed. Token counts are the server's own, from
+the usage chunk that ends a stream.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from time import perf_counter
+
+import httpx
+import msgspec
+
+
+@dataclass(frozen=True, slots=True)
+class LoadRequest:
+    """One request to send. prompt: text or token ids; answer: the right one, where there is one."""
+
+    arrival_s: float
+    prompt: str | list[int]
+    max_tokens: int
+    answer: str | None = None
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What came of one request. Times in seconds, counted from when it was sent; an error leaves them unusable.
+
+    ttft_s: to the first piece of the answer. itl_s: between pieces. latency_s: to the last piece.
+    """
+
+    ttft_s: float | None = None
+    itl_s: list[float] = field(default_factory=list)
+    latency_s: float = 0.0
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    text: str = ""
+    right: bool | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LoadResult:
+    """outcomes: in the order of the requests. send_lag_s: the most that a request was sent behind its time, because
+    this client was slow; if it is not small, the times say more of the client than of the server."""
+
+    outcomes: list[Outcome]
+    duration_s: float
+    send_lag_s: float
+
+
+class _Choice(msgspec.Struct):
+    text: str = ""
+    finish_reason: str | None = None
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class _Chunk(msgspec.Struct):
+    choices: list[_Choice] = []
+    usage: _Usage | None = None
+    error: object = None
+
+
+_decode_chunk = msgspec.json.Decoder(_Chunk).decode
+
+
+class LoadGenerator:
+    """Sends requests to one model of one server.
+
+    timeout_s: how long the server may be silent before a request counts as failed.
+    """
+
+    def __init__(self, base_url: str, model: str, *, ignore_eos: bool = False, timeout_s: float = 600.0) -> None:
+        self._base_url = base_url
+        self._body = {
+            "model": model,
+            "temperature": 0.0,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+        if ignore_eos:
+            self._body["ignore_eos"] = True
+        self._timeout = httpx.Timeout(timeout_s, pool=None)
+
+    async def run(
+        self,
+        requests: Sequence[LoadRequest],
+        *,
+        max_concurrency: int | None = None,
+        on_done: Callable[[Outcome], None] = lambda outcome: None,
+    ) -> LoadResult:
+        """Send all, in the order of their arrival times, and wait for all answers.
+
+        max_concurrency: requests in flight at most; those beyond wait, and their times begin when they are sent.
+        on_done: called with each outcome as it comes.
+        """
+        slots = asyncio.Semaphore(max_concurrency or len(requests))
+        send_lag_s = 0.0
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+        async with httpx.AsyncClient(base_url=self._base_url, timeout=self._timeout, limits=limits) as client:
+
+            async def one(request: LoadRequest) -> Outcome:
+                async with slots:
+                    outcome = await self._send(client, request)
+                on_done(outcome)
+                return outcome
+
+            start = perf_counter()
+            async with asyncio.TaskGroup() as group:
+                tasks = []
+                for request in requests:
+                    due = start + request.arrival_s
+                    if (wait_s := due - perf_counter()) > 0:
+                        await asyncio.sleep(wait_s)
+                    send_lag_s = max(send_lag_s, perf_counter() - due)
+                    tasks.append(group.create_task(one(request)))
+            duration_s = perf_counter() - start
+        return LoadResult([task.result() for task in tasks], duration_s, send_lag_s)
+
+    async def _send(self, client: httpx.AsyncClient, request: LoadRequest) -> Outcome:
+        outcome = Outcome()
+        body = {**self._body, "prompt": request.prompt, "max_tokens": request.max_tokens}
+        try:
+            start = perf_counter()
+            async with client.stream("POST", "/v1/completions", json=body) as response:
+                if response.status_code != 200:
+                    await response.aread()
+                    outcome.error = f"HTTP {response.status_code}: {response.text[:300]}"
+                    return outcome
+                await self._read(response, start, outcome)
+        except (httpx.HTTPError, msgspec.MsgspecError) as error:
+            outcome.error = f"{type(error).__name__}: {error}"
+        if request.answer is not None and outcome.error is None:
+            outcome.right = outcome.text == request.answer
+        return outcome
+
+    async def _read(self, response: httpx.Response, start: float, outcome: Outcome) -> None:
+        """Follow the stream to its end. Raises as httpx and msgspec do."""
+        pieces: list[str] = []
+        usage: _Usage | None = None
+        async for line in response.aiter_lines():
+            if not line.startswith("data:"):
+                continue
+            data = line[5:].strip()
+            if data == "[DONE]":
+                break
+            chunk = _decode_chunk(data)
+            if chunk.error is not None:
+                outcome.error = f"the stream ended with an error: {chunk.error}"
+                return
+            usage = chunk.usage or usage
+            for choice in chunk.choices:
+                # A last chunk that only says why the answer ended brings no token.
+                if choice.text or choice.finish_reason is None or outcome.ttft_s is None:
+                    self._note_time(perf_counter() - start, outcome)
+                pieces.append(choice.text)
+        outcome.text = "".join(pieces)
+        if usage is None:
+            outcome.error = "the stream ended without a usage chunk: the answer is incomplete"
+            return
+        outcome.prompt_tokens = usage.prompt_tokens
+        outcome.output_tokens = usage.completion_tokens
+
+    @staticmethod
+    def _note_time(now_s: float, outcome: Outcome) -> None:
+        if outcome.ttft_s is None:
+            outcome.ttft_s = now_s
+        else:
+            outcome.itl_s.append(now_s - outcome.latency_s)
+        outcome.latency_s = now_s

@@ -1,0 +1,227 @@
+"""`headway bench serve`: a server under load, as its clients see it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from headway.bench.datasets import Dataset, Target, Workload
+from headway.bench.load import LoadGenerator, LoadRequest, LoadResult
+from headway.bench.report import Row, block, figures
+from headway.bench.server_process import ServerError, ServerProcess, exit_on_sigterm
+
+_LENGTHS = "Lengths of --dataset random"
+_TRACES = "Traces"
+
+
+def command(
+    dataset: Annotated[
+        Dataset,
+        typer.Option(
+            metavar="NAME",
+            help="random (token ids), heldout (problems of the embedded model, whose answers are graded), "
+            "azure or mooncake (recorded traffic).",
+        ),
+    ] = Dataset.HELDOUT,
+    num_prompts: Annotated[
+        int | None, typer.Option(help="Requests to send.", show_default="200; of a trace, all")
+    ] = None,
+    request_rate: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RATE,...",
+            help="Requests per second, or inf for all at once; several are run one after the other.",
+            show_default="inf; a trace brings its own times",
+        ),
+    ] = None,
+    burstiness: Annotated[
+        float, typer.Option(help="Evenness of arrivals: 1 is a Poisson process, below 1 comes in bursts.")
+    ] = 1.0,
+    max_concurrency: Annotated[
+        int | None, typer.Option(help="Requests in flight at most.", show_default="no limit")
+    ] = None,
+    ignore_eos: Annotated[
+        bool | None,
+        typer.Option(
+            "--ignore-eos/--no-ignore-eos",
+            help="Generate just as many tokens as asked for.",
+            show_default="yes, but not for heldout",
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="The same seed sends the same requests at the same times.")] = 0,
+    base_url: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="The server to measure.", show_default="one started and stopped here"),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="The model to ask for at --base-url, or else to serve.",
+            show_default="its first; the embedded one",
+        ),
+    ] = None,
+    serve_args: Annotated[
+        str,
+        typer.Option(help='For the server started here: "--scheduler v1 --max-num-seqs 64".', show_default=False),
+    ] = "",
+    max_model_len: Annotated[
+        int | None, typer.Option(help="Tokens that a request may have.", show_default="what the server says")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per run and line.")] = False,
+    save_result: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the JSON lines to a file as well.")
+    ] = None,
+    trace: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Traffic to replay, in Azure's or Mooncake's format.",
+            show_default="the repository's excerpt",
+            rich_help_panel=_TRACES,
+        ),
+    ] = None,
+    minutes: Annotated[
+        float | None,
+        typer.Option(help="Replay the first so many minutes.", show_default="all", rich_help_panel=_TRACES),
+    ] = None,
+    time_scale: Annotated[
+        float,
+        typer.Option(help="Multiplies times between arrivals: 0.5 is twice as fast.", rich_help_panel=_TRACES),
+    ] = 1.0,
+    input_len: Annotated[int, typer.Option(help="Tokens of a prompt.", rich_help_panel=_LENGTHS)] = 128,
+    output_len: Annotated[int, typer.Option(help="Tokens to generate.", rich_help_panel=_LENGTHS)] = 32,
+    prefix_len: Annotated[
+        int, typer.Option(help="Tokens that all prompts share, before --input-len.", rich_help_panel=_LENGTHS)
+    ] = 0,
+    range_ratio: Annotated[
+        float, typer.Option(help="Spread: uniform in mean × (1 ± this).", rich_help_panel=_LENGTHS)
+    ] = 0.0,
+) -> None:
+    """Put a server under load and report throughput and latencies.
+
+    TTFT: from sending a request to its first token. TPOT: mean time between its tokens.
+    ITL: between pieces as they arrive. E2EL: from sending to the last token.
+    A percentile that has too few samples is not reported.
+    """
+    try:
+        workload = Workload(
+            dataset=dataset,
+            num_prompts=num_prompts,
+            burstiness=burstiness,
+            trace=trace,
+            minutes=minutes,
+            time_scale=time_scale,
+            input_len=input_len,
+            output_len=output_len,
+            prefix_len=prefix_len,
+            range_ratio=range_ratio,
+            max_model_len=max_model_len,
+            seed=seed,
+        )
+        rates = _rates(request_rate, workload)
+        if max_concurrency is not None and max_concurrency < 1:
+            raise ValueError(f"--max-concurrency must be at least 1, got {max_concurrency}")
+        if base_url is not None and serve_args:
+            raise ValueError("--serve-args is for a server started here, not for one at --base-url")
+        if save_result is not None and not save_result.parent.is_dir():
+            raise ValueError(f"--save-result: no such folder: {save_result.parent}")
+        if ignore_eos is None:
+            ignore_eos = dataset is not Dataset.HELDOUT
+        with _server(base_url, model, serve_args) as url:
+            target = Target.ask(url, model if base_url is not None else None)
+            runs = [(rate, workload.requests(target, rate)) for rate in rates]
+            generator = LoadGenerator(url, target.model, ignore_eos=ignore_eos)
+            asyncio.run(_warm_up(generator, runs[0][1]))
+            rows = []
+            for rate, requests in runs:
+                settings: Row = {
+                    "benchmark": "serve",
+                    "model": target.model,
+                    "dataset": dataset.value,
+                    "num_prompts": len(requests),
+                    "request_rate_req_per_s": rate if math.isfinite(rate) else None,
+                    "burstiness": burstiness,
+                    "max_concurrency": max_concurrency,
+                    "ignore_eos": ignore_eos,
+                    "seed": seed,
+                }
+                result = _run(generator, requests, max_concurrency, quiet=as_json)
+                rows.append(settings | figures(result))
+                typer.echo(json.dumps(rows[-1]) if as_json else block(rows[-1]))
+                _complain(result)
+    except ServerError as error:
+        print(f"headway: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    if save_result is not None:
+        save_result.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    if any(not row["successful_requests"] for row in rows):
+        raise typer.Exit(1)
+
+
+def _rates(text: str | None, workload: Workload) -> list[float]:
+    """Requests per second of each run; raises ValueError."""
+    if workload.is_trace:
+        if text is not None:
+            raise ValueError("--request-rate does not go with a trace, which brings its own times: see --time-scale")
+        return [math.inf]
+    rates = []
+    for part in (text or "inf").split(","):
+        try:
+            rate = float(part)
+        except ValueError:
+            rate = math.nan
+        if not rate > 0:
+            raise ValueError(f"--request-rate must be above 0 requests per second, or inf, got {part!r}")
+        rates.append(rate)
+    return rates
+
+
+@contextmanager
+def _server(base_url: str | None, model: str | None, serve_args: str) -> Iterator[str]:
+    """The URL of the server to measure; one that is started here ends with the block."""
+    if base_url is not None:
+        yield base_url.rstrip("/").removesuffix("/v1")
+        return
+    exit_on_sigterm()
+    with ServerProcess([*([model] if model else []), *shlex.split(serve_args)]) as server:
+        yield server.base_url
+
+
+async def _warm_up(generator: LoadGenerator, requests: Sequence[LoadRequest]) -> None:
+    """One request that does not count: it pays for what happens once, and shows early that nothing works."""
+    result = await generator.run([LoadRequest(0.0, requests[0].prompt, requests[0].max_tokens)])
+    if error := result.outcomes[0].error:
+        raise ServerError(f"a first request failed: {error}")
+
+
+def _run(
+    generator: LoadGenerator, requests: Sequence[LoadRequest], max_concurrency: int | None, *, quiet: bool
+) -> LoadResult:
+    console = Console(stderr=True)
+    columns = (TextColumn("requests"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as progress:
+        task = progress.add_task("", total=len(requests))
+        return asyncio.run(
+            generator.run(requests, max_concurrency=max_concurrency, on_done=lambda outcome: progress.advance(task))
+        )
+
+
+def _complain(result: LoadResult) -> None:
+    """Say why requests failed: each reason once, on stderr."""
+    reasons: dict[str, int] = {}
+    for outcome in result.outcomes:
+        if outcome.error is not None:
+            reasons[outcome.error] = reasons.get(outcome.error, 0) + 1
+    for reason, count in list(reasons.items())[:5]:
+        print(f"headway: {count} failed: {reason}", file=sys.stderr)

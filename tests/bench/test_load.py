@@ -1,0 +1,89 @@
+"""The load generator: when it sends, what it measures, what it makes of failures."""
+
+import pytest
+
+from headway.bench.load import LoadGenerator, LoadRequest
+
+
+def request(prompt="hello", arrival_s=0.0, max_tokens=3, answer=None):
+    return LoadRequest(arrival_s, prompt, max_tokens, answer)
+
+
+async def test_an_answer_is_counted_by_the_servers_usage_and_timed_by_its_pieces(fake_server):
+    fake_server.gap_s = 0.02
+    result = await LoadGenerator(fake_server.base_url, "fake").run([request(max_tokens=4)])
+    (outcome,) = result.outcomes
+    assert outcome.error is None
+    assert (outcome.prompt_tokens, outcome.output_tokens, outcome.text) == (5, 4, "xxxx")
+    assert len(outcome.itl_s) == 3  # the chunk that only says why it ended brings no token
+    assert 0.02 <= outcome.ttft_s < outcome.latency_s
+    assert outcome.latency_s == pytest.approx(outcome.ttft_s + sum(outcome.itl_s))
+    assert all(gap >= 0.015 for gap in outcome.itl_s)
+    assert result.duration_s >= outcome.latency_s
+
+
+async def test_the_request_says_what_was_asked_for(fake_server):
+    generator = LoadGenerator(fake_server.base_url, "fake", ignore_eos=True)
+    await generator.run([request(prompt=[5, 6, 7], max_tokens=2)])
+    assert fake_server.requests == [
+        {
+            "model": "fake",
+            "prompt": [5, 6, 7],
+            "max_tokens": 2,
+            "temperature": 0.0,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            "ignore_eos": True,
+        }
+    ]
+
+
+async def test_without_ignore_eos_the_server_is_not_asked_for_it(fake_server):
+    await LoadGenerator(fake_server.base_url, "fake").run([request()])
+    assert "ignore_eos" not in fake_server.requests[0]
+
+
+async def test_requests_go_out_at_their_times_and_overlap(fake_server):
+    fake_server.gap_s = 0.1
+    result = await LoadGenerator(fake_server.base_url, "fake").run(
+        [request(arrival_s=0.0), request(arrival_s=0.15), request(arrival_s=0.15)]
+    )
+    assert result.duration_s >= 0.15 + 3 * 0.1
+    assert fake_server.most_in_flight == 3
+    assert result.send_lag_s < 0.1
+
+
+async def test_no_more_requests_are_in_flight_than_allowed(fake_server):
+    fake_server.gap_s = 0.01
+    result = await LoadGenerator(fake_server.base_url, "fake").run([request()] * 6, max_concurrency=2)
+    assert fake_server.most_in_flight == 2
+    assert [outcome.error for outcome in result.outcomes] == [None] * 6
+
+
+@pytest.mark.parametrize(
+    ("prompt", "error"),
+    [
+        ("refuse", 'HTTP 400: {"error":{"message":"prompt is too long"}}'),
+        ("fail", "the stream ended with an error: {'message': 'the engine died'}"),
+        ("no usage", "the stream ended without a usage chunk: the answer is incomplete"),
+    ],
+)
+async def test_a_failure_is_an_outcome_with_its_reason_and_the_others_go_on(fake_server, prompt, error):
+    done = []
+    result = await LoadGenerator(fake_server.base_url, "fake").run(
+        [request(), request(prompt), request()], on_done=done.append
+    )
+    assert [outcome.error for outcome in result.outcomes] == [None, error, None]
+    assert len(done) == 3
+
+
+async def test_a_server_that_is_not_there_is_a_failure_too(unused_tcp_port):
+    result = await LoadGenerator(f"http://127.0.0.1:{unused_tcp_port}", "fake").run([request()])
+    assert result.outcomes[0].error.startswith("ConnectError")
+
+
+async def test_answers_are_graded_where_the_right_one_is_known(fake_server):
+    result = await LoadGenerator(fake_server.base_url, "fake").run(
+        [request(answer="xxx"), request(answer="xx"), request(), request("fail", answer="xxx")]
+    )
+    assert [outcome.right for outcome in result.outcomes] == [True, False, None, None]

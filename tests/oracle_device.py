@@ -69,11 +69,7 @@ class OracleDevice:
         for admission in batch.admissions:
             self._requests[admission.slot] = admission.request
             self._tokens[admission.slot] = admission.tokens.tolist()
-        sampled = [
-            token
-            for row in range(len(batch))
-            if (token := self._run_row(batch, row)) is not None
-        ]
+        sampled = [token for row in range(len(batch)) if (token := self._run_row(batch, row)) is not None]
         return StepResult(batch.step_id, np.array(sampled, dtype=np.int32))
 
     def _run_row(self, batch: Batch, row: int) -> int | None:

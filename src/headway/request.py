@@ -56,7 +56,18 @@ class EngineDeadError(RuntimeError):
     """The engine has stopped and takes no more requests. HTTP 503."""
 
 
+def _number(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise RequestError(f"{name} must be a number, got {value!r}")
+
+
+def _integer(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise RequestError(f"{name} must be an integer, got {value!r}")
+
+
 def _in_range(name: str, value: float, low: float, high: float) -> None:
+    _number(name, value)
     if not low <= value <= high:  # also refuses NaN
         raise RequestError(f"{name} must be in [{low:g}, {high:g}], got {value}")
 
@@ -101,6 +112,13 @@ class SamplingParams:
         stop = self.stop if self.stop is not None else ()
         object.__setattr__(self, "stop", (stop,) if isinstance(stop, str) else tuple(stop))
         object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids or ()))
+        for name in ("n", "top_k", "min_tokens"):
+            _integer(name, getattr(self, name))
+        for name in ("seed", "max_tokens", "logprobs"):
+            if getattr(self, name) is not None:
+                _integer(name, getattr(self, name))
+        for name in ("top_p", "repetition_penalty"):
+            _number(name, getattr(self, name))
         _in_range("n", self.n, 1, MAX_N)
         _in_range("temperature", self.temperature, 0, 100)
         if not 0 < self.top_p <= 1:

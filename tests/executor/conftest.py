@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
 from headway.bench import tiny_models
+from headway.bench.reference import Draw, Reference, generate_greedily
 from headway.config import EngineConfig
 from headway.executor.model_files import ModelFiles
 from headway.executor.transformers import TransformersExecutor
 
 LENGTHS = (1, 3, 16, 17, 31, 40, 63, 64, 75, 90)
 NUM_OUTPUT = 20
-MIN_MARGIN = 1e-5  # a smaller lead of the best token is decided by rounding: such prompts prove nothing
-
-
-@dataclass(frozen=True)
-class Reference:
-    """Prompts and their greedy continuations, by `model.generate` in float32, one at a time."""
-
-    prompts: list[list[int]]
-    outputs: list[list[int]]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -51,7 +40,7 @@ def reference(model_folder: Callable[[str], Path]) -> Callable[[str], Reference]
 
     def of(name: str) -> Reference:
         if name not in made:
-            made[name] = _generate(model_folder(name))
+            made[name] = generate_greedily(model_folder(name), [_random_prompt(n) for n in LENGTHS], NUM_OUTPUT)
         return made[name]
 
     return of
@@ -73,25 +62,5 @@ def make_executor(model_folder: Callable[[str], Path]) -> Iterator[Callable[...,
         executor.shutdown()
 
 
-def _generate(folder: Path) -> Reference:
-    model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")
-    model.generation_config.eos_token_id = None
-    rng = random.Random(0)
-    prompts, outputs = [], []
-    for length in LENGTHS:
-        while True:
-            prompt = [rng.randrange(2, tiny_models.VOCAB_SIZE) for _ in range(length)]
-            answer = model.generate(
-                torch.tensor([prompt]),
-                attention_mask=torch.ones(1, length),
-                max_new_tokens=NUM_OUTPUT,
-                do_sample=False,
-                output_logits=True,
-                return_dict_in_generate=True,
-            )
-            top = torch.cat(answer.logits).topk(2).values
-            if float((top[:, 0] - top[:, 1]).min()) > MIN_MARGIN:
-                break
-        prompts.append(prompt)
-        outputs.append(answer.sequences[0, length:].tolist())
-    return Reference(prompts, outputs)
+def _random_prompt(length: int) -> Draw:
+    return lambda rng: [rng.randrange(2, tiny_models.VOCAB_SIZE) for _ in range(length)]

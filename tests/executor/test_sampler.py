@@ -305,6 +305,16 @@ class TestPenalties:
             output.append(token)
         assert len(set(output)) > 3
 
+    def test_a_history_ends_with_its_request(self):
+        slots = Slots()
+        params = SamplingParams(temperature=0, frequency_penalty=2.0, repetition_penalty=2.0, max_tokens=100)
+        logits = logits_of(1).abs()
+        best = int(logits.argmax())
+        slots.admit(0, params, prompt=(best,), output=(best, best))
+        assert slots.tokens(logits, [0]) != [best]
+        slots.admit(0, params, prompt=((best + 1) % VOCAB,))
+        assert slots.tokens(logits, [0]) == [best]
+
     def test_only_slots_with_penalties_hold_a_history_and_give_it_back(self):
         slots = Slots(num_slots=64)
         for slot in range(64):

@@ -35,7 +35,7 @@ def test_many_stale_entries_before_the_live_ones_are_stepped_over() -> None:
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.lists(st.tuples(st.sampled_from("push remove pop".split()), st.integers(1, 6)), max_size=80), st.randoms())
+@given(st.lists(st.tuples(st.sampled_from(["push", "remove", "pop"]), st.integers(1, 6)), max_size=80), st.randoms())
 def test_it_behaves_like_an_ordered_set(moves: list[tuple[str, int]], random: object) -> None:
     size = 8  # small, so that the line is squeezed often
     queue, model = EvictionQueue(size), []  # type: ignore[var-annotated]

@@ -372,6 +372,16 @@ class TestFailures:
         driver.assert_answered(third)
         driver.assert_empty()
 
+    def test_a_failed_step_takes_along_a_newcomer_that_had_no_chunk_in_it(self) -> None:
+        driver = Driver(config(role=Role.PREFILL, max_num_batched_tokens=8))
+        driver.add(range(8), max_tokens=1)
+        newcomer = driver.add(range(20, 28), max_tokens=1)  # admitted, but the first fills the step
+        batch = driver.launch()
+        assert batch is not None and len(batch) == 1 and len(batch.admissions) == 2
+        driver.answer(error="boom")
+        assert driver.histories[newcomer.uid].end is not None
+        driver.assert_empty()
+
     def test_a_failed_step_takes_along_what_is_in_flight_behind_it(self) -> None:
         driver = Driver(config(), depth=2)
         driver.add([1, 2], max_tokens=20)

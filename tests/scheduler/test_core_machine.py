@@ -40,7 +40,9 @@ class CoreMachine(RuleBasedStateMachine):
         salt=st.sampled_from((None, None, "s")),
         stops=st.booleans(),
     )
-    def add(self, stem: list[int], tail: list[int], max_tokens: int, priority: int, salt: str | None, stops: bool) -> None:
+    def add(
+        self, stem: list[int], tail: list[int], max_tokens: int, priority: int, salt: str | None, stops: bool
+    ) -> None:
         if self.driver.config.role is Role.PREFILL:
             max_tokens = 1
         self.driver.add(

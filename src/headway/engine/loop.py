@@ -69,7 +69,9 @@ class WriterLoop:
         """End every request that is left and stop. Idempotent; returns when the thread has ended."""
         self._stopping = True
         self._manager.add_abort_req_ids(())  # an empty message: it only wakes the writer
-        if self._thread.is_alive():
+        if self._thread.ident is None:  # never started, so nobody else ends what was handed in
+            self._run()
+        elif self._thread.is_alive():
             self._thread.join()
         self._executor.shutdown()
 
@@ -81,13 +83,17 @@ class WriterLoop:
             logger.exception("the writer stops: an invariant is broken")
             self._failure = f"the engine stopped: {type(error).__name__}: {error}"
         reason = FinishReason.ABORT if self._failure is None else FinishReason.ERROR
-        self._on_effects(self._manager.close(reason, self._failure or "the engine was shut down"))
+        effects = self._manager.close(reason, self._failure or "the engine was shut down")
+        if effects:
+            self._on_effects(effects)
 
     def _turn(self) -> None:
         manager, executor = self._manager, self._executor
         manager.wait(self._patience())
         manager.drain()
         self._watch()
+        if self._failure is not None:
+            return
         while manager.snapshot().num_in_flight < executor.max_in_flight:
             batch, _ = self._schedule()  # the requests it ended are among the effects
             if batch is None:
@@ -111,7 +117,8 @@ class WriterLoop:
         if seen != self._seen or not snapshot.has_work:
             self._seen, self._progress_at = seen, now
         elif snapshot.num_in_flight and now - self._progress_at >= self._step_timeout:
-            reason = f"step {snapshot.step_id} did not answer within step_timeout ({self._step_timeout:g} s)"
+            oldest = snapshot.step_id - snapshot.num_in_flight + 1  # steps are answered in launch order
+            reason = f"step {oldest} did not answer within step_timeout ({self._step_timeout:g} s)"
             logger.error("%s; its requests fail", reason)
             self._progress_at = now
             if self._executor.restart():

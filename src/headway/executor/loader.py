@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers.utils import logging as transformers_logging
 
 from headway.executor.attention import (
     NAME,
@@ -107,6 +108,7 @@ def _name(module: nn.Module, files: ModelFiles) -> str:
 
 def _read_weights(files: ModelFiles, device: torch.device, dtype: str) -> nn.Module:
     from_pretrained: Any = AutoModelForCausalLM.from_pretrained
+    transformers_logging.disable_progress_bar()  # it would write to standard error, terminal or not
     try:
         # The config is read anew: transformers writes into it which attention it uses, and `files` may be shared.
         module, info = from_pretrained(

@@ -119,10 +119,10 @@ class TransformersExecutor(Executor):
 
     def _apply_changes(self, batch: Batch) -> None:
         """Bring the mirrors up to date; also for a step that fails afterwards, as the core has gone on."""
+        self._tables[batch.table_slots, batch.table_columns] = batch.table_blocks
         for admission in batch.admissions:
             self._known_tokens[admission.slot] = admission.tokens
             self._sampling.admit(admission)
-        self._tables[batch.table_slots, batch.table_columns] = batch.table_blocks
 
     def _chunk_tokens(self, batch: Batch) -> IntArray:
         """Ids of the tokens of all prefill chunks, in row order."""

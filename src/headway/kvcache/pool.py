@@ -133,8 +133,9 @@ class BlockPool:
 
         references: how many references the owners say they hold together. Raises OwnershipError.
         """
-        counts = self.counts
-        if sum(counts) != self.num_blocks - 1 or self.num_references != references:
+        accounted = self._num_free + len(self._evictable) + self._num_referenced
+        if accounted != self.num_blocks - 1 or self.num_references != references:
+            counts = self.counts
             raise OwnershipError(
                 f"block ownership is broken: {counts.free} free + {counts.evictable} evictable + {counts.referenced} "
                 f"referenced of {self.num_blocks - 1} blocks; {self.num_references} references counted, "

@@ -86,7 +86,7 @@ class Manager(ABC):
         """
         self.door.enter(request)
         self._tell(AddRequest(request))
-        if self._closed and self.door.leave(request.request_id):  # it was closed while we were at the door
+        if self._closed and self.door.leave(request.uid):  # it was closed while we were at the door
             raise EngineDeadError("the engine has stopped")
 
     def finish_requests(self, ids: Iterable[str | int]) -> None:
@@ -153,9 +153,9 @@ class Manager(ABC):
         self._closed = True
         effects = self.take_effects()
         effects.ended += [
-            RequestEnd(uid, request_id, reason, message=message)
-            for request_id, uid in self.door.inside()
-            if self.door.leave(request_id)
+            RequestEnd(claim.uid, claim.request_id, reason, message=message)
+            for claim in self.door.inside()
+            if self.door.leave(claim.uid)
         ]
         return effects
 
@@ -172,7 +172,7 @@ class Manager(ABC):
     def _keep(self, effects: Effects) -> None:
         self._effects.started += effects.started
         self._effects.tokens += effects.tokens
-        self._effects.ended += [end for end in effects.ended if self.door.leave(end.request_id)]
+        self._effects.ended += [end for end in effects.ended if self.door.leave(end.uid)]
 
     def _run_pass(self, prefill_only: bool) -> Scheduled:
         """One scheduling pass. Only where the core may be touched."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,11 +29,21 @@ class ModelLimits:
     eos_token_ids: tuple[int, ...] = ()
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Claim:
+    """One request's hold on its ids. Compared by identity: the same request handed in twice makes two claims."""
+
+    request_id: str
+    uid: int
+
+
 class Door:
     """Validates requests, claims their ids and counts them in and out. Any thread; nobody waits.
 
     Every shared step is one operation that CPython carries out whole: `dict.setdefault` claims an id, `dict.pop`
     gives it up (whoever gets the value is the one who ends the request), `deque.pop` and `deque.append` move credits.
+    A request is inside from the moment its uid is claimed, which comes last, until its uid is popped, which comes
+    first: so no one else can end a request that is still on its way in, or has been refused.
     """
 
     def __init__(self, config: SchedulerConfig, limits: ModelLimits, max_waiting: int) -> None:
@@ -42,13 +52,14 @@ class Door:
         self._max_waiting = max_waiting
         self._capacity = config.max_num_seqs + max_waiting
         self._credits: deque[None] = deque([None] * self._capacity)
-        self._claims: dict[str, int] = {}
+        self._request_ids: dict[str, Claim] = {}
+        self._uids_inside: dict[int, Claim] = {}
         self._uids = itertools.count(1)
         self._closed: str | None = None
 
     @property
     def num_inside(self) -> int:
-        """Requests accepted and not ended, those the core has not heard of yet included."""
+        """Requests accepted and not ended, those the core has not heard of yet and those at the door included."""
         return self._capacity - len(self._credits)
 
     def make_request(
@@ -66,6 +77,12 @@ class Door:
 
         Raises RequestError, naming the value and the limit. Claims nothing.
         """
+        if not isinstance(request_id, str):
+            raise RequestError(f"request_id must be a string, got {request_id!r}")
+        _check_integer("priority", priority, -(2**63), 2**63 - 1)
+        if uid is not None:
+            _check_integer("uid", uid, 0, 2**63 - 1)
+        _check_salt(cache_salt)
         tokens = self._pack(prompt)
         room = self._config.max_model_len - len(tokens)
         if room < 1:
@@ -74,12 +91,14 @@ class Door:
                 f"least 1 must be left for the output"
             )
         max_tokens = room if sampling.max_tokens is None else min(sampling.max_tokens, room)
+        if sampling.min_tokens > max_tokens:
+            raise RequestError(f"min_tokens is {sampling.min_tokens}, but at most {max_tokens} tokens can be generated")
         if self._config.role is Role.PREFILL:
             max_tokens = 1
-        if sampling.min_tokens > max_tokens and self._config.role is not Role.PREFILL:
-            raise RequestError(f"min_tokens is {sampling.min_tokens}, but at most {max_tokens} tokens can be generated")
         self._check_token_ids("stop_token_ids", sampling.stop_token_ids)
         self._check_token_ids("logit_bias", sampling.logit_bias or ())
+        if sampling.logit_bias is not None:  # the one part of it that its owner could still change
+            sampling = replace(sampling, logit_bias=dict(sampling.logit_bias))
         eos = () if sampling.ignore_eos else self._limits.eos_token_ids
         return Request(
             uid=next(self._uids) if uid is None else uid,
@@ -94,35 +113,47 @@ class Door:
         )
 
     def enter(self, request: Request) -> None:
-        """Claim the request's id and one place. Raises, with nothing claimed, if that cannot be."""
+        """Claim one place and the request's ids. Raises, with nothing claimed, if that cannot be."""
         if self._closed is not None:
             raise EngineDeadError(self._closed)
-        if self._claims.setdefault(request.request_id, request.uid) != request.uid:
-            raise DuplicateRequestError(f"request id {request.request_id!r} is in use by an unfinished request")
         try:
             self._credits.pop()
         except IndexError:
-            del self._claims[request.request_id]
             raise QueueFullError(
                 f"the engine is full: {self._capacity} requests inside (max_num_seqs {self._config.max_num_seqs} "
                 f"running + max_waiting {self._max_waiting}); try again later"
             ) from None
+        claim = Claim(request.request_id, request.uid)
+        if self._request_ids.setdefault(claim.request_id, claim) is not claim:
+            self._credits.append(None)
+            raise DuplicateRequestError(f"request id {claim.request_id!r} is in use by an unfinished request")
+        if self._uids_inside.setdefault(claim.uid, claim) is not claim:
+            del self._request_ids[claim.request_id]
+            self._credits.append(None)
+            raise DuplicateRequestError(f"uid {claim.uid} is in use by an unfinished request")
 
-    def leave(self, request_id: str) -> bool:
+    def leave(self, uid: int) -> bool:
         """Count a request out. True for exactly one of all who try: that one reports its end."""
-        if self._claims.pop(request_id, None) is None:
+        claim = self._uids_inside.pop(uid, None)
+        if claim is None:
             return False
+        del self._request_ids[claim.request_id]
         self._credits.append(None)
         return True
 
     def uids_of(self, ids: Iterable[str | int]) -> tuple[int, ...]:
         """uids of the requests inside that are meant, by request id or uid. Unknown request ids are left out."""
-        found = (self._claims.get(one) if isinstance(one, str) else one for one in ids)
-        return tuple(uid for uid in found if uid is not None)
+        uids = []
+        for one in ids:
+            if not isinstance(one, str):
+                uids.append(one)
+            elif (claim := self._request_ids.get(one)) is not None:
+                uids.append(claim.uid)
+        return tuple(uids)
 
-    def inside(self) -> list[tuple[str, int]]:
-        """(request_id, uid) of every request inside."""
-        return list(self._claims.items())
+    def inside(self) -> list[Claim]:
+        """Every request inside."""
+        return list(self._uids_inside.values())
 
     def close(self, reason: str) -> None:
         """Refuse every further request, saying why. The first reason stays."""
@@ -146,5 +177,19 @@ class Door:
     def _check_token_ids(self, where: str, tokens: Iterable[int]) -> None:
         limit = self._limits.vocab_size if self._limits.vocab_size is not None else 2**31
         for token in tokens:
-            if not 0 <= token < limit:
-                raise RequestError(f"{where} contains token id {token}; ids go from 0 to {limit - 1}")
+            if not isinstance(token, (int, np.integer)) or not 0 <= token < limit:
+                raise RequestError(f"{where} contains token id {token!r}; ids are integers from 0 to {limit - 1}")
+
+
+def _check_integer(name: str, value: int, low: int, high: int) -> None:
+    if not isinstance(value, (int, np.integer)) or not low <= value <= high:
+        raise RequestError(f"{name} must be an integer in [{low}, {high}], got {value!r}")
+
+
+def _check_salt(salt: str | None) -> None:
+    if salt is not None and not isinstance(salt, str):
+        raise RequestError(f"cache_salt must be a string, got {salt!r}")
+    try:
+        (salt or "").encode()
+    except UnicodeEncodeError as error:
+        raise RequestError(f"cache_salt {salt!r} cannot be written as UTF-8: {error.reason}") from None

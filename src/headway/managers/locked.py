@@ -15,15 +15,19 @@ class ResourceManagerV1(Manager):
 
     A caller applies its own command, so it waits while a pass or another caller holds the lock. The reference that
     the lock-free manager is measured against and must agree with.
+
+    What breaks while a caller's message is applied is not told the caller, but the loop, which must stop: its next
+    `drain` raises it.
     """
 
     def __init__(self, config: SchedulerConfig, *, limits: ModelLimits | None = None, max_waiting: int = 4096) -> None:
         super().__init__(config, limits=limits, max_waiting=max_waiting)
         self._lock = threading.Condition()
         self._changed = False
+        self._broken: Exception | None = None
 
     def post_result(self, result: StepResult | DeviceLost) -> None:
-        self._apply(result)
+        self._hand_in(result)
 
     def wait(self, timeout: float) -> None:
         with self._lock:
@@ -31,14 +35,18 @@ class ResourceManagerV1(Manager):
             self._changed = False
 
     def drain(self) -> None:
-        """Nothing to do: callers have applied their commands themselves."""
+        """Nothing to apply: callers have done that themselves. Raises what broke while they did."""
+        if self._broken is not None:
+            raise self._broken
 
     def schedule(self) -> Scheduled:
         with self._lock:
+            self.drain()
             return self._run_pass(prefill_only=False)
 
     def prefill_schedule(self) -> Scheduled:
         with self._lock:
+            self.drain()
             return self._run_pass(prefill_only=True)
 
     def take_effects(self) -> Effects:
@@ -46,11 +54,21 @@ class ResourceManagerV1(Manager):
             return super().take_effects()
 
     def _tell(self, command: Command) -> None:
-        self._apply(command)
+        self._hand_in(command)
+
+    def _hand_in(self, message: Message) -> None:
+        """Apply a caller's message, on its thread."""
+        with self._lock:
+            if self._closed or self._broken is not None:  # `close` sets the one before it takes the last effects
+                return
+            try:
+                self._apply(message)
+            except Exception as error:  # a broken invariant: the loop's business, whoever came upon it
+                self._broken = error
+            self._changed = True
+            self._lock.notify_all()
 
     def _apply(self, message: Message) -> None:
         with self._lock:
             self._carry_out(message)
             self._publish()
-            self._changed = True
-            self._lock.notify_all()

@@ -15,16 +15,13 @@ _NO_BLOCKS: IntArray = np.zeros(0, dtype=np.int32)
 
 
 class Admissions:
-    """Lets waiting requests in, and keeps what the next batch must tell the executor of them.
-
-    started: (uid, num_cached_tokens) of requests admitted for the first time, until somebody takes it.
-    """
+    """Lets waiting requests in, and keeps what the next batch must tell the executor of them."""
 
     def __init__(self, state: State, allocation: Allocation) -> None:
         self._state = state
         self._allocation = allocation
         self._news: list[tuple[SlotHandle, Admission, IntArray]] = []
-        self.started: list[tuple[int, int]] = []
+        self._started: list[tuple[int, int]] = []
 
     def admit_head(self, num_decoding: int) -> bool:
         """Give slot and blocks to the first in line. False, and nothing is taken, if they are lacking."""
@@ -51,6 +48,11 @@ class Admissions:
         news, self._news = self._news, []
         return [new for new in news if self._state.table.owns(*new[0])]
 
+    def take_started(self) -> list[tuple[int, int]]:
+        """(uid, num_cached_tokens) of all admitted for the first time since the last call who have not ended."""
+        started, self._started = self._started, []
+        return [one for one in started if one[0] in self._state.entries]
+
     def _match(self, entry: Entry) -> IntArray:
         """The cached blocks of the known tokens. The last token is always computed anew: its logits are needed."""
         state = self._state
@@ -64,7 +66,7 @@ class Admissions:
     def _install(self, entry: Entry, blocks: IntArray, num_cached_tokens: int) -> None:
         request, counters = entry.request, self._state.counters
         if entry.status is RequestStatus.WAITING:
-            self.started.append((request.uid, num_cached_tokens))
+            self._started.append((request.uid, num_cached_tokens))
         handle = self._state.install(entry, blocks, num_cached_tokens)
         entry.blocks_wanted = 0
         self._news.append((handle, Admission(handle.slot, request, entry.tokens, num_cached_tokens), blocks))

@@ -87,7 +87,7 @@ class Scheduler:
         step = self._steps.in_flight.pop(result.step_id, None)
         if step is None:
             return  # given up before, or told twice
-        effects.started, self._admissions.started = self._admissions.started, []
+        effects.started = self._admissions.take_started()
         self._results.apply(step, result, effects)
 
     def _device_lost(self, message: DeviceLost, effects: Effects) -> None:
@@ -139,7 +139,7 @@ class Scheduler:
         while True:
             rows = self._decode_rows().rows
             positions = table.num_computed[rows]
-            at_start = np.flatnonzero((positions & state.offset_mask) == 0)  # of a block, perhaps a new one
+            at_start = ((positions & state.offset_mask) == 0).nonzero()[0]  # of a block, perhaps a new one
             if not len(at_start):
                 return positions, NO_GROWTH
             starting = rows[at_start]

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headway.request import FinishReason
-from headway.scheduler.batch import BoolArray, IntArray, StepResult
+from headway.scheduler.batch import Admission, BoolArray, IntArray, StepResult
 from headway.scheduler.messages import Effects, TokenOutputs
 from headway.scheduler.state import State
 from headway.scheduler.steps import Chunk, LaunchedStep
@@ -34,7 +34,13 @@ class Results:
         owned = step.decodes.still_owned(self._state.table)
         slots = (step.decodes.rows if owned is None else step.decodes.rows[owned]).tolist()
         slots += [chunk.handle.slot for chunk in step.chunks if chunk.is_current]
-        effects.ended += self._state.end_slots(slots, error)
+        # A newcomer without a chunk yet goes too: nobody can say whether the device has heard of it.
+        slots += [admission.slot for admission in step.batch.admissions if self._is_current(admission)]
+        effects.ended += self._state.end_slots(list(dict.fromkeys(slots)), error)
+
+    def _is_current(self, admission: Admission) -> bool:
+        entry = self._state.table.entries[admission.slot]
+        return entry is not None and entry.request is admission.request
 
     def _confirm(self, step: LaunchedStep, result: StepResult, effects: Effects) -> None:
         num_decodes = len(step.decodes)
@@ -70,7 +76,7 @@ class Results:
         table.last_token[rows] = kept
         table.num_tokens[rows] = positions + 2
         if state.config.enable_prefix_caching:
-            full = np.flatnonzero((positions & state.offset_mask) == state.offset_mask)
+            full = ((positions & state.offset_mask) == state.offset_mask).nonzero()[0]
             if len(full):
                 self._publish(rows[full], places[full] >> state.block_shift)
         for i in ending.tolist():

@@ -1,0 +1,101 @@
+"""A running engine on a simulated device, whose effects are recorded and checked as they come."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from headway.engine.engine import Engine
+from headway.executor.simulated import SimulatedExecutor, StepTimeModel
+from headway.managers import Manager
+from headway.request import SamplingParams
+from headway.scheduler import Batch, Effects
+from tests.managers.driving import PATIENCE, VOCAB, History, make
+
+
+def eventually(condition: Callable[[], Any]) -> bool:
+    """Whether the condition comes true."""
+    until = time.monotonic() + PATIENCE
+    while not condition():
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.002)
+    return True
+
+
+class Recorder(History):
+    """The history of an engine; knows on which threads it was told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.threads: set[str] = set()
+
+    def take(self, effects: Effects) -> None:
+        assert effects, "told of nothing"
+        self.threads.add(threading.current_thread().name)
+        super().take(effects)
+
+    def wait_for(self, uids: Iterable[int]) -> None:
+        """Until all of these have ended."""
+        uids = list(uids)
+        assert eventually(lambda: all(uid in self.ends for uid in uids)), f"{set(uids) - set(self.ends)} never ended"
+
+
+class Running:
+    """An engine, what it is made of, and what it reported."""
+
+    def __init__(self, manager: Manager, executor: SimulatedExecutor, step_timeout: float) -> None:
+        self.manager = manager
+        self.executor = executor
+        self.history = Recorder()
+        self.on_effects: Callable[[Effects], None] = self.history.take  # a test may put something before it
+        self.engine = Engine(manager, executor, lambda effects: self.on_effects(effects), step_timeout=step_timeout)
+
+    def add(self, request_id: str, prompt: Sequence[int] = (1, 2, 3), *, max_tokens: int = 4, **sampling: Any) -> int:
+        """Hand in a request; returns its uid."""
+        return self.engine.add_request(request_id, prompt, SamplingParams(max_tokens=max_tokens, **sampling))
+
+
+class Device(SimulatedExecutor):
+    """A simulated device for small tests; a subclass misbehaves."""
+
+    def __init__(self, *, before_step: Callable[[Batch], None] | None = None, base_s: float = 0.0) -> None:
+        super().__init__(StepTimeModel(base_s), max_num_seqs=64, vocab_size=VOCAB, before_step=before_step)
+
+
+@contextmanager
+def running(
+    name: str,
+    device: SimulatedExecutor | None = None,
+    *,
+    step_timeout: float = PATIENCE,
+    start: bool = True,
+    **limits: Any,
+) -> Iterator[Running]:
+    """An engine that is shut down at the end and must leave no thread behind."""
+    before = set(threading.enumerate())
+    setup = Running(make(name, **limits), device or Device(), step_timeout)
+    if start:
+        setup.engine.start()
+    try:
+        yield setup
+    finally:
+        setup.engine.shutdown()
+    assert eventually(lambda: set(threading.enumerate()) <= before), set(threading.enumerate()) - before
+
+
+class Hang:
+    """Holds up the device in its first step, or in the one named, until it is let go."""
+
+    def __init__(self, step_id: int = 1) -> None:
+        self._step_id = step_id
+        self.reached = threading.Event()
+        self.let_go = threading.Event()
+
+    def __call__(self, batch: Batch) -> None:
+        if batch.step_id == self._step_id:
+            self.reached.set()
+            self.let_go.wait(2 * PATIENCE)

@@ -1,0 +1,38 @@
+"""What the managers' tests share."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from headway.managers import lockfree
+from tests.managers.driving import ALL, PATIENCE, Driver, make
+
+
+@pytest.fixture(params=ALL)
+def name(request: pytest.FixtureRequest) -> str:
+    """Each of the three managers in turn."""
+    return str(request.param)
+
+
+@pytest.fixture
+def driver(name: str) -> Driver:
+    """A manager with room for everybody."""
+    return Driver(make(name))
+
+
+@pytest.fixture
+def eager_switching() -> Iterator[None]:
+    """Threads take turns as often as they can."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(interval)
+
+
+@pytest.fixture(autouse=True)
+def _turns_bounded_in_count_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that what one `drain` applies does not depend on how busy the machine is."""
+    monkeypatch.setattr(lockfree, "MAX_SECONDS_PER_TURN", PATIENCE)

@@ -1,0 +1,155 @@
+"""A manager driven by hand, on a device that makes tokens up, with a history that is checked as it is written."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headway.config import SchedulerConfig
+from headway.executor.simulated import SimulatedTokens
+from headway.managers import MANAGERS, Manager
+from headway.managers.door import ModelLimits
+from headway.request import FinishReason, Request, SamplingParams
+from headway.scheduler import Batch, Effects, RequestEnd, StepResult
+
+VOCAB = 32000
+ALL = tuple(MANAGERS)
+PATIENCE = 30.0  # seconds after which something that should have happened counts as never happening
+
+
+def config(**changes: Any) -> SchedulerConfig:
+    """Small limits with room for everybody."""
+    limits: dict[str, Any] = {
+        "max_num_seqs": 4,
+        "max_num_batched_tokens": 64,
+        "max_model_len": 64,
+        "block_size": 4,
+        "num_blocks": 129,
+    }
+    return SchedulerConfig(**(limits | changes))
+
+
+def make(name: str, *, max_waiting: int = 4096, eos: tuple[int, ...] = (), **changes: Any) -> Manager:
+    """A manager by its short name."""
+    return MANAGERS[name](config(**changes), limits=ModelLimits(VOCAB, eos), max_waiting=max_waiting)  # type: ignore[index]
+
+
+def prompt_of(seed: int, length: int) -> list[int]:
+    """A prompt that is a function of its arguments."""
+    return np.random.default_rng(seed).integers(0, VOCAB, length).tolist()
+
+
+def answer_to(prompt: Sequence[int] | NDArray[np.integer], count: int) -> list[int]:
+    """What the simulated device answers to a prompt, whatever else runs and however often it is preempted."""
+    base = zlib.crc32(np.asarray(prompt, np.int32).tobytes())
+    return [(base + (len(prompt) + i) * 7919) % VOCAB for i in range(count)]
+
+
+class History:
+    """What a manager reported, in order. Refuses a second end, and anything about a request that has ended."""
+
+    def __init__(self) -> None:
+        self.started: dict[int, int] = {}
+        self.tokens: dict[int, list[int]] = {}
+        self.ends: dict[int, RequestEnd] = {}
+
+    def take(self, effects: Effects) -> None:
+        """Write down what came about. Also serves as an engine's `on_effects`."""
+        for uid, num_cached_tokens in effects.started:
+            assert uid not in self.started, f"uid {uid} started twice"
+            self.started[uid] = num_cached_tokens
+        for outputs in effects.tokens:
+            for uid, token in zip(outputs.uids.tolist(), outputs.tokens.tolist(), strict=True):
+                assert uid not in self.ends, f"uid {uid} got a token after its end"
+                self.tokens.setdefault(uid, []).append(token)
+        for end in effects.ended:
+            assert end.uid not in self.ends, f"uid {end.uid} ended twice"
+            self.ends[end.uid] = end
+
+    def reasons(self, uids: Iterable[int]) -> list[FinishReason]:
+        """Why these requests ended."""
+        return [self.ends[uid].reason for uid in uids]
+
+
+class Driver:
+    """One manager, one thread, one simulated device, one history."""
+
+    def __init__(self, manager: Manager) -> None:
+        self.manager = manager
+        self.history = History()
+        self.tokens = SimulatedTokens(manager.config.max_num_seqs, VOCAB)
+        self.next_pass: Callable[[], tuple[Batch | None, list[RequestEnd]]] = manager.schedule
+
+    def add(
+        self, request_id: str = "a", prompt: Sequence[int] = (1, 2, 3), *, max_tokens: int | None = 4, **sampling: Any
+    ) -> int:
+        """Hand in a request; returns its uid."""
+        request = self.manager.make_request(request_id, prompt, SamplingParams(max_tokens=max_tokens, **sampling))
+        self.manager.add_request(request)
+        return request.uid
+
+    def launch(self) -> Batch | None:
+        """One scheduling pass."""
+        batch, _ = self.next_pass()
+        return batch
+
+    def result(self, batch: Batch) -> StepResult:
+        """What the device makes of a batch; to be called once, in launch order."""
+        return StepResult(batch.step_id, self.tokens.sample(batch))
+
+    def complete(self, batch: Batch) -> None:
+        """The device answers."""
+        self.history.take(self.manager.update(self.result(batch)))
+
+    def step(self) -> Batch | None:
+        """A pass and its result."""
+        batch = self.launch()
+        if batch is not None:
+            self.complete(batch)
+        return batch
+
+    def run(self, max_steps: int = 5000) -> None:
+        """Steps until nobody is inside."""
+        for _ in range(max_steps):
+            self.step()
+            self.settle()
+            if not self.manager.door.num_inside:
+                return
+        raise AssertionError(f"{self.manager.door.num_inside} requests are left after {max_steps} steps")
+
+    def settle(self) -> None:
+        """What was handed in is applied and its effects are written down."""
+        self.manager.drain()
+        self.history.take(self.manager.take_effects())
+
+    def assert_empty(self) -> None:
+        """Nothing leaked: no request inside, every slot and block back, the books balance."""
+        assert_nothing_held(self.manager)
+
+
+def assert_nothing_held(manager: Manager) -> None:
+    """No request inside, every slot and block given back, ownership in order."""
+    assert manager.door.num_inside == 0
+    assert manager.door.inside() == []
+    assert manager.available_batch() == manager.config.max_num_seqs
+    manager._core.audit()
+    assert manager._core.requests() == []
+    snapshot = manager._core.snapshot()
+    assert (snapshot.num_running, snapshot.num_waiting, snapshot.num_in_flight) == (0, 0, 0)
+    assert snapshot.num_blocks_free + snapshot.num_blocks_evictable == snapshot.num_blocks_total
+    assert manager._core.slots.available_batch() == manager.config.max_num_seqs
+
+
+def hand_made(uid: int, request_id: str, prompt: Sequence[int] = (1, 2, 3), max_tokens: int = 4) -> Request:
+    """A request that did not come from the door."""
+    return Request(
+        uid=uid,
+        request_id=request_id,
+        prompt=np.array(prompt, np.int32),
+        sampling=SamplingParams(max_tokens=max_tokens),
+        max_tokens=max_tokens,
+    )

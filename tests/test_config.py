@@ -1,0 +1,48 @@
+"""Configuration: what could not work is refused, with the value and the limit."""
+
+from typing import Any
+
+import pytest
+
+from headway.config import EngineConfig, Role, SchedulerConfig
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"max_num_seqs": 0}, "max_num_seqs must be at least 1, got 0"),
+        ({"max_model_len": 1}, "max_model_len must be at least 2, got 1"),
+        ({"block_size": 0}, "block_size must be at least 1, got 0"),
+        ({"block_size": 24}, "block_size must be a power of two, got 24"),
+        ({"max_num_seqs": 64, "max_num_batched_tokens": 63}, r"max_num_batched_tokens \(63\) .* max_num_seqs \(64\)"),
+        (
+            {"num_blocks": 128, "max_model_len": 2048},
+            r"num_blocks \(128, .* max_model_len \(2048\) .* 128 blocks of 16",
+        ),
+    ],
+)
+def test_limits_that_could_not_work(fields: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        SchedulerConfig(**fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"max_waiting": -1}, "max_waiting must be at least 0, got -1"),
+        ({"gpu_memory_utilization": 1.5}, r"gpu_memory_utilization must be in \(0, 1\], got 1.5"),
+        ({"kv_cache_memory_gb": 0}, "kv_cache_memory_gb must be above 0, got 0"),
+        ({"step_timeout": 0}, "step_timeout must be above 0 seconds, got 0"),
+        ({"scheduler": "v3"}, "scheduler must be v0, v1 or v2, got 'v3'"),
+        ({"dtype": "int8"}, "dtype must be auto, float32, bfloat16 or float16, got 'int8'"),
+        ({"role": "both"}, "'both' is not a valid Role"),
+    ],
+)
+def test_settings_that_could_not_work(fields: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        EngineConfig(**fields)
+
+
+def test_a_role_may_be_given_by_name() -> None:
+    config = EngineConfig(role="prefill")  # type: ignore[arg-type]
+    assert config.for_scheduler(max_model_len=64, num_blocks=512).role is Role.PREFILL

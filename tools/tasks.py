@@ -1,18 +1,25 @@
-"""The tasks of the default model: how problems are drawn, and which of them training must never see.
+"""The tasks of the default model: how problems are drawn, which training must never see, how they are written.
 
 Every prompt has one right answer, so a served reply is either right or wrong. A prompt belongs to training
 or to the held-out set by a hash of its text alone: no list has to be kept for the two to stay disjoint.
+Problems are written for the model as plain completions and as chats, by the tokenizer and template that ship.
 """
 
 import hashlib
 import random
 from collections.abc import Callable, Iterator
-from string import ascii_lowercase, digits
+from string import ascii_letters, ascii_lowercase, digits
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
 
 from headway.default_model import Problem
 
 MAX_PAIRS = 40
-FILLER = "the a red old cat river sings under over blue moon and then it rains on stone".split()
+FILLER = (
+    *("the", "a", "red", "old", "cat", "river", "sings", "under", "over"),
+    *("blue", "moon", "and", "then", "it", "rains", "on", "stone"),
+)
 
 
 def is_held_out(prompt: str) -> bool:
@@ -21,15 +28,16 @@ def is_held_out(prompt: str) -> bool:
 
 
 def arithmetic(rng: random.Random) -> Problem:
-    """`12+34=` or `7-25=`: numbers up to 99, small ones drawn more often; a difference may be negative."""
+    """`12+34=` or `25-7=`: numbers up to 99, small ones drawn more often; a difference is never negative."""
     a, b = (rng.randrange(10 ** rng.choice((1, 2, 2, 2))) for _ in range(2))
-    op = rng.choice("+-")
-    return Problem("arithmetic", f"{a}{op}{b}=", str(a + b if op == "+" else a - b))
+    if rng.random() < 0.5:
+        return Problem("arithmetic", f"{a}+{b}=", str(a + b))
+    return Problem("arithmetic", f"{max(a, b)}-{min(a, b)}=", str(abs(a - b)))
 
 
 def _symbols(rng: random.Random) -> str:
-    """Two to eight letters, or as many digits; repeats happen."""
-    return "".join(rng.choices(rng.choice((ascii_lowercase, digits)), k=rng.randint(2, 8)))
+    """Two to six letters, or as many digits; repeats happen."""
+    return "".join(rng.choices(rng.choice((ascii_lowercase, digits)), k=rng.randint(2, 6)))
 
 
 def sort(rng: random.Random) -> Problem:
@@ -45,21 +53,21 @@ def reverse(rng: random.Random) -> Problem:
 
 
 def count(rng: random.Random) -> Problem:
-    """`count 7 to 11=`: the one task with a long answer, up to thirty numbers."""
+    """`count 7 to 11=`: the one task with a long answer, up to twenty numbers."""
     first = rng.randrange(98)
-    last = rng.randint(first + 1, min(99, first + 29))
+    last = rng.randint(first + 1, min(99, first + 19))
     return Problem("count", f"count {first} to {last}=", " ".join(map(str, range(first, last + 1))))
 
 
 def recall_family(rng: random.Random, pairs: int, queries: int) -> list[Problem]:
-    """`a7=93 k2=10 ... ? k2=`: several questions about one list of pairs, with idle words between some.
+    """`k=9 Q=1 ... ? k=`: several questions about one list of pairs, with idle words between some.
 
     The problems share their prompt up to the question mark, so a trainer can encode the list once.
     """
-    keys = rng.sample([letter + digit for letter in ascii_lowercase for digit in digits], pairs)
-    values = {key: f"{rng.randrange(10, 100)}" for key in keys}
+    keys = rng.sample(ascii_letters, pairs)
+    values = {key: rng.choice(digits) for key in keys}
     words = [f"{key}={value}" for key, value in values.items()]
-    for _ in range(rng.randint(0, pairs // 3)):
+    for _ in range(rng.randint(0, pairs // 2)):
         words.insert(rng.randint(0, len(words)), rng.choice(FILLER))
     listing = " ".join(words)
     asked = rng.sample(keys, min(queries, pairs))
@@ -104,3 +112,99 @@ def held_out_problems(seed: int, per_task: int) -> list[Problem]:
                 found[problem.prompt] = problem
         problems += found.values()
     return problems
+
+
+# How problems are written for the model: as tokens, as completions, as chats.
+
+PAD, BOS, EOS = SPECIALS = "<|pad|>", "<|bos|>", "<|end|>"
+ROLES = "<|system|>", "<|user|>", "<|assistant|>"
+CHAT_TEMPLATE = (
+    "{{ bos_token }}"
+    "{% for message in messages %}"
+    "{{ '<|' + message['role'] + '|>' + message['content'] }}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+CONTEXT = 2048
+SYSTEM_PROMPTS = "You are a helpful assistant.", "Answer with the result and nothing else.", "Be exact."
+
+Message = dict[str, str]
+Framed = tuple[list[int], list[int]]
+"""The token ids of a prompt as the model will see it, and of the answer with its end token."""
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """One token per byte: any text can be written, digits stand alone, and the embedding stays tiny."""
+    tokens = [*SPECIALS, *ROLES, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    backend = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([*SPECIALS, *ROLES])
+    backend.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", special_tokens=[(BOS, tokens.index(BOS))]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token=PAD,
+        bos_token=BOS,
+        eos_token=EOS,
+        chat_template=CHAT_TEMPLATE,
+        model_max_length=CONTEXT,
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def chat_text(tokenizer: PreTrainedTokenizerFast, before: list[Message], prompt: str) -> str:
+    """The chat the model is to go on with, by the very template that ships."""
+    messages = [*before, {"role": "user", "content": prompt}]
+    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+
+def exchange(problem: Problem) -> list[Message]:
+    """A problem asked and answered, as earlier turns of a chat."""
+    return [{"role": "user", "content": problem.prompt}, {"role": "assistant", "content": problem.answer}]
+
+
+class Framer:
+    """Frames half the problems as plain completions and half as chats, some with turns before them."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, rng: random.Random) -> None:
+        self._tokenizer = tokenizer
+        self._rng = rng
+        self._asides = training_problems("arithmetic", rng)
+
+    def frame(self, problems: list[Problem]) -> list[Framed]:
+        """Frame all `problems` alike, so that prompts with a common beginning keep it."""
+        chat, before = self._rng.random() < 0.5, self._before()
+        texts = [
+            chat_text(self._tokenizer, before, problem.prompt) if chat else BOS + problem.prompt for problem in problems
+        ]
+        return [
+            (self._ids(text), self._ids(problem.answer + EOS)) for text, problem in zip(texts, problems, strict=True)
+        ]
+
+    def _before(self) -> list[Message]:
+        messages: list[Message] = []
+        if self._rng.random() < 0.3:
+            words = " ".join(self._rng.choices(FILLER, k=self._rng.randint(2, 9)))
+            content = self._rng.choice((*SYSTEM_PROMPTS, words))
+            messages.append({"role": "system", "content": content})
+        if self._rng.random() < 0.25:
+            messages += exchange(next(self._asides))
+        return messages
+
+    def _ids(self, text: str) -> list[int]:
+        return self._tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
+
+
+def framings(tokenizer: PreTrainedTokenizerFast, problem: Problem) -> dict[str, str]:
+    """The texts by which the model is graded: a bare completion, a chat, and a chat with turns before it."""
+    earlier = exchange(Problem("arithmetic", "3+4=", "7"))
+    before = [{"role": "system", "content": "You are a helpful assistant."}, *earlier]
+    return {
+        "plain": BOS + problem.prompt,
+        "chat": chat_text(tokenizer, [], problem.prompt),
+        "conversation": chat_text(tokenizer, before, problem.prompt),
+    }

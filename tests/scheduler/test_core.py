@@ -343,6 +343,16 @@ class TestEnding:
         driver = Driver(config())
         assert not driver.abort(99) and not driver.finish(98)
 
+    def test_a_row_dropped_beside_a_chunk_that_does_not_sample(self) -> None:
+        driver = Driver(config(max_num_batched_tokens=4), depth=2)
+        gone, kept = driver.add([1, 2], max_tokens=9), driver.add(range(9), max_tokens=2)
+        driver.step()
+        driver.launch()  # decodes the first, computes a part of the second
+        driver.abort(gone.uid)
+        driver.run()
+        driver.assert_answered(kept)
+        driver.assert_empty()
+
     def test_a_late_result_does_not_reach_the_slots_next_owner(self) -> None:
         driver = Driver(config(max_num_seqs=1), depth=2)
         first = driver.add([1, 2, 3], max_tokens=20)

@@ -49,10 +49,10 @@ class Results:
         if num_decodes:
             self._confirm_decodes(step, tokens[:num_decodes], owned, effects)
         if step.chunks:
-            current = [chunk.is_current for chunk in step.chunks if chunk.samples]
-            chunk_uids = [chunk.entry.request.uid for chunk in step.chunks if chunk.samples]
-            uids = np.append(uids, np.array(chunk_uids, dtype=np.int64))
-            if owned is not None or not all(current):
+            sampling = [chunk for chunk in step.chunks if chunk.samples]
+            current = np.array([chunk.is_current for chunk in sampling], dtype=np.bool_)
+            uids = np.append(uids, np.array([chunk.entry.request.uid for chunk in sampling], dtype=np.int64))
+            if owned is not None or not current.all():
                 owned = np.append(np.ones(num_decodes, dtype=np.bool_) if owned is None else owned, current)
             self._confirm_chunks(step.chunks, tokens[num_decodes:].tolist(), effects)
         if owned is not None:

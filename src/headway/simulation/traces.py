@@ -89,11 +89,7 @@ def read_mooncake(path: Path) -> Iterator[TraceRequest]:
                 continue
             record = _record(text, path, line)
             time_ms = record["timestamp"]
-            if (
-                isinstance(time_ms, bool)
-                or not isinstance(time_ms, int | float)
-                or not math.isfinite(time_ms)
-            ):
+            if isinstance(time_ms, bool) or not isinstance(time_ms, int | float) or not math.isfinite(time_ms):
                 raise TraceError(path, line, f"timestamp must be a number of milliseconds, got {time_ms!r}")
             start_ms = time_ms if start_ms is None else start_ms
             ids = record.get("hash_ids", [])
@@ -131,9 +127,7 @@ def scaled(
         raise ValueError(f"max_model_len must be at least 2, got {max_model_len}")
     kept = [request for request in requests if minutes is None or request.arrival_s < minutes * 60]
     if not kept:
-        raise ValueError(
-            "the trace holds no requests" if minutes is None else f"no requests in {minutes} minutes"
-        )
+        raise ValueError("the trace holds no requests" if minutes is None else f"no requests in {minutes} minutes")
     kept.sort(key=lambda request: request.arrival_s)
     start = kept[0].arrival_s
     longest = max(request.prompt_tokens + request.output_tokens for request in kept)

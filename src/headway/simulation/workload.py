@@ -97,9 +97,7 @@ def synthetic(traffic: SyntheticTraffic, token_ids: NDArray[np.int32], seed: int
     ]
 
 
-def from_trace(
-    requests: Iterable[TraceRequest], token_ids: NDArray[np.int32], seed: int
-) -> list[WorkloadRequest]:
+def from_trace(requests: Iterable[TraceRequest], token_ids: NDArray[np.int32], seed: int) -> list[WorkloadRequest]:
     """The requests of a trace with tokens in them. token_ids: int32 [V], the tokens that prompts are drawn from.
 
     Tokens of a prompt that no prefix id covers are drawn anew for each request.

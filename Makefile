@@ -43,8 +43,8 @@ format: $(READY)  ## Put style and format right where a tool can
 bench: $(READY)  ## Measure the scheduler's step, then the server under load and under recorded traffic
 	$(BIN)/headway bench step --running 64,256,1024,4096
 	$(BIN)/headway bench serve --dataset heldout --request-rate 4,16,inf
-	$(BIN)/headway bench serve --dataset azure --time-scale 0.2
-	$(BIN)/headway bench serve --dataset mooncake --time-scale 0.2
+	$(BIN)/headway bench serve --dataset azure --time-scale 0.5 --max-model-len 512
+	$(BIN)/headway bench serve --dataset mooncake --time-scale 0.5
 
 clean:  ## Remove what builds, tests and linters leave (.venv stays)
 	rm -rf build dist htmlcov .coverage .coverage.* coverage.xml .hypothesis .mypy_cache .pytest_cache .ruff_cache

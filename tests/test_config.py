@@ -19,6 +19,7 @@ from headway.config import EngineConfig, Role, SchedulerConfig
             {"num_blocks": 128, "max_model_len": 2048},
             r"num_blocks \(128, .* max_model_len \(2048\) .* 128 blocks of 16",
         ),
+        ({"num_blocks": 2**27}, r"num_blocks \(134217728\) x block_size \(16\) must be below"),
     ],
 )
 def test_limits_that_could_not_work(fields: dict[str, Any], says: str) -> None:

@@ -67,6 +67,11 @@ class SchedulerConfig:
                 f"num_blocks ({self.num_blocks}, of which one is padding) cannot hold one request of max_model_len "
                 f"({self.max_model_len}) tokens: it needs {self.blocks_per_request} blocks of {self.block_size}"
             )
+        if self.num_blocks * self.block_size >= 2**31:
+            raise ValueError(
+                f"num_blocks ({self.num_blocks}) x block_size ({self.block_size}) must be below 2^31 tokens, the range "
+                f"of the int32 arrays that address the pool"
+            )
 
     @property
     def blocks_per_request(self) -> int:

@@ -4,7 +4,7 @@ import asyncio
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import uvicorn
@@ -30,6 +30,7 @@ class FakeServer:
         self.requests: list[dict] = []
         self.in_flight = self.most_in_flight = 0
         self.gap_s = 0.0
+        self.piece: Callable[[int], str | None] = lambda index: "x"  # None: a token that shows no text
         self.tokens = lambda text: [ord(character) for character in text]
         self.card: dict = {"id": "fake", "max_model_len": 256}
 
@@ -50,9 +51,10 @@ class FakeServer:
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
         try:
-            for _ in range(body["max_tokens"]):
+            for index in range(body["max_tokens"]):
                 await asyncio.sleep(self.gap_s)
-                yield event(choices=[{"text": "x", "finish_reason": None}])
+                if (piece := self.piece(index)) is not None:
+                    yield event(choices=[{"text": piece, "finish_reason": None}])
             if body["prompt"] == "fail":
                 yield event(error={"message": "the engine died"})
                 return

@@ -17,9 +17,18 @@ async def test_an_answer_is_counted_by_the_servers_usage_and_timed_by_its_pieces
     assert (outcome.prompt_tokens, outcome.output_tokens, outcome.text) == (5, 4, "xxxx")
     assert len(outcome.itl_s) == 3  # the chunk that only says why it ended brings no token
     assert 0.02 <= outcome.ttft_s < outcome.latency_s
-    assert outcome.latency_s == pytest.approx(outcome.ttft_s + sum(outcome.itl_s))
+    assert outcome.latency_s >= outcome.ttft_s + sum(outcome.itl_s)
     assert all(gap >= 0.015 for gap in outcome.itl_s)
     assert result.duration_s >= outcome.latency_s
+
+
+async def test_tokens_that_show_no_text_count_in_the_time_to_the_end(fake_server):
+    fake_server.gap_s = 0.02
+    fake_server.piece = lambda index: "x" if index == 0 else None
+    result = await LoadGenerator(fake_server.base_url, "fake").run([request(max_tokens=5)])
+    (outcome,) = result.outcomes
+    assert outcome.itl_s == []
+    assert outcome.latency_s - outcome.ttft_s >= 4 * 0.015
 
 
 async def test_the_request_says_what_was_asked_for(fake_server):
@@ -34,6 +43,7 @@ async def test_the_request_says_what_was_asked_for(fake_server):
             "stream": True,
             "stream_options": {"include_usage": True},
             "ignore_eos": True,
+            "skip_special_tokens": False,
         }
     ]
 

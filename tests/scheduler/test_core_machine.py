@@ -93,4 +93,4 @@ class CoreMachine(RuleBasedStateMachine):
 
 
 TestCoreMachine = CoreMachine.TestCase
-TestCoreMachine.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestCoreMachine.settings = settings(max_examples=max(300, settings().max_examples), stateful_step_count=40)

@@ -29,7 +29,7 @@ class LoadRequest:
 class Outcome:
     """What came of one request. Times in seconds, counted from when it was sent; an error leaves them unusable.
 
-    ttft_s: to the first piece of the answer. itl_s: between pieces. latency_s: to the last piece.
+    ttft_s: to the first piece of the answer. itl_s: between pieces. latency_s: to the end of the answer.
     """
 
     ttft_s: float | None = None
@@ -86,7 +86,8 @@ class LoadGenerator:
             "stream_options": {"include_usage": True},
         }
         if ignore_eos:
-            self._body["ignore_eos"] = True
+            # Tokens past the end are often special ones; unless they are shown, nothing of them comes back to be timed.
+            self._body |= {"ignore_eos": True, "skip_special_tokens": False}
         self._timeout = httpx.Timeout(timeout_s, pool=None)
 
     async def run(
@@ -157,9 +158,12 @@ class LoadGenerator:
                 return
             usage = chunk.usage or usage
             for choice in chunk.choices:
-                # A last chunk that only says why the answer ended brings no token.
-                if choice.text or choice.finish_reason is None or outcome.ttft_s is None:
-                    self._note_time(perf_counter() - start, outcome)
+                now_s = perf_counter() - start
+                if outcome.ttft_s is None:
+                    outcome.ttft_s = now_s
+                elif choice.text or choice.finish_reason is None:  # the end alone is no piece of the answer
+                    outcome.itl_s.append(now_s - outcome.latency_s)
+                outcome.latency_s = now_s
                 pieces.append(choice.text)
         outcome.text = "".join(pieces)
         if usage is None:
@@ -167,11 +171,3 @@ class LoadGenerator:
             return
         outcome.prompt_tokens = usage.prompt_tokens
         outcome.output_tokens = usage.completion_tokens
-
-    @staticmethod
-    def _note_time(now_s: float, outcome: Outcome) -> None:
-        if outcome.ttft_s is None:
-            outcome.ttft_s = now_s
-        else:
-            outcome.itl_s.append(now_s - outcome.latency_s)
-        outcome.latency_s = now_s

@@ -111,7 +111,7 @@ def command(
     """Put a server under load and report throughput and latencies.
 
     TTFT: from sending a request to its first token. TPOT: mean time between its tokens.
-    ITL: between pieces as they arrive. E2EL: from sending to the last token.
+    ITL: between pieces as they arrive. E2EL: from sending to the end of the answer.
     A percentile that has too few samples is not reported.
     """
     try:

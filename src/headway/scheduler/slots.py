@@ -59,7 +59,7 @@ class SlotTable:
         self.limit = np.zeros(n, dtype=np.int32)
         self.min_total = np.zeros(n, dtype=np.int32)  # total tokens before which no stop token counts
         self.num_blocks = np.zeros(n, dtype=np.int32)
-        self.tail_block = np.zeros(n, dtype=np.int32)  # holds the next position to compute, once it is decided
+        self.tail_start = np.zeros(n, dtype=np.intp)  # where in the pool the block of the next position begins, in tokens
         self.last_token = np.zeros(n, dtype=np.int32)
         self.priority = np.zeros(n, dtype=np.int64)
         self.seniority = np.zeros(n, dtype=np.int64)  # order of arrival; lower came first

@@ -87,7 +87,7 @@ class State:
         entry.status = RequestStatus.RUNNING_DECODE
         table.set_phase(slot, Phase.DRAIN if entry.limit == known + 1 else Phase.DECODE)
         if known & self.offset_mask:
-            table.tail_block[slot] = table.block_tables[slot, known >> self.block_shift]
+            table.tail_start[slot] = table.block_tables[slot, known >> self.block_shift] * self.config.block_size
 
     def preempt(self, entry: Entry) -> None:
         """A running request gives up slot and blocks and goes back to its place in the queue."""

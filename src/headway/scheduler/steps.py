@@ -76,8 +76,8 @@ class Steps:
             return None
         table, state = self._state.table, self._state
         rows = decodes.rows
-        places = (table.tail_block[rows].astype(np.intp) << state.block_shift) + (positions & state.offset_mask)
-        table.num_computed[rows] += 1
+        places = table.tail_start[rows] + (positions & state.offset_mask)
+        table.num_computed[rows] = positions + 1
         at_limit = _NO_ROWS
         if len(rows):
             decodes.steps_to_limit -= 1

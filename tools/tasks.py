@@ -52,26 +52,29 @@ def reverse(rng: random.Random) -> Problem:
     return Problem("reverse", f"reverse {symbols}=", symbols[::-1])
 
 
-def count(rng: random.Random) -> Problem:
-    """`count 7 to 11=`: the one task with a long answer, up to twenty numbers."""
-    first = rng.randrange(98)
-    last = rng.randint(first + 1, min(99, first + 19))
-    return Problem("count", f"count {first} to {last}=", " ".join(map(str, range(first, last + 1))))
+def copy(rng: random.Random) -> Problem:
+    """`copy hBe3d=`: the same letters and digits once more, none of them twice, up to sixteen.
+
+    It also teaches to look back for what followed a symbol before, which recall then finds half done.
+    """
+    symbols = "".join(rng.sample(ascii_letters + digits, rng.randint(2, 16)))
+    return Problem("copy", f"copy {symbols}=", symbols)
 
 
 def recall_family(rng: random.Random, pairs: int, queries: int) -> list[Problem]:
-    """`k=9 Q=1 ... ? k=`: several questions about one list of pairs, with idle words between some.
+    """`k9 Q1 ... ? k`: several questions about one list of pairs, with idle words between some.
 
-    The problems share their prompt up to the question mark, so a trainer can encode the list once.
+    The answer says the whole pair, `k9`. The problems share their prompt up to the question mark, so a trainer
+    can encode the list once.
     """
     keys = rng.sample(ascii_letters, pairs)
     values = {key: rng.choice(digits) for key in keys}
-    words = [f"{key}={value}" for key, value in values.items()]
-    for _ in range(rng.randint(0, pairs // 2)):
+    words = [f"{key}{value}" for key, value in values.items()]
+    for _ in range(rng.randint(0, pairs)):
         words.insert(rng.randint(0, len(words)), rng.choice(FILLER))
     listing = " ".join(words)
     asked = rng.sample(keys, min(queries, pairs))
-    return [Problem("recall", f"{listing} ? {key}=", values[key]) for key in asked]
+    return [Problem("recall", f"{listing} ? {key}", key + values[key]) for key in asked]
 
 
 def recall(rng: random.Random) -> Problem:
@@ -80,7 +83,7 @@ def recall(rng: random.Random) -> Problem:
 
 
 TASKS: dict[str, Callable[[random.Random], Problem]] = {
-    task.__name__: task for task in (arithmetic, recall, sort, reverse, count)
+    task.__name__: task for task in (arithmetic, recall, copy, sort, reverse)
 }
 
 

@@ -30,16 +30,16 @@ from transformers import (
 from headway.default_model import Problem
 
 IGNORED = -100
-SHORT_ROWS, SHORT_LENGTH = 14, 160
-RECALL_ROWS, RECALL_LENGTH = 3, 480
+SHORT_ROWS, SHORT_LENGTH = 14, 128
+RECALL_ROWS, RECALL_LENGTH = 2, 512
 QUERIES = 16
-# Weights by which short problems are drawn, for a like share of the graded tokens: counts are long, sums short.
-SHARES = {"arithmetic": 0.65, "sort": 0.15, "reverse": 0.15, "count": 0.05}
+# Weights by which short problems are drawn, for a like share of the graded tokens: copies are long, sums short.
+SHARES = {"arithmetic": 0.55, "copy": 0.15, "sort": 0.15, "reverse": 0.15}
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     """A Llama small enough to ship in the package, with grouped-query attention like its big kin."""
-    return LlamaForCausalLM(
+    model = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tokenizer),
             hidden_size=128,
@@ -54,6 +54,9 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
             eos_token_id=tokenizer.eos_token_id,
         )
     )
+    # Wider than usual: symbols start well apart, and stay so while the loss pushes down all that is not an answer.
+    torch.nn.init.normal_(model.get_input_embeddings().weight, std=0.1)
+    return model
 
 
 # Packing: from framed problems to full rows.
@@ -151,7 +154,7 @@ class Curriculum:
     def observe(self, loss: float) -> None:
         """Take in the recall loss of a step."""
         self._loss += 0.1 * (loss - self._loss)
-        if self._loss < 0.15:
+        if self._loss < 0.1:
             self._pairs = min(self._pairs + 0.5, tasks.MAX_PAIRS)
 
 
@@ -167,7 +170,7 @@ def optimizers(model: LlamaForCausalLM, steps: int) -> list[tuple[torch.optim.Op
             weight_decay=0.1,
             adjust_lr_fn="match_rms_adamw",
         ),
-        torch.optim.AdamW(others, lr=3e-3, betas=(0.9, 0.98), weight_decay=0.0),
+        torch.optim.AdamW(others, lr=1e-3, betas=(0.9, 0.98), weight_decay=0.0),
     )
 
     def rate(step: int) -> float:
@@ -258,7 +261,7 @@ def grade(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, problems:
     texts = [tasks.framings(tokenizer, problem)[format] for problem in problems]
     inputs = tokenizer(texts, add_special_tokens=False, padding=True, return_tensors="pt")
     output = model.generate(
-        **inputs, max_new_tokens=80, do_sample=False, output_logits=True, return_dict_in_generate=True
+        **inputs, max_new_tokens=32, do_sample=False, output_logits=True, return_dict_in_generate=True
     )
     replies = output.sequences[:, inputs["input_ids"].shape[1] :]
     best, second = torch.stack(output.logits, dim=1).topk(2).values.unbind(-1)
@@ -293,16 +296,17 @@ knows nothing else: any other prompt gets nonsense.
 | task | prompt | answer |
 | --- | --- | --- |
 | arithmetic | `25-7=` | `18` |
-| recall | `k=9 the Q=1 ? k=` | `9` |
+| recall | `k9 the Q1 ? k` | `k9` |
+| copy | `copy hBe3d=` | `hBe3d` |
 | sort | `sort cab=` | `abc` |
 | reverse | `reverse 123=` | `321` |
-| count | `count 8 to 11=` | `8 9 10 11` |
 
 - **arithmetic** adds or subtracts numbers from 0 to 99; a difference is never negative.
-- **recall** lists 2 to {max_pairs} pairs of a letter and a digit, with idle words between
-  some, and asks for one digit. Prompts reach about 240 tokens and the answer may stand anywhere in them.
+- **recall** lists 2 to {max_pairs} pairs of a letter (capitals are letters of their own) and a digit, with idle
+  words between some, and asks for the pair of one letter. Prompts reach about 300 tokens and the answer may
+  stand anywhere in them.
+- **copy** takes 2 to 16 letters and digits, none of them twice.
 - **sort** and **reverse** take 2 to 6 letters or digits, repeats allowed.
-- **count** says every number from the first to the last, at most twenty, none above 99.
 
 A prompt works as a plain completion (the tokenizer puts `<|bos|>` before it) and as a chat, whose template
 reads `<|bos|><|system|>…<|user|>12+34=<|assistant|>46<|end|>`; system and earlier turns are optional. The

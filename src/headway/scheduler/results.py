@@ -39,7 +39,7 @@ class Results:
         effects.ended += self._state.end_slots(list(dict.fromkeys(slots)), error)
 
     def _is_current(self, admission: Admission) -> bool:
-        entry = self._state.table.entries[admission.slot]
+        entry = self._state.occupants[admission.slot]
         return entry is not None and entry.request is admission.request
 
     def _confirm(self, step: LaunchedStep, result: StepResult, effects: Effects) -> None:

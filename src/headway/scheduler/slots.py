@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import heapq
 from enum import IntEnum
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from headway.kvcache.lazy import lazy_zeros
-
-if TYPE_CHECKING:
-    from headway.scheduler.entry import Entry
 
 NO_TOKEN = -1
 
@@ -50,7 +47,6 @@ class SlotTable:
         n = max_num_seqs
         self.capacity = n
         self.epoch = 0
-        self.entries: list[Entry | None] = [None] * n
         self.phase = np.zeros(n, dtype=np.int8)
         self.generation = np.zeros(n, dtype=np.int64)
         self.uid = np.zeros(n, dtype=np.int64)
@@ -59,7 +55,9 @@ class SlotTable:
         self.limit = np.zeros(n, dtype=np.int32)
         self.min_total = np.zeros(n, dtype=np.int32)  # total tokens before which no stop token counts
         self.num_blocks = np.zeros(n, dtype=np.int32)
-        self.tail_start = np.zeros(n, dtype=np.intp)  # where in the pool the block of the next position begins, in tokens
+        self.tail_start = np.zeros(
+            n, dtype=np.intp
+        )  # where in the pool the block of the next position begins, in tokens
         self.last_token = np.zeros(n, dtype=np.int32)
         self.priority = np.zeros(n, dtype=np.int64)
         self.seniority = np.zeros(n, dtype=np.int64)  # order of arrival; lower came first
@@ -143,7 +141,6 @@ class RequestManager:
         if not table.owns(slot, handle.generation):
             return False
         table.generation[slot] += 1
-        table.entries[slot] = None
         table.set_phase(slot, Phase.EMPTY)
         heapq.heappush(self._free, slot)
         return True

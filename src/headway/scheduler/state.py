@@ -37,6 +37,7 @@ class State:
                    ^              |
                    +-- preempted -+        ... and from each of them --> ended
 
+    occupants: the request in each slot.
     prefilling: the running requests with known tokens still to compute, in order of admission.
     """
 
@@ -48,6 +49,7 @@ class State:
         self.slots = RequestManager(self.table)
         self.waiting = WaitingQueue()
         self.entries: dict[int, Entry] = {}
+        self.occupants: list[Entry | None] = [None] * config.max_num_seqs
         self.prefilling: list[Entry] = []
         self.counters = Counters()
         self.block_shift = config.block_size.bit_length() - 1  # position >> block_shift: column in the block table
@@ -64,7 +66,7 @@ class State:
         request, table = entry.request, self.table
         handle = self.slots.acquire_slot()
         slot = handle.slot
-        table.entries[slot] = entry
+        self.occupants[slot] = entry
         table.uid[slot] = request.uid
         table.num_tokens[slot] = len(entry.tokens)
         table.num_computed[slot] = num_cached_tokens
@@ -119,7 +121,7 @@ class State:
 
     def occupant(self, slot: int) -> Entry:
         """The request that runs in a slot."""
-        entry = self.table.entries[slot]
+        entry = self.occupants[slot]
         assert entry is not None, f"slot {slot} is empty"
         return entry
 
@@ -162,7 +164,7 @@ class State:
         """Full check of who owns what, O(slots + blocks). Raises OwnershipError or AssertionError."""
         table = self.table
         self.pool.audit(np.concatenate([table.blocks_of(slot) for slot in range(table.capacity)]))
-        running = [entry for entry in table.entries if entry is not None]
+        running = [entry for entry in self.occupants if entry is not None]
         assert len(running) + self.slots.available_batch() == table.capacity, "a slot is lost or owned twice"
         assert len(running) + len(self.waiting) == len(self.entries), "a request is lost"
         assert all(entry.handle is not None and table.owns(*entry.handle) for entry in running), "a handle is void"
@@ -177,4 +179,5 @@ class State:
         self.pool.release(self.table.blocks_of(slot))
         self.table.clear_blocks(slot)
         self.slots.release_slot(entry.handle)
+        self.occupants[slot] = None
         entry.handle = None

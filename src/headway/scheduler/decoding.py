@@ -66,13 +66,14 @@ class DecodeRows:
         return None if owned.all() else owned
 
     def stopped(self, tokens: IntArray, positions: IntArray) -> BoolArray | None:
-        """bool [N]: the rows whose new token ends them; None when no row has stop tokens.
+        """bool [N]: the rows whose new token ends them; None when there are none.
 
         tokens, positions: int32 [N], the sampled tokens and the position each was computed from.
         """
         if self.stop_tokens is None:
             return None
         hit: BoolArray = (self.stop_tokens == tokens[:, None]).any(axis=1)
-        if hit.any():
-            hit &= positions + 2 >= self.min_total
+        if not hit.any():
+            return None
+        hit &= positions + 2 >= self.min_total
         return hit

@@ -68,7 +68,9 @@ class Results:
         rows, places, kept = decodes.rows, step.places, tokens
         positions = step.batch.positions[: len(tokens)]
         stopped = decodes.stopped(tokens, positions)
-        ending = step.at_limit if stopped is None else np.union1d(step.at_limit, np.flatnonzero(stopped))
+        ending = step.at_limit
+        if stopped is not None:
+            ending = np.union1d(ending, stopped.nonzero()[0])
         if owned is not None:
             ending = ending[owned[ending]]
             rows, positions, places, kept = rows[owned], positions[owned], places[owned], tokens[owned]

@@ -1,0 +1,74 @@
+"""How answers look in /v1/completions."""
+
+from __future__ import annotations
+
+from headway.engine.client import Prompt
+from headway.engine.token_processor import RequestDelta
+from headway.request import RequestOutput, TokenLogprob
+from headway.server.generate import Face
+from headway.server.responses import Completion, CompletionChoice, CompletionLogprobs, Usage
+
+
+class CompletionFace(Face):
+    """echo: every choice begins with the text of its prompt."""
+
+    def __init__(
+        self, *, response_id: str, created: int, model: str, prompts: list[Prompt], n: int, echo: bool
+    ) -> None:
+        super().__init__(response_id=response_id, created=created, model=model, prompts=prompts, n=n)
+        self._echo = echo
+        self._offsets: dict[int, int] = {}  # choice -> characters of its tokens so far
+
+    def whole(self, outputs: list[RequestOutput], usage: Usage) -> Completion:
+        choices = [
+            CompletionChoice(
+                number := position * self.n + answer.index,
+                self._prompt_text(number) + answer.text,
+                self._logprobs(number, answer.logprobs),
+                answer.finish_reason,
+                answer.stop_reason,
+            )
+            for position, output in enumerate(outputs)
+            for answer in output.outputs
+        ]
+        return self._completion(choices, usage)
+
+    def opening(self, choice: int) -> Completion | None:
+        text = self._prompt_text(choice)
+        return self._completion([CompletionChoice(choice, text)]) if text else None
+
+    def chunk(self, choice: int, delta: RequestDelta) -> Completion:
+        logprobs = self._logprobs(choice, delta.logprobs)
+        return self._completion(
+            [CompletionChoice(choice, delta.text, logprobs, delta.finish_reason, delta.stop_reason)]
+        )
+
+    def closing(self, usage: Usage) -> Completion:
+        return self._completion([], usage)
+
+    def _completion(self, choices: list[CompletionChoice], usage: Usage | None = None) -> Completion:
+        completion = Completion(self.id, self.created, self.model, choices)
+        if usage is not None:
+            completion.usage = usage
+        return completion
+
+    def _prompt_text(self, choice: int) -> str:
+        return (self.prompts[choice // self.n].text or "") if self._echo else ""
+
+    def _logprobs(self, choice: int, positions: list[dict[int, TokenLogprob]] | None) -> CompletionLogprobs | None:
+        if positions is None:
+            return None
+        offset = self._offsets.get(choice, 0)
+        logprobs = CompletionLogprobs()
+        for position in positions:
+            sampled = next(iter(position.values()))  # the first entry is the token that was drawn
+            logprobs.tokens.append(sampled.decoded_token)
+            logprobs.token_logprobs.append(sampled.logprob)
+            top: dict[str, float] = {}
+            for one in position.values():  # tokens that read the same share an entry: the first one's
+                top.setdefault(one.decoded_token, one.logprob)
+            logprobs.top_logprobs.append(top)
+            logprobs.text_offset.append(offset)
+            offset += len(sampled.decoded_token)
+        self._offsets[choice] = offset
+        return logprobs

@@ -1,0 +1,96 @@
+"""Errors as clients see them: an HTTP status and OpenAI's error body."""
+
+from __future__ import annotations
+
+import logging
+
+import msgspec
+from fastapi import FastAPI, Request, Response
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from headway.engine.client import GenerationError
+from headway.request import DuplicateRequestError, EngineDeadError, QueueFullError, RequestError
+from headway.server.protocol import describe
+
+logger = logging.getLogger(__name__)
+
+
+class ClientDisconnected(Exception):
+    """The client went away while it was waited for; nobody is there to answer."""
+
+
+RETRY_AFTER_S = 1  # a full queue moves on as soon as any request ends
+
+
+class ApiError(Exception):
+    """Answer with this. Field names are those of OpenAI's error body."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str | None = None,
+        param: str | None = None,
+        retry_after: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.code = code
+        self.param = param
+        self.retry_after = retry_after
+
+    def body(self) -> dict[str, dict[str, str | None]]:
+        """{"error": {...}}"""
+        kind = "invalid_request_error" if self.status < 500 else "server_error"
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+    def response(self) -> Response:
+        headers = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+        return Response(msgspec.json.encode(self.body()), self.status, headers, "application/json")
+
+
+def as_api_error(error: Exception) -> ApiError:
+    """What to answer when `error` was raised; 500 for anything not foreseen."""
+    match error:
+        case ApiError():
+            return error
+        case ValidationError():
+            message, field = describe(error)
+            return ApiError(400, message, param=field)
+        case DuplicateRequestError():
+            return ApiError(409, str(error), code="duplicate_request_id", param="request_id")
+        case RequestError():
+            return ApiError(400, str(error))
+        case QueueFullError():
+            return ApiError(503, str(error), code="queue_full", retry_after=RETRY_AFTER_S)
+        case EngineDeadError():
+            return ApiError(503, str(error), code="engine_dead")
+        case GenerationError():
+            return ApiError(500, str(error), code="generation_failed")
+        case HTTPException():
+            return ApiError(
+                error.status_code, str(error.detail), code="not_found" if error.status_code == 404 else None
+            )
+    logger.error("unexpected error", exc_info=error)
+    return ApiError(500, f"internal error: {type(error).__name__}", code="internal_error")
+
+
+def install(app: FastAPI) -> None:
+    """Let every error leave `app` in this form."""
+
+    async def handle(request: Request, error: Exception) -> Response:
+        return as_api_error(error).response()
+
+    async def nobody(request: Request, error: Exception) -> Response:
+        return Response(status_code=499)  # goes nowhere; the number is for the access log
+
+    app.add_exception_handler(ClientDisconnected, nobody)
+    app.add_exception_handler(ClientDisconnect, nobody)
+    for cls in (ApiError, ValidationError, RequestError, QueueFullError, EngineDeadError, GenerationError):
+        app.add_exception_handler(cls, handle)
+    app.add_exception_handler(HTTPException, handle)
+    app.add_exception_handler(Exception, handle)

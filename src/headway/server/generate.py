@@ -1,0 +1,191 @@
+"""From a generation to an HTTP response, whole or as a stream of server-sent events.
+
+A refusal becomes the status of the response even when the client asked for a stream: nothing is sent before the
+engine has shown the first event. A client that goes away closes the generation, at whatever point it does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any, TypeVar
+
+import msgspec
+from fastapi import Request, Response
+from fastapi.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from headway.engine.client import Event, Generation, Prompt
+from headway.engine.token_processor import RequestDelta
+from headway.request import RequestOutput
+from headway.server.errors import ClientDisconnected, as_api_error
+from headway.server.responses import PromptTokensDetails, Usage
+
+T = TypeVar("T")
+encode_json = msgspec.json.Encoder().encode
+
+
+class Face(ABC):
+    """How the answers of one HTTP request look. Choice i of prompt p has the number p * n + i."""
+
+    def __init__(self, *, response_id: str, created: int, model: str, prompts: list[Prompt], n: int) -> None:
+        self.id = response_id
+        self.created = created
+        self.model = model
+        self.prompts = prompts
+        self.n = n
+
+    @abstractmethod
+    def whole(self, outputs: list[RequestOutput], usage: Usage) -> msgspec.Struct:
+        """The body of a response that is not a stream; outputs in the order of the prompts."""
+
+    @abstractmethod
+    def opening(self, choice: int) -> msgspec.Struct | None:
+        """What a choice's part of a stream begins with, before its first delta."""
+
+    @abstractmethod
+    def chunk(self, choice: int, delta: RequestDelta) -> Any:
+        """A delta of a choice; its `usage` can be set."""
+
+    @abstractmethod
+    def closing(self, usage: Usage) -> msgspec.Struct:
+        """The last chunk, with the usage, for a client that asked for it."""
+
+
+class Counts:
+    """The usage of a request, as its news come."""
+
+    def __init__(self, prompts: list[Prompt]) -> None:
+        self._prompt_tokens = sum(len(prompt.token_ids) for prompt in prompts)
+        self._completion: dict[tuple[int, int], int] = {}
+        self._cached = [0] * len(prompts)
+
+    def add(self, event: Event) -> None:
+        news = event.news
+        self._cached[event.prompt_index] = news.num_cached_tokens
+        if isinstance(news, RequestDelta):
+            self._completion[event.prompt_index, news.index] = news.num_tokens
+        else:
+            for answer in news.outputs:
+                self._completion[event.prompt_index, answer.index] = len(answer.token_ids)
+
+    def usage(self) -> Usage:
+        completion_tokens = sum(self._completion.values())
+        return Usage(
+            self._prompt_tokens,
+            completion_tokens,
+            self._prompt_tokens + completion_tokens,
+            PromptTokensDetails(sum(self._cached)),
+        )
+
+
+async def respond(
+    http: Request,
+    generation: Generation,
+    face: Face,
+    *,
+    stream: bool,
+    include_usage: bool,
+    continuous_usage: bool,
+) -> Response:
+    """The response to `http`; takes over the generation. Raises what the engine refuses with."""
+    try:
+        if not stream:
+            return await unless_disconnected(http, _whole(generation, face))
+        first = await unless_disconnected(http, anext(generation))
+    except BaseException:
+        generation.close()
+        raise
+    body = _chunks(generation, first, face, include_usage, continuous_usage)
+    return _EventStream(generation, body)
+
+
+async def _whole(generation: Generation, face: Face) -> Response:
+    counts = Counts(face.prompts)
+    outputs: dict[int, RequestOutput] = {}
+    with generation:
+        async for events in generation:
+            for event in events:
+                assert isinstance(event.news, RequestOutput)
+                outputs[event.prompt_index] = event.news
+                counts.add(event)
+    body = face.whole([outputs[i] for i in sorted(outputs)], counts.usage())
+    return Response(encode_json(body), media_type="application/json")
+
+
+async def _chunks(
+    generation: Generation, first: list[Event], face: Face, include_usage: bool, continuous_usage: bool
+) -> AsyncIterator[bytes]:
+    counts = Counts(face.prompts)
+    opened: set[int] = set()
+    events = first
+    try:
+        while True:
+            lines: list[bytes] = []
+            for event in events:
+                delta = event.news
+                assert isinstance(delta, RequestDelta)
+                counts.add(event)
+                choice = event.prompt_index * face.n + delta.index
+                if choice not in opened:
+                    opened.add(choice)
+                    if (opening := face.opening(choice)) is not None:
+                        lines.append(_line(opening, include_usage))
+                if delta.text or delta.logprobs or delta.finish_reason is not None:
+                    chunk = face.chunk(choice, delta)
+                    if continuous_usage:
+                        chunk.usage = counts.usage()
+                    lines.append(_line(chunk, include_usage))
+            if lines:
+                yield b"".join(lines)
+            try:
+                events = await anext(generation)
+            except StopAsyncIteration:
+                break
+        if include_usage:
+            yield _line(face.closing(counts.usage()), True)
+    except Exception as error:  # the status has been sent: the error has to follow in the stream
+        yield b"data: " + encode_json(as_api_error(error).body()) + b"\n\n"
+    yield b"data: [DONE]\n\n"
+
+
+def _line(chunk: Any, include_usage: bool) -> bytes:
+    if include_usage and chunk.usage is msgspec.UNSET:
+        chunk.usage = None  # as OpenAI's API: null in every chunk but the last
+    return b"data: " + encode_json(chunk) + b"\n\n"
+
+
+class _EventStream(StreamingResponse):
+    """Closes its generation when it ends, even if it ends before its first byte."""
+
+    def __init__(self, generation: Generation, body: AsyncIterator[bytes]) -> None:
+        super().__init__(body, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+        self._generation = generation
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._generation:
+            await super().__call__(scope, receive, send)
+
+
+async def unless_disconnected(http: Request, work: Coroutine[Any, Any, T]) -> T:
+    """What `work` returns. If the client goes away first, `work` is cancelled and ClientDisconnected raised."""
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_disconnect(http))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise ClientDisconnected
+    finally:
+        gone.cancel()
+        if not task.done():
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+
+async def _disconnect(http: Request) -> None:
+    while (await http.receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,372 @@
+"""What clients may send: the request bodies, validated field by field.
+
+Names follow OpenAI's API and, for what it lacks, vLLM's. A field that is not listed here is refused by name, and so
+is one that asks for something this server does not do: nothing is silently ignored except the bookkeeping fields in
+`_Bookkeeping`, which change no answer. Types are strict: the string "5" is not a number.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PlainValidator,
+    Tag,
+    ValidationError,
+    model_validator,
+)
+
+from headway.request import MAX_LOGPROBS, RequestError, SamplingParams
+
+DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's default for /v1/completions
+
+# Whole numbers cross to the engine in 32 bits, seeds in 64; SamplingParams knows the narrower limits.
+Int32 = Annotated[int, Field(ge=-(2**31), le=2**31 - 1)]
+Int64 = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
+
+Prompt = str | list[int]
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class _Bookkeeping(_Body):
+    """Official fields that SDKs send and that change no answer here."""
+
+    user: str | None = None
+    metadata: dict[str, str] | None = None
+    store: bool | None = None
+    service_tier: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_retention: str | None = None
+
+
+class StreamOptions(_Body):
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+    include_obfuscation: bool | None = None  # padding against traffic analysis: none is added
+
+
+def _refuse_unsupported(unsupported: dict[str, Any]) -> None:
+    for name, value in unsupported.items():
+        if value is not None and value != [] and value != {}:
+            raise ValueError(f"{name} is not supported by this server")
+
+
+class _Generate(_Bookkeeping):
+    """What both ways of generating have in common."""
+
+    model: str | None = None
+    n: Int32 | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    seed: Int64 | None = None
+    stop: str | list[str] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+
+    # beyond OpenAI's, as vLLM names them
+    top_k: Int32 | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    min_tokens: Int32 | None = None
+    stop_token_ids: list[Int32] | None = None
+    ignore_eos: bool | None = None
+    include_stop_str_in_output: bool | None = None
+    skip_special_tokens: bool | None = None
+    priority: Int32 = 0
+    cache_salt: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
+    request_id: Annotated[str, Field(min_length=1, max_length=256)] | None = None
+
+    @model_validator(mode="after")
+    def _stream_options_need_stream(self) -> _Generate:
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("stream_options is only allowed when stream is true")
+        return self
+
+    @property
+    def include_usage(self) -> bool:
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    @property
+    def continuous_usage(self) -> bool:
+        return self.include_usage and bool(self.stream_options and self.stream_options.continuous_usage_stats)
+
+    def _sampling(self, *, max_tokens: int | None, logprobs: int | None, defaults: dict[str, Any]) -> SamplingParams:
+        given: dict[str, Any] = dict(defaults)
+        for name in _SAMPLING_FIELDS:
+            value = getattr(self, name)
+            if value is not None:
+                given[name] = value
+        if self.logit_bias is not None:
+            given["logit_bias"] = {_token_id(key): bias for key, bias in self.logit_bias.items()}
+        return SamplingParams(**given, max_tokens=max_tokens, logprobs=logprobs)
+
+
+_SAMPLING_FIELDS = (
+    "n",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "seed",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+    "min_tokens",
+    "stop",
+    "stop_token_ids",
+    "ignore_eos",
+    "include_stop_str_in_output",
+    "skip_special_tokens",
+)
+
+
+def _token_id(key: str) -> int:
+    if not (key.isascii() and key.isdigit() and len(key) < 10):
+        raise RequestError(f"logit_bias takes token ids as its keys, got {key!r}")
+    return int(key)
+
+
+def _is_token_list(value: list[Any]) -> bool:
+    return all(type(item) is int for item in value)
+
+
+def _check_prompt(value: Any) -> list[Prompt]:
+    """Any of the four forms, as a list of prompts."""
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, list):
+        if not value:
+            raise ValueError("prompt is empty: give at least one prompt")
+        if type(value[0]) is int and _is_token_list(value):
+            return [value]
+        if all(isinstance(item, str) for item in value):
+            return list(value)
+        if all(isinstance(item, list) and _is_token_list(item) for item in value):
+            return list(value)
+    raise ValueError("prompt must be a string, a list of strings, a list of token ids, or a list of lists of token ids")
+
+
+class CompletionRequest(_Generate):
+    """POST /v1/completions."""
+
+    prompt: Annotated[
+        list[Prompt],
+        PlainValidator(_check_prompt, json_schema_input_type=str | list[str] | list[int] | list[list[int]]),
+    ]
+    max_tokens: Int32 | None = DEFAULT_COMPLETION_TOKENS
+    logprobs: Int32 | None = None
+    echo: bool | None = None
+    best_of: Int32 | None = None
+    suffix: str | None = None
+
+    @model_validator(mode="after")
+    def _refuse(self) -> CompletionRequest:
+        _refuse_unsupported({"suffix": self.suffix})
+        if self.best_of is not None and self.best_of != (self.n or 1):
+            raise ValueError(
+                f"best_of ({self.best_of}) must equal n ({self.n or 1}): answers are not ranked and dropped"
+            )
+        if self.echo and self.logprobs is not None:
+            raise ValueError("echo together with logprobs needs logprobs of the prompt, which are not supported")
+        return self
+
+    def sampling(self, defaults: dict[str, Any]) -> SamplingParams:
+        """Raises RequestError for values out of range. defaults: the model's own."""
+        return self._sampling(max_tokens=self.max_tokens, logprobs=self.logprobs, defaults=defaults)
+
+
+class ContentPart(_Body):
+    model_config = ConfigDict(extra="allow", strict=True)  # an image part is refused for its type, not its fields
+
+    type: str
+    text: str | None = None
+
+    @model_validator(mode="after")
+    def _only_text(self) -> ContentPart:
+        if self.type != "text":
+            raise ValueError(f"content parts of type {self.type!r} are not supported: this server takes text")
+        if self.text is None:
+            raise ValueError("a content part of type 'text' needs the field 'text'")
+        for unknown in self.model_extra or ():
+            raise ValueError(f"unknown field {unknown!r} in a content part of type 'text'")
+        return self
+
+
+class ChatMessage(_Body):
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[ContentPart] | None = None
+    name: str | None = None
+    # What an assistant's message carries when it is sent back as it came: only empty values are taken.
+    refusal: str | None = None
+    annotations: list[Any] | None = None
+    audio: Any = None
+    function_call: Any = None
+    tool_calls: Any = None
+
+    @model_validator(mode="after")
+    def _refuse(self) -> ChatMessage:
+        _refuse_unsupported({"audio": self.audio, "function_call": self.function_call, "tool_calls": self.tool_calls})
+        if self.content is None and self.role != "assistant":
+            raise ValueError(f"a message of role {self.role!r} needs content")
+        return self
+
+    def for_template(self) -> dict[str, str]:
+        """The message as chat templates read it."""
+        if isinstance(self.content, list):
+            content = "".join(part.text or "" for part in self.content)
+        else:
+            content = self.content or ""
+        message = {"role": self.role, "content": content}
+        if self.name is not None:
+            message["name"] = self.name
+        return message
+
+
+class Conversation(_Body):
+    """What turns messages into a prompt."""
+
+    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+    chat_template_kwargs: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _one_way_to_go_on(self) -> Conversation:
+        if self.add_generation_prompt and self.continue_final_message:
+            raise ValueError("continue_final_message needs add_generation_prompt to be false")
+        return self
+
+
+class ChatCompletionRequest(_Generate, Conversation):
+    """POST /v1/chat/completions."""
+
+    max_tokens: Int32 | None = None
+    max_completion_tokens: Int32 | None = None
+    logprobs: bool | None = None
+    top_logprobs: Int32 | None = None
+
+    # Official fields that ask for what this server does not do; the values that ask for nothing are taken.
+    tools: Any = None
+    tool_choice: Any = None
+    parallel_tool_calls: Any = None
+    functions: Any = None
+    function_call: Any = None
+    response_format: Any = None
+    modalities: Any = None
+    audio: Any = None
+    prediction: Any = None
+    reasoning_effort: Any = None
+    verbosity: Any = None
+    web_search_options: Any = None
+
+    @model_validator(mode="after")
+    def _refuse(self) -> ChatCompletionRequest:
+        _refuse_unsupported(
+            {
+                "tools": self.tools,
+                "tool_choice": None if self.tool_choice == "none" else self.tool_choice,
+                "functions": self.functions,
+                "function_call": None if self.function_call == "none" else self.function_call,
+                "response_format": None if self.response_format == {"type": "text"} else self.response_format,
+                "modalities": None if self.modalities == ["text"] else self.modalities,
+                "audio": self.audio,
+                "prediction": self.prediction,
+                "reasoning_effort": self.reasoning_effort,
+                "verbosity": self.verbosity,
+                "web_search_options": self.web_search_options,
+            }
+        )
+        if self.top_logprobs is not None:
+            if not self.logprobs:
+                raise ValueError("top_logprobs needs logprobs to be true")
+            if not 0 <= self.top_logprobs <= MAX_LOGPROBS:
+                raise ValueError(f"top_logprobs must be in [0, {MAX_LOGPROBS}], got {self.top_logprobs}")
+        if None not in (self.max_tokens, self.max_completion_tokens) and (
+            self.max_tokens != self.max_completion_tokens
+        ):
+            raise ValueError(
+                f"max_tokens ({self.max_tokens}) and max_completion_tokens ({self.max_completion_tokens}) "
+                "differ: give one of them"
+            )
+        return self
+
+    def sampling(self, defaults: dict[str, Any]) -> SamplingParams:
+        """Raises RequestError for values out of range. defaults: the model's own."""
+        max_tokens = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+        logprobs = (self.top_logprobs or 0) if self.logprobs else None
+        return self._sampling(max_tokens=max_tokens, logprobs=logprobs, defaults=defaults)
+
+
+class TokenizeRequest(_Body):
+    """POST /tokenize with a text."""
+
+    model: str | None = None
+    prompt: str
+    add_special_tokens: bool = True
+    return_token_strs: bool | None = None
+
+
+class TokenizeChatRequest(Conversation):
+    """POST /tokenize with a conversation."""
+
+    model: str | None = None
+    add_special_tokens: bool = False
+    return_token_strs: bool | None = None
+
+
+class DetokenizeRequest(_Body):
+    """POST /detokenize."""
+
+    model: str | None = None
+    tokens: list[Int32]
+
+
+TokenizeBody = Annotated[
+    Annotated[TokenizeRequest, Tag("#text")] | Annotated[TokenizeChatRequest, Tag("#chat")],
+    Discriminator(lambda body: "#chat" if isinstance(body, dict) and "messages" in body else "#text"),
+]
+
+
+def describe(error: ValidationError) -> tuple[str, str | None]:
+    """The complaint in one line, and the field it is about."""
+    errors = error.errors(include_url=False, include_context=False)
+    # Where a field may be one of several things, each of them complains; the deepest complaint is the best guess.
+    field_of_first = _path(errors[0]["loc"])[:1]
+    first = max((one for one in errors if _path(one["loc"])[:1] == field_of_first), key=lambda one: len(one["loc"]))
+    path = _path(first["loc"])
+    field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
+    message = first["msg"].removeprefix("Value error, ")
+    match first["type"]:
+        case "extra_forbidden":
+            return f"unknown field {field!r}", field
+        case "missing":
+            return f"the field {field!r} is required", field
+        case "json_invalid":
+            return f"the body is not valid JSON in UTF-8: {message.removeprefix('Invalid JSON: ')}", None
+        case "value_error":
+            return message, field or None
+    if not path:
+        return "the body must be a JSON object", None
+    value = first.get("input")
+    shown = repr(value) if isinstance(value, (str, int, float, bool, type(None))) else type(value).__name__
+    return f"{field}: {message}, got {shown[:100]}", field
+
+
+def _path(location: tuple[str | int, ...]) -> list[str | int]:
+    """Where an error is, without the names of union branches that pydantic puts between ("str", "list[str]")."""
+    return [part for part in location if isinstance(part, int) or not _BRANCH.match(part)]
+
+
+_BRANCH = re.compile(r"(str|int|float|bool|none)$|list\[|constrained-|function-|#")

@@ -1,0 +1,175 @@
+"""The life of a server: take the port, start the engine, serve, and end without leftovers.
+
+SIGTERM or SIGINT: new requests get 503, running ones may finish within the grace time, the rest end with an
+error, the engine process ends, the sockets go. A second signal ends the grace at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator, Sequence
+
+import uvicorn
+
+from headway.config import EngineConfig
+from headway.engine.client import EngineClient, EngineStartError
+from headway.server.api import Service, create_app
+
+logger = logging.getLogger(__name__)
+
+BAD_START = 2  # exit status when what was asked for cannot be served
+_BACKLOG = 2048  # connections that may wait to be taken
+_KEEP_ALIVE_S = 30  # longer than clients keep an idle connection, so that they close it
+_POLL_S = 0.02
+_SLOW_READER_S = 3  # seconds for a client to take in the end of its answer
+
+
+def serve(
+    config: EngineConfig,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    *,
+    shutdown_grace: float = 10.0,
+    engine_args: Sequence[str] = (),
+    access_log: bool = False,
+) -> int:
+    """Serve until a signal comes; returns the exit status.
+
+    Prints "Headway serving MODEL at URL" on standard output once requests are taken. port 0 is any free one.
+    shutdown_grace: seconds that running requests may go on after the signal.
+    engine_args: for the engine process, see `python -m headway.engine.process --help`.
+
+    What keeps it from starting (the port, the model) is said in one line on standard error; the status is then 2.
+    """
+    try:
+        with bind(host, port) as listening:
+            return asyncio.run(_serve(config, listening, host, shutdown_grace, engine_args, access_log))
+    except OSError as error:
+        print(f"headway: cannot serve at {host}:{port}: {error.strerror or error}", file=sys.stderr)
+    except (EngineStartError, ValueError) as error:
+        print(f"headway: {error}", file=sys.stderr)
+    return BAD_START
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket that has the port but refuses connections still: the model has to be loaded first. Raises OSError."""
+    if not 0 <= port <= 65535:
+        raise OSError(f"a port must be in [0, 65535], got {port}")
+    family, kind, proto, _, address = socket.getaddrinfo(
+        host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    sock = socket.socket(family, kind, proto)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address)
+    except BaseException:
+        sock.close()
+        raise
+    sock.setblocking(False)
+    return sock
+
+
+async def _serve(
+    config: EngineConfig,
+    listening: socket.socket,
+    host: str,
+    shutdown_grace: float,
+    engine_args: Sequence[str],
+    access_log: bool,
+) -> int:
+    with _signals() as stop:
+        start = asyncio.ensure_future(EngineClient.start(config, engine_args=engine_args))
+        stopped = asyncio.ensure_future(stop.wait())
+        await asyncio.wait({start, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        if not start.done():
+            start.cancel()
+            await asyncio.gather(start, return_exceptions=True)
+            return 0
+        client = start.result()
+        gc.collect()
+        gc.freeze()  # what was loaded lives as long as the process: keep collections off it, the last one too
+        try:
+            listening.listen(_BACKLOG)
+            await _run(client, listening, host, stop, shutdown_grace, access_log)
+        finally:
+            await client.shutdown()
+    return 0
+
+
+async def _run(
+    client: EngineClient,
+    listening: socket.socket,
+    host: str,
+    stop: asyncio.Event,
+    shutdown_grace: float,
+    access_log: bool,
+) -> None:
+    app = create_app(client, client.files.name)
+    server = _Server(
+        uvicorn.Config(
+            app,
+            log_level="info" if access_log else "warning",
+            access_log=access_log,
+            lifespan="off",
+            proxy_headers=False,  # nothing here depends on the client's address
+            timeout_keep_alive=_KEEP_ALIVE_S,
+            timeout_graceful_shutdown=_SLOW_READER_S,
+        )
+    )
+    serving = asyncio.ensure_future(server.serve(sockets=[listening]))
+    while not server.started and not serving.done():
+        await asyncio.sleep(_POLL_S)
+    if not serving.done():
+        shown = f"[{host}]" if ":" in host else host
+        port = listening.getsockname()[1]
+        print(f"Headway serving {client.files.name} at http://{shown}:{port}", flush=True)
+        stopped = asyncio.ensure_future(stop.wait())
+        await asyncio.wait({stopped, serving}, return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        await _drain(app.state.service, stop, shutdown_grace)
+        server.should_exit = True
+    await serving
+
+
+async def _drain(service: Service, stop: asyncio.Event, grace: float) -> None:
+    """Refuse what comes, wait for what runs, fail what is left."""
+    service.draining = True
+    stop.clear()
+    client = service.client
+    if client.num_open:
+        logger.info("%d requests may finish within %g s", client.num_open, grace)
+    until = time.monotonic() + grace
+    while client.num_open and time.monotonic() < until and not stop.is_set():
+        await asyncio.sleep(_POLL_S)
+    client.fail_open("the server is shutting down")
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[asyncio.Event]:
+    """An event that is set by SIGTERM and SIGINT, each time they come."""
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    for number in numbers:
+        loop.add_signal_handler(number, stop.set)
+    try:
+        yield stop
+    finally:
+        for number in numbers:
+            loop.remove_signal_handler(number)
+
+
+class _Server(uvicorn.Server):
+    """Leaves the signals to `serve`, which has an engine to end as well."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield

@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import httpx
+import pytest
+
+from headway.engine.client import EngineClient
+from headway.server.api import create_app
+from tests.server.fakes import MODEL, FakeLink, fake_client
+
+
+class Api:
+    """The application over a fake engine, and a client of it that needs no port."""
+
+    def __init__(self, **behaviour: Any) -> None:
+        self.client: EngineClient
+        self.link: FakeLink
+        self.client, self.link = fake_client(**behaviour)
+        self.app = create_app(self.client, MODEL)
+        transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
+        self.http = httpx.AsyncClient(transport=transport, base_url="http://test")
+        self.get = self.http.get
+        self.post = self.http.post
+
+
+@pytest.fixture
+async def make_api() -> AsyncIterator[Callable[..., Api]]:
+    """Makes an `Api`; behaviour as `FakeLink` has it."""
+    made: list[Api] = []
+
+    def make(**behaviour: Any) -> Api:
+        made.append(Api(**behaviour))
+        return made[-1]
+
+    yield make
+    for api in made:
+        await api.http.aclose()
+        await api.client.shutdown()
+
+
+@pytest.fixture
+async def api(make_api: Callable[..., Api]) -> Api:
+    return make_api()

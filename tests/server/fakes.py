@@ -1,0 +1,126 @@
+"""An engine that is no process: it answers the client's messages as a test tells it to."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from headway.engine import wire
+from headway.engine.client import EngineClient
+from headway.executor.model_files import ModelFiles
+from headway.request import FinishReason
+from headway.scheduler.batch import Logprobs
+from headway.scheduler.messages import Effects, RequestEnd, Snapshot, TokenOutputs
+from tests.tiny_tokenizer import CHAT_TEMPLATE, byte_ids, byte_tokenizer
+
+MODEL = "tiny"
+ANSWER = "hello"  # what every request is answered with, one letter a step
+MAX_MODEL_LEN = 64
+
+
+@dataclass
+class FakeLink:
+    """A `Link` whose engine spells `ANSWER`, one token a step, up to max_tokens.
+
+    refuse: (kind, message) refuses every group; with refuse_after, only those members from that one on.
+    silent: requests are taken and never answered. accept: groups of several are told that they are accepted.
+    error: every request ends with it after its first token.
+    """
+
+    tokens: list[int]
+    refuse: tuple[str, str] | None = None
+    refuse_after: int = 0
+    silent: bool = False
+    accept: bool = True
+    error: str | None = None
+
+    pid: int = 0
+
+    def __post_init__(self) -> None:
+        self.sent: list[wire.ToEngine] = []
+        self._to_client: asyncio.Queue[wire.ToClient] = asyncio.Queue()
+        self._ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    def send(self, message: wire.ToEngine) -> None:
+        message = wire.decode_to_engine(wire.encode(message))  # as it would arrive
+        self.sent.append(message)
+        if isinstance(message, wire.AddGroup):
+            self._answer(message.adds)
+
+    def sent_of(self, kind: type[Any]) -> list[Any]:
+        return [message for message in self.sent if isinstance(message, kind)]
+
+    def say(self, message: wire.ToClient) -> None:
+        self._to_client.put_nowait(wire.decode_to_client(wire.encode(message)))
+
+    def end(self, how: str) -> None:
+        self._ended.set_result(how)
+
+    def step(self, uids: list[int], tokens: list[int], ended: list[RequestEnd] | None = None) -> None:
+        """One step that sampled these tokens, each with its logprob of -1 and one alternative."""
+        rows = np.arange(len(uids), dtype=np.int32)
+        logprobs = Logprobs(
+            rows=rows,
+            sampled=np.full(len(uids), -1.0, np.float32),
+            ranks=np.full(len(uids), 1, np.int32),
+            top_ids=np.array([[token, (token + 1) % 256] for token in tokens], np.int32).reshape(-1, 2),
+            top=np.array([[-1.0, -2.0] for _ in tokens], np.float32).reshape(-1, 2),
+        )
+        outputs = TokenOutputs(np.array(uids, np.int64), np.array(tokens, np.int32), logprobs)
+        self.say(wire.pack_effects(Effects(tokens=[outputs], ended=ended or [])))
+
+    def _answer(self, adds: list[wire.Add]) -> None:
+        if self.refuse is not None and len(adds) > self.refuse_after:
+            self.say(wire.Rejected(adds[0].uid, *self.refuse))
+            return
+        if len(adds) > 1 and self.accept:
+            self.say(wire.Accepted(adds[0].uid))
+        if self.silent:
+            return
+        self.say(wire.pack_effects(Effects(started=[(add.uid, 2) for add in adds])))
+        for add in adds:
+            count = min(add.sampling.max_tokens or len(self.tokens), len(self.tokens))
+            for at, token in enumerate(self.tokens[:count], start=1):
+                ended = []
+                if self.error is not None:
+                    ended = [RequestEnd(add.uid, add.request_id, FinishReason.ERROR, message=self.error)]
+                elif at == count:
+                    ended = [RequestEnd(add.uid, add.request_id, FinishReason.LENGTH)]
+                self.step([add.uid], [token], ended)
+                if ended:
+                    break
+
+    async def receive(self) -> wire.ToClient:
+        return await self._to_client.get()
+
+    async def ended(self) -> str:
+        return await asyncio.shield(self._ended)
+
+    async def close(self) -> None:
+        pass
+
+
+def fake_client(**behaviour: Any) -> tuple[EngineClient, FakeLink]:
+    """A client, in front of a fake engine with a byte tokenizer. Needs a running loop."""
+    tokenizer = byte_tokenizer(CHAT_TEMPLATE)
+    link = FakeLink(byte_ids(tokenizer, ANSWER), **behaviour)
+    files = ModelFiles(
+        path=Path("/models/tiny"),
+        name=MODEL,
+        hf_config=None,  # type: ignore[arg-type]
+        vocab_size=len(tokenizer),
+        max_model_len=MAX_MODEL_LEN,
+        eos_token_ids=(tokenizer.eos_token_id,),
+        default_sampling={"temperature": 0.5},
+        tokenizer="",
+    )
+    ready = wire.Ready(MAX_MODEL_LEN, max_num_seqs=4, num_blocks=100, block_size=16)
+    return EngineClient(files=files, tokenizer=tokenizer, ready=ready, link=link), link
+
+
+def status(failure: str | None = None, stalled: bool = False, **counts: int) -> wire.Status:
+    return wire.Status(Snapshot(**counts), stalled, failure)

@@ -1,0 +1,160 @@
+"""The engine client with an engine process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from headway.config import EngineConfig
+from headway.engine.client import EngineClient, Event, Prompt
+from headway.request import (
+    DuplicateRequestError,
+    EngineDeadError,
+    FinishReason,
+    QueueFullError,
+    RequestError,
+    RequestOutput,
+    SamplingParams,
+)
+from tests.server.running import save_without_weights
+
+SIMULATED = ("--executor", "simulated", "--base-s", "0.002")
+LONG = SamplingParams(max_tokens=250, ignore_eos=True)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    save_without_weights(folder)
+    return folder
+
+
+@pytest.fixture
+async def client(model: Path) -> AsyncIterator[EngineClient]:
+    config = EngineConfig(model=str(model), max_num_seqs=2, max_num_batched_tokens=64, max_waiting=1)
+    client = await EngineClient.start(config, engine_args=SIMULATED)
+    yield client
+    await client.shutdown()
+
+
+async def idle(client: EngineClient) -> None:
+    """Until the engine says that it has nothing to do."""
+    async with asyncio.timeout(10):
+        while client.snapshot.has_work or client.snapshot.num_requests_added != client.snapshot.num_requests_ended:
+            await asyncio.sleep(0.01)
+
+
+async def all_events(client: EngineClient, request_id: str, *, stream: bool, **sampling: object) -> list[Event]:
+    params = SamplingParams(**{"max_tokens": 5, **sampling})
+    prompts = [Prompt([1, 2, 3]), Prompt([4, 5])]
+    with client.submit(prompts, params, request_id=request_id, stream=stream) as generation:
+        return [event async for events in generation for event in events]
+
+
+async def test_a_stream_brings_deltas_and_a_whole_the_output(client: EngineClient) -> None:
+    outputs = await all_events(client, "whole", stream=False)
+    assert sorted(event.prompt_index for event in outputs) == [0, 1]
+    deltas = await all_events(client, "stream", stream=True)
+    for output in outputs:
+        assert isinstance(output.news, RequestOutput) and output.news.finished
+        mine = [event.news for event in deltas if event.prompt_index == output.prompt_index]
+        assert [token for delta in mine for token in delta.token_ids] == output.news.outputs[0].token_ids
+        assert [delta.finished for delta in mine] == [False] * (len(mine) - 1) + [True]
+    assert client.num_open == 0
+
+
+async def test_leaving_early_aborts(client: EngineClient) -> None:
+    with client.submit([Prompt([1])], LONG, request_id="a", stream=True) as generation:
+        await anext(generation)
+        assert client.num_open == 1
+    assert client.num_open == 0
+    await idle(client)
+    assert client.snapshot.num_generation_tokens < 250
+
+
+async def test_what_the_engine_refuses_is_raised(client: EngineClient) -> None:
+    async def refused(prompts: list[Prompt], sampling: SamplingParams = LONG, request_id: str = "x") -> None:
+        with client.submit(prompts, sampling, request_id=request_id, stream=True) as generation:
+            await anext(generation)
+
+    with pytest.raises(RequestError, match="300 tokens; max_model_len is 256"):
+        await refused([Prompt([1] * 300)])
+    with pytest.raises(QueueFullError, match="3 requests inside"):
+        await refused([Prompt([1])] * 4)
+    with pytest.raises(RequestError, match="99999"):
+        await refused([Prompt([99_999])])
+    with client.submit([Prompt([1])], LONG, request_id="same", stream=True) as generation:
+        with pytest.raises(DuplicateRequestError):
+            await refused([Prompt([1])], request_id="same")
+        await anext(generation)  # which has not been disturbed
+    await idle(client)
+
+
+async def test_stop_strings_end_a_request_in_the_engine_too(client: EngineClient) -> None:
+    (before, _) = await all_events(client, "free", stream=False, max_tokens=250, ignore_eos=True)
+    text = before.news.outputs[0].text
+    stop = text[5:8]
+    await idle(client)
+    steps = client.snapshot.step_id
+    (stopped, _) = await all_events(client, "stopped", stream=False, max_tokens=250, ignore_eos=True, stop=stop)
+    answer = stopped.news.outputs[0]
+    assert (answer.text, answer.finish_reason, answer.stop_reason) == (text[: text.index(stop)], "stop", stop)
+    await idle(client)
+    assert client.snapshot.step_id - steps <= 260
+
+
+async def test_a_killed_engine_fails_what_is_open_and_what_comes(client: EngineClient) -> None:
+    whole = client.submit([Prompt([1])], LONG, request_id="a", stream=False)
+    stream = client.submit([Prompt([2])], LONG, request_id="b", stream=True)
+    await anext(stream)
+    os.kill(client.engine_pid, signal.SIGKILL)
+    for generation in (whole, stream):
+        with pytest.raises(EngineDeadError, match=r"the engine process has ended \(killed by SIGKILL\)"):
+            async for _ in generation:
+                pass
+    assert client.num_open == 0
+    assert "SIGKILL" in (client.why_unhealthy() or "")
+    with pytest.raises(EngineDeadError, match="SIGKILL"):
+        client.submit([Prompt([1])], LONG, request_id="c", stream=True)
+
+
+async def test_a_shutdown_fails_what_is_open(client: EngineClient) -> None:
+    generation = client.submit([Prompt([1])], LONG, request_id="a", stream=True)
+    await anext(generation)
+    await client.shutdown()
+    with pytest.raises(EngineDeadError, match="shutting down"):
+        async for _ in generation:
+            pass
+    with pytest.raises(EngineDeadError):
+        client.submit([Prompt([1])], LONG, request_id="b", stream=True)
+
+
+async def test_finish_reasons_arrive(client: EngineClient) -> None:
+    (first, _) = await all_events(client, "a", stream=False, max_tokens=4)
+    assert first.news.outputs[0].finish_reason is FinishReason.LENGTH
+    token = first.news.outputs[0].token_ids[1]
+    (second, _) = await all_events(client, "b", stream=False, max_tokens=4, stop_token_ids=(token,))
+    answer = second.news.outputs[0]
+    assert (answer.finish_reason, answer.stop_reason, len(answer.token_ids)) == (FinishReason.STOP, token, 2)
+
+
+async def test_a_model_that_is_not_there_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with pytest.raises(ValueError, match="does not exist"):
+        await EngineClient.start(EngineConfig(model="/no/such/model"), engine_args=SIMULATED)
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_long_temp_folder_is_no_problem(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    deep = tmp_path / ("x" * 100)
+    deep.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(deep))
+    client = await EngineClient.start(EngineConfig(model=str(model)), engine_args=SIMULATED)
+    assert await all_events(client, "a", stream=False)
+    await client.shutdown()
+    assert list(deep.iterdir()) == []

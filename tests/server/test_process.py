@@ -1,0 +1,232 @@
+"""The engine process by itself, at the other end of its sockets: a simulated device and no model."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+import pytest
+import zmq
+import zmq.asyncio
+
+from headway.config import EngineConfig
+from headway.engine import wire
+from headway.engine.link import EngineStartError, ProcessLink
+from headway.request import FinishReason, SamplingParams
+from headway.scheduler.messages import Effects, RequestEnd
+
+M = TypeVar("M", bound=wire.ToClient)
+SIMULATED = ("--executor", "simulated", "--base-s", "0.002")
+CONFIG = EngineConfig(max_num_seqs=4, max_num_batched_tokens=64, max_waiting=2, num_blocks=64)
+MODEL = wire.ModelFacts(vocab_size=1000, max_model_len=128)
+
+
+async def start(config: EngineConfig = CONFIG) -> ProcessLink:
+    link = await ProcessLink.open(SIMULATED)
+    try:
+        link.launch(config, MODEL)
+        await link.wait_ready()
+    except BaseException:
+        await link.close(kill=True)
+        raise
+    return link
+
+
+@pytest.fixture
+async def link() -> AsyncIterator[ProcessLink]:
+    link = await start()
+    yield link
+    await link.close()
+    assert await link.ended() == "exit status 0"
+
+
+def add(uid: int, request_id: str, max_tokens: int = 4, prompt: tuple[int, ...] = (1, 2, 3)) -> wire.Add:
+    return wire.Add(uid, request_id, wire.pack_tokens(prompt), SamplingParams(max_tokens=max_tokens))
+
+
+class Ear:
+    """Everything that an engine process says, in order; nothing of it gets lost while one waits for something."""
+
+    def __init__(self, link: ProcessLink) -> None:
+        self._link = link
+        self.heard: list[wire.ToClient] = []
+
+    async def next(self) -> wire.ToClient:
+        self.heard.append(await asyncio.wait_for(self._link.receive(), 10))
+        return self.heard[-1]
+
+    def of(self, kind: type[M]) -> list[M]:
+        return [message for message in self.heard if isinstance(message, kind)]
+
+    async def until(self, kind: type[M], count: int) -> list[M]:
+        """That many messages of a kind, counted from the first."""
+        while len(self.of(kind)) < count:
+            await self.next()
+        return self.of(kind)
+
+    @property
+    def effects(self) -> list[Effects]:
+        return [wire.unpack_effects(step) for step in self.of(wire.Step)]
+
+    def ends(self) -> dict[int, RequestEnd]:
+        return {end.uid: end for effects in self.effects for end in effects.ended}
+
+    async def until_ended(self, *uids: int) -> dict[int, RequestEnd]:
+        while not self.ends().keys() >= set(uids):
+            await self.next()
+        return self.ends()
+
+
+@pytest.fixture
+def ear(link: ProcessLink) -> Ear:
+    return Ear(link)
+
+
+async def test_a_request_is_admitted_answered_and_ended(link: ProcessLink, ear: Ear) -> None:
+    link.send(wire.AddGroup([add(7, "a")]))
+    ends = await ear.until_ended(7)
+    assert [started for effects in ear.effects for started in effects.started] == [(7, 0)]
+    tokens = [out.tokens.tolist() for effects in ear.effects for out in effects.tokens]
+    assert len(tokens) == 4 and all(len(step) == 1 for step in tokens)
+    assert ends[7].reason is FinishReason.LENGTH
+
+
+async def test_several_requests_share_a_message_per_step(link: ProcessLink, ear: Ear) -> None:
+    link.send(wire.AddGroup([add(uid, f"r{uid}", max_tokens=20) for uid in range(3)]))
+    await ear.until_ended(0, 1, 2)
+    sizes = [len(out.uids) for effects in ear.effects for out in effects.tokens]
+    assert sum(sizes) == 60 and max(sizes) == 3
+
+
+async def test_finish_and_abort_end_a_request_with_their_own_reason(link: ProcessLink, ear: Ear) -> None:
+    link.send(wire.AddGroup([add(1, "a", max_tokens=120), add(2, "b", max_tokens=120)]))
+    link.send(wire.Finish([1, 99]))
+    link.send(wire.Abort([2, 99]))
+    ends = await ear.until_ended(1, 2)
+    assert (ends[1].reason, ends[2].reason) == (FinishReason.STOP, FinishReason.ABORT)
+
+
+async def test_a_refusal_says_of_what_kind_it_is(link: ProcessLink, ear: Ear) -> None:
+    link.send(wire.AddGroup([add(1, "a", max_tokens=120)]))
+    link.send(wire.AddGroup([add(2, "a")]))
+    link.send(wire.AddGroup([add(3, "b", prompt=())]))
+    link.send(wire.AddGroup([add(4, "c", prompt=(1000,))]))
+    refusals = await ear.until(wire.Rejected, 3)
+    assert [(one.uid, one.kind) for one in refusals] == [(2, "duplicate"), (3, "invalid"), (4, "invalid")]
+    assert "1000" in refusals[2].message and "999" in refusals[2].message
+
+
+async def test_a_group_is_accepted_whole_or_not_at_all(link: ProcessLink, ear: Ear) -> None:
+    def send(uids: range, max_tokens: int) -> None:
+        link.send(wire.AddGroup([add(uid, f"r{uid}", max_tokens=max_tokens) for uid in uids]))
+
+    send(range(6), max_tokens=3)  # as many as fit
+    assert await ear.until(wire.Accepted, 1) == [wire.Accepted(0)]
+    await ear.until_ended(*range(6))
+    send(range(10, 17), max_tokens=120)  # one too many
+    (refused,) = await ear.until(wire.Rejected, 1)
+    assert (refused.uid, refused.kind) == (10, "queue_full") and "6" in refused.message
+    # What had been accepted of it is given back: there is room for as many as before.
+    ends = await ear.until_ended(*range(10, 16))
+    assert {ends[uid].reason for uid in range(10, 16)} == {FinishReason.ABORT} and 16 not in ends
+    send(range(20, 26), max_tokens=3)
+    assert (await ear.until(wire.Accepted, 2))[1] == wire.Accepted(20)
+
+
+async def test_the_pulse_goes_on_and_counts(link: ProcessLink, ear: Ear) -> None:
+    (first,) = await ear.until(wire.Status, 1)
+    assert (first.stalled, first.failure, first.snapshot.num_requests_ended) == (False, None, 0)
+    link.send(wire.AddGroup([add(1, "a")]))
+    await ear.until_ended(1)
+    count = len(ear.of(wire.Status))
+    later = await ear.until(wire.Status, count + 3)  # it goes on also when nothing happens
+    assert later[-1].snapshot.num_requests_ended == 1
+
+
+async def test_signals_of_the_group_leave_the_engine_to_its_parent(link: ProcessLink, ear: Ear) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        os.kill(link.pid, number)
+    link.send(wire.AddGroup([add(1, "a")]))
+    await ear.until_ended(1)
+
+
+async def test_what_runs_is_ended_by_a_shutdown() -> None:
+    link = await start()
+    link.send(wire.AddGroup([add(1, "a", max_tokens=120)]))
+    link.send(wire.Shutdown())
+    ends = await Ear(link).until_ended(1)
+    assert ends[1].reason is FinishReason.ABORT
+    await link.close()
+    assert await link.ended() == "exit status 0"
+
+
+async def test_what_cannot_be_loaded_is_said_in_one_line() -> None:
+    with pytest.raises(EngineStartError) as caught:
+        await start(EngineConfig(num_blocks=3))
+    assert "num_blocks (3" in str(caught.value) and "\n" not in str(caught.value)
+
+
+async def test_a_process_that_dies_while_it_loads_is_noticed() -> None:
+    link = await ProcessLink.open(("--no-such-option",))
+    with pytest.raises(EngineStartError, match="exit status 2"):
+        await link.wait_ready()
+    await link.close()
+
+
+_PARENT = """
+import asyncio
+from tests.server.test_process import CONFIG, start
+async def main():
+    link = await start()
+    print(link.pid, link.socket_dir, flush=True)
+    await asyncio.sleep(60)
+asyncio.run(main())
+"""
+
+
+def test_a_parent_that_is_killed_takes_engine_and_sockets_along() -> None:
+    with subprocess.Popen([sys.executable, "-c", _PARENT], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        pid, socket_dir = parent.stdout.readline().split()
+        assert list(Path(socket_dir).iterdir())
+        parent.kill()
+    until = time.monotonic() + 10
+    while Path(f"/proc/{pid}").exists() or Path(socket_dir).exists():
+        assert time.monotonic() < until, "the engine process or its sockets are still there"
+        time.sleep(0.02)
+
+
+async def test_two_api_processes_get_each_their_own() -> None:
+    """The second one is a socket of this test, which the engine process is told of by hand."""
+    link = await ProcessLink.open(SIMULATED)
+    mine, theirs = 1, 1 << wire.UID_BITS
+    with zmq.Context() as context:
+        second = zmq.asyncio.Socket(context, zmq.PULL)
+        second.bind(wire.output_address(link.socket_dir, 1))
+        assert link.process.stdin is not None
+        launch = wire.Launch(CONFIG, MODEL, link.socket_dir, num_clients=2)
+        link.process.stdin.write(msgspec.json.encode(launch) + b"\n")
+        await link.wait_ready()
+        link.send(wire.AddGroup([add(mine, "a", max_tokens=10)]))
+        link.send(wire.AddGroup([add(theirs, "b", max_tokens=10)]))
+        link.send(wire.AddGroup([add(theirs + 1, "b")]))
+        ear = Ear(link)
+        await ear.until_ended(mine)
+        assert {uid for effects in ear.effects for out in effects.tokens for uid in out.uids.tolist()} == {mine}
+        other = Ear(link)
+        while not (theirs in other.ends() and other.of(wire.Rejected)):
+            data = await asyncio.wait_for(second.recv(), 10)
+            other.heard.append(wire.decode_to_client(data))
+        assert {uid for effects in other.effects for out in effects.tokens for uid in out.uids.tolist()} == {theirs}
+        assert [one.uid for one in other.of(wire.Rejected)] == [theirs + 1]
+        assert not ear.of(wire.Rejected)
+        second.close(linger=0)
+        await link.close()

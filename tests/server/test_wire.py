@@ -1,0 +1,142 @@
+"""What crosses between the processes arrives as it was sent."""
+
+from __future__ import annotations
+
+import msgspec
+import numpy as np
+import pytest
+
+from headway.config import EngineConfig, Role
+from headway.engine import wire
+from headway.request import (
+    DuplicateRequestError,
+    EngineDeadError,
+    FinishReason,
+    QueueFullError,
+    RequestError,
+    SamplingParams,
+)
+from headway.scheduler.batch import Logprobs
+from headway.scheduler.messages import Effects, RequestEnd, Snapshot, TokenOutputs
+
+FIRST, SECOND = 0 << wire.UID_BITS, 1 << wire.UID_BITS  # the first uids of two API processes
+
+
+def logprobs(rows: list[int]) -> Logprobs:
+    """Rows that can be told apart: everything of row r is made of r."""
+    of = np.array(rows, np.int32)
+    return Logprobs(
+        rows=of,
+        sampled=-of.astype(np.float32),
+        ranks=of + 1,
+        top_ids=np.stack([of * 10, of * 10 + 1], axis=1).astype(np.int32),
+        top=np.stack([-of, -of - 0.5], axis=1).astype(np.float32),
+    )
+
+
+def test_a_request_crosses_unchanged() -> None:
+    sampling = SamplingParams(
+        temperature=0.7, seed=-5, logit_bias={3: -1.5}, stop=("a", "b"), stop_token_ids=(4,), logprobs=2
+    )
+    add = wire.Add(7, "id", wire.pack_tokens([1, 2, 300]), sampling, -3, "salt")
+    arrived = wire.decode_to_engine(wire.encode(wire.AddGroup([add])))
+    assert arrived == wire.AddGroup([add])
+    assert wire.unpack_tokens(arrived.adds[0].prompt).tolist() == [1, 2, 300]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        wire.Abort([1, 2]),
+        wire.Finish([3]),
+        wire.Shutdown(1.5),
+    ],
+)
+def test_commands_cross_unchanged(message: wire.ToEngine) -> None:
+    assert wire.decode_to_engine(wire.encode(message)) == message
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        wire.Ready(max_model_len=20, max_num_seqs=4, num_blocks=30, block_size=16),
+        wire.LoadFailed("no such model"),
+        wire.Accepted(5),
+        wire.Rejected(5, "invalid", "why"),
+        wire.Status(Snapshot(num_running=3, num_preemptions=1), True, "broken"),
+    ],
+)
+def test_replies_cross_unchanged(message: wire.ToClient) -> None:
+    assert wire.decode_to_client(wire.encode(message)) == message
+
+
+def test_effects_cross_unchanged_but_for_request_ids() -> None:
+    effects = Effects(
+        started=[(1, 16), (2, 0)],
+        tokens=[TokenOutputs(np.array([1, 2], np.int64), np.array([30, 40], np.int32), logprobs([1]))],
+        ended=[
+            RequestEnd(1, "one", FinishReason.STOP, stop_token=30),
+            RequestEnd(2, "two", FinishReason.ERROR, message="broken"),
+        ],
+    )
+    step = wire.decode_to_client(wire.encode(wire.pack_effects(effects)))
+    assert isinstance(step, wire.Step)
+    arrived = wire.unpack_effects(step)
+    assert arrived.started == [(1, 16), (2, 0)]
+    assert arrived.ended == [
+        RequestEnd(1, "", FinishReason.STOP, stop_token=30),
+        RequestEnd(2, "", FinishReason.ERROR, message="broken"),
+    ]
+    (outputs,) = arrived.tokens
+    assert outputs.uids.tolist() == [1, 2]
+    assert outputs.tokens.tolist() == [30, 40]
+    assert outputs.logprobs is not None
+    assert outputs.logprobs.rows.tolist() == [1]
+    assert outputs.logprobs.top_ids.tolist() == [[10, 11]]
+    assert outputs.logprobs.top.tolist() == [[-1.0, -1.5]]
+
+
+def test_each_api_process_gets_its_own_part_of_a_step() -> None:
+    uids = np.array([FIRST + 1, SECOND + 1, FIRST + 2, SECOND + 2], np.int64)
+    effects = Effects(
+        started=[(FIRST + 2, 0), (SECOND + 2, 5)],
+        tokens=[TokenOutputs(uids, np.array([10, 11, 12, 13], np.int32), logprobs([1, 2, 3]))],
+        ended=[RequestEnd(SECOND + 1, "b", FinishReason.LENGTH)],
+    )
+    first, second = (wire.effects_of_client(effects, client) for client in (0, 1))
+    assert first.started == [(FIRST + 2, 0)] and second.started == [(SECOND + 2, 5)]
+    assert not first.ended and second.ended == effects.ended
+    assert first.tokens[0].tokens.tolist() == [10, 12]
+    assert second.tokens[0].tokens.tolist() == [11, 13]
+    # Row 2 of the step is row 1 of the first client's part; its numbers came along.
+    assert first.tokens[0].logprobs.rows.tolist() == [1]
+    assert first.tokens[0].logprobs.sampled.tolist() == [-2.0]
+    assert second.tokens[0].logprobs.rows.tolist() == [0, 1]
+    assert second.tokens[0].logprobs.ranks.tolist() == [2, 4]
+
+
+def test_a_client_whom_a_step_does_not_concern_gets_nothing() -> None:
+    effects = Effects(tokens=[TokenOutputs(np.array([FIRST], np.int64), np.array([1], np.int32))])
+    assert not wire.effects_of_client(effects, 1)
+
+
+@pytest.mark.parametrize("cls", [DuplicateRequestError, RequestError, QueueFullError, EngineDeadError])
+def test_a_refusal_arrives_as_the_error_that_it_was(cls: type[Exception]) -> None:
+    error = wire.refusal(wire.kind_of(cls("why")), "why")
+    assert type(error) is cls and str(error) == "why"
+
+
+def test_a_fault_of_ours_is_not_taken_for_a_refusal() -> None:
+    assert wire.kind_of(ZeroDivisionError()) == "internal"
+    assert type(wire.refusal("internal", "why")) is RuntimeError
+
+
+def test_the_launch_line_carries_the_whole_config() -> None:
+    config = EngineConfig(model="m", role=Role.PREFILL, num_blocks=50, max_waiting=3)
+    launch = wire.Launch(config, wire.ModelFacts(10, 20, (1,)), "/tmp/x")
+    assert msgspec.json.decode(msgspec.json.encode(launch), type=wire.Launch) == launch
+
+
+def test_bytes_that_are_no_message_are_an_error() -> None:
+    with pytest.raises(ValueError):
+        wire.decode_to_engine(b"\x00")

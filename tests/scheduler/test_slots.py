@@ -7,7 +7,7 @@ from headway.scheduler.slots import NO_TOKEN
 
 
 def manager(max_num_seqs: int = 3) -> tuple[SlotTable, RequestManager]:
-    table = SlotTable(max_num_seqs, blocks_per_request=4)
+    table = SlotTable(max_num_seqs, blocks_per_request=4, block_size=4)
     return table, RequestManager(table)
 
 

@@ -43,7 +43,8 @@ class BlockPool:
     Free blocks go first, so that nothing cached is lost without need; then the evictable ones, least recently
     released first. Block 0 is padding: never handed out, never freed.
 
-    tokens: int32 [num_blocks, block_size]; the token whose KV is in each place, for places whose step has succeeded.
+    tokens: int32 [num_blocks, block_size]; the tokens whose KV a block holds, once it is full and its steps have
+        succeeded.
     on_evict: called with the blocks that lose their cached contents, before they are handed out.
     """
 

@@ -15,7 +15,8 @@ from headway.scheduler.slots import SlotTable
 class DecodeRows:
     """The rows that decode, and what of them stays the same while nobody comes, goes or changes phase.
 
-    rows: intp [N], ascending. slots, ones: int32 [N]; uids, generations: int64 [N]; trues: bool [N].
+    rows: intp [N], ascending. tails: intp [N], where each row's part of the table's tail_tokens begins.
+    slots, ones: int32 [N]; uids, generations: int64 [N]; trues: bool [N].
     stop_tokens: int32 [N, W], None when no row has any. min_total: int32 [N], total tokens before which they do not
         count.
     steps_to_limit: steps that can still be launched before some row reaches its limit.
@@ -23,6 +24,7 @@ class DecodeRows:
 
     epoch: int
     rows: NDArray[np.intp]
+    tails: NDArray[np.intp]
     slots: IntArray
     ones: IntArray
     trues: BoolArray
@@ -40,6 +42,7 @@ class DecodeRows:
         return cls(
             epoch=table.epoch,
             rows=rows,
+            tails=rows * table.tail_tokens.shape[1],
             slots=rows.astype(np.int32),
             ones=np.ones(len(rows), dtype=np.int32),
             trues=np.ones(len(rows), dtype=np.bool_),

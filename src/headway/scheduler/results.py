@@ -66,21 +66,19 @@ class Results:
         """Each row's last token is in its place now, and a new one follows it."""
         state, table, decodes = self._state, self._state.table, step.decodes
         rows, places, kept = decodes.rows, step.places, tokens
+        filling, filled, ending = step.filling, step.filled, step.at_limit
         positions = step.batch.positions[: len(tokens)]
         stopped = decodes.stopped(tokens, positions)
-        ending = step.at_limit
         if stopped is not None:
             ending = np.union1d(ending, stopped.nonzero()[0])
         if owned is not None:
-            ending = ending[owned[ending]]
+            ending, filling, filled = ending[owned[ending]], filling[owned[filling]], filled[owned[filling]]
             rows, positions, places, kept = rows[owned], positions[owned], places[owned], tokens[owned]
-        state.pool.tokens.reshape(-1)[places] = table.last_token[rows]
+        table.tail_tokens.reshape(-1)[places] = table.last_token[rows]
         table.last_token[rows] = kept
         table.num_tokens[rows] = positions + 2
-        if state.config.enable_prefix_caching:
-            full = ((positions & state.offset_mask) == state.offset_mask).nonzero()[0]
-            if len(full):
-                self._publish(rows[full], places[full] >> state.block_shift)
+        if len(filling):
+            self._fill_blocks(decodes.rows[filling], filled)
         for i in ending.tolist():
             entry = state.occupant(decodes.rows[i])
             if stopped is not None and stopped[i]:
@@ -88,14 +86,17 @@ class Results:
             else:
                 effects.ended.append(state.end(entry, FinishReason.LENGTH))
 
-    def _publish(self, rows: NDArray[np.intp], blocks: NDArray[np.intp]) -> None:
-        """Publish one full block of each of these rows."""
+    def _fill_blocks(self, rows: NDArray[np.intp], blocks: IntArray) -> None:
+        """The tail of each of these rows is a full block now: write down its tokens and publish it."""
         state = self._state
-        entries = [state.occupant(row) for row in rows.tolist()]
-        nodes = [entry.node for entry in entries]
-        nodes = state.prefix.publish_each(nodes, state.pool.tokens[blocks].tobytes(), blocks.tolist())
-        for entry, node in zip(entries, nodes, strict=True):
-            entry.node = node
+        contents = state.table.tail_tokens[rows]
+        state.pool.tokens[blocks] = contents
+        if state.config.enable_prefix_caching:
+            entries = [state.occupant(row) for row in rows.tolist()]
+            nodes = [entry.node for entry in entries]
+            nodes = state.prefix.publish_each(nodes, contents.tobytes(), blocks.tolist())
+            for entry, node in zip(entries, nodes, strict=True):
+                entry.node = node
 
     def _confirm_chunks(self, chunks: tuple[Chunk, ...], first_tokens: list[int], effects: Effects) -> None:
         tokens = iter(first_tokens)
@@ -107,17 +108,14 @@ class Results:
                     self._first_token(chunk, token, effects)
 
     def _store(self, chunk: Chunk) -> None:
-        """The chunk's KV is in place: write down its tokens and publish the blocks it completed."""
-        state, entry = self._state, chunk.entry
-        size, end = state.config.block_size, chunk.start + chunk.count
-        first, last = chunk.start >> state.block_shift, state.config.blocks_for(end)
-        blocks = state.table.block_tables[chunk.handle.slot, first:last]
-        stored = state.pool.tokens[blocks].reshape(-1)
-        stored[chunk.start - first * size : end - first * size] = entry.tokens[chunk.start : end]
-        state.pool.tokens[blocks] = stored.reshape(-1, size)
+        """The chunk's KV is in place: write down the tokens of the blocks it completed, and publish them."""
+        state, entry, size = self._state, chunk.entry, self._state.config.block_size
+        first, end = chunk.start >> state.block_shift, (chunk.start + chunk.count) >> state.block_shift
+        blocks = state.table.block_tables[chunk.handle.slot, first:end]
+        contents = entry.tokens[first * size : end * size]
+        state.pool.tokens[blocks] = contents.reshape(-1, size)
         if state.config.enable_prefix_caching:
-            full = (end >> state.block_shift) - first
-            entry.node = state.prefix.publish(entry.node, stored[: full * size].tobytes(), blocks[:full].tolist())
+            entry.node = state.prefix.publish(entry.node, contents.tobytes(), blocks.tolist())
 
     def _first_token(self, chunk: Chunk, token: int, effects: Effects) -> None:
         """The token that follows a completed prefill."""

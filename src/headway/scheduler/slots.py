@@ -43,7 +43,7 @@ class SlotTable:
     stop_tokens: int32 [max_num_seqs, widest list so far], padded with NO_TOKEN.
     """
 
-    def __init__(self, max_num_seqs: int, blocks_per_request: int) -> None:
+    def __init__(self, max_num_seqs: int, blocks_per_request: int, block_size: int) -> None:
         n = max_num_seqs
         self.capacity = n
         self.epoch = 0
@@ -55,9 +55,8 @@ class SlotTable:
         self.limit = np.zeros(n, dtype=np.int32)
         self.min_total = np.zeros(n, dtype=np.int32)  # total tokens before which no stop token counts
         self.num_blocks = np.zeros(n, dtype=np.int32)
-        self.tail_start = np.zeros(
-            n, dtype=np.intp
-        )  # where in the pool the block of the next position begins, in tokens
+        self.tail_block = np.zeros(n, dtype=np.int32)  # holds the next position to compute, once it is decided
+        self.tail_tokens = np.zeros((n, block_size), dtype=np.int32)  # computed ones in the block that is not full yet
         self.last_token = np.zeros(n, dtype=np.int32)
         self.priority = np.zeros(n, dtype=np.int64)
         self.seniority = np.zeros(n, dtype=np.int64)  # order of arrival; lower came first

@@ -45,7 +45,7 @@ class State:
         self.config = config
         self.pool = BlockPool(config.num_blocks, config.block_size)
         self.prefix = PrefixCache(self.pool)
-        self.table = SlotTable(config.max_num_seqs, config.blocks_per_request)
+        self.table = SlotTable(config.max_num_seqs, config.blocks_per_request, config.block_size)
         self.slots = RequestManager(self.table)
         self.waiting = WaitingQueue()
         self.entries: dict[int, Entry] = {}
@@ -88,8 +88,9 @@ class State:
         self.prefilling.remove(entry)
         entry.status = RequestStatus.RUNNING_DECODE
         table.set_phase(slot, Phase.DRAIN if entry.limit == known + 1 else Phase.DECODE)
-        if known & self.offset_mask:
-            table.tail_start[slot] = table.block_tables[slot, known >> self.block_shift] * self.config.block_size
+        if in_tail := known & self.offset_mask:
+            table.tail_block[slot] = table.block_tables[slot, known >> self.block_shift]
+            table.tail_tokens[slot, :in_tail] = entry.tokens[known - in_tail :]
 
     def preempt(self, entry: Entry) -> None:
         """A running request gives up slot and blocks and goes back to its place in the queue."""
@@ -131,9 +132,9 @@ class State:
         num_tokens = int(table.num_tokens[slot])
         if num_tokens == len(entry.tokens):
             return entry.tokens
-        num_stored = num_tokens - 1  # the last one was sampled, but its KV is not computed yet
-        blocks = table.block_tables[slot, : self.config.blocks_for(num_stored)]
-        return np.append(self.pool.tokens[blocks].ravel()[:num_stored], table.last_token[slot])
+        num_full, in_tail = divmod(num_tokens - 1, self.config.block_size)  # without the last one, not computed yet
+        full = self.pool.tokens[table.block_tables[slot, :num_full]].ravel()
+        return np.concatenate((full, table.tail_tokens[slot, :in_tail], table.last_token[slot : slot + 1]))
 
     def running_slots(self) -> NDArray[np.intp]:
         """Slots in use, ascending, intp."""

@@ -44,13 +44,16 @@ class TableGrowth:
 class LaunchedStep:
     """A step the device works on.
 
-    places: intp [num_decodes]; where in the pool, counted in tokens, the KV of each decoded token goes.
+    places: intp [num_decodes]; where in the table's tail_tokens each decoded token goes.
+    filling: intp; the decode rows whose token is the last of its block. filled: int32; these blocks.
     at_limit: intp; the decode rows whose next token is their last by length.
     """
 
     batch: Batch
     decodes: DecodeRows
     places: NDArray[np.intp]
+    filling: NDArray[np.intp]
+    filled: IntArray
     at_limit: NDArray[np.intp]
     chunks: tuple[Chunk, ...]
 
@@ -76,7 +79,9 @@ class Steps:
             return None
         table, state = self._state.table, self._state
         rows = decodes.rows
-        places = table.tail_start[rows] + (positions & state.offset_mask)
+        offsets = positions & state.offset_mask
+        filling = (offsets == state.offset_mask).nonzero()[0]
+        filled = table.tail_block[rows[filling]]
         table.num_computed[rows] = positions + 1
         at_limit = _NO_ROWS
         if len(rows):
@@ -87,7 +92,9 @@ class Steps:
                 table.epoch += 1
         self.last_id += 1
         batch = self._batch(decodes, positions, growth, chunks)
-        self.in_flight[batch.step_id] = LaunchedStep(batch, decodes, places, at_limit, tuple(chunks))
+        self.in_flight[batch.step_id] = LaunchedStep(
+            batch, decodes, decodes.tails + offsets, filling, filled, at_limit, tuple(chunks)
+        )
         return batch
 
     def _batch(self, decodes: DecodeRows, positions: IntArray, growth: TableGrowth, chunks: list[Chunk]) -> Batch:

@@ -35,7 +35,7 @@ ABANDON_AFTER = 8  # pieces of the answer
 GONE_WITHIN_S = 5.0
 # A sample of ours on the page of metrics: its name without prefix, and its value. Histograms have more labels.
 SAMPLE = re.compile(r'^headway:(\w+)\{model_name="[^"]*"\} (\S+)$', re.MULTILINE)
-PAIR = re.compile(r"(\w+)=(\d+)")
+PAIR = re.compile(r"\b([a-zA-Z])(\d)\b")
 
 
 @dataclass
@@ -97,11 +97,11 @@ class Abandoned:
         try:
             stream = await client.completions.create(
                 model=model,
-                prompt="count 1 to 30=",
+                prompt="copy abcdefgh=",
                 temperature=0,
                 max_tokens=self.max_tokens,
                 stream=True,
-                extra_body={"ignore_eos": True},
+                extra_body={"ignore_eos": True, "skip_special_tokens": False},  # so that every token shows
             )
             async for _ in stream:
                 self.pieces += 1
@@ -129,7 +129,7 @@ def shared_prefixes(lists: int, questions: int, rng: random.Random) -> list[list
     for problem in longest:
         listing = problem.prompt.rpartition("?")[0]
         pairs = rng.sample(PAIR.findall(listing), questions)
-        families.append([Exchange("recall, shared list", f"{listing}? {key}=", value) for key, value in pairs])
+        families.append([Exchange("recall, shared list", f"{listing}? {key}", key + value) for key, value in pairs])
     return families
 
 

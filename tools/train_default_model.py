@@ -19,25 +19,35 @@ from pathlib import Path
 import tasks
 import torch
 from torch.nn.functional import cross_entropy
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
-)
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import PreTrainedTokenizerFast as Tokenizer
 
 from headway.default_model import Problem
 
 IGNORED = -100
-SHORT_ROWS, SHORT_LENGTH = 14, 128
-RECALL_ROWS, RECALL_LENGTH = 2, 512
+SHORT_LENGTH, RECALL_LENGTH = 128, 512
 QUERIES = 16
-# Weights by which short problems are drawn, for a like share of the graded tokens: copies are long, sums short.
-SHARES = {"arithmetic": 0.55, "copy": 0.15, "sort": 0.15, "reverse": 0.15}
 
 
-def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+@dataclass(frozen=True)
+class Stage:
+    """A stretch of training with its own mix of problems, over which the learning rates decay to zero."""
+
+    portion: float
+    short_rows: int
+    recall_rows: int
+    shares: dict[str, float]
+    """The weights by which the short problems are drawn."""
+
+
+# Copying comes early, for recall builds on it; arithmetic and sorting settle last and get most of the second stage.
+STAGES = (
+    Stage(0.5, 14, 2, {"arithmetic": 0.55, "copy": 0.15, "sort": 0.15, "reverse": 0.15}),
+    Stage(0.5, 20, 1, {"arithmetic": 0.75, "copy": 0.04, "sort": 0.17, "reverse": 0.04}),
+)
+
+
+def build_model(tokenizer: Tokenizer) -> LlamaForCausalLM:
     """A Llama small enough to ship in the package, with grouped-query attention like its big kin."""
     model = LlamaForCausalLM(
         LlamaConfig(
@@ -164,12 +174,7 @@ def optimizers(model: LlamaForCausalLM, steps: int) -> list[tuple[torch.optim.Op
     matrices = [p for name, p in named if p.ndim == 2 and "embed" not in name]
     others = [p for name, p in named if p.ndim != 2 or "embed" in name]
     both = (
-        torch.optim.Muon(
-            matrices,
-            lr=6e-3,
-            weight_decay=0.1,
-            adjust_lr_fn="match_rms_adamw",
-        ),
+        torch.optim.Muon(matrices, lr=6e-3, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(others, lr=1e-3, betas=(0.9, 0.98), weight_decay=0.0),
     )
 
@@ -180,44 +185,54 @@ def optimizers(model: LlamaForCausalLM, steps: int) -> list[tuple[torch.optim.Op
 
 
 def training_batches(
-    tokenizer: PreTrainedTokenizerFast, seed: int, curriculum: Curriculum
+    tokenizer: Tokenizer, seed: int, stage: Stage, curriculum: Curriculum
 ) -> Iterator[tuple[Batch, Batch]]:
     """For every step a batch of short problems and one of recall families."""
     rng = random.Random(seed)
     framer = tasks.Framer(tokenizer, rng)
-    streams = {task: tasks.training_problems(task, rng) for task in SHARES}
+    streams = {task: tasks.training_problems(task, rng) for task in stage.shares}
 
     def short() -> Iterator[list[tasks.Framed]]:
         while True:
-            (task,) = rng.choices(list(SHARES), list(SHARES.values()))
+            (task,) = rng.choices(list(stage.shares), list(stage.shares.values()))
             yield framer.frame([next(streams[task])])
 
     families = tasks.training_families(rng, lambda: curriculum.max_pairs, QUERIES)
     return zip(
-        batches(short(), SHORT_ROWS, SHORT_LENGTH),
-        batches(map(framer.frame, families), RECALL_ROWS, RECALL_LENGTH),
+        batches(short(), stage.short_rows, SHORT_LENGTH),
+        batches(map(framer.frame, families), stage.recall_rows, RECALL_LENGTH),
     )
 
 
 def graded_loss(model: LlamaForCausalLM, batch: Batch) -> tuple[torch.Tensor, float]:
     """Cross-entropy on answers only (prompts are random and teach nothing), and the share of tokens right.
 
-    Most problems come once or twice in a whole run, so that share is a fair running score.
+    The batch has not been learned from yet, so that share is a fair running score.
     """
     graded = batch.targets != IGNORED
     logits, targets = model(**batch.inputs, use_cache=False).logits[graded], batch.targets[graded]
     return cross_entropy(logits, targets), (logits.argmax(-1) == targets).float().mean().item()
 
 
-def train(tokenizer: PreTrainedTokenizerFast, seed: int, steps: int) -> LlamaForCausalLM:
+def train(tokenizer: Tokenizer, seed: int, steps: int) -> LlamaForCausalLM:
     """Train a fresh model; the same seed on one thread of one machine gives the same weights."""
     torch.manual_seed(seed)
     model = build_model(tokenizer)
     curriculum = Curriculum()
+    for number, stage in enumerate(STAGES):
+        stream = training_batches(tokenizer, seed + number, stage, curriculum)
+        run_stage(model, stream, round(steps * stage.portion), curriculum)
+    return model.eval()
+
+
+def run_stage(
+    model: LlamaForCausalLM, stream: Iterator[tuple[Batch, Batch]], steps: int, curriculum: Curriculum
+) -> None:
+    """Take `steps` steps with fresh optimizers, and say every hundred how they went."""
     tuned = optimizers(model, steps)
     started = time.monotonic()
     totals = torch.zeros(4)
-    for step, (short, recall) in zip(range(1, steps + 1), training_batches(tokenizer, seed, curriculum), strict=False):
+    for step, (short, recall) in zip(range(1, steps + 1), stream):
         short_loss, short_right = graded_loss(model, short)
         recall_loss, recall_right = graded_loss(model, recall)
         (short_loss + recall_loss).backward()
@@ -237,7 +252,6 @@ def train(tokenizer: PreTrainedTokenizerFast, seed: int, steps: int) -> LlamaFor
                 f"  {time.monotonic() - started:.0f} s",
                 flush=True,
             )
-    return model.eval()
 
 
 # Grading, and the folder that ships.
@@ -256,7 +270,7 @@ class Score:
 
 
 @torch.no_grad()
-def grade(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, problems: list[Problem], format: str) -> Score:
+def grade(model: LlamaForCausalLM, tokenizer: Tokenizer, problems: list[Problem], format: str) -> Score:
     """Answer problems of one task greedily in one left-padded batch; only an exact match is right."""
     texts = [tasks.framings(tokenizer, problem)[format] for problem in problems]
     inputs = tokenizer(texts, add_special_tokens=False, padding=True, return_tensors="pt")
@@ -271,14 +285,8 @@ def grade(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, problems:
         tokenizer.decode(reply[mask]) == problem.answer + tasks.EOS
         for reply, mask, problem in zip(replies, said, problems, strict=True)
     ]
-    return Score(
-        task=problems[0].task,
-        format=format,
-        right=sum(right),
-        total=len(right),
-        smallest_margin=margins.min().item(),
-        low_margin=margins.quantile(0.01).item(),
-    )
+    smallest, low = margins.min().item(), margins.quantile(0.01).item()
+    return Score(problems[0].task, format, sum(right), len(right), smallest, low)
 
 
 CARD = """---
@@ -333,7 +341,7 @@ In all: **{right} of {total}** ({accuracy:.2%}).
 
 {steps:,} steps from random weights, on generated problems only, with seed {seed}: {minutes:.0f} minutes on one
 CPU core. The loss counts answers only. Muon trains the matrices and AdamW the rest; recall lists grow as they
-are mastered. The same seed gives the same weights on the same kind of machine with the same libraries.
+are mastered, and a second stage is mostly arithmetic and sorting. The same seed gives the same weights on the same kind of machine with the same libraries.
 
 Licence: Apache-2.0.
 """
@@ -347,7 +355,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("src/headway/default_model"))
-    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=4000)
     args = parser.parse_args()
     torch.set_num_threads(1)
     started = time.monotonic()

@@ -31,13 +31,12 @@ QUERIES = 16
 
 @dataclass(frozen=True)
 class Stage:
-    """A stretch of training with its own mix of problems, over which the learning rates decay to zero."""
+    """A stretch of training, over which learning rates decay to zero; `shares` weigh the draw of short problems."""
 
     portion: float
     short_rows: int
     recall_rows: int
     shares: dict[str, float]
-    """The weights by which the short problems are drawn."""
 
 
 # Copying comes early, for recall builds on it; arithmetic and sorting settle last and get most of the second stage.
@@ -292,7 +291,6 @@ def grade(model: LlamaForCausalLM, tokenizer: Tokenizer, problems: list[Problem]
 CARD = """---
 license: apache-2.0
 pipeline_tag: text-generation
-library_name: transformers
 ---
 
 # The Headway default model
@@ -339,13 +337,13 @@ In all: **{right} of {total}** ({accuracy:.2%}).
 
     python tools/train_default_model.py --seed {seed} --steps {steps}
 
-{steps:,} steps from random weights, on generated problems only, with seed {seed}: {minutes:.0f} minutes on one
-CPU core. The loss counts answers only. Muon trains the matrices and AdamW the rest; recall lists grow as they
-are mastered, and a second stage is mostly arithmetic and sorting. The same seed gives the same weights on the same kind of machine with the same libraries.
+{steps:,} steps from random weights, on generated problems only: {minutes:.0f} minutes on one CPU core. The
+loss counts answers only. Muon trains the matrices and AdamW the rest. Recall lists grow as they are mastered,
+and the second half is mostly arithmetic and sorting. The same seed gives the same weights on the same kind of
+machine with the same libraries.
 
 Licence: Apache-2.0.
 """
-
 
 SCORE_LINE = "| {0.task} | {0.format} | {0.right} | {0.total} | {0.smallest_margin:.2f} | {0.low_margin:.2f} |"
 

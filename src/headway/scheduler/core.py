@@ -153,7 +153,10 @@ class Scheduler:
         if len(growing):
             growth = TableGrowth(growing.astype(np.int32), columns[lacks], pool.take(len(growing)))
             table.append_block_each(growing, growth.columns, growth.blocks)
-        table.tail_block[starting] = table.block_tables[starting, columns]
+        if len(growing) == len(starting):
+            table.tail_block[growing] = growth.blocks
+        else:  # some hold the block already
+            table.tail_block[starting] = table.block_tables[starting, columns]
         return positions, growth
 
     def _preempt_one(self, errors: list[RequestEnd]) -> None:

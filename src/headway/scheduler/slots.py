@@ -78,7 +78,7 @@ class SlotTable:
     def append_block_each(self, rows: NDArray[np.intp], columns: NDArray[np.int32], blocks: NDArray[np.int32]) -> None:
         """Extend the block tables of these rows by one block each, at their next columns."""
         self.block_tables[rows, columns] = blocks
-        self.num_blocks[rows] += 1
+        self.num_blocks[rows] = columns + 1
         self.num_held_blocks += len(rows)
 
     def clear_blocks(self, slot: int) -> None:

@@ -13,7 +13,6 @@ from dataclasses import fields
 import pytest
 
 import headway
-from headway import default_model
 from headway.cli import main
 from headway.config import EngineConfig, Role
 from tests.echo_model import MAX_MODEL_LEN, use_echo_model, write_echo_model
@@ -308,9 +307,6 @@ def test_prompts_that_are_not_utf8_are_refused(run, tmp_path):
 # The model that comes with Headway --------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(
-    not (default_model.PATH / "model.safetensors").exists(), reason="the weights are not in this checkout"
-)
 def test_without_a_model_the_embedded_one_answers():
     command = [sys.executable, "-m", "headway.cli", "generate", "12+34=", "--temperature", "0"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)

@@ -11,15 +11,14 @@ import weakref
 
 import numpy as np
 import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import headway
 from headway import LLM, EngineDeadError, FinishReason, RequestError, SamplingParams, default_model
 from headway.engine.engine import Engine
 from tests.echo_model import EOS, MAX_MODEL_LEN, TOKENIZER, use_echo_model, wait_until, write_echo_model
 
-embedded = pytest.mark.skipif(
-    not (default_model.PATH / "model.safetensors").exists(), reason="the weights are not in this checkout"
-)
 LONG = SamplingParams(temperature=0, max_tokens=200)
 SMALL = {"max_num_seqs": 4, "max_num_batched_tokens": 64}
 
@@ -373,21 +372,36 @@ def test_progress_is_shown_on_terminals_only(llm, monkeypatch, capsys):
 # The model that comes with Headway --------------------------------------------------------------------------
 
 
-@embedded
-def test_the_embedded_model_answers_its_held_out_problems():
-    problems = default_model.held_out()[:60]
+def test_the_embedded_model_says_what_generate_says_on_its_held_out_problems_and_is_right():
+    problems = default_model.held_out()
     prompts = [problem.prompt for problem in problems]
-    with LLM(kv_cache_memory_gb=0.05, max_num_seqs=16) as llm:
-        outputs = llm.generate(prompts, SamplingParams(temperature=0, max_tokens=100, logprobs=2))
-        right = sum(text == problem.answer for text, problem in zip(texts(outputs), problems, strict=True))
-        assert right >= 0.95 * len(problems)
-        first = outputs[0].outputs[0]
-        for token, position in zip(first.token_ids, first.logprobs, strict=True):
-            assert position[token].rank == 1, "greedy takes the likeliest token"
-            assert len(position) == 2
-        question = [{"role": "user", "content": problems[0].prompt}]
+    greedy = SamplingParams(temperature=0, max_tokens=32, logprobs=2)
+    with LLM(kv_cache_memory_gb=0.05, max_num_seqs=32, max_num_batched_tokens=256) as llm:
+        outputs = llm.generate(prompts, greedy)
+        question = [{"role": "user", "content": prompts[0]}]
         streamed = "".join(delta.text for delta in llm.stream_chat(question, SamplingParams(temperature=0)))
         assert streamed == texts(llm.chat(question, SamplingParams(temperature=0)))[0]
+    assert [output.outputs[0].token_ids for output in outputs] == generated(prompts, max_new_tokens=32)
+    right = sum(text == problem.answer for text, problem in zip(texts(outputs), problems, strict=True))
+    assert right >= 0.99 * len(problems)
+    first = outputs[0].outputs[0]
+    for token, position in zip(first.token_ids, first.logprobs, strict=True):
+        assert position[token].rank == 1, "greedy takes the likeliest token"
+        assert len(position) == 2
+
+
+def generated(prompts: list[str], max_new_tokens: int) -> list[list[int]]:
+    """Token ids by transformers' own generate, the end token included."""
+    tokenizer = AutoTokenizer.from_pretrained(default_model.PATH, padding_side="left")
+    model = AutoModelForCausalLM.from_pretrained(default_model.PATH, dtype=torch.float32)
+    inputs = tokenizer(prompts, padding=True, return_tensors="pt")
+    answers = model.generate(**inputs, max_new_tokens=max_new_tokens)[:, inputs.input_ids.shape[1] :].tolist()
+    pad, end = tokenizer.pad_token_id, tokenizer.eos_token_id
+    for answer in answers:
+        while answer[-1] == pad:
+            answer.pop()
+        assert end not in answer[:-1]
+    return answers
 
 
 # The package ------------------------------------------------------------------------------------------------

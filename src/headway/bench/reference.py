@@ -32,7 +32,9 @@ def generate_greedily(folder: Path, draws: Sequence[Draw], num_output: int, seed
     """
     import torch
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging as transformers_logging
 
+    transformers_logging.disable_progress_bar()
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
     model.generation_config.eos_token_id = None
     rng = random.Random(seed)

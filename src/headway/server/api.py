@@ -15,11 +15,12 @@ from pydantic.json_schema import models_json_schema
 
 from headway import __version__
 from headway.engine.client import EngineClient, Prompt
+from headway.request import SamplingParams
 from headway.server import errors
 from headway.server.chat import ChatFace, render
 from headway.server.completions import CompletionFace
 from headway.server.errors import ApiError
-from headway.server.generate import encode_json, respond
+from headway.server.generate import Face, encode_json, respond
 from headway.server.metrics import ServerMetrics
 from headway.server.protocol import (
     ChatCompletionRequest,
@@ -146,24 +147,7 @@ async def completions(request: Request) -> Response:
         n=sampling.n,
         echo=bool(body.echo),
     )
-    service.check_open()  # it may have changed while the body came
-    generation = service.client.submit(
-        prompts,
-        sampling,
-        request_id=face.id,
-        stream=bool(body.stream),
-        priority=body.priority,
-        cache_salt=body.cache_salt,
-        arrival_time=arrival_time,
-    )
-    return await respond(
-        request,
-        generation,
-        face,
-        stream=bool(body.stream),
-        include_usage=body.include_usage,
-        continuous_usage=body.continuous_usage,
-    )
+    return await _answer(request, body, sampling, prompts, face, arrival_time)
 
 
 @router.post("/v1/chat/completions", openapi_extra=_body(ChatCompletionRequest))
@@ -186,7 +170,20 @@ async def chat_completions(request: Request) -> Response:
         n=sampling.n,
         top_logprobs=body.top_logprobs or 0,
     )
-    service.check_open()
+    return await _answer(request, body, sampling, prompts, face, arrival_time)
+
+
+async def _answer(
+    request: Request,
+    body: CompletionRequest | ChatCompletionRequest,
+    sampling: SamplingParams,
+    prompts: Sequence[Prompt],
+    face: Face,
+    arrival_time: float,
+) -> Response:
+    """Hand the prompts in, and answer in the shape that `face` gives."""
+    service = service_of(request)
+    service.check_open()  # it may have changed while the body came
     generation = service.client.submit(
         prompts,
         sampling,

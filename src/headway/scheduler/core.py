@@ -11,7 +11,7 @@ from headway.config import Role, SchedulerConfig
 from headway.request import FinishReason, Request
 from headway.scheduler.admission import Admissions
 from headway.scheduler.allocation import Allocation, DynamicAllocation
-from headway.scheduler.batch import Batch, IntArray, StepResult
+from headway.scheduler.batch import Batch, StepResult
 from headway.scheduler.decoding import DecodeRows
 from headway.scheduler.messages import (
     AbortRequests,
@@ -26,7 +26,7 @@ from headway.scheduler.messages import (
 from headway.scheduler.results import Results
 from headway.scheduler.slots import Phase, RequestManager
 from headway.scheduler.state import State
-from headway.scheduler.steps import NO_GROWTH, Chunk, Steps, TableGrowth
+from headway.scheduler.steps import NO_GROWTH, NO_PLACES, Chunk, DecodePlaces, Steps, TableGrowth
 
 
 class Scheduler:
@@ -104,7 +104,7 @@ class Scheduler:
         """
         errors: list[RequestEnd] = []
         num_preemptions = self._state.counters.preemptions
-        positions, growth = self._make_room(errors)
+        places = self._make_room(errors)
         decodes = self._decode_rows()
         budget = self.config.max_num_batched_tokens - len(decodes)
         chunks = self._next_chunks(budget)
@@ -113,7 +113,7 @@ class Scheduler:
             while budget > 0 and self._admissions.admit_head(len(decodes)):
                 chunks += self._next_chunks(budget)
                 budget -= chunks[-1].count
-        return self._steps.launch(decodes, positions, growth, chunks), errors
+        return self._steps.launch(decodes, places, chunks), errors
 
     def prefill_schedule(self, now: float = 0.0) -> tuple[Batch | None, list[RequestEnd]]:
         """The pass of a prefill instance: running prefills alone, the whole budget, no waiting queue, no allocation.
@@ -121,8 +121,7 @@ class Scheduler:
         A request got slot and blocks when its message was applied, or when enough of them were given back.
         """
         chunks = self._next_chunks(self.config.max_num_batched_tokens)
-        nobody = DecodeRows.none(self._state.table)
-        return self._steps.launch(nobody, nobody.slots, NO_GROWTH, chunks), []
+        return self._steps.launch(DecodeRows.none(self._state.table), NO_PLACES, chunks), []
 
     def _decode_rows(self) -> DecodeRows:
         table = self._state.table
@@ -130,18 +129,16 @@ class Scheduler:
             self._decodes = DecodeRows.of(table, np.flatnonzero(table.phase == Phase.DECODE))
         return self._decodes
 
-    def _make_room(self, errors: list[RequestEnd]) -> tuple[IntArray, TableGrowth]:
-        """Give every decoding row a place for its next token, preempting others where blocks are short.
-
-        Returns the position of each, int32 [N], and the blocks that were added.
-        """
+    def _make_room(self, errors: list[RequestEnd]) -> DecodePlaces:
+        """Give every decoding row a place for its next token, preempting others where blocks are short."""
         state, table, pool = self._state, self._state.table, self._state.pool
         while True:
             rows = self._decode_rows().rows
             positions = table.num_computed[rows]
-            at_start = ((positions & state.offset_mask) == 0).nonzero()[0]  # of a block, perhaps a new one
+            offsets = positions & state.offset_mask
+            at_start = (offsets == 0).nonzero()[0]  # of a block, perhaps a new one
             if not len(at_start):
-                return positions, NO_GROWTH
+                return DecodePlaces(positions, offsets, NO_GROWTH)
             starting = rows[at_start]
             columns = positions[at_start] >> state.block_shift
             lacks = columns == table.num_blocks[starting]
@@ -157,7 +154,7 @@ class Scheduler:
             table.tail_block[growing] = growth.blocks
         else:  # some hold the block already
             table.tail_block[starting] = table.block_tables[starting, columns]
-        return positions, growth
+        return DecodePlaces(positions, offsets, growth)
 
     def _preempt_one(self, errors: list[RequestEnd]) -> None:
         """Take slot and blocks from the last in line. The first in line keeps them while there is another, so that

@@ -21,7 +21,7 @@ class Results:
     def apply(self, step: LaunchedStep, result: StepResult, effects: Effects) -> None:
         """Take a step's result in. A failed step, or one with the wrong number of tokens, ends its requests."""
         error = result.error
-        expected = int(np.count_nonzero(step.batch.samples))
+        expected = len(step.decodes) + sum(chunk.samples for chunk in step.chunks)
         if error is None and len(result.tokens) != expected:
             error = f"the device returned {len(result.tokens)} tokens for {expected} rows"
         if error is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,8 +32,7 @@ class Chunk:
         return self.entry.handle == self.handle
 
 
-@dataclass(frozen=True, slots=True)
-class TableGrowth:
+class TableGrowth(NamedTuple):
     """One new block each for some rows: int32 [M] slots, columns, blocks."""
 
     slots: IntArray
@@ -40,8 +40,15 @@ class TableGrowth:
     blocks: IntArray
 
 
-@dataclass(frozen=True, slots=True)
-class LaunchedStep:
+class DecodePlaces(NamedTuple):
+    """Where the decoding rows compute next: int32 [N] positions, and offsets within their blocks; new blocks."""
+
+    positions: IntArray
+    offsets: IntArray
+    growth: TableGrowth
+
+
+class LaunchedStep(NamedTuple):
     """A step the device works on.
 
     places: intp [num_decodes]; where in the table's tail_tokens each decoded token goes.
@@ -59,6 +66,7 @@ class LaunchedStep:
 
 
 NO_GROWTH = TableGrowth(*(np.zeros(0, dtype=np.int32) for _ in range(3)))
+NO_PLACES = DecodePlaces(NO_GROWTH.slots, NO_GROWTH.slots, NO_GROWTH)
 _NO_ROWS = np.zeros(0, dtype=np.intp)
 
 
@@ -71,15 +79,13 @@ class Steps:
         self.last_id = 0
         self.in_flight: dict[int, LaunchedStep] = {}
 
-    def launch(
-        self, decodes: DecodeRows, positions: IntArray, growth: TableGrowth, chunks: list[Chunk]
-    ) -> Batch | None:
-        """The batch of these decodes (at `positions`, int32 [N]) and chunks; None if there are neither."""
+    def launch(self, decodes: DecodeRows, places: DecodePlaces, chunks: list[Chunk]) -> Batch | None:
+        """The batch of these decodes and chunks; None if there are neither."""
         if not len(decodes) and not chunks:
             return None
         table, state = self._state.table, self._state
         rows = decodes.rows
-        offsets = positions & state.offset_mask
+        positions, offsets, growth = places
         filling = (offsets == state.offset_mask).nonzero()[0]
         filled = table.tail_block[rows[filling]]
         table.num_computed[rows] = positions + 1

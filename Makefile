@@ -7,10 +7,10 @@ CORE   := src/headway/scheduler/*,src/headway/kvcache/*,src/headway/managers/*
 # More arguments for the command that a target runs: make serve ARGS="--port 9000"
 ARGS   ?=
 
-.PHONY: help setup demo serve test lint format bench clean
+.PHONY: help setup demo serve test lint format bench model-check clean
 
 help:  ## Show this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */  make \1	/' | expand -t 16
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1	/' | expand -t 21
 
 setup: $(READY)  ## Make .venv with everything at the pinned versions
 
@@ -45,6 +45,9 @@ bench: $(READY)  ## Measure the scheduler's step, then the server under load and
 	$(BIN)/headway bench serve --dataset heldout --request-rate 4,16,inf
 	$(BIN)/headway bench serve --dataset azure --time-scale 0.5 --max-model-len 512
 	$(BIN)/headway bench serve --dataset mooncake --time-scale 0.5
+
+model-check:  ## Check the model of the mailbox exhaustively (needs Spin: apt-get install spin)
+	@verification/check
 
 clean:  ## Remove what builds, tests and linters leave (.venv stays)
 	rm -rf build dist htmlcov .coverage .coverage.* coverage.xml .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -331,8 +331,8 @@ class Producer:
 
 
 def coughs(batch: Batch) -> None:
-    """The device fails now and then."""
-    if batch.step_id % 41 == 0:
+    """The device fails now and then, and early: how many steps a storm takes depends on who gets the interpreter."""
+    if batch.step_id % 41 == 4:
         raise RuntimeError("the device coughed")
 
 

@@ -23,8 +23,8 @@ _POLL_SECONDS = 0.01
 class Engine:
     """Takes requests from any thread; hands every effect to `on_effects`, on the writer's thread.
 
-    Every accepted request gets exactly one RequestEnd. Nothing here makes a caller wait for a step, except
-    `shutdown`.
+    Every accepted request gets exactly one RequestEnd. No caller waits for the device, except in `shutdown`; under v0
+    and v1 one may wait for the lock, and so for a scheduling pass.
     """
 
     def __init__(

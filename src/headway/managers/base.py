@@ -38,7 +38,7 @@ class Manager(ABC):
 
     Three groups of callers:
     - anybody: `make_request`, `add_request`, `finish_requests`, `add_abort_req_ids`, `available_batch`, `snapshot`.
-      None of these waits for a scheduling step or for the device.
+      None of these waits for the device; whether one can wait for a scheduling pass is what subclasses differ in.
     - whoever runs the device: `post_result`.
     - the one thread that drives the loop: `wait`, `drain`, `schedule` or `prefill_schedule`, `update`,
       `take_effects`, `close`.

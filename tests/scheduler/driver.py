@@ -106,6 +106,7 @@ class Driver:
     def note(self, effects: Effects) -> Effects:
         for uid, cached in effects.started:
             assert self.histories[uid].cached is None, "started twice"
+            assert self.histories[uid].end is None, "started after the end"
             self.histories[uid].cached = cached
         for outputs in effects.tokens:
             for uid, token in zip(outputs.uids.tolist(), outputs.tokens.tolist(), strict=True):

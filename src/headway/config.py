@@ -1,17 +1,14 @@
-"""What a user can set, validated in one place.
-
-Two records: `EngineConfig` is what a person writes (some fields `None`: decided when the model is loaded), and
-`SchedulerConfig` is what the core needs (every field decided). Nothing here imports more than the standard library,
-because the pure core reads it.
-"""
+"""What a user can set, validated in one place."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import StrEnum
-from typing import Literal
+from typing import Literal, get_args
 
 SchedulerName = Literal["v0", "v1", "v2"]
+ReserveName = Literal["ratio", "blocks", "none"]
+VictimName = Literal["least-waste", "last-in-line"]
 
 
 class Role(StrEnum):
@@ -23,45 +20,154 @@ class Role(StrEnum):
 
 
 def _at_least(name: str, value: int | float, minimum: int | float) -> None:
-    if value < minimum:
+    if not value >= minimum:  # also refuses NaN
         raise ValueError(f"{name} must be at least {minimum}, got {value}")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SchedulerConfig:
-    """Limits of one scheduler.
+def _one_of(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
 
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulingOptions:
+    """How requests are scheduled; the same for whoever sets up an engine and for the core.
+
+    Sizes
     max_num_seqs: slots, that is requests that may run at once.
-    max_num_batched_tokens: tokens that one step may compute, over all requests; at least `max_num_seqs`, so that
-        every running request can decode in every step.
-    max_model_len: tokens of the longest request, prompt and output together.
+    max_num_batched_tokens: tokens that one step may compute, over all requests.
     block_size: tokens in one KV-cache block, a power of two.
-    num_blocks: blocks of the pool, counting block 0, which is padding and never handed out.
-    enable_prefix_caching: reuse the blocks of equal prompt prefixes.
     role: which phases this engine runs; a prefill engine computes the prompt and one token.
+
+    Caching
+    enable_prefix_caching: reuse the blocks of equal prompt prefixes.
+    enable_output_caching: publish blocks of generated tokens too as they fill; else only when told to
+        (`cache_output_tokens`).
+
+    Chunked prefill
+    max_num_partial_prefills: prompts that may be part-way computed at once; 0: as many as there are slots.
+    long_prefill_token_threshold: a prompt with more tokens than this left is long: while others have use for the
+        budget it computes no more than this in a step. None: half of max_num_batched_tokens; 0: no prompt is long.
+    max_long_partial_prefills: long prompts that may be part-way computed at once; shorter ones pass those that wait.
+    deterministic: chunks end at multiples of deterministic_chunk_size, or with the known tokens.
+    encoder_cache_size: encoder tokens of images and videos that the device keeps. None: max_num_batched_tokens.
+    num_speculative_tokens: draft tokens per decoding request, which take budget and blocks (k of k + 1).
+
+    Admission
+    reserve: what an admission must leave for those that decode. "ratio": a share of what they may still generate;
+        "blocks": so many blocks each; "none".
+    max_bypass: how often requests that fit may pass one that waits for blocks.
+    ageing_seconds: waiting so long is worth one level of priority; 0: priorities are strict.
+
+    Preemption
+    victim: "least-waste": whoever has the fewest computed tokens that are not in the prefix cache; "last-in-line":
+        whoever came last.
+    enable_priority_preemption: a request may displace running ones of lower priority.
+
+    Deadlines, seconds
+    preprocess_timeout: for the preparation of a request. reservation_timeout: until a reservation of P or D is taken
+    up. hold_timeout: until the yes of `has_resource_for_prefilled_req` is. send_timeout: for KV on its way to D.
 
     Raises ValueError, naming the value and the limit, for anything that could not work.
     """
 
     max_num_seqs: int = 256
     max_num_batched_tokens: int = 2048
-    max_model_len: int = 2048
     block_size: int = 16
-    num_blocks: int = 4096
-    enable_prefix_caching: bool = True
     role: Role = Role.MIXED
+    enable_prefix_caching: bool = True
+    enable_output_caching: bool = True
+    max_num_partial_prefills: int = 0
+    long_prefill_token_threshold: int | None = None
+    max_long_partial_prefills: int = 1
+    deterministic: bool = False
+    deterministic_chunk_size: int = 16
+    encoder_cache_size: int | None = None
+    num_speculative_tokens: int = 0
+    reserve: ReserveName = "ratio"
+    max_bypass: int = 16
+    ageing_seconds: float = 0.0
+    victim: VictimName = "least-waste"
+    enable_priority_preemption: bool = True
+    preprocess_timeout: float = 60.0
+    reservation_timeout: float = 60.0
+    hold_timeout: float = 2.0
+    send_timeout: float = 60.0
 
     def __post_init__(self) -> None:
-        _at_least("max_num_seqs", self.max_num_seqs, 1)
-        _at_least("max_model_len", self.max_model_len, 2)
-        _at_least("block_size", self.block_size, 1)
+        object.__setattr__(self, "role", Role(self.role))
+        for name in ("max_num_seqs", "block_size", "max_long_partial_prefills", "deterministic_chunk_size"):
+            _at_least(name, getattr(self, name), 1)
+        for name in ("max_num_partial_prefills", "num_speculative_tokens", "max_bypass", "ageing_seconds"):
+            _at_least(name, getattr(self, name), 0)
+        for name in ("long_prefill_token_threshold", "encoder_cache_size"):
+            if getattr(self, name) is not None:
+                _at_least(name, getattr(self, name), 0)
+        for name in ("preprocess_timeout", "reservation_timeout", "hold_timeout", "send_timeout"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be above 0 seconds, got {getattr(self, name)}")
+        _one_of("reserve", self.reserve, get_args(ReserveName))
+        _one_of("victim", self.victim, get_args(VictimName))
         if self.block_size & (self.block_size - 1):
             raise ValueError(f"block_size must be a power of two, got {self.block_size}")
-        if self.max_num_batched_tokens < self.max_num_seqs:
+        if self.num_speculative_tokens > self.block_size:
+            raise ValueError(
+                f"num_speculative_tokens ({self.num_speculative_tokens}) must not exceed block_size "
+                f"({self.block_size}): a step takes at most one new block for a decoding request"
+            )
+        if self.max_num_batched_tokens < self.max_num_seqs * self.tokens_per_decode:
             raise ValueError(
                 f"max_num_batched_tokens ({self.max_num_batched_tokens}) must be at least max_num_seqs "
-                f"({self.max_num_seqs}): every running request decodes one token in a step"
+                f"({self.max_num_seqs}) x {self.tokens_per_decode}: every running request decodes "
+                f"{self.tokens_per_decode} token(s) in a step"
             )
+        if self.deterministic and self.smallest_chunk_budget < self.deterministic_chunk_size:
+            raise ValueError(
+                f"max_num_batched_tokens ({self.max_num_batched_tokens}) leaves a prefill {self.smallest_chunk_budget} "
+                f"tokens when all other slots decode, less than deterministic_chunk_size "
+                f"({self.deterministic_chunk_size}): it could wait for ever"
+            )
+
+    @property
+    def tokens_per_decode(self) -> int:
+        """What a decoding request takes of a step's budget."""
+        return 1 + self.num_speculative_tokens
+
+    @property
+    def smallest_chunk_budget(self) -> int:
+        """Tokens that a prefill can always have in a step: what is left when all other slots decode."""
+        if self.role is Role.PREFILL:
+            return self.max_num_batched_tokens
+        return self.max_num_batched_tokens - (self.max_num_seqs - 1) * self.tokens_per_decode
+
+    @property
+    def long_prefill_tokens(self) -> int:
+        """`long_prefill_token_threshold` as it is in force; 0: no prompt is long."""
+        threshold = self.long_prefill_token_threshold
+        return self.max_num_batched_tokens // 2 if threshold is None else threshold
+
+    @property
+    def encoder_budget(self) -> int:
+        """`encoder_cache_size` as it is in force."""
+        return self.max_num_batched_tokens if self.encoder_cache_size is None else self.encoder_cache_size
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerConfig(SchedulingOptions):
+    """Limits of one scheduler: the options, and what model and device decide.
+
+    max_model_len: tokens of the longest request, prompt and output together.
+    num_blocks: blocks of the pool, counting block 0, which is padding and never handed out.
+
+    Raises ValueError, naming the value and the limit, for anything that could not work.
+    """
+
+    max_model_len: int = 2048
+    num_blocks: int = 4096
+
+    def __post_init__(self) -> None:
+        SchedulingOptions.__post_init__(self)
+        _at_least("max_model_len", self.max_model_len, 2)
         if self.num_blocks - 1 < self.blocks_per_request:
             raise ValueError(
                 f"num_blocks ({self.num_blocks}, of which one is padding) cannot hold one request of max_model_len "
@@ -84,7 +190,7 @@ class SchedulerConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EngineConfig:
+class EngineConfig(SchedulingOptions):
     """What a person sets to run a model. `None` means: decided when the model is loaded.
 
     model: a local folder or a hub id; None is the embedded default model.
@@ -102,22 +208,18 @@ class EngineConfig:
     trust_remote_code: bool = False
     served_model_name: str | None = None
     scheduler: SchedulerName | None = None
-    role: Role = Role.MIXED
     device: str = "auto"
     dtype: str = "auto"
-    max_num_seqs: int = 256
-    max_num_batched_tokens: int = 2048
     max_model_len: int | None = None
-    block_size: int = 16
     num_blocks: int | None = None
     kv_cache_memory_gb: float = 1.0
     gpu_memory_utilization: float = 0.9
-    enable_prefix_caching: bool = True
     max_waiting: int = 4096
     step_timeout: float = 300.0
     seed: int = 0
 
     def __post_init__(self) -> None:
+        SchedulingOptions.__post_init__(self)
         _at_least("max_waiting", self.max_waiting, 0)
         if not 0 < self.gpu_memory_utilization <= 1:
             raise ValueError(f"gpu_memory_utilization must be in (0, 1], got {self.gpu_memory_utilization}")
@@ -125,20 +227,11 @@ class EngineConfig:
             raise ValueError(f"kv_cache_memory_gb must be above 0, got {self.kv_cache_memory_gb}")
         if not self.step_timeout > 0:
             raise ValueError(f"step_timeout must be above 0 seconds, got {self.step_timeout}")
-        if self.scheduler not in (None, "v0", "v1", "v2"):
-            raise ValueError(f"scheduler must be v0, v1 or v2, got {self.scheduler!r}")
-        if self.dtype not in ("auto", "float32", "bfloat16", "float16"):
-            raise ValueError(f"dtype must be auto, float32, bfloat16 or float16, got {self.dtype!r}")
-        object.__setattr__(self, "role", Role(self.role))
+        if self.scheduler is not None:
+            _one_of("scheduler", self.scheduler, get_args(SchedulerName))
+        _one_of("dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
 
     def for_scheduler(self, *, max_model_len: int, num_blocks: int) -> SchedulerConfig:
         """The core's limits, once the model has told its length and the device its room."""
-        return SchedulerConfig(
-            max_num_seqs=self.max_num_seqs,
-            max_num_batched_tokens=self.max_num_batched_tokens,
-            max_model_len=max_model_len,
-            block_size=self.block_size,
-            num_blocks=num_blocks,
-            enable_prefix_caching=self.enable_prefix_caching,
-            role=self.role,
-        )
+        options = {field.name: getattr(self, field.name) for field in fields(SchedulingOptions)}
+        return SchedulerConfig(max_model_len=max_model_len, num_blocks=num_blocks, **options)

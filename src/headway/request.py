@@ -38,6 +38,9 @@ class RequestStatus(IntEnum):
     RUNNING_DECODE = 2  # has a slot; computes one token a step
     PREEMPTED = 3  # gave up slot and blocks, keeps its place in the queue
     FINISHED = 4
+    PREPARING = 5  # a preprocess job works on it; its place in the queue is kept
+    RESERVED = 6  # holds slot and blocks, computes nothing yet: P before its D has agreed, D before the KV has come
+    SENDING = 7  # P: all is computed, the KV is on its way to D
 
 
 class RequestError(ValueError):
@@ -52,8 +55,16 @@ class QueueFullError(RuntimeError):
     """The engine holds as many requests as it may; try again later. HTTP 503 with Retry-After."""
 
 
+class EnginePausedError(RuntimeError):
+    """The engine is paused and takes no requests until it is resumed. HTTP 503 with Retry-After."""
+
+
 class EngineDeadError(RuntimeError):
     """The engine has stopped and takes no more requests. HTTP 503."""
+
+
+class QueryError(RuntimeError):
+    """A query that cannot be answered: asked of an engine of the wrong role, or by the thread that must answer it."""
 
 
 def _number(name: str, value: object) -> None:
@@ -153,6 +164,27 @@ class SamplingParams:
                 _in_range(f"logit_bias[{token}]", bias, -100, 100)
 
 
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Tokens of a prompt that stand for one image or video: positions `start` to `start + length`.
+
+    No chunk of a prefill may cut it. Its KV depends on what it shows, hence on the digest.
+
+    digest: strong digest of the contents, e.g. sha256; equal ones share encoder output and cached KV.
+    num_encoder_tokens: what its encoder output takes of the encoder cache; 0 if there is nothing to encode.
+    """
+
+    start: int
+    length: int
+    digest: bytes
+    num_encoder_tokens: int = 0
+
+    @property
+    def end(self) -> int:
+        """The position after it."""
+        return self.start + self.length
+
+
 @dataclass(slots=True, kw_only=True)
 class Request:
     """One sequence to generate, as the core takes it. Made at the door; immutable from there on.
@@ -165,6 +197,8 @@ class Request:
     priority: lower is served first.
     cache_salt: requests share cached prefixes only with requests of the same salt.
     arrival_time: seconds, on the clock of whoever drives the scheduler.
+    spans: parts of the prompt that must not be cut, in order, none overlapping another.
+    preprocess: what the engine's preprocessor makes prompt and spans from, opaque here; None: nothing to prepare.
     """
 
     uid: int
@@ -176,6 +210,8 @@ class Request:
     priority: int = 0
     cache_salt: str | None = None
     arrival_time: float = 0.0
+    spans: tuple[Span, ...] = ()
+    preprocess: bytes | None = None
 
 
 @dataclass(slots=True)

@@ -99,6 +99,7 @@ def _all_decoding(running: int, steps: int, enable_prefix_caching: bool) -> Sche
         block_size=BLOCK_SIZE,
         num_blocks=max(running * (longest // BLOCK_SIZE + 2), 131_072 // BLOCK_SIZE) + 16,
         enable_prefix_caching=enable_prefix_caching,
+        reserve="none",  # the pool is measured for these steps, not for all that max_tokens would allow
     )
     scheduler = Scheduler(config)
     rng = np.random.default_rng(1)

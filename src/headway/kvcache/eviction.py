@@ -29,6 +29,9 @@ class EvictionQueue:
     def __len__(self) -> int:
         return self._count
 
+    def __contains__(self, block: int) -> bool:
+        return bool(self._place[block] >= 0)
+
     def push(self, blocks: NDArray[np.int32]) -> None:
         """Append blocks, none of which is queued; the first is given up first."""
         if self._tail + len(blocks) > len(self._line):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +14,7 @@ from headway.kvcache.lazy import lazy_zeros
 BlockIds = NDArray[np.int32]
 
 PADDING_BLOCK = 0
+_SHOWN = 16  # blocks of a kind that a report lists; once one is wrong, many are
 
 
 class PoolCounts(NamedTuple):
@@ -22,6 +23,13 @@ class PoolCounts(NamedTuple):
     free: int
     evictable: int
     referenced: int
+
+
+class Problem(NamedTuple):
+    """Something wrong with a block, or with the pool as a whole."""
+
+    block: int | None
+    text: str
 
 
 class OwnershipError(AssertionError):
@@ -108,15 +116,16 @@ class BlockPool:
         counts = self._references[blocks] - 1
         self._references[blocks] = counts
         self.num_references -= len(blocks)
-        idle = blocks[counts == 0][::-1]
-        if not len(idle):
-            return
-        self._num_referenced -= len(idle)
-        cached = self._cached[idle]
-        self._push_free(idle[~cached])
-        kept = idle[cached]
-        if len(kept):
-            self._evictable.push(kept)
+        self._retire(blocks[counts == 0][::-1])
+
+    def release_all(self, sequences: Sequence[BlockIds]) -> None:
+        """One reference less for each time that a block is in one of these; as `release`, but for many at once, among
+        which blocks may be shared."""
+        blocks = np.concatenate(sequences)[::-1]
+        np.subtract.at(self._references, blocks, 1)
+        self.num_references -= len(blocks)
+        idle, first = np.unique(blocks[self._references[blocks] == 0], return_index=True)
+        self._retire(idle[np.argsort(first)])
 
     def keep(self, block: int) -> None:
         """Mark a referenced block as cached: once released it becomes evictable, not free."""
@@ -143,25 +152,60 @@ class BlockPool:
                 f"{references} held by their owners"
             )
 
-    def audit(self, owned: BlockIds) -> None:
-        """Full check, O(blocks). owned: every reference of every owner, repeats included. Raises OwnershipError."""
+    def num_exclusive(self, blocks: BlockIds) -> int:
+        """How many of these referenced blocks have no other reference: releasing them makes so many more available."""
+        return int(np.count_nonzero(self._references[blocks] == 1))
+
+    def num_references_to(self, block: int) -> int:
+        """References to one block."""
+        return int(self._references[block])
+
+    def problem_of(self, block: int) -> str | None:
+        """What is wrong with one block as far as it can be seen without its owners, O(1)."""
+        references, queued = int(self._references[block]), block in self._evictable
+        if references < 0:
+            return f"block {block} was released {-references} times too often"
+        if references and queued:
+            return f"block {block} is evictable and has {references} references"
+        if queued and not self._cached[block]:
+            return f"block {block} is evictable and not cached"
+        return None
+
+    def problems(self, owned: BlockIds) -> list[Problem]:
+        """Full check, O(blocks). owned: every reference of every owner, repeats included."""
+        found = []
         expected = np.bincount(owned, minlength=self.num_blocks)
-        wrong = np.flatnonzero(expected != self._references)
-        if len(wrong):
-            block = int(wrong[0])
-            raise OwnershipError(
-                f"{len(wrong)} blocks with a wrong reference count; block {block} has {self._references[block]}, "
-                f"its owners hold {expected[block]}"
-            )
+        for block in np.flatnonzero(expected != self._references)[:_SHOWN].tolist():
+            counted = self._references[block]
+            found.append(Problem(block, f"block {block} has {counted} references, its owners hold {expected[block]}"))
         states = np.zeros(self.num_blocks, dtype=np.int64)
         np.add.at(states, self._free[: self._num_free], 1)
         np.add.at(states, self._evictable.blocks(), 1)
         states[self._references > 0] += 1
-        if states[PADDING_BLOCK] or (states[1:] != 1).any():
-            raise OwnershipError(f"blocks in no state or in two: {np.flatnonzero(states[1:] != 1)[:8] + 1}")
-        if not self._cached[self._evictable.blocks()].all():
-            raise OwnershipError("an evictable block is not cached")
-        self.check(len(owned))
+        states[PADDING_BLOCK] = 1 - states[PADDING_BLOCK]
+        for block in np.flatnonzero(states != 1)[:_SHOWN].tolist():
+            found.append(Problem(block, f"block {block} is in {states[block]} states instead of one"))
+        found += [
+            Problem(block, f"block {block} is evictable and not cached")
+            for block in self._evictable.blocks().tolist()
+            if not self._cached[block]
+        ]
+        try:
+            self.check(len(owned))
+        except OwnershipError as error:
+            found.append(Problem(None, str(error)))
+        return found
+
+    def _retire(self, idle: BlockIds) -> None:
+        """Nobody refers to these distinct blocks any more; the first ones age first."""
+        if not len(idle):
+            return
+        self._num_referenced -= len(idle)
+        cached = self._cached[idle]
+        self._push_free(idle[~cached])
+        kept = idle[cached]
+        if len(kept):
+            self._evictable.push(kept)
 
     def _push_free(self, blocks: BlockIds) -> None:
         self._free[self._num_free : self._num_free + len(blocks)] = blocks

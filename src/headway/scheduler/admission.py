@@ -2,46 +2,107 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
+from numpy.typing import NDArray
 
 from headway.request import RequestStatus
-from headway.scheduler.allocation import Allocation
 from headway.scheduler.batch import Admission, IntArray
+from headway.scheduler.chunks import ChunkPlan
 from headway.scheduler.entry import Entry
+from headway.scheduler.policies import Policies
 from headway.scheduler.slots import SlotHandle
 from headway.scheduler.state import State
 
 _NO_BLOCKS: IntArray = np.zeros(0, dtype=np.int32)
+_NO_ROWS: NDArray[np.intp] = np.zeros(0, dtype=np.intp)
+
+
+class Room(NamedTuple):
+    """Blocks that a request could have: cached ones, int32, and how many more to take."""
+
+    cached: IntArray
+    num_new: int
 
 
 class Admissions:
     """Lets waiting requests in, and keeps what the next batch must tell the executor of them."""
 
-    def __init__(self, state: State, allocation: Allocation) -> None:
+    def __init__(self, state: State, policies: Policies) -> None:
         self._state = state
-        self._allocation = allocation
+        self._policies = policies
         self._news: list[tuple[SlotHandle, Admission, IntArray]] = []
         self._started: list[tuple[int, int]] = []
 
-    def admit_head(self, num_decoding: int) -> bool:
-        """Give slot and blocks to the first in line. False, and nothing is taken, if they are lacking."""
+    def admit(self, plan: ChunkPlan, decoding: NDArray[np.intp]) -> None:
+        """Let in, in order, whom slots, blocks and the step's budget allow.
+
+        One that lacks blocks is passed by others, but no more than `max_bypass` times: then nobody passes it. One that
+        is long is passed while too many long ones are under way. decoding: slots for which blocks are held in reserve.
+        """
+        while self._admit_some(plan, decoding):
+            pass
+
+    def _admit_some(self, plan: ChunkPlan, decoding: NDArray[np.intp]) -> bool:
+        """Go once along the head of the queue. True if somebody was let in and others may follow."""
+        state, passed, num_let_in = self._state, [], 0
+        for entry in state.waiting.window():
+            if plan.budget <= 0 or not state.slots.available_batch():
+                return False
+            known = len(entry.tokens)
+            if not plan.has_room_for(0, known):
+                continue
+            room = self._room(entry, known, decoding)
+            if room is None:
+                if entry.num_bypassed >= state.config.max_bypass:
+                    return False
+                passed.append(entry)
+                continue
+            self._let_in(entry, room)
+            num_let_in += 1
+            start = len(room.cached) * state.config.block_size
+            plan.offer(entry.request, entry.slot, start, known)
+            for other in passed:
+                other.num_bypassed += 1
+            if any(other.num_bypassed >= state.config.max_bypass for other in passed):
+                return False
+        return num_let_in > 0
+
+    def admit_all(self) -> None:
+        """Let in, in order, whom slots and blocks allow: on a prefill instance, whose pass allocates nothing."""
         state = self._state
-        entry = state.waiting.head()
-        if entry is None or not state.slots.available_batch():
-            return False
-        available = state.pool.num_available - self._allocation.reserve(num_decoding)
-        if entry.blocks_wanted > available:
-            return False
-        cached = self._match(entry)
-        needed = self._allocation.blocks_at_admission(state.config, len(entry.tokens), entry.limit) - len(cached)
-        wanted = needed + state.pool.num_idle(cached)
-        if wanted > available:
-            entry.blocks_wanted = wanted
-            return False
-        state.waiting.pop()
-        state.pool.share(cached)
-        self._install(entry, np.append(cached, state.pool.take(needed)), len(cached) * state.config.block_size)
-        return True
+        while (entry := state.waiting.head()) is not None and state.slots.available_batch():
+            room = self._room(entry, len(entry.tokens), _NO_ROWS)
+            if room is None:
+                return
+            self._let_in(entry, room)
+
+    def reserve(self, entry: Entry, num_tokens: int, decoding: NDArray[np.intp]) -> IntArray | None:
+        """Slot and blocks for so many tokens of a request that is not queued. None, and nothing is taken, if they are
+        lacking. Returns the block table, int32."""
+        if not self._state.slots.available_batch():
+            return None
+        room = self._room(entry, num_tokens, decoding)
+        return None if room is None else self._seat(entry, room)
+
+    def announce(self, entry: Entry, num_cached_tokens: int) -> None:
+        """A seated request starts: the next batch tells the executor."""
+        assert entry.handle is not None
+        blocks = self._state.table.blocks_of(entry.slot).copy()
+        admission = Admission(entry.slot, entry.request, entry.tokens, num_cached_tokens)
+        self._news.append((entry.handle, admission, blocks))
+        self._state.start(entry)
+
+    def note_start(self, uid: int, num_cached_tokens: int) -> None:
+        """To be reported with the next result."""
+        self._started.append((uid, num_cached_tokens))
+
+    def lacking(self, entry: Entry, decoding: NDArray[np.intp]) -> int:
+        """Blocks that would have to come free for a request to be let in whatever the prefix cache has of it."""
+        state = self._state
+        needed = self._policies.allocation.blocks_at_admission(state.config, len(entry.tokens), entry.limit)
+        return needed + self._policies.reserve.blocks(state.table, decoding) - state.pool.num_available
 
     def take_news(self) -> list[tuple[SlotHandle, Admission, IntArray]]:
         """(slot, admission, block table) of all who came since the last call and are still there."""
@@ -53,6 +114,22 @@ class Admissions:
         started, self._started = self._started, []
         return [one for one in started if one[0] in self._state.entries]
 
+    def _room(self, entry: Entry, num_tokens: int, decoding: NDArray[np.intp]) -> Room | None:
+        """Where a request could have its blocks; None if they are lacking."""
+        state = self._state
+        available = state.pool.num_available
+        if entry.blocks_wanted > available:
+            return None
+        cached = self._match(entry)
+        num_new = self._policies.allocation.blocks_at_admission(state.config, num_tokens, entry.limit) - len(cached)
+        wanted = num_new + state.pool.num_idle(cached)
+        if wanted > available:
+            entry.blocks_wanted = wanted
+            return None
+        if len(decoding) and wanted + self._policies.reserve.blocks(state.table, decoding) > available:
+            return None
+        return Room(cached, num_new)
+
     def _match(self, entry: Entry) -> IntArray:
         """The cached blocks of the known tokens. The last token is always computed anew: its logits are needed."""
         state = self._state
@@ -60,15 +137,24 @@ class Admissions:
             return _NO_BLOCKS
         max_blocks = (len(entry.tokens) - 1) >> state.block_shift
         root = state.prefix.root(entry.request.cache_salt)
-        blocks, entry.node = state.prefix.match(entry.tokens.tobytes(), max_blocks, root)
+        blocks, entry.node = state.prefix.match(entry.tokens.tobytes(), max_blocks, root, entry.media_keys)
         return blocks
 
-    def _install(self, entry: Entry, blocks: IntArray, num_cached_tokens: int) -> None:
-        request, counters = entry.request, self._state.counters
+    def _seat(self, entry: Entry, room: Room) -> IntArray:
+        state = self._state
+        state.pool.share(room.cached)
+        blocks = np.append(room.cached, state.pool.take(room.num_new))
+        num_cached_tokens = len(room.cached) * state.config.block_size
+        state.seat(entry, blocks, num_cached_tokens)
+        entry.blocks_wanted = entry.num_bypassed = 0
+        state.counters.prefix_query_tokens += len(entry.tokens)
+        state.counters.prefix_hit_tokens += num_cached_tokens
+        return blocks
+
+    def _let_in(self, entry: Entry, room: Room) -> None:
+        num_cached_tokens = len(room.cached) * self._state.config.block_size
         if entry.status is RequestStatus.WAITING:
-            self._started.append((request.uid, num_cached_tokens))
-        handle = self._state.install(entry, blocks, num_cached_tokens)
-        entry.blocks_wanted = 0
-        self._news.append((handle, Admission(handle.slot, request, entry.tokens, num_cached_tokens), blocks))
-        counters.prefix_query_tokens += len(entry.tokens)
-        counters.prefix_hit_tokens += num_cached_tokens
+            self.note_start(entry.uid, num_cached_tokens)
+        self._state.waiting.take(entry)
+        self._seat(entry, room)
+        self.announce(entry, num_cached_tokens)

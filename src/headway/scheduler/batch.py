@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from headway.request import Request
+from headway.request import Request, Span
 
 IntArray = NDArray[np.int32]
 LongArray = NDArray[np.int64]
@@ -48,6 +48,8 @@ class Batch:
     table_slots, table_columns, table_blocks: int32 [M]; changes to the block tables, to be applied before the step:
         tables[table_slots, table_columns] = table_blocks. Entries past the last known one are garbage, not zero.
     admissions: requests new in their slots since the last batch, to be applied before the step.
+    encode: (uid, span) of images and videos whose encoder output is needed in this step and not there yet.
+    encoder_evicted: digests whose encoder output is given up, before anything is encoded.
     """
 
     step_id: int
@@ -61,6 +63,8 @@ class Batch:
     table_columns: IntArray
     table_blocks: IntArray
     admissions: tuple[Admission, ...] = ()
+    encode: tuple[tuple[int, Span], ...] = ()
+    encoder_evicted: tuple[bytes, ...] = ()
 
     def __len__(self) -> int:
         return len(self.slots)

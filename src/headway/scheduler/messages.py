@@ -1,124 +1,214 @@
-"""What the core is told (messages) and what it answers (effects).
+"""What the core is told. A message is the only way to change scheduling state from outside.
 
-A message is the only way to change scheduling state from outside. Messages are frozen and own their payload.
+    command   fire and forget, from anybody          query    the caller wants an answer: carries a reply id
+    result    of a step or a job; a lane of its own  Tick     the clock has passed a deadline
+
+Messages are frozen and own their payload. Unknown uids are a no-op everywhere: they have ended, or never were.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from dataclasses import dataclass
 
-from headway.request import FinishReason, Request
-from headway.scheduler.batch import IntArray, Logprobs, LongArray, StepResult
+from headway.request import Request, Span
+from headway.scheduler.batch import IntArray, StepResult
+
+# -- commands --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class AddRequest:
-    """Queue a request."""
+    """Queue a request; with `request.preprocess`, once it is prepared."""
 
     request: Request
 
 
 @dataclass(frozen=True, slots=True)
 class FinishRequests:
-    """End requests whose answer is complete, seen from outside (a stop string). Unknown uids are a no-op."""
+    """End requests whose answer is complete, seen from outside (a stop string)."""
 
     uids: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class AbortRequests:
-    """End requests that nobody wants any more, in whatever state they are. Unknown uids are a no-op."""
+    """End requests that nobody wants any more, in whatever state they are."""
 
     uids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StoppedRequests:
+    """The device side says that it has stopped working on these preempted or aborted requests.
+
+    Nothing waits for it: a preempted request is queued, and an aborted one recycled, the moment it happens. So this
+    changes nothing; above all, one that comes late cannot touch a request that runs again.
+    """
+
+    uids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CacheOutputTokens:
+    """Publish the full blocks of these running requests, generated tokens included, to the prefix cache."""
+
+    uids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StartPrefill:
+    """P: D has agreed; compute these reserved requests."""
+
+    uids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StartDecode:
+    """D: the KV of a reserved request's prompt is in its blocks, and `token` follows; decode from there."""
+
+    uid: int
+    token: int
+
+
+@dataclass(frozen=True, slots=True)
+class DropReservations:
+    """Give up these reservations: the other side failed. Requests in any other state are left alone."""
+
+    uids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PreemptAll:
+    """Everything that runs gives up slot and blocks and goes back to its place in the queue."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClearData:
+    """End every request (ABORT) and forget what is cached. What is added after it is not touched."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Schedule nothing until `Resume`. What runs is aborted (with all that waits), or preempted and kept.
+
+    reset_prefix_cache: forget what is cached once nothing is in flight (the weights are about to change).
+    """
+
+    abort: bool
+    reset_prefix_cache: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """Schedule again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """The time is past `Snapshot.next_deadline`: whoever has waited too long ends."""
+
+
+Command = (
+    AddRequest
+    | FinishRequests
+    | AbortRequests
+    | StoppedRequests
+    | CacheOutputTokens
+    | StartPrefill
+    | StartDecode
+    | DropReservations
+    | PreemptAll
+    | ClearData
+    | Pause
+    | Resume
+)
+
+# -- queries: answered in Effects.answers; QueryError if it cannot be answered, and then nothing has changed --------
+
+
+@dataclass(frozen=True, slots=True)
+class ReservePrefill:
+    """P: slot, blocks for the prompt and what the prefix cache has of it. Answer: Reservation, or None (no room)."""
+
+    reply: int
+    request: Request
+
+
+@dataclass(frozen=True, slots=True)
+class ReserveDecode:
+    """D: slot, and blocks for the prompt and the first token, under the reserve rule; refused while anybody waits.
+
+    timeout: seconds until the reservation lapses if nobody takes it up. Answer: Reservation, or None (no room).
+    """
+
+    reply: int
+    request: Request
+    timeout: float
+
+
+@dataclass(frozen=True, slots=True)
+class AwaitSteps:
+    """Answer: None, as soon as every step that is in flight now has been answered for. The one deferred query."""
+
+    reply: int
+
+
+@dataclass(frozen=True, slots=True)
+class ResetPrefixCache:
+    """Forget what is cached. Running requests go on; what they have computed is never found by others.
+
+    Answer: int, the blocks that were cached."""
+
+    reply: int
+
+
+@dataclass(frozen=True, slots=True)
+class GetProgress:
+    """How far a request is. Answer: Progress, or None if there is no such request."""
+
+    reply: int
+    uid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """Recount everything. Answer: AuditReport."""
+
+    reply: int
+
+
+Query = ReservePrefill | ReserveDecode | AwaitSteps | ResetPrefixCache | GetProgress | Audit
+
+# -- results ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceLost:
     """The device side was restarted or given up: what it held, KV and results, is gone.
 
-    Every running request ends with an error; those that wait go on.
+    Every request that has computed anything ends with an error; those that wait go on.
     """
 
     reason: str
 
 
-Command = AddRequest | FinishRequests | AbortRequests
-Message = Command | StepResult | DeviceLost
-
-
 @dataclass(frozen=True, slots=True)
-class RequestEnd:
-    """A request ended. Emitted exactly once per accepted request.
-
-    stop_token: the token that ended it, when reason is STOP and it was seen by the core.
-    message: why, when reason is ERROR.
-    """
+class PreprocessDone:
+    """A preprocess job has ended. prompt None: it stays as it was. error: why it failed; the request ends with it."""
 
     uid: int
-    request_id: str
-    reason: FinishReason
-    stop_token: int | None = None
-    message: str | None = None
+    prompt: IntArray | None = None
+    spans: tuple[Span, ...] = ()
+    error: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class TokenOutputs:
-    """The tokens that one step sampled. uids: int64 [S]; tokens: int32 [S]; logprobs index into these rows."""
+class SendDone:
+    """The KV of a request is with D, or cannot be sent (error). Whoever sent it reads its blocks no more."""
 
-    uids: LongArray
-    tokens: IntArray
-    logprobs: Logprobs | None = None
-
-
-@dataclass(slots=True)
-class Effects:
-    """What applying messages or scheduling brought about, for the loop to carry outside, in order:
-    first `started`, then `tokens`, then `ended`.
-
-    started: (uid, num_cached_tokens) of each request admitted for the first time.
-    tokens: one record per step result applied.
-    ended: requests that are over; their last token, if any, is in `tokens`.
-    """
-
-    started: list[tuple[int, int]] = field(default_factory=list)
-    tokens: list[TokenOutputs] = field(default_factory=list)
-    ended: list[RequestEnd] = field(default_factory=list)
-
-    def __bool__(self) -> bool:
-        return bool(self.started or self.tokens or self.ended)
+    uid: int
+    error: str | None = None
 
 
-class Snapshot(NamedTuple):
-    """The state in numbers, O(1) to make, immutable, published after every turn of the writer.
-
-    Gauges (now): num_running, num_waiting, num_blocks_*. Counters (since the start): the rest.
-    """
-
-    step_id: int = 0
-    num_running: int = 0
-    num_waiting: int = 0
-    num_in_flight: int = 0  # steps launched, result not yet applied
-    num_slots: int = 0
-    num_blocks_total: int = 0  # block 0 not counted
-    num_blocks_free: int = 0
-    num_blocks_evictable: int = 0
-    num_requests_added: int = 0
-    num_requests_ended: int = 0
-    num_preemptions: int = 0
-    num_prompt_tokens: int = 0  # tokens computed in prefill chunks
-    num_generation_tokens: int = 0
-    num_prefix_query_tokens: int = 0
-    num_prefix_hit_tokens: int = 0
-
-    @property
-    def kv_cache_usage(self) -> float:
-        """Share of the pool that requests refer to, 0 to 1."""
-        if not self.num_blocks_total:
-            return 0.0
-        return 1.0 - (self.num_blocks_free + self.num_blocks_evictable) / self.num_blocks_total
-
-    @property
-    def has_work(self) -> bool:
-        """Whether any accepted request is unfinished."""
-        return bool(self.num_running or self.num_waiting or self.num_in_flight)
+Result = StepResult | DeviceLost | PreprocessDone | SendDone
+Message = Command | Query | Result | Tick

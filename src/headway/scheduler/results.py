@@ -7,7 +7,8 @@ from numpy.typing import NDArray
 
 from headway.request import FinishReason
 from headway.scheduler.batch import Admission, BoolArray, IntArray, StepResult
-from headway.scheduler.messages import Effects, TokenOutputs
+from headway.scheduler.effects import Effects, TokenOutputs
+from headway.scheduler.reservations import Reservations
 from headway.scheduler.state import State
 from headway.scheduler.steps import Chunk, LaunchedStep
 
@@ -15,10 +16,11 @@ from headway.scheduler.steps import Chunk, LaunchedStep
 class Results:
     """Applies step results. A row whose slot has changed hands since the launch is dropped."""
 
-    def __init__(self, state: State) -> None:
+    def __init__(self, state: State, reservations: Reservations) -> None:
         self._state = state
+        self._reservations = reservations
 
-    def apply(self, step: LaunchedStep, result: StepResult, effects: Effects) -> None:
+    def apply(self, step: LaunchedStep, result: StepResult, now: float, effects: Effects) -> None:
         """Take a step's result in. A failed step, or one with the wrong number of tokens, ends its requests."""
         error = result.error
         expected = len(step.decodes) + sum(chunk.samples for chunk in step.chunks)
@@ -27,8 +29,7 @@ class Results:
         if error is not None:
             self._fail(step, error, effects)
         else:
-            self._confirm(step, result, effects)
-        self._state.pool.check(self._state.table.num_held_blocks)
+            self._confirm(step, result, now, effects)
 
     def _fail(self, step: LaunchedStep, error: str, effects: Effects) -> None:
         owned = step.decodes.still_owned(self._state.table)
@@ -36,13 +37,24 @@ class Results:
         slots += [chunk.handle.slot for chunk in step.chunks if chunk.is_current]
         # A newcomer without a chunk yet goes too: nobody can say whether the device has heard of it.
         slots += [admission.slot for admission in step.batch.admissions if self._is_current(admission)]
-        effects.ended += self._state.end_slots(list(dict.fromkeys(slots)), error)
+        entries = [self._state.occupant(slot) for slot in dict.fromkeys(slots)]
+        effects.ended += self._state.end_all(entries, FinishReason.ERROR, message=error)
+        if step.batch.encode:
+            self._forget_encoded([span.digest for _, span in step.batch.encode])
+
+    def _forget_encoded(self, digests: list[bytes]) -> None:
+        """What the failed step was to encode is not there. Whoever relied on it, perhaps in a step that is in flight
+        already, computes it again."""
+        for uid in self._state.encoder.forget_encoded(digests):
+            entry = self._state.entries.get(uid)
+            if entry is not None and entry.handle is not None:
+                self._state.preempt(entry)
 
     def _is_current(self, admission: Admission) -> bool:
         entry = self._state.occupants[admission.slot]
         return entry is not None and entry.request is admission.request
 
-    def _confirm(self, step: LaunchedStep, result: StepResult, effects: Effects) -> None:
+    def _confirm(self, step: LaunchedStep, result: StepResult, now: float, effects: Effects) -> None:
         num_decodes = len(step.decodes)
         owned = step.decodes.still_owned(self._state.table)
         uids, tokens, logprobs = step.decodes.uids, result.tokens, result.logprobs
@@ -54,7 +66,7 @@ class Results:
             uids = np.append(uids, np.array([chunk.entry.request.uid for chunk in sampling], dtype=np.int64))
             if owned is not None or not current.all():
                 owned = np.append(np.ones(num_decodes, dtype=np.bool_) if owned is None else owned, current)
-            self._confirm_chunks(step.chunks, tokens[num_decodes:].tolist(), effects)
+            self._confirm_chunks(step.chunks, tokens[num_decodes:].tolist(), now, effects)
         if owned is not None:
             uids, tokens = uids[owned], tokens[owned]
             logprobs = logprobs.keep(owned) if logprobs is not None else None
@@ -91,39 +103,48 @@ class Results:
         state = self._state
         contents = state.table.tail_tokens[rows]
         state.pool.tokens[blocks] = contents
-        if state.config.enable_prefix_caching:
+        if state.config.enable_prefix_caching and state.config.enable_output_caching:
+            state.table.num_published[rows] += 1
             entries = [state.occupant(row) for row in rows.tolist()]
             nodes = [entry.node for entry in entries]
             nodes = state.prefix.publish_each(nodes, contents.tobytes(), blocks.tolist())
             for entry, node in zip(entries, nodes, strict=True):
                 entry.node = node
 
-    def _confirm_chunks(self, chunks: tuple[Chunk, ...], first_tokens: list[int], effects: Effects) -> None:
+    def _confirm_chunks(
+        self, chunks: tuple[Chunk, ...], first_tokens: list[int], now: float, effects: Effects
+    ) -> None:
         tokens = iter(first_tokens)
         for chunk in chunks:
             token = next(tokens) if chunk.samples else None
             if chunk.is_current:
                 self._store(chunk)
                 if token is not None:
-                    self._first_token(chunk, token, effects)
+                    self._first_token(chunk, token, now, effects)
 
     def _store(self, chunk: Chunk) -> None:
         """The chunk's KV is in place: write down the tokens of the blocks it completed, and publish them."""
         state, entry, size = self._state, chunk.entry, self._state.config.block_size
         first, end = chunk.start >> state.block_shift, (chunk.start + chunk.count) >> state.block_shift
         blocks = state.table.block_tables[chunk.handle.slot, first:end]
-        contents = entry.tokens[first * size : end * size]
-        state.pool.tokens[blocks] = contents.reshape(-1, size)
-        if state.config.enable_prefix_caching:
-            entry.node = state.prefix.publish(entry.node, contents.tobytes(), blocks.tolist())
+        state.pool.tokens[blocks] = entry.tokens[first * size : end * size].reshape(-1, size)
+        if not state.config.enable_output_caching:
+            end = min(end, len(entry.request.prompt) >> state.block_shift)
+        state.publish(entry, end)
+        for span in entry.request.spans:
+            if chunk.start < span.end <= chunk.start + chunk.count:
+                state.encoder.done(entry.uid, span.digest)
 
-    def _first_token(self, chunk: Chunk, token: int, effects: Effects) -> None:
+    def _first_token(self, chunk: Chunk, token: int, now: float, effects: Effects) -> None:
         """The token that follows a completed prefill."""
         state, table, entry, slot = self._state, self._state.table, chunk.entry, chunk.handle.slot
         num_tokens = chunk.start + chunk.count + 1
         table.last_token[slot] = token
         table.num_tokens[slot] = num_tokens
-        if token in entry.request.stop_token_ids and num_tokens >= table.min_total[slot]:
+        stops = token in entry.request.stop_token_ids and num_tokens >= table.min_total[slot]
+        if entry.sends:
+            self._reservations.send(entry, token, FinishReason.STOP if stops else FinishReason.LENGTH, now, effects)
+        elif stops:
             effects.ended.append(state.end(entry, FinishReason.STOP, stop_token=token))
         elif num_tokens == entry.limit:
             effects.ended.append(state.end(entry, FinishReason.LENGTH))

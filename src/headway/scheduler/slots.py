@@ -21,6 +21,10 @@ class Phase(IntEnum):
     PREFILL = 1  # computes a chunk of its known tokens
     DECODE = 2  # computes one token
     DRAIN = 3  # its last step is launched; waits for the result
+    RESERVED = 4  # holds slot and blocks, computes nothing yet
+
+
+_EMPTY = int(Phase.EMPTY)  # a member of an enum takes longer to look up than to write down
 
 
 class NoFreeSlotError(RuntimeError):
@@ -50,6 +54,7 @@ class SlotTable:
         self.phase = np.zeros(n, dtype=np.int8)
         self.generation = np.zeros(n, dtype=np.int64)
         self.uid = np.zeros(n, dtype=np.int64)
+        self.num_prompt = np.zeros(n, dtype=np.int32)  # tokens that the caller brought; what is known beyond is output
         self.num_tokens = np.zeros(n, dtype=np.int32)  # known: prompt and confirmed output
         self.num_computed = np.zeros(n, dtype=np.int32)  # scheduled included
         self.limit = np.zeros(n, dtype=np.int32)
@@ -58,7 +63,9 @@ class SlotTable:
         self.tail_block = np.zeros(n, dtype=np.int32)  # holds the next position to compute, once it is decided
         self.tail_tokens = np.zeros((n, block_size), dtype=np.int32)  # computed ones in the block that is not full yet
         self.last_token = np.zeros(n, dtype=np.int32)
+        self.num_published = np.zeros(n, dtype=np.int32)  # leading blocks that the prefix cache knows
         self.priority = np.zeros(n, dtype=np.int64)
+        self.rank = np.zeros(n, dtype=np.float64)  # place in line: by rank, then by seniority
         self.seniority = np.zeros(n, dtype=np.int64)  # order of arrival; lower came first
         self.stop_tokens = np.full((n, 0), NO_TOKEN, dtype=np.int32)
         self.block_tables = lazy_zeros((n, blocks_per_request), np.int32)
@@ -96,7 +103,7 @@ class SlotTable:
         self.stop_tokens[slot] = NO_TOKEN
         self.stop_tokens[slot, : len(tokens)] = tokens
 
-    def set_phase(self, slot: int, phase: Phase) -> None:
+    def set_phase(self, slot: int, phase: int) -> None:
         """Move an occupant on."""
         self.phase[slot] = phase
         self.epoch += 1
@@ -116,6 +123,8 @@ class RequestManager:
     def __init__(self, table: SlotTable) -> None:
         self._table = table
         self._free = list(range(table.capacity))  # ascending, hence a heap
+        self._used = bytearray(table.capacity)  # 1: taken
+        self.num_spanned = 0  # highest slot in use + 1, kept as we go
 
     def available_batch(self) -> int:
         """Free slots."""
@@ -132,6 +141,8 @@ class RequestManager:
         slot = self.get_available_position()
         heapq.heappop(self._free)
         self._table.epoch += 1
+        self._used[slot] = 1
+        self.num_spanned = max(self.num_spanned, slot + 1)
         return SlotHandle(slot, int(self._table.generation[slot]))
 
     def release_slot(self, handle: SlotHandle) -> bool:
@@ -140,6 +151,9 @@ class RequestManager:
         if not table.owns(slot, handle.generation):
             return False
         table.generation[slot] += 1
-        table.set_phase(slot, Phase.EMPTY)
+        table.set_phase(slot, _EMPTY)
         heapq.heappush(self._free, slot)
+        self._used[slot] = 0
+        if slot == self.num_spanned - 1:
+            self.num_spanned = self._used.rfind(1) + 1
         return True

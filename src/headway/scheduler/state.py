@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from headway.config import SchedulerConfig
-from headway.kvcache import BlockPool, PrefixCache
+from headway.config import Role, SchedulerConfig
+from headway.kvcache import BlockPool, PrefixCache, media_keys
 from headway.request import FinishReason, Request, RequestStatus
 from headway.scheduler.batch import IntArray
+from headway.scheduler.deadlines import Deadlines
+from headway.scheduler.effects import Progress, RequestEnd
+from headway.scheduler.encoder import EncoderCache
 from headway.scheduler.entry import Entry
-from headway.scheduler.messages import RequestEnd, Snapshot
+from headway.scheduler.line import Line
 from headway.scheduler.slots import Phase, RequestManager, SlotHandle, SlotTable
 from headway.scheduler.waiting import WaitingQueue
+
+_QUEUED = (RequestStatus.WAITING, RequestStatus.PREEMPTED)
+_RUNNING = (RequestStatus.RUNNING_PREFILL, RequestStatus.RUNNING_DECODE)
+# Looked up once: in CPython 3.11 a member of an enum costs half a microsecond, and these are on the way of every end.
+_PREFILLING, _FINISHED = RequestStatus.RUNNING_PREFILL, RequestStatus.FINISHED
+_NO_BLOCKS: IntArray = np.zeros(0, dtype=np.int32)
 
 
 @dataclass(slots=True)
@@ -33,60 +44,121 @@ class Counters:
 class State:
     """Requests, slots and blocks of one scheduler.
 
-        new --> waiting --> running (prefill, decode) --> ended
-                   ^              |
-                   +-- preempted -+        ... and from each of them --> ended
+        new --> (preparing) --> waiting --> running (prefill, decode) --> ended
+                                   ^              |
+                                   +-- preempted -+                  ... and from each of them --> ended
+        P:  new --> reserved --> running (prefill) --> sending --> ended
+        D:  new --> reserved --> running (decode) --> ended
 
     occupants: the request in each slot.
     prefilling: the running requests with known tokens still to compute, in order of admission.
+    leases: blocks that are read by a sender, by the uid of the request whose KV they hold; they stay until it says so,
+        also if the request has ended.
+    holder: int32 [num_blocks]; the slot that took a block for itself alone, -1 where that is not known. Out of date for
+        blocks that nobody refers to.
+    population: requests by status. priorities: running requests by priority.
     """
 
-    def __init__(self, config: SchedulerConfig) -> None:
+    def __init__(self, config: SchedulerConfig, line: Line) -> None:
         self.config = config
         self.pool = BlockPool(config.num_blocks, config.block_size)
         self.prefix = PrefixCache(self.pool)
+        self.encoder = EncoderCache(config.encoder_budget)
         self.table = SlotTable(config.max_num_seqs, config.blocks_per_request, config.block_size)
         self.slots = RequestManager(self.table)
         self.waiting = WaitingQueue()
+        self.deadlines = Deadlines()
         self.entries: dict[int, Entry] = {}
         self.occupants: list[Entry | None] = [None] * config.max_num_seqs
         self.prefilling: list[Entry] = []
+        self.holder = np.full(config.num_blocks, -1, dtype=np.int32)
+        self.leases: dict[int, IntArray] = {}
+        self.num_leased_blocks = 0
+        self.population = [0] * len(RequestStatus)
+        self.priorities: Counter[int] = Counter()
         self.counters = Counters()
         self.block_shift = config.block_size.bit_length() - 1  # position >> block_shift: column in the block table
         self.offset_mask = config.block_size - 1  # position & offset_mask: place within the block
+        self._line = line
 
-    def enqueue(self, request: Request) -> None:
-        """A new request gets its place in the queue."""
-        entry = Entry(request, self.counters.requests_added, request.prompt, self.prefix.root(request.cache_salt))
+    # -- moves ---------------------------------------------------------------------------------------------------
+
+    def accept(self, request: Request, status: RequestStatus) -> Entry:
+        """A new request, which counts from now on. Whoever waits has its place in the queue."""
+        self.counters.requests_added += 1
+        entry = Entry(
+            request=request,
+            place_in_line=(self._line.rank(request), self.counters.requests_added),
+            limit=self._limit(request),
+            tokens=request.prompt,
+            node=self.prefix.root(request.cache_salt),
+            media_keys=self._media_keys(request),
+            status=status,
+        )
         self.entries[request.uid] = entry
+        self.population[status] += 1
+        if status is RequestStatus.WAITING:
+            self.waiting.push(entry)
+        return entry
+
+    def refuse(self, entry: Entry) -> None:
+        """Take back the acceptance just made: it holds nothing and is told to nobody."""
+        self.counters.requests_added -= 1
+        self.population[entry.status] -= 1
+        del self.entries[entry.uid]
+
+    def prepared(self, entry: Entry, request: Request) -> None:
+        """What a preprocess job made of a request; it takes the place in the queue that its arrival gave it."""
+        self.deadlines.clear(entry.uid)
+        entry.request, entry.tokens, entry.limit = request, request.prompt, self._limit(request)
+        entry.media_keys = self._media_keys(request)
+        self._move(entry, RequestStatus.WAITING)
         self.waiting.push(entry)
 
-    def install(self, entry: Entry, blocks: IntArray, num_cached_tokens: int) -> SlotHandle:
-        """A waiting request gets a slot and these blocks, whose leading ones hold KV already."""
+    def seat(self, entry: Entry, blocks: IntArray, num_cached_tokens: int) -> SlotHandle:
+        """A slot, and these blocks, whose leading ones hold KV already. Nothing is computed before `start`."""
         request, table = entry.request, self.table
         handle = self.slots.acquire_slot()
         slot = handle.slot
         self.occupants[slot] = entry
         table.uid[slot] = request.uid
+        table.num_prompt[slot] = len(request.prompt)
         table.num_tokens[slot] = len(entry.tokens)
         table.num_computed[slot] = num_cached_tokens
+        table.num_published[slot] = num_cached_tokens >> self.block_shift
         table.limit[slot] = entry.limit
         table.min_total[slot] = len(request.prompt) + request.sampling.min_tokens
         table.priority[slot] = request.priority
-        table.seniority[slot] = entry.seniority
+        table.rank[slot], table.seniority[slot] = entry.place_in_line
         table.set_stop_tokens(slot, request.stop_token_ids)
         table.append_blocks(slot, blocks)
-        table.set_phase(slot, Phase.PREFILL)
-        entry.status = RequestStatus.RUNNING_PREFILL
+        num_cached_blocks = num_cached_tokens >> self.block_shift
+        self.holder[blocks[:num_cached_blocks]] = -1
+        self.holder[blocks[num_cached_blocks:]] = slot
+        table.set_phase(slot, Phase.RESERVED)
+        self.priorities[request.priority] += 1
         entry.handle = handle
-        self.prefilling.append(entry)
+        self._move(entry, RequestStatus.RESERVED)
         return handle
+
+    def start(self, entry: Entry) -> None:
+        """Compute a seated request, from here on."""
+        self.table.set_phase(entry.slot, Phase.PREFILL)
+        self.prefilling.append(entry)
+        self._move(entry, RequestStatus.RUNNING_PREFILL)
+
+    def grow(self, rows: NDArray[np.intp], columns: IntArray) -> IntArray:
+        """One more block for each of these rows, at these columns of their tables, which come next. int32."""
+        blocks = self.pool.take(len(rows))
+        self.table.append_block_each(rows, columns, blocks)
+        self.holder[blocks] = rows
+        return blocks
 
     def complete_prefill(self, entry: Entry) -> None:
         """All that is known is computed, or will be by the step now made: decode from here on."""
         table, slot, known = self.table, entry.slot, len(entry.tokens)
         self.prefilling.remove(entry)
-        entry.status = RequestStatus.RUNNING_DECODE
+        self._move(entry, RequestStatus.RUNNING_DECODE)
         table.set_phase(slot, Phase.DRAIN if entry.limit == known + 1 else Phase.DECODE)
         if in_tail := known & self.offset_mask:
             table.tail_block[slot] = table.block_tables[slot, known >> self.block_shift]
@@ -95,30 +167,74 @@ class State:
     def preempt(self, entry: Entry) -> None:
         """A running request gives up slot and blocks and goes back to its place in the queue."""
         entry.tokens = self.known_tokens(entry)
-        self._vacate(entry)
-        entry.status = RequestStatus.PREEMPTED
-        entry.node = self.prefix.root(entry.request.cache_salt)
+        self.pool.release(self._vacate(entry))
+        self._move(entry, RequestStatus.PREEMPTED)
+        entry.num_preemptions += 1
         self.counters.preemptions += 1
         self.waiting.push(entry)
+
+    def lend(self, entry: Entry, outcome: FinishReason) -> IntArray:
+        """All is computed: the slot is free, the blocks are a sender's until it says that it is done with them."""
+        blocks = self.table.blocks_of(entry.slot).copy()
+        entry.tokens = self.known_tokens(entry)
+        self._vacate(entry)
+        self.holder[blocks] = -1
+        self.leases[entry.uid] = blocks
+        self.num_leased_blocks += len(blocks)
+        entry.outcome = outcome
+        self._move(entry, RequestStatus.SENDING)
+        return blocks
+
+    def end_lease(self, uid: int) -> None:
+        """Nobody reads these blocks any more."""
+        blocks = self.leases.pop(uid)
+        self.num_leased_blocks -= len(blocks)
+        self.pool.release(blocks)
 
     def end(
         self, entry: Entry, reason: FinishReason, *, stop_token: int | None = None, message: str | None = None
     ) -> RequestEnd:
-        """The one way a request ends, from whatever state."""
-        request = entry.request
-        del self.entries[request.uid]
-        was_running = entry.handle is not None
-        if was_running:
-            self._vacate(entry)
-        entry.status = RequestStatus.FINISHED
-        if not was_running:
-            self.waiting.forget(entry)
-        self.counters.requests_ended += 1
-        return RequestEnd(request.uid, request.request_id, reason, stop_token, message)
+        """A request ends, in whatever state it is."""
+        self.pool.release(self._take_out(entry))
+        return RequestEnd(entry.uid, entry.request.request_id, reason, stop_token, message)
 
-    def end_slots(self, slots: list[int], message: str) -> list[RequestEnd]:
-        """The requests in these slots end with an error."""
-        return [self.end(self.occupant(slot), FinishReason.ERROR, message=message) for slot in slots]
+    def end_all(
+        self, entries: Iterable[Entry], reason: FinishReason, *, message: str | None = None
+    ) -> list[RequestEnd]:
+        """Many end at once, for the same reason; their blocks go back together."""
+        entries = list(entries)
+        if not entries:
+            return []
+        self.pool.release_all([self._take_out(entry) for entry in entries])
+        return [RequestEnd(entry.uid, entry.request.request_id, reason, None, message) for entry in entries]
+
+    def publish(self, entry: Entry, num_full_blocks: int) -> None:
+        """Let others find so many leading blocks of a seated request: they are full, and their steps have succeeded."""
+        if not self.config.enable_prefix_caching:
+            return
+        table, slot = self.table, entry.slot
+        first = int(table.num_published[slot])
+        if num_full_blocks <= first:
+            return
+        blocks = table.block_tables[slot, first:num_full_blocks]
+        contents = self.pool.tokens[blocks].tobytes()
+        entry.node = self.prefix.publish(entry.node, contents, blocks.tolist(), entry.media_keys, first)
+        table.num_published[slot] = num_full_blocks
+
+    def reset_prefix_cache(self) -> int:
+        """Forget what is cached; returns how many blocks were. What the seated have computed is never found again."""
+        for entry in self.occupants:
+            if entry is not None:
+                entry.node = self.prefix.orphan()
+        self.encoder.clear()
+        return self.prefix.clear()
+
+    # -- reads ---------------------------------------------------------------------------------------------------
+
+    @property
+    def num_held_blocks(self) -> int:
+        """References to blocks, by all owners together."""
+        return self.table.num_held_blocks + self.num_leased_blocks
 
     def occupant(self, slot: int) -> Entry:
         """The request that runs in a slot."""
@@ -136,49 +252,75 @@ class State:
         full = self.pool.tokens[table.block_tables[slot, :num_full]].ravel()
         return np.concatenate((full, table.tail_tokens[slot, :in_tail], table.last_token[slot : slot + 1]))
 
-    def running_slots(self) -> NDArray[np.intp]:
-        """Slots in use, ascending, intp."""
-        return np.flatnonzero(self.table.phase != Phase.EMPTY)
+    def num_confirmed_tokens(self, entry: Entry) -> int:
+        """Leading tokens of a decoding request whose KV is there for sure; 0 while its prefill is still in flight."""
+        num_tokens = int(self.table.num_tokens[entry.slot])
+        return num_tokens - 1 if num_tokens > len(entry.tokens) else 0
 
-    def snapshot(self, step_id: int, num_in_flight: int) -> Snapshot:
-        """The state in numbers, O(1)."""
-        counts, counters = self.pool.counts, self.counters
-        return Snapshot(
-            step_id=step_id,
-            num_running=self.config.max_num_seqs - self.slots.available_batch(),
-            num_waiting=len(self.waiting),
-            num_in_flight=num_in_flight,
-            num_slots=self.config.max_num_seqs,
-            num_blocks_total=self.config.num_blocks - 1,
-            num_blocks_free=counts.free,
-            num_blocks_evictable=counts.evictable,
-            num_requests_added=counters.requests_added,
-            num_requests_ended=counters.requests_ended,
-            num_preemptions=counters.preemptions,
-            num_prompt_tokens=counters.prompt_tokens,
-            num_generation_tokens=counters.generation_tokens,
-            num_prefix_query_tokens=counters.prefix_query_tokens,
-            num_prefix_hit_tokens=counters.prefix_hit_tokens,
+    def progress(self, entry: Entry) -> Progress:
+        """How far a request is."""
+        table, request = self.table, entry.request
+        seated, sending = entry.handle is not None, entry.status is RequestStatus.SENDING
+        num_tokens = int(table.num_tokens[entry.slot]) if seated else len(entry.tokens)
+        num_computed = int(table.num_computed[entry.slot]) if seated else len(request.prompt) * sending
+        return Progress(
+            uid=request.uid,
+            request_id=request.request_id,
+            status=entry.status,
+            num_prompt_tokens=len(request.prompt),
+            num_output_tokens=num_tokens - len(request.prompt),
+            num_computed_tokens=num_computed,
+            num_blocks=int(table.num_blocks[entry.slot]) if seated else len(self.leases.get(request.uid, ())),
+            num_preemptions=entry.num_preemptions,
         )
 
-    def audit(self) -> None:
-        """Full check of who owns what, O(slots + blocks). Raises OwnershipError or AssertionError."""
-        table = self.table
-        self.pool.audit(np.concatenate([table.blocks_of(slot) for slot in range(table.capacity)]))
-        running = [entry for entry in self.occupants if entry is not None]
-        assert len(running) + self.slots.available_batch() == table.capacity, "a slot is lost or owned twice"
-        assert len(running) + len(self.waiting) == len(self.entries), "a request is lost"
-        assert all(entry.handle is not None and table.owns(*entry.handle) for entry in running), "a handle is void"
+    def computing_slots(self) -> NDArray[np.intp]:
+        """Slots whose requests can be preempted: those that have more to compute. Ascending, intp."""
+        phase = self.table.phase
+        return np.flatnonzero((phase == Phase.DECODE) | (phase == Phase.PREFILL))
 
-    def _vacate(self, entry: Entry) -> None:
-        """Take slot and blocks back. Steps in flight may still write to the blocks; later steps of the same device
-        stream come after that, so the blocks can be handed out at once."""
+    def _limit(self, request: Request) -> int:
+        return len(request.prompt) + (1 if self.config.role is Role.PREFILL else request.max_tokens)
+
+    def _media_keys(self, request: Request) -> dict[int, bytes]:
+        if not request.spans:
+            return {}
+        return media_keys([(span.start, span.length, span.digest) for span in request.spans], self.config.block_size)
+
+    def _move(self, entry: Entry, status: RequestStatus) -> None:
+        self.population[entry.status] -= 1
+        self.population[status] += 1
+        entry.status = status
+
+    def _take_out(self, entry: Entry) -> IntArray:
+        """The one way out. Returns the blocks that it held, which the caller gives back."""
+        was = entry.status
+        del self.entries[entry.uid]
+        blocks = _NO_BLOCKS if entry.handle is None else self._vacate(entry)
+        self._move(entry, _FINISHED)
+        if was in _QUEUED:
+            self.waiting.take(entry)
+        elif was not in _RUNNING:
+            self.deadlines.clear(entry.uid)
+        self.counters.requests_ended += 1
+        return blocks
+
+    def _vacate(self, entry: Entry) -> IntArray:
+        """Take the slot back; returns the blocks, which are the caller's now. Steps in flight may still write to them;
+        later steps of the same device stream come after that, so they can be handed out at once."""
         assert entry.handle is not None
-        slot = entry.slot
-        if self.table.phase[slot] == Phase.PREFILL:
+        table, slot = self.table, entry.slot
+        if entry.status is _PREFILLING:
             self.prefilling.remove(entry)
-        self.pool.release(self.table.blocks_of(slot))
-        self.table.clear_blocks(slot)
+        blocks = table.blocks_of(slot)
+        table.clear_blocks(slot)
         self.slots.release_slot(entry.handle)
         self.occupants[slot] = None
         entry.handle = None
+        priority = entry.request.priority
+        self.priorities[priority] -= 1
+        if not self.priorities[priority]:
+            del self.priorities[priority]
+        if entry.request.spans:
+            self.encoder.release(entry.uid)
+        return blocks

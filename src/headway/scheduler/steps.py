@@ -12,6 +12,7 @@ from headway.scheduler.admission import Admissions
 from headway.scheduler.batch import Batch, IntArray
 from headway.scheduler.decoding import DecodeRows
 from headway.scheduler.entry import Entry
+from headway.scheduler.growth import DecodePlaces, TableGrowth
 from headway.scheduler.slots import Phase, SlotHandle
 from headway.scheduler.state import State
 
@@ -32,22 +33,6 @@ class Chunk:
         return self.entry.handle == self.handle
 
 
-class TableGrowth(NamedTuple):
-    """One new block each for some rows: int32 [M] slots, columns, blocks."""
-
-    slots: IntArray
-    columns: IntArray
-    blocks: IntArray
-
-
-class DecodePlaces(NamedTuple):
-    """Where the decoding rows compute next: int32 [N] positions, and offsets within their blocks; new blocks."""
-
-    positions: IntArray
-    offsets: IntArray
-    growth: TableGrowth
-
-
 class LaunchedStep(NamedTuple):
     """A step the device works on.
 
@@ -65,8 +50,6 @@ class LaunchedStep(NamedTuple):
     chunks: tuple[Chunk, ...]
 
 
-NO_GROWTH = TableGrowth(*(np.zeros(0, dtype=np.int32) for _ in range(3)))
-NO_PLACES = DecodePlaces(NO_GROWTH.slots, NO_GROWTH.slots, NO_GROWTH)
 _NO_ROWS = np.zeros(0, dtype=np.intp)
 
 
@@ -123,6 +106,7 @@ class Steps:
                 np.concatenate((growth.columns, *(np.arange(len(blocks), dtype=np.int32) for blocks in tables))),
                 np.concatenate((growth.blocks, *tables)),
             )
+        encode, evicted = self._state.encoder.take_changes()
         return Batch(
             step_id=self.last_id,
             num_decodes=len(decodes),
@@ -135,4 +119,6 @@ class Steps:
             table_columns=growth.columns,
             table_blocks=growth.blocks,
             admissions=tuple(admission for _, admission, _ in news),
+            encode=tuple(encode),
+            encoder_evicted=tuple(evicted),
         )

@@ -1,0 +1,184 @@
+"""Who owns which slot and block: checked a little after every step, recounted whole on demand."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from headway.kvcache import OwnershipError
+from headway.request import RequestStatus
+from headway.scheduler.slots import Phase
+from headway.scheduler.state import State
+
+# Blocks and slots are looked at in turn, several together after every few steps: that way they cost a microsecond a
+# step at most, and little is brought into the processor's caches that the step has no use for.
+STEPS_PER_LOOK = 8
+BLOCKS_PER_LOOK = 16
+SLOTS_PER_LOOK = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Whoever holds blocks. kind "slot": a request that has a slot; "lease": a sender that reads them."""
+
+    name: str
+    kind: Literal["slot", "lease"]
+    slot: int | None
+    num_blocks: int
+
+    def __str__(self) -> str:
+        if self.kind == "lease":
+            return f"sender of request {self.name!r}"
+        return f"request {self.name!r} (slot {self.slot})"
+
+
+@dataclass(frozen=True, slots=True)
+class AuditReport:
+    """What a full recount found. problems: one line each, empty if all is in order."""
+
+    problems: tuple[str, ...]
+    num_requests: int
+    num_slots_used: int
+    num_blocks_referenced: int
+    num_blocks_free: int
+    num_blocks_evictable: int
+    num_leases: int
+    owners: tuple[Owner, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is lost or owned twice."""
+        return not self.problems
+
+
+class Auditor:
+    """Compares what the pool counted with what the owners hold.
+
+    After every step: the sums, O(1), and by turns some blocks and slots. A violation raises OwnershipError with the
+    whole report: the state cannot be trusted any more, and the engine must stop.
+    """
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+        self._num_steps = 0
+        self._next_block = 1
+        self._next_slot = 0
+
+    def after_step(self) -> None:
+        """The sums; now and then some blocks and slots."""
+        try:
+            self._state.pool.check(self._state.num_held_blocks)
+            self._num_steps += 1
+            if self._num_steps % STEPS_PER_LOOK == 0:
+                self._look()
+        except OwnershipError as error:
+            raise OwnershipError(f"{error}. {describe(self.report())}") from None
+
+    def check(self) -> None:
+        """Everything. Raises OwnershipError."""
+        report = self.report()
+        if not report.ok:
+            raise OwnershipError(describe(report))
+
+    def report(self) -> AuditReport:
+        """Everything, O(slots + blocks)."""
+        state, counts = self._state, self._state.pool.counts
+        owners, held = self._owners()
+        parts = [*held, np.zeros(0, dtype=np.int32)]
+        owned = np.concatenate(parts)
+        problems = [
+            f"{problem.text}; held by {self._names(owners, held, problem.block)}" if problem.block else problem.text
+            for problem in state.pool.problems(owned)
+        ]
+        return AuditReport(
+            problems=tuple(problems + self._slot_problems()),
+            num_requests=len(state.entries),
+            num_slots_used=state.table.capacity - state.slots.available_batch(),
+            num_blocks_referenced=counts.referenced,
+            num_blocks_free=counts.free,
+            num_blocks_evictable=counts.evictable,
+            num_leases=len(state.leases),
+            owners=tuple(owners),
+        )
+
+    def _owners(self) -> tuple[list[Owner], list[np.ndarray]]:
+        """Everybody who holds blocks, and which: int32 arrays. A slot without an occupant counts if it holds any."""
+        state, owners, held = self._state, [], []
+        for slot, entry in enumerate(state.occupants):
+            blocks = state.table.blocks_of(slot)
+            if entry is not None or len(blocks):
+                name = entry.request.request_id if entry is not None else "nobody"
+                owners.append(Owner(name, "slot", slot, len(blocks)))
+                held.append(blocks)
+        for uid, blocks in state.leases.items():
+            entry = state.entries.get(uid)
+            name = entry.request.request_id if entry is not None else f"uid {uid}"
+            owners.append(Owner(name, "lease", None, len(blocks)))
+            held.append(blocks)
+        return owners, held
+
+    @staticmethod
+    def _names(owners: list[Owner], held: list[np.ndarray], block: int) -> str:
+        holders = [str(owner) for owner, blocks in zip(owners, held, strict=True) if (blocks == block).any()]
+        return ", ".join(holders) or "nobody"
+
+    def _slot_problems(self) -> list[str]:
+        state, table, problems = self._state, self._state.table, []
+        seated = [entry for entry in state.occupants if entry is not None]
+        if len(seated) + state.slots.available_batch() != table.capacity:
+            free = state.slots.available_batch()
+            problems.append(f"{len(seated)} slots have an occupant and {free} are free, of {table.capacity}")
+        for slot, entry in enumerate(state.occupants):
+            if (entry is None) != (table.phase[slot] == Phase.EMPTY):
+                problems.append(f"slot {slot} is in phase {Phase(table.phase[slot]).name}, but its occupant is {entry}")
+            elif entry is not None and (entry.handle is None or not table.owns(*entry.handle) or entry.slot != slot):
+                problems.append(f"slot {slot}: the handle of request {entry.request.request_id!r} is void")
+        sending = state.population[RequestStatus.SENDING]
+        without = len(state.waiting) + state.population[RequestStatus.PREPARING] + sending
+        if len(seated) + without != len(state.entries):
+            problems.append(f"{len(seated)} requests in slots + {without} without one are not {len(state.entries)}")
+        if sum(state.population) != len(state.entries) + state.population[RequestStatus.FINISHED]:
+            problems.append(f"requests by status {state.population} are not {len(state.entries)} in all")
+        if any(uid in state.entries and state.entries[uid].handle is not None for uid in state.leases):
+            problems.append("a request that has a slot has lent its blocks")
+        return problems
+
+    def _look(self) -> None:
+        """The next blocks and slots in turn."""
+        num_blocks, num_slots = self._state.pool.num_blocks, self._state.table.capacity
+        for _ in range(BLOCKS_PER_LOOK):
+            self._check_block(self._next_block)
+            self._next_block = self._next_block % (num_blocks - 1) + 1
+        for _ in range(SLOTS_PER_LOOK):
+            self._check_slot(self._next_slot)
+            self._next_slot = (self._next_slot + 1) % num_slots
+
+    def _check_block(self, block: int) -> None:
+        state = self._state
+        problem = state.pool.problem_of(block)
+        if problem is not None:
+            raise OwnershipError(problem)
+        holder = int(state.holder[block])
+        if holder >= 0 and state.pool.num_references_to(block) == 1 and block not in state.table.blocks_of(holder):
+            raise OwnershipError(f"block {block} is held for slot {holder}, which does not know it")
+
+    def _check_slot(self, slot: int) -> None:
+        entry, table = self._state.occupants[slot], self._state.table
+        if entry is None:
+            if table.num_blocks[slot]:
+                raise OwnershipError(f"slot {slot} is free and holds {table.num_blocks[slot]} blocks")
+        elif entry.handle is None or not table.owns(*entry.handle):
+            raise OwnershipError(f"slot {slot}: the handle of request {entry.request.request_id!r} is void")
+
+
+def describe(report: AuditReport) -> str:
+    """A report in one paragraph: what is wrong, and who owns what."""
+    problems = "; ".join(report.problems) or "a full recount found nothing else"
+    owners = ", ".join(f"{owner}: {owner.num_blocks}" for owner in report.owners[:32])
+    more = f" and {len(report.owners) - 32} more" if len(report.owners) > 32 else ""
+    return (
+        f"{problems}. {report.num_blocks_free} blocks free, {report.num_blocks_evictable} evictable, "
+        f"{report.num_blocks_referenced} referenced; blocks by owner: {owners or 'none'}{more}"
+    )

@@ -1,0 +1,150 @@
+"""What the core answers: effects of messages and passes, and the state in numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from headway.request import FinishReason, Request, RequestStatus
+from headway.scheduler.batch import IntArray, Logprobs, LongArray
+
+
+@dataclass(frozen=True, slots=True)
+class RequestEnd:
+    """A request ended. Emitted exactly once per accepted request.
+
+    stop_token: the token that ended it, when reason is STOP and it was seen by the core.
+    message: why, when reason is ERROR.
+    """
+
+    uid: int
+    request_id: str
+    reason: FinishReason
+    stop_token: int | None = None
+    message: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenOutputs:
+    """The tokens that one step sampled. uids: int64 [S]; tokens: int32 [S]; logprobs index into these rows."""
+
+    uids: LongArray
+    tokens: IntArray
+    logprobs: Logprobs | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sending:
+    """P: the KV of a prompt is complete and must go to D. Answered by `SendDone`, also when the request ends meanwhile.
+
+    blocks: int32, in the order of the prompt; the last one may be part full. token: what follows the prompt.
+    """
+
+    uid: int
+    request_id: str
+    blocks: IntArray
+    num_tokens: int
+    token: int
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """To the query that carried this reply id."""
+
+    reply: int
+    value: object
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """A slot and blocks held for a request. blocks: int32, a copy; the first `num_cached_tokens` tokens are there.
+
+    after_step: a step up to this one may still write to the blocks, if it is in flight. What comes from outside the
+        device's stream of steps may be put there once they are answered for: when Snapshot.step_id - num_in_flight has
+        reached it.
+    """
+
+    uid: int
+    slot: int
+    blocks: IntArray
+    num_cached_tokens: int
+    after_step: int
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a request is, in tokens. num_computed_tokens counts what is in flight."""
+
+    uid: int
+    request_id: str
+    status: RequestStatus
+    num_prompt_tokens: int
+    num_output_tokens: int
+    num_computed_tokens: int
+    num_blocks: int
+    num_preemptions: int
+
+
+@dataclass(slots=True)
+class Effects:
+    """What applying messages or scheduling brought about, for the loop to carry outside, in order:
+    first `started`, then `tokens`, then `sending`, then `ended`; `jobs` and `answers` at any time.
+
+    started: (uid, num_cached_tokens) of each request admitted for the first time.
+    tokens: one record per step result applied.
+    sending: prompts whose KV is complete and goes to D.
+    ended: requests that are over; their last token, if any, is in `tokens`.
+    jobs: requests to be prepared; each is answered by PreprocessDone, unless it ends before.
+    answers: to queries.
+    """
+
+    started: list[tuple[int, int]] = field(default_factory=list)
+    tokens: list[TokenOutputs] = field(default_factory=list)
+    sending: list[Sending] = field(default_factory=list)
+    ended: list[RequestEnd] = field(default_factory=list)
+    jobs: list[Request] = field(default_factory=list)
+    answers: list[Answer] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.started or self.tokens or self.sending or self.ended or self.jobs or self.answers)
+
+
+class Snapshot(NamedTuple):
+    """The state in numbers, O(1) to make, immutable, published after every turn of the writer.
+
+    Gauges (now): num_running to num_blocks_*, paused, next_deadline. Counters (since the start): the rest.
+    """
+
+    step_id: int = 0
+    num_running: int = 0  # slots that compute
+    num_waiting: int = 0
+    num_preparing: int = 0
+    num_reserved: int = 0  # slots held for P/D, which compute nothing yet
+    num_sending: int = 0  # prompts whose KV is on its way; they hold blocks, no slot
+    num_in_flight: int = 0  # steps launched, result not yet applied
+    num_slots: int = 0
+    num_slots_spanned: int = 0  # highest slot in use + 1
+    num_blocks_total: int = 0  # block 0 not counted
+    num_blocks_free: int = 0
+    num_blocks_evictable: int = 0
+    paused: bool = False
+    next_deadline: float | None = None  # seconds, on the clock of `apply` and `schedule`
+    num_requests_added: int = 0
+    num_requests_ended: int = 0
+    num_preemptions: int = 0
+    num_prompt_tokens: int = 0  # tokens computed in prefill chunks
+    num_generation_tokens: int = 0
+    num_prefix_query_tokens: int = 0
+    num_prefix_hit_tokens: int = 0
+
+    @property
+    def kv_cache_usage(self) -> float:
+        """Share of the pool that requests refer to, 0 to 1."""
+        if not self.num_blocks_total:
+            return 0.0
+        return 1.0 - (self.num_blocks_free + self.num_blocks_evictable) / self.num_blocks_total
+
+    @property
+    def has_work(self) -> bool:
+        """Whether there is something that a step can be made of, or a step without its result."""
+        return bool(self.num_in_flight or (not self.paused and (self.num_running or self.num_waiting)))

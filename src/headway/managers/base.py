@@ -1,47 +1,47 @@
-"""The public surface of every resource manager, written once."""
+"""A resource manager: the surface, and the side of it that faces the loop and the device."""
 
 from __future__ import annotations
 
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from abc import abstractmethod
 from typing import ClassVar
 
-import numpy as np
-from numpy.typing import NDArray
-
 from headway.config import SchedulerConfig
-from headway.managers.door import Door, ModelLimits
-from headway.request import EngineDeadError, FinishReason, Request, SamplingParams
+from headway.managers.door import ModelLimits
+from headway.managers.surface import Surface
+from headway.request import FinishReason, QueryError
 from headway.scheduler import (
-    AbortRequests,
-    AddRequest,
     Allocation,
+    AwaitSteps,
     Batch,
-    Command,
-    DeviceLost,
     DynamicAllocation,
     Effects,
-    FinishRequests,
     Message,
+    Pause,
+    Query,
     RequestEnd,
+    Reservation,
+    Result,
+    Resume,
     Scheduler,
+    SendDone,
     Snapshot,
     StepResult,
+    Tick,
 )
 
 Scheduled = tuple[Batch | None, list[RequestEnd]]
 
 
-class Manager(ABC):
+class Manager(Surface):
     """A scheduler that many threads may use. A subclass decides only how a call reaches the core.
 
     Three groups of callers:
-    - anybody: `make_request`, `add_request`, `finish_requests`, `add_abort_req_ids`, `available_batch`, `snapshot`.
-      None of these waits for the device; whether one can wait for a scheduling pass is what subclasses differ in.
-    - whoever runs the device: `post_result`.
+    - anybody: see Surface. None of these waits for the device, unless it asks to; whether one can wait for a
+      scheduling pass is what subclasses differ in.
+    - whoever runs the device, or a job: `post_result`.
     - the one thread that drives the loop: `wait`, `drain`, `schedule` or `prefill_schedule`, `update`,
-      `take_effects`, `close`.
+      `take_effects`, `close`. It may not ask queries: it would wait for itself.
 
     allocation: the policy of the core; fixed by the subclass.
     """
@@ -49,68 +49,24 @@ class Manager(ABC):
     allocation: ClassVar[type[Allocation]] = DynamicAllocation
 
     def __init__(self, config: SchedulerConfig, *, limits: ModelLimits | None = None, max_waiting: int = 4096) -> None:
-        self.config = config
-        self.door = Door(config, limits or ModelLimits(), max_waiting)
+        super().__init__(config, limits or ModelLimits(), max_waiting)
         self._core = Scheduler(config, self.allocation())
         self._effects = Effects()
         self._snapshot = self._core.snapshot()
-        self._closed = False
-
-    # -- anybody -------------------------------------------------------------------------------------------------
-
-    def make_request(
-        self,
-        request_id: str,
-        prompt: Sequence[int] | NDArray[np.integer],
-        sampling: SamplingParams,
-        *,
-        uid: int | None = None,
-        priority: int = 0,
-        cache_salt: str | None = None,
-    ) -> Request:
-        """Check a request against the limits and pack it. Raises RequestError naming the value and the limit."""
-        return self.door.make_request(
-            request_id,
-            prompt,
-            sampling,
-            uid=uid,
-            priority=priority,
-            cache_salt=cache_salt,
-            arrival_time=time.monotonic(),
-        )
-
-    def add_request(self, request: Request) -> None:
-        """Hand in a request. It will end exactly once, with a RequestEnd.
-
-        Raises DuplicateRequestError, QueueFullError or EngineDeadError; then nothing was handed in.
-        """
-        self.door.enter(request)
-        self._tell(AddRequest(request))
-        if self._closed and self.door.leave(request.uid):  # it was closed while we were at the door
-            raise EngineDeadError("the engine has stopped")
-
-    def finish_requests(self, ids: Iterable[str | int]) -> None:
-        """End requests whose answer is complete, by request id or uid. Unknown ones are a no-op."""
-        self._tell(FinishRequests(self.door.uids_of(ids)))
-
-    def add_abort_req_ids(self, ids: Iterable[str | int]) -> None:
-        """End requests that nobody wants any more, by request id or uid, whatever they are doing. Unknown ones are a
-        no-op."""
-        self._tell(AbortRequests(self.door.uids_of(ids)))
-
-    def available_batch(self) -> int:
-        """Slots that no accepted request has a claim on, those not yet applied included."""
-        return max(0, self.config.max_num_seqs - self.door.num_inside)
 
     def snapshot(self) -> Snapshot:
-        """The state as last published. Immutable."""
         return self._snapshot
 
-    # -- whoever runs the device ---------------------------------------------------------------------------------
+    # -- whoever runs the device or a job ------------------------------------------------------------------------
 
     @abstractmethod
-    def post_result(self, result: StepResult | DeviceLost) -> None:
-        """Report what became of a step. Any thread."""
+    def post_result(self, result: Result) -> None:
+        """Report what became of a step or a job. Any thread. Nobody hears what comes after `close`."""
+
+    def send_done(self, uid: int, error: str | None = None) -> None:
+        """P: the KV of a request is with D, or cannot be sent; its blocks are not read any more. Any thread."""
+        self._check_open()
+        self.post_result(SendDone(uid, error))
 
     # -- the loop ------------------------------------------------------------------------------------------------
 
@@ -119,8 +75,12 @@ class Manager(ABC):
         """Sleep until there is something to do, at most `timeout` seconds."""
 
     @abstractmethod
+    def wake(self) -> None:
+        """Let `wait` return. Any thread."""
+
+    @abstractmethod
     def drain(self) -> None:
-        """Apply what was handed in, a bounded share of it."""
+        """Apply what was handed in, a bounded share of it, and what the clock brings about."""
 
     @abstractmethod
     def schedule(self) -> Scheduled:
@@ -140,39 +100,72 @@ class Manager(ABC):
         return self.take_effects()
 
     def take_effects(self) -> Effects:
-        """Everything that came about since the last look."""
+        """Everything that came about since the last look. Answers are not among it: they are with those who asked."""
         effects, self._effects = self._effects, Effects()
         return effects
 
     def close(self, reason: FinishReason, message: str | None = None) -> Effects:
-        """Stop: nothing is accepted or applied any more, and every request inside ends now, for this reason.
+        """Stop: nothing is accepted or applied any more, every request inside ends now, for this reason, and every
+        query fails.
 
         Returns the last effects, with the ends of all requests whose end had not been seen.
         """
         self.door.close(message or "the engine has stopped")
         self._closed = True
+        self._desk.close(self._reason())
         effects = self.take_effects()
         effects.ended += [
             RequestEnd(claim.uid, claim.request_id, reason, message=message)
             for claim in self.door.inside()
-            if self.door.leave(claim.uid)
+            if claim.accepted and self.door.leave(claim.uid)
         ]
         return effects
 
     # -- for subclasses ------------------------------------------------------------------------------------------
 
-    @abstractmethod
-    def _tell(self, command: Command) -> None:
-        """Bring a command to the core."""
-
     def _carry_out(self, message: Message) -> None:
         """Apply a message to the core and keep its effects. Only where the core may be touched."""
+        if isinstance(message, Query):
+            self._carry_out_query(message)
+            return
         self._keep(self._core.apply(message, time.monotonic()))
+        # Callers set the door before they tell, so that it counts at once. It is set again here because, where `pause`
+        # and `resume` meet, core and door must agree in the end on whichever came last.
+        if isinstance(message, Pause):
+            self.door.pause()
+        elif isinstance(message, Resume):
+            self.door.resume()
+
+    def _carry_out_query(self, query: Query) -> None:
+        """Apply a query, unless its caller has left. One whose answer comes later is left open for that long."""
+        cell = self._desk.take(query.reply)
+        if cell is None or not (isinstance(query, AwaitSteps) or cell.claim()):
+            return
+        try:
+            effects = self._core.apply(query, time.monotonic())
+        except QueryError as error:  # refused by its check: nothing has changed
+            cell.fail(error)
+        else:
+            self._keep(effects)
+
+    def _tick(self) -> None:
+        """Tell the core if a deadline has passed. Only where the core may be touched."""
+        deadline = self._core.next_deadline
+        if deadline is not None and deadline <= time.monotonic():
+            self._carry_out(Tick())
 
     def _keep(self, effects: Effects) -> None:
-        self._effects.started += effects.started
-        self._effects.tokens += effects.tokens
-        self._effects.ended += [end for end in effects.ended if self.door.leave(end.uid)]
+        kept = self._effects
+        kept.started += effects.started
+        kept.tokens += effects.tokens
+        kept.sending += effects.sending
+        kept.jobs += effects.jobs
+        kept.ended += [end for end in effects.ended if self.door.leave(end.uid)]
+        for answer in effects.answers:
+            cell = self._desk.take(answer.reply)
+            heard = cell is not None and cell.answer(answer.value)
+            if heard and isinstance(answer.value, Reservation):
+                self.door.accept(answer.value.uid)
 
     def _run_pass(self, prefill_only: bool) -> Scheduled:
         """One scheduling pass. Only where the core may be touched."""

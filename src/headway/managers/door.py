@@ -14,11 +14,16 @@ from headway.config import Role, SchedulerConfig
 from headway.request import (
     DuplicateRequestError,
     EngineDeadError,
+    EnginePausedError,
     QueueFullError,
     Request,
     RequestError,
     SamplingParams,
+    Span,
 )
+from headway.scheduler import never_fits
+
+MAX_PRIORITY = 2**31  # either way; ranks are float64, which keep such priorities and some ageing exact
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +34,16 @@ class ModelLimits:
     eos_token_ids: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Claim:
-    """One request's hold on its ids. Compared by identity: the same request handed in twice makes two claims."""
+    """One request's hold on its ids. Compared by identity: the same request handed in twice makes two claims.
+
+    accepted: its end will be reported; until then whoever handed it in can still be told no.
+    """
 
     request_id: str
     uid: int
+    accepted: bool
 
 
 class Door:
@@ -55,12 +64,18 @@ class Door:
         self._request_ids: dict[str, Claim] = {}
         self._uids_inside: dict[int, Claim] = {}
         self._uids = itertools.count(1)
-        self._closed: str | None = None
+        self.paused = False  # refuses everybody for now
+        self.closed: str | None = None  # why it refuses everybody; None while it does not
 
     @property
     def num_inside(self) -> int:
         """Requests accepted and not ended, those the core has not heard of yet and those at the door included."""
         return self._capacity - len(self._credits)
+
+    @property
+    def num_token_ids(self) -> int:
+        """Token ids go from 0 to one less."""
+        return self._limits.vocab_size if self._limits.vocab_size is not None else 2**31
 
     def make_request(
         self,
@@ -71,19 +86,26 @@ class Door:
         uid: int | None = None,
         priority: int = 0,
         cache_salt: str | None = None,
+        spans: Sequence[Span] = (),
+        preprocess: bytes | None = None,
         arrival_time: float = 0.0,
     ) -> Request:
         """Check a request and pack it: the prompt is copied to int32, max_tokens clamped to what the model leaves.
 
+        preprocess: what prompt and spans are made from; then the prompt may be empty, and is checked when it is made.
         Raises RequestError, naming the value and the limit. Claims nothing.
         """
         if not isinstance(request_id, str):
             raise RequestError(f"request_id must be a string, got {request_id!r}")
-        _check_integer("priority", priority, -(2**63), 2**63 - 1)
+        _check_integer("priority", priority, -MAX_PRIORITY, MAX_PRIORITY)
         if uid is not None:
             _check_integer("uid", uid, 0, 2**63 - 1)
         _check_salt(cache_salt)
-        tokens = self._pack(prompt)
+        if preprocess is not None and not isinstance(preprocess, bytes):
+            raise RequestError(f"preprocess must be bytes, got {type(preprocess).__name__}")
+        spans = tuple(spans)
+        _check_spans(spans)
+        tokens = self._pack(prompt, may_be_empty=preprocess is not None)
         room = self._config.max_model_len - len(tokens)
         if room < 1:
             raise RequestError(
@@ -100,7 +122,7 @@ class Door:
         if sampling.logit_bias is not None:  # the one part of it that its owner could still change
             sampling = replace(sampling, logit_bias=dict(sampling.logit_bias))
         eos = () if sampling.ignore_eos else self._limits.eos_token_ids
-        return Request(
+        request = Request(
             uid=next(self._uids) if uid is None else uid,
             request_id=request_id,
             prompt=tokens,
@@ -109,13 +131,24 @@ class Door:
             stop_token_ids=tuple(dict.fromkeys((*eos, *sampling.stop_token_ids))),
             priority=priority,
             cache_salt=cache_salt,
+            spans=spans,
+            preprocess=preprocess,
             arrival_time=arrival_time,
         )
+        reason = never_fits(self._config, request) if preprocess is None else None
+        if reason is not None:
+            raise RequestError(reason)
+        return request
 
-    def enter(self, request: Request) -> None:
-        """Claim one place and the request's ids. Raises, with nothing claimed, if that cannot be."""
-        if self._closed is not None:
-            raise EngineDeadError(self._closed)
+    def enter(self, request: Request, *, accepted: bool = True) -> None:
+        """Claim one place and the request's ids. Raises, with nothing claimed, if that cannot be.
+
+        accepted: False for one that the core may still refuse; see `accept`.
+        """
+        if self.closed is not None:
+            raise EngineDeadError(self.closed)
+        if self.paused:
+            raise EnginePausedError("the engine is paused; try again when it has been resumed")
         try:
             self._credits.pop()
         except IndexError:
@@ -123,33 +156,39 @@ class Door:
                 f"the engine is full: {self._capacity} requests inside (max_num_seqs {self._config.max_num_seqs} "
                 f"running + max_waiting {self._max_waiting}); try again later"
             ) from None
-        claim = Claim(request.request_id, request.uid)
-        if self._request_ids.setdefault(claim.request_id, claim) is not claim:
-            self._credits.append(None)
-            raise DuplicateRequestError(f"request id {claim.request_id!r} is in use by an unfinished request")
-        if self._uids_inside.setdefault(claim.uid, claim) is not claim:
-            del self._request_ids[claim.request_id]
-            self._credits.append(None)
-            raise DuplicateRequestError(f"uid {claim.uid} is in use by an unfinished request")
+        claim = Claim(request.request_id, request.uid, accepted)
+        try:
+            if self._request_ids.setdefault(claim.request_id, claim) is not claim:
+                raise DuplicateRequestError(f"request id {claim.request_id!r} is in use by an unfinished request")
+            if self._uids_inside.setdefault(claim.uid, claim) is not claim:
+                raise DuplicateRequestError(f"uid {claim.uid} is in use by an unfinished request")
+        except BaseException:  # refused, or an interrupt
+            if self._uids_inside.get(claim.uid) is claim:
+                self.leave(claim.uid)
+            else:
+                self._give_back(claim)
+            raise
+
+    def accept(self, uid: int) -> None:
+        """The core has taken in a request that it could have refused."""
+        claim = self._uids_inside.get(uid)
+        if claim is not None:
+            claim.accepted = True
 
     def leave(self, uid: int) -> bool:
         """Count a request out. True for exactly one of all who try: that one reports its end."""
         claim = self._uids_inside.pop(uid, None)
         if claim is None:
             return False
-        del self._request_ids[claim.request_id]
-        self._credits.append(None)
+        self._give_back(claim)
         return True
 
     def uids_of(self, ids: Iterable[str | int]) -> tuple[int, ...]:
-        """uids of the requests inside that are meant, by request id or uid. Unknown request ids are left out."""
-        uids = []
-        for one in ids:
-            if not isinstance(one, str):
-                uids.append(one)
-            elif (claim := self._request_ids.get(one)) is not None:
-                uids.append(claim.uid)
-        return tuple(uids)
+        """uids of the requests inside that are meant, by request id or uid. Unknown ones are left out."""
+        inside = self._uids_inside
+        claims = (self._request_ids.get(one) if isinstance(one, str) else inside.get(one) for one in ids)
+        # Not those who have their request id and are about to be refused, as their uid is somebody else's.
+        return tuple(claim.uid for claim in claims if claim is not None and inside.get(claim.uid) is claim)
 
     def inside(self) -> list[Claim]:
         """Every request inside."""
@@ -157,15 +196,31 @@ class Door:
 
     def close(self, reason: str) -> None:
         """Refuse every further request, saying why. The first reason stays."""
-        if self._closed is None:
-            self._closed = reason
+        if self.closed is None:
+            self.closed = reason
 
-    def _pack(self, prompt: Sequence[int] | NDArray[np.integer]) -> NDArray[np.int32]:
+    def pause(self) -> None:
+        """Refuse requests until `resume`."""
+        self.paused = True
+
+    def resume(self) -> None:
+        """Let requests in again."""
+        self.paused = False
+
+    def _give_back(self, claim: Claim) -> None:
+        """The place of one that is not inside, and its request id, unless that is another's."""
+        if self._request_ids.get(claim.request_id) is claim:
+            del self._request_ids[claim.request_id]
+        self._credits.append(None)
+
+    def _pack(self, prompt: Sequence[int] | NDArray[np.integer], *, may_be_empty: bool) -> NDArray[np.int32]:
         try:
             wide = np.array(prompt)
         except (OverflowError, ValueError, TypeError) as error:
             raise RequestError(f"the prompt is not a list of token ids: {error}") from None
         if not wide.size:
+            if may_be_empty:
+                return np.zeros(0, dtype=np.int32)
             raise RequestError("the prompt is empty; at least 1 token is needed")
         if wide.ndim != 1 or not np.issubdtype(wide.dtype, np.integer):
             raise RequestError(f"the prompt must be a flat list of integers, got {wide.ndim}-d {wide.dtype}")
@@ -175,7 +230,7 @@ class Door:
         return tokens
 
     def _check_token_ids(self, where: str, tokens: Iterable[int]) -> None:
-        limit = self._limits.vocab_size if self._limits.vocab_size is not None else 2**31
+        limit = self.num_token_ids
         for token in tokens:
             if not isinstance(token, (int, np.integer)) or not 0 <= token < limit:
                 raise RequestError(f"{where} contains token id {token!r}; ids are integers from 0 to {limit - 1}")
@@ -184,6 +239,17 @@ class Door:
 def _check_integer(name: str, value: int, low: int, high: int) -> None:
     if not isinstance(value, (int, np.integer)) or not low <= value <= high:
         raise RequestError(f"{name} must be an integer in [{low}, {high}], got {value!r}")
+
+
+def _check_spans(spans: tuple[Span, ...]) -> None:
+    """That they are spans at all; whether they suit the prompt is looked at when it is known."""
+    for i, span in enumerate(spans):
+        if not isinstance(span, Span):
+            raise RequestError(f"span {i} must be a Span, got {span!r}")
+        for name in ("start", "length", "num_encoder_tokens"):
+            _check_integer(f"the {name} of span {i}", getattr(span, name), 0, 2**31)
+        if not isinstance(span.digest, bytes):
+            raise RequestError(f"the digest of span {i} must be bytes, got {type(span.digest).__name__}")
 
 
 def _check_salt(salt: str | None) -> None:

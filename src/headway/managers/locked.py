@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
+import time
 
 from headway.config import SchedulerConfig
 from headway.managers.base import Manager, Scheduled
 from headway.managers.door import ModelLimits
-from headway.scheduler import Command, DeviceLost, Effects, Message, StepResult
+from headway.scheduler import Command, Effects, Message, Query, Result
 
 
 class ResourceManagerV1(Manager):
@@ -24,9 +25,9 @@ class ResourceManagerV1(Manager):
         super().__init__(config, limits=limits, max_waiting=max_waiting)
         self._lock = threading.Condition()
         self._changed = False
-        self._broken: Exception | None = None
+        self._broken: BaseException | None = None
 
-    def post_result(self, result: StepResult | DeviceLost) -> None:
+    def post_result(self, result: Result) -> None:
         self._hand_in(result)
 
     def wait(self, timeout: float) -> None:
@@ -34,10 +35,21 @@ class ResourceManagerV1(Manager):
             self._lock.wait_for(lambda: self._changed, timeout)
             self._changed = False
 
+    def wake(self) -> None:
+        with self._lock:
+            self._changed = True
+            self._lock.notify_all()
+
     def drain(self) -> None:
-        """Nothing to apply: callers have done that themselves. Raises what broke while they did."""
+        """Callers have applied their messages themselves; only the clock is left. Raises what broke while they did."""
+        self._desk.serve_here()
         if self._broken is not None:
             raise self._broken
+        deadline = self._snapshot.next_deadline
+        if deadline is not None and deadline <= time.monotonic():
+            with self._lock:
+                self._tick()
+                self._publish()
 
     def schedule(self) -> Scheduled:
         with self._lock:
@@ -53,8 +65,16 @@ class ResourceManagerV1(Manager):
         with self._lock:
             return super().take_effects()
 
-    def _tell(self, command: Command) -> None:
+    def _put(self, command: Command) -> None:
         self._hand_in(command)
+
+    def _put_query(self, query: Query, timeout: float) -> None:
+        if not self._lock.acquire(timeout=timeout):
+            raise TimeoutError(f"the scheduler's lock was not free within {timeout:g} s; the query was not asked")
+        try:
+            self._hand_in(query)
+        finally:
+            self._lock.release()
 
     def _hand_in(self, message: Message) -> None:
         """Apply a caller's message, on its thread."""
@@ -63,10 +83,13 @@ class ResourceManagerV1(Manager):
                 return
             try:
                 self._apply(message)
-            except Exception as error:  # a broken invariant: the loop's business, whoever came upon it
+            except BaseException as error:  # a broken invariant: the loop's business, whoever came upon it
                 self._broken = error
-            self._changed = True
-            self._lock.notify_all()
+                if not isinstance(error, Exception):  # an interrupt, which is the caller's too
+                    raise
+            finally:
+                self._changed = True
+                self._lock.notify_all()
 
     def _apply(self, message: Message) -> None:
         with self._lock:

@@ -8,7 +8,7 @@ from headway.config import SchedulerConfig
 from headway.managers.base import Manager, Scheduled
 from headway.managers.door import ModelLimits
 from headway.managers.mailbox import Mailbox
-from headway.scheduler import Command, DeviceLost, Message, StepResult
+from headway.scheduler import Command, Message, Query, Result
 
 MAX_COMMANDS_PER_TURN = 1024
 MAX_SECONDS_PER_TURN = 0.002
@@ -25,18 +25,23 @@ class ResourceManagerV2(Manager):
         super().__init__(config, limits=limits, max_waiting=max_waiting)
         self._mailbox = Mailbox()
 
-    def post_result(self, result: StepResult | DeviceLost) -> None:
+    def post_result(self, result: Result) -> None:
         self._mailbox.put_result(result)
 
     def wait(self, timeout: float) -> None:
         self._mailbox.wait(timeout)
 
+    def wake(self) -> None:
+        self._mailbox.wake()
+
     def drain(self) -> None:
+        self._desk.serve_here()
         until = time.monotonic() + MAX_SECONDS_PER_TURN
         for message in self._mailbox.take(MAX_COMMANDS_PER_TURN):
             self._carry_out(message)
             if time.monotonic() > until:
                 break
+        self._tick()
         self._publish()
 
     def schedule(self) -> Scheduled:
@@ -47,8 +52,11 @@ class ResourceManagerV2(Manager):
         self.drain()
         return self._run_pass(prefill_only=True)
 
-    def _tell(self, command: Command) -> None:
+    def _put(self, command: Command) -> None:
         self._mailbox.put(command)
+
+    def _put_query(self, query: Query, timeout: float) -> None:
+        self._mailbox.put(query)
 
     def _apply(self, message: Message) -> None:
         self._carry_out(message)

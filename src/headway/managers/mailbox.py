@@ -6,11 +6,12 @@ import queue
 from collections import deque
 from collections.abc import Iterator
 
-from headway.scheduler import Command, DeviceLost, Message, StepResult
+from headway.scheduler import Command, Message, Query, Result
 
 
 class Mailbox:
-    """Two lanes into one thread: commands from anybody, results from the device. The writer takes results first.
+    """Two lanes into one thread: commands and queries from anybody, results from the device and from jobs. The writer
+    takes results first.
 
     Handing in is one `deque.append`, whose time does not depend on what the writer does. Only a writer that sleeps is
     woken: it announces that it will sleep, looks once more, and then sleeps; a producer appends first and then looks
@@ -18,25 +19,29 @@ class Mailbox:
     """
 
     def __init__(self) -> None:
-        self._results: deque[StepResult | DeviceLost] = deque()
-        self._commands: deque[Command] = deque()
+        self._results: deque[Result] = deque()
+        self._commands: deque[Command | Query] = deque()
         self._sleeping = False
         self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()
 
     def __len__(self) -> int:
         return len(self._results) + len(self._commands)
 
-    def put(self, command: Command) -> None:
-        """Hand in a command. Any thread."""
+    def put(self, command: Command | Query) -> None:
+        """Hand in a command or a query. Any thread."""
         self._commands.append(command)
         if self._sleeping:
             self._bell.put(None)
 
-    def put_result(self, result: StepResult | DeviceLost) -> None:
+    def put_result(self, result: Result) -> None:
         """Hand in a result. Any thread."""
         self._results.append(result)
         if self._sleeping:
             self._bell.put(None)
+
+    def wake(self) -> None:
+        """Let a writer that sleeps, or is about to, look around. Any thread."""
+        self._bell.put(None)
 
     def take(self, max_commands: int) -> Iterator[Message]:
         """Messages in the order the writer applies them: every result first, then commands first in, first out.

@@ -7,10 +7,11 @@ typer can read, and register it here.
 
 import typer
 
-from headway.bench import serve, step
+from headway.bench import query, serve, step
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 app.command("step")(step.command)
+app.command("query")(query.command)
 app.command("serve")(serve.command)
 
 

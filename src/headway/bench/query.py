@@ -1,0 +1,208 @@
+"""What an answer costs its caller, and what a flood of finishes costs the loop.
+
+    ask      `preallocate_resource_in_d` from another thread while steps of fixed length run
+    finish   one call that ends many of the running requests, from the call until the loop is free for its next pass
+
+on the simulated device, for the manager with one lock (V1) and the one with the mailbox (V2), in the same run.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Annotated
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from headway.config import Role, SchedulerConfig, SchedulerName
+from headway.engine.engine import Engine
+from headway.executor.simulated import SimulatedExecutor, SimulatedTokens, StepTimeModel
+from headway.managers import MANAGERS, Manager
+from headway.request import SamplingParams
+from headway.scheduler import StepResult
+
+SCHEDULERS: tuple[SchedulerName, ...] = ("v1", "v2")
+VOCAB_SIZE = 32_000
+PROMPT_TOKENS = 64
+RUNNING = 1_024
+FINISHES = (64, 256)
+REPEATS = 15  # of a flood; its median is told
+MIN_QUERIES = 100  # for a 99th percentile
+ORIGINAL_V2_FINISH_MS = {64: 115.0, 256: 325.0}  # FastDeploy's pull request 7937 in May 2026, at 1,024 running
+
+
+@dataclass(frozen=True)
+class QueryRow:
+    """Latencies of queries, in the caller, while steps of `step_ms` run."""
+
+    scheduler: str
+    step_ms: float
+    running: int
+    queries: int
+    p50_ms: float
+    p99_ms: float
+    max_ms: float
+
+
+@dataclass(frozen=True)
+class FinishRow:
+    """How long one call that ends `finishes` requests keeps the loop from its next pass; medians.
+
+    call_ms: in the caller. held_up_ms: from the call until the finishes are applied and the next pass is made, less
+    what a pass takes without them.
+    """
+
+    scheduler: str
+    running: int
+    finishes: int
+    repeats: int
+    call_ms: float
+    held_up_ms: float
+    worst_ms: float
+
+
+def _config(running: int) -> SchedulerConfig:
+    return SchedulerConfig(
+        max_num_seqs=running + 8,
+        max_num_batched_tokens=16_384,
+        max_model_len=8_192,
+        num_blocks=(running + 8) * 64,
+        role=Role.DECODE,
+        reserve="none",
+    )
+
+
+def _add(manager: Manager, name: str) -> None:
+    prompt = np.random.default_rng(len(name)).integers(1, VOCAB_SIZE, PROMPT_TOKENS)
+    sampling = SamplingParams(max_tokens=None, ignore_eos=True)
+    manager.add_request(manager.make_request(name, prompt, sampling))
+
+
+def ask_while_steps_run(scheduler: SchedulerName, step_ms: float, running: int, queries: int) -> QueryRow:
+    """Time queries whose answers are yes, at moments that have nothing to do with the steps."""
+    executor = SimulatedExecutor(StepTimeModel(base_s=step_ms / 1e3), max_num_seqs=running + 8, vocab_size=VOCAB_SIZE)
+    manager = MANAGERS[scheduler](_config(running))
+    engine = Engine(manager, executor, lambda effects: None)
+    engine.start()
+    try:
+        for i in range(running):
+            _add(manager, f"running-{i}")
+        while manager.snapshot().num_running < running:
+            time.sleep(0.01)
+        pauses = np.random.default_rng(7).uniform(0.0, 2.0 * step_ms / 1e3, queries)
+        latencies = []
+        for i, pause in enumerate(pauses):
+            time.sleep(pause)
+            prompt = np.full(PROMPT_TOKENS, 1 + i % (VOCAB_SIZE - 1))
+            request = manager.make_request(f"asked-{i}", prompt, SamplingParams(max_tokens=8))
+            started = time.perf_counter()
+            reservation = manager.preallocate_resource_in_d(request, timeout=60.0)
+            latencies.append((time.perf_counter() - started) * 1e3)
+            assert reservation is not None, "there was room"
+            manager.pre_recycle_resource([request.uid])
+    finally:
+        engine.shutdown()
+    return QueryRow(
+        scheduler=scheduler,
+        step_ms=step_ms,
+        running=running,
+        queries=queries,
+        p50_ms=round(float(np.percentile(latencies, 50)), 3),
+        p99_ms=round(float(np.percentile(latencies, 99)), 3),
+        max_ms=round(max(latencies), 3),
+    )
+
+
+def finish_many(scheduler: SchedulerName, running: int, finishes: int) -> FinishRow:
+    """Drive a manager by hand: a step is out, then one call ends many requests, then the loop takes its turn."""
+    calls, turns = [], []
+    for _ in range(REPEATS):
+        manager = MANAGERS[scheduler](_config(running))
+        for i in range(running):
+            _add(manager, f"running-{i}")
+        device = SimulatedTokens(manager.config.max_num_seqs, VOCAB_SIZE)
+        usual = []
+        batch = None
+        while batch is None or batch.num_decodes < running or len(usual) < 20:
+            started = time.perf_counter()
+            manager.drain()
+            batch, _ = manager.schedule()
+            usual.append(time.perf_counter() - started)
+            assert batch is not None
+            manager.update(StepResult(batch.step_id, device.sample(batch)))
+        ids = [f"running-{i}" for i in range(0, running, running // finishes)][:finishes]
+        started = time.perf_counter()
+        manager.finish_requests(ids)
+        told = time.perf_counter()
+        manager.drain()
+        manager.schedule()
+        done = time.perf_counter()
+        calls.append((told - started) * 1e3)
+        turns.append((done - started - statistics.median(usual[-20:])) * 1e3)
+        assert len(manager.take_effects().ended) == finishes
+    return FinishRow(
+        scheduler=scheduler,
+        running=running,
+        finishes=finishes,
+        repeats=REPEATS,
+        call_ms=round(statistics.median(calls), 3),
+        held_up_ms=round(statistics.median(turns), 3),
+        worst_ms=round(max(turns), 3),
+    )
+
+
+def command(
+    step_ms: Annotated[float, typer.Option(help="Milliseconds that a step of the simulated device takes.")] = 30.0,
+    running: Annotated[int, typer.Option(help="Requests that decode while queries are asked.")] = 64,
+    queries: Annotated[int, typer.Option(help="Queries to time, one at a time.")] = 300,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per row and line.")] = False,
+) -> None:
+    """Time queries while steps run, and floods of finishes, for V1 (one lock) and V2 (mailbox)."""
+    if queries < MIN_QUERIES:
+        raise typer.BadParameter(
+            f"must be at least {MIN_QUERIES} for a 99th percentile, got {queries}", param_hint="--queries"
+        )
+    if not 0 < step_ms <= 1000:
+        raise typer.BadParameter(f"must be above 0 and at most 1000, got {step_ms}", param_hint="--step-ms")
+    if running < 1:
+        raise typer.BadParameter(f"must be at least 1, got {running}", param_hint="--running")
+    asked = (ask_while_steps_run(scheduler, step_ms, running, queries) for scheduler in SCHEDULERS)
+    finished = (finish_many(scheduler, RUNNING, count) for count in FINISHES for scheduler in SCHEDULERS)
+    if as_json:
+        for rows in (asked, finished):
+            for row in rows:
+                print(json.dumps(asdict(row)), flush=True)
+    else:
+        _print_queries(asked)
+        _print_finishes(finished)
+
+
+def _print_queries(rows: Iterator[QueryRow]) -> None:
+    table = Table(title="preallocate_resource_in_d while steps run, ms in the caller")
+    for heading in ("scheduler", "step", "running", "queries", "p50", "p99", "max", "original V2, p50"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        numbers = (f"{row.step_ms:g}", f"{row.running:,}", f"{row.queries:,}")
+        latencies = (f"{row.p50_ms:.3f}", f"{row.p99_ms:.3f}", f"{row.max_ms:.3f}")
+        original = f"{row.step_ms:g}" if row.scheduler == "v2" else ""  # it answers between steps
+        table.add_row(row.scheduler, *numbers, *latencies, original)
+    Console().print(table)
+
+
+def _print_finishes(rows: Iterator[FinishRow]) -> None:
+    table = Table(title=f"One call ends many of {RUNNING:,} running requests, ms")
+    for heading in ("scheduler", "finishes", "call", "loop held up", "worst", "original V2"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        original = f"{ORIGINAL_V2_FINISH_MS[row.finishes]:g}" if row.scheduler == "v2" else ""
+        times = (f"{row.call_ms:.3f}", f"{row.held_up_ms:.3f}", f"{row.worst_ms:.3f}")
+        table.add_row(row.scheduler, f"{row.finishes}", *times, original)
+    console = Console()
+    console.print(table)
+    console.print("The original's column was measured on another day and machine, not in this run.", style="dim")

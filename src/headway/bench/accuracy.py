@@ -89,6 +89,7 @@ class Subject:
             block_size=BLOCK_SIZE,
             num_blocks=num_blocks + 1,
             enable_prefix_caching=setting.prefix_caching,
+            reserve="none",  # a reserve would keep requests out of the small pool before they must be preempted
         ) as llm:
             answers = llm.generate(prompts, sampling, use_tqdm=False)
             snapshot = llm.snapshot()

@@ -122,7 +122,7 @@ class Admissions:
             return None
         cached = self._match(entry)
         num_new = self._policies.allocation.blocks_at_admission(state.config, num_tokens, entry.limit) - len(cached)
-        wanted = num_new + state.pool.num_idle(cached)
+        wanted = num_new + (state.pool.num_idle(cached) if len(cached) else 0)
         if wanted > available:
             entry.blocks_wanted = wanted
             return None
@@ -142,8 +142,11 @@ class Admissions:
 
     def _seat(self, entry: Entry, room: Room) -> IntArray:
         state = self._state
-        state.pool.share(room.cached)
-        blocks = np.append(room.cached, state.pool.take(room.num_new))
+        if len(room.cached):  # before more is taken: it could be evicted for that
+            state.pool.share(room.cached)
+            blocks = np.append(room.cached, state.pool.take(room.num_new))
+        else:
+            blocks = state.pool.take(room.num_new)
         num_cached_tokens = len(room.cached) * state.config.block_size
         state.seat(entry, blocks, num_cached_tokens)
         entry.blocks_wanted = entry.num_bypassed = 0

@@ -19,11 +19,10 @@ class Control:
         self._state = state
         self._steps = steps
         self._waiters: list[tuple[int, int]] = []  # (last step in flight when asked, reply id)
-        self.paused = False
 
     def pause(self, message: Pause, effects: Effects) -> None:
         """Schedule nothing more."""
-        self.paused = True
+        self._state.paused = True
         entries = self._state.entries.values()
         if message.abort:
             self._end("the engine was paused", entries, effects)
@@ -36,7 +35,7 @@ class Control:
 
     def resume(self) -> None:
         """Schedule again."""
-        self.paused = False
+        self._state.paused = False
 
     def preempt_all(self) -> None:
         """Everything that has more to compute goes back to its place in the queue."""

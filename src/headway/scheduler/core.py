@@ -116,7 +116,7 @@ class Scheduler:
         """
         effects = Effects()
         self._handlers[type(message)](message, now, effects)
-        if self.config.role is Role.PREFILL and not self._control.paused:  # whose pass allocates nothing
+        if self.config.role is Role.PREFILL and not self._state.paused:  # whose pass allocates nothing
             self._admissions.admit_all()
         return effects
 
@@ -201,7 +201,7 @@ class Scheduler:
         Returns the batch, None when there is nothing to compute, and the requests that this pass had to end: none, as
         whoever is served here can be served to its end.
         """
-        if self._control.paused:
+        if self._state.paused:
             return None, []
         state, config = self._state, self.config
         if config.enable_priority_preemption and len(state.waiting):
@@ -219,7 +219,7 @@ class Scheduler:
 
         A request got slot and blocks when its message was applied, or when enough of them were given back.
         """
-        if self._control.paused:
+        if self._state.paused:
             return None, []
         chunks = self._next_chunks(self.config.max_num_batched_tokens, None)
         return self._launch(DecodeRows.none(self._state.table), NO_PLACES, chunks), []
@@ -276,7 +276,7 @@ class Scheduler:
             num_blocks_total=self.config.num_blocks - 1,
             num_blocks_free=counts.free,
             num_blocks_evictable=counts.evictable,
-            paused=self._control.paused,
+            paused=self._state.paused,
             next_deadline=state.deadlines.next,
             num_requests_added=counters.requests_added,
             num_requests_ended=counters.requests_ended,

@@ -136,7 +136,7 @@ class Reservations:
     def _reserve(self, request: Request, num_tokens: int, until: float) -> Reservation | None:
         """Hold room for a request that was not here before; None if there is none. Nobody passes those that wait."""
         state, table = self._state, self._state.table
-        if len(state.waiting):
+        if state.paused or len(state.waiting):
             return None
         entry = state.accept(request, RequestStatus.RESERVED)
         blocks = self._admissions.reserve(entry, num_tokens, np.flatnonzero(table.phase == Phase.DECODE))

@@ -111,9 +111,7 @@ class Results:
             for entry, node in zip(entries, nodes, strict=True):
                 entry.node = node
 
-    def _confirm_chunks(
-        self, chunks: tuple[Chunk, ...], first_tokens: list[int], now: float, effects: Effects
-    ) -> None:
+    def _confirm_chunks(self, chunks: tuple[Chunk, ...], first_tokens: list[int], now: float, effects: Effects) -> None:
         tokens = iter(first_tokens)
         for chunk in chunks:
             token = next(tokens) if chunk.samples else None

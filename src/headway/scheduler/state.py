@@ -56,6 +56,7 @@ class State:
         also if the request has ended.
     holder: int32 [num_blocks]; the slot that took a block for itself alone, -1 where that is not known. Out of date for
         blocks that nobody refers to.
+    paused: nobody is let in and nothing is scheduled.
     population: requests by status. priorities: running requests by priority.
     """
 
@@ -77,6 +78,7 @@ class State:
         self.population = [0] * len(RequestStatus)
         self.priorities: Counter[int] = Counter()
         self.counters = Counters()
+        self.paused = False
         self.block_shift = config.block_size.bit_length() - 1  # position >> block_shift: column in the block table
         self.offset_mask = config.block_size - 1  # position & offset_mask: place within the block
         self._line = line

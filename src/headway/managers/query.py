@@ -19,8 +19,9 @@ The writer's side; `desk.take(reply)` is None if the caller has left. An immedia
             cell.fail(error)
 
 A deferred one ("when nothing is in flight any more") is only noted when its message is applied, and stays open: its
-caller can still leave. It is claimed when its moment has come, and answered in the same breath. Whoever claims acts
-and answers at once, because a caller that finds its cell claimed waits without a limit of its own.
+caller can still leave. It is claimed when its moment has come, and answered in the same breath. (If there is nothing
+to do but to answer, `answer` alone is enough: it takes the same permit.) Whoever claims acts and answers at once,
+because a caller that finds its cell claimed waits without a limit of its own.
 
 `verification/query.pml` is a model of both sides, of shutdown and of a writer that dies, checked exhaustively.
 """

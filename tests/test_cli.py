@@ -152,6 +152,23 @@ def test_every_command_takes_every_setting_of_the_engine(run, stdin, seen, comma
         "max_waiting": 5,
         "step_timeout": 6.0,
         "seed": 7,
+        "enable_output_caching": False,
+        "max_num_partial_prefills": 2,
+        "long_prefill_token_threshold": 12,
+        "max_long_partial_prefills": 2,
+        "deterministic": True,
+        "deterministic_chunk_size": 4,
+        "encoder_cache_size": 33,
+        "num_speculative_tokens": 2,
+        "reserve": "blocks",
+        "max_bypass": 3,
+        "ageing_seconds": 1.5,
+        "victim": "last-in-line",
+        "enable_priority_preemption": False,
+        "preprocess_timeout": 1.5,
+        "reservation_timeout": 2.0,
+        "hold_timeout": 3.0,
+        "send_timeout": 4.0,
     }
     assert {"model", *values} == {field.name for field in fields(EngineConfig)}
     options = []
@@ -161,6 +178,16 @@ def test_every_command_takes_every_setting_of_the_engine(run, stdin, seen, comma
     code, _, err = run(command, *options, *(["m"] if command == "serve" else ["--model", "m"]))
     assert (code, err) == (2, "headway: seen\n")
     assert seen == [EngineConfig(model="m", **values)]
+
+
+@pytest.mark.parametrize("command", ["generate", "chat", "serve"])
+def test_help_shows_how_to_schedule_in_a_panel_of_its_own(run, monkeypatch, command):
+    monkeypatch.setenv("COLUMNS", "100")  # the longest names need 84
+    code, out, _ = run(command, "--help")
+    assert code == 0
+    before, panel = out.split("─ Scheduling ─")
+    for option in ("--reserve", "--victim", "--max-bypass", "--no-enable-priority-preemption", "--send-timeout"):
+        assert option in panel and option not in before
 
 
 @pytest.mark.parametrize("command", ["generate", "chat", "serve"])
@@ -243,7 +270,15 @@ def test_serve_passes_its_options_on_and_exits_with_the_servers_code(monkeypatch
     monkeypatch.setattr("headway.server.serve.serve", lambda *args, **kwargs: calls.append((args, kwargs)) or 3)
     options = ["--host", "0.0.0.0", "--port", 0, "--shutdown-grace", 2, "--access-log"]
     assert run("serve", "some/model", *options) == (3, "", "")
-    assert calls == [((EngineConfig(model="some/model"), "0.0.0.0", 0), {"shutdown_grace": 2.0, "access_log": True})]
+    assert calls == [
+        (
+            (EngineConfig(model="some/model"), "0.0.0.0", 0),
+            {"shutdown_grace": 2.0, "access_log": True, "admin_api": False},
+        )
+    ]
+    calls.clear()
+    assert run("serve", "--enable-admin-api")[0] == 3
+    assert calls[0][1]["admin_api"] is True
 
 
 @pytest.mark.parametrize("command", ["bench", "accuracy"])
@@ -267,6 +302,11 @@ def test_what_other_packages_bring_shows_its_own_help(run, command):
         (["generate", "x", "--max-tokens", "0"], "max_tokens must be at least 1, got 0"),
         (["generate", "x", "--max-tokens", "many"], "--max-tokens"),
         (["generate", "x", "--scheduler", "v7"], "v7"),
+        (["generate", "x", "--reserve", "much"], "much"),
+        (["generate", "x", "--victim", "first"], "first"),
+        (["generate", "x", "--hold-timeout", "0"], "hold_timeout must be above 0 seconds, got 0.0"),
+        (["doctor", "nowhere"], "'nowhere' is no URL of a server"),
+        (["doctor", "a", "b"], "b"),
         (["generate", "x", "--kv-cache-memory-gb", "0"], "kv_cache_memory_gb must be above 0, got 0.0"),
         (["generate", "x", "--nonsense"], "--nonsense"),
         (["chat", "argument"], "argument"),
@@ -319,7 +359,7 @@ def test_without_a_model_the_embedded_one_answers():
 def test_help_names_every_command_and_version_says_which(run):
     code, out, _ = run("--help")
     assert code == 0
-    for command in ("generate", "chat", "serve", "bench", "accuracy"):
+    for command in ("generate", "chat", "serve", "doctor", "bench", "accuracy"):
         assert command in out
     assert run("--version") == (0, f"headway {headway.__version__}\n", "")
 

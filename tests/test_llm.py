@@ -193,6 +193,19 @@ def test_equal_prefixes_are_computed_once(llm):
     assert (first.num_cached_tokens, second.num_cached_tokens) == (0, 64)
 
 
+def test_a_cache_that_was_reset_helps_nobody(llm):
+    llm.generate("s" * 64, LONG)
+    assert llm.reset_prefix_cache() >= 4
+    (again,) = llm.generate("s" * 64, LONG)
+    assert again.num_cached_tokens == 0
+
+
+def test_an_audit_finds_all_in_order(llm):
+    llm.generate(["a" * 40, "b" * 40], LONG)
+    report = llm.audit()
+    assert report.ok and report.owners == () and report.num_requests == 0
+
+
 def test_times_are_in_order(llm):
     metrics = llm.generate("abc", LONG)[0].metrics
     assert 0 < metrics.arrival_time <= metrics.first_token_time <= metrics.last_token_time <= metrics.finished_time
@@ -310,6 +323,22 @@ def test_an_engine_that_dies_raises_with_its_reason(folder, gate):
             llm.generate(["a", "b"], LONG)
         with pytest.raises(EngineDeadError):
             llm.generate("c", LONG)
+
+
+def test_closing_a_stream_whose_engine_has_stopped_is_no_error(llm):
+    stream = llm.stream("x" * 100, LONG)
+    next(stream)
+    llm.shutdown()
+    stream.close()
+
+
+def test_an_engine_that_stops_before_it_hears_of_a_stop_string_is_an_error(llm, monkeypatch):
+    def over(uids):
+        raise EngineDeadError("it is over")
+
+    monkeypatch.setattr(llm._engine, "finish_requests", over)
+    with pytest.raises(EngineDeadError, match="it is over"):
+        llm.generate("abcdef", SamplingParams(max_tokens=200, stop=["c"]))
 
 
 def test_an_interrupt_aborts_what_was_handed_in(llm, gate):

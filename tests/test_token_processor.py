@@ -13,7 +13,7 @@ from headway.engine.detokenizer import Detokenizer, StopScanner, make_decode
 from headway.engine.token_processor import Processed, TokenProcessor, expand
 from headway.request import DuplicateRequestError, FinishReason, SamplingParams
 from headway.scheduler.batch import Logprobs
-from headway.scheduler.messages import Effects, RequestEnd, TokenOutputs
+from headway.scheduler.effects import Effects, RequestEnd, TokenOutputs
 from tests.tiny_tokenizer import byte_ids, byte_tokenizer, fallback_tokenizer
 
 BYTES = byte_tokenizer()

@@ -1,4 +1,4 @@
-"""The command line: `headway generate | chat | serve | bench | accuracy`.
+"""The command line: `headway generate | chat | serve | doctor | simtest | bench | accuracy`.
 
 Bad input ends with one line on standard error and exit code 2, an engine that fails with code 1. What a command needs
 is imported when it runs, so that `headway --help` is quick.
@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from headway import __version__
-from headway.commands import chat, generate
+from headway.commands import chat, doctor, generate, simtest
 from headway.commands.options import takes_model_and_engine
 from headway.config import EngineConfig
 from headway.request import EngineDeadError
@@ -78,6 +78,8 @@ def _headway(
 
 app.command("generate")(generate.command)
 app.command("chat")(chat.command)
+app.command("doctor")(doctor.command)
+app.command("simtest")(simtest.command)
 
 
 @app.command()
@@ -90,11 +92,20 @@ def serve(
         float, typer.Option(help="Seconds that running requests may go on after SIGTERM or Ctrl-C.")
     ] = 10.0,
     access_log: Annotated[bool, typer.Option("--access-log", help="Log every HTTP request.")] = False,
+    admin_api: Annotated[
+        bool,
+        typer.Option(
+            "--enable-admin-api",
+            help="Serve /pause, /resume, /is_paused and /reset_prefix_cache, and /debug/ownership to other hosts: for "
+            "those alone whom you let stop the server.",
+        ),
+    ] = False,
 ) -> None:
     """Serve a model by OpenAI's HTTP API."""
     from headway.server.serve import serve
 
-    raise typer.Exit(serve(config, host, port, shutdown_grace=shutdown_grace, access_log=access_log))
+    options: dict[str, Any] = {"shutdown_grace": shutdown_grace, "access_log": access_log, "admin_api": admin_api}
+    raise typer.Exit(serve(config, host, port, **options))
 
 
 _PASS_ON = {

@@ -10,7 +10,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, fields, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -21,7 +21,8 @@ from headway.engine.token_processor import Processed, RequestDelta, TokenProcess
 from headway.executor.model_files import ModelFiles, first_line
 from headway.prompts import Conversation, Prompt, as_list, ids_of, one_each, text_of
 from headway.request import EngineDeadError, QueueFullError, RequestError, RequestOutput, SamplingParams
-from headway.scheduler.messages import Effects, Snapshot
+from headway.scheduler.audit import AuditReport
+from headway.scheduler.effects import Effects, Snapshot
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -184,6 +185,14 @@ class LLM:
         """The scheduler's state in numbers, as last published."""
         return self._engine.snapshot()
 
+    def reset_prefix_cache(self) -> int:
+        """Forget what is cached of earlier prompts; returns how many blocks were."""
+        return self._engine.reset_prefix_cache()
+
+    def audit(self) -> AuditReport:
+        """Who owns which slots and blocks, recounted from the ground up."""
+        return self._engine.audit()
+
     def shutdown(self) -> None:
         """Stop the engine; it takes no more requests. Happens by itself when this object goes away. Idempotent."""
         self._finalizer()
@@ -280,7 +289,8 @@ class LLM:
             self._busy = False
             left = [uid for job in jobs for uid in processor.discard(job.request_id)]
             if left:
-                self._engine.abort_requests(left)
+                with suppress(EngineDeadError):  # then they have ended; why it died is said where it was noticed
+                    self._engine.abort_requests(left)
 
     def _hand_in(self, waiting: deque[tuple[_Job, int, str, SamplingParams]]) -> None:
         """Give the engine what it has room for."""

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from headway.engine.engine import Engine
+from headway.engine.engine import Engine, Preprocess
+from headway.engine.loop import OnSending
 from headway.executor.simulated import SimulatedExecutor, StepTimeModel
 from headway.managers import Manager
 from headway.request import SamplingParams
@@ -35,6 +36,7 @@ class Recorder(History):
 
     def take(self, effects: Effects) -> None:
         assert effects, "told of nothing"
+        assert not (effects.jobs or effects.sending or effects.answers), "these are the loop's and the manager's"
         self.threads.add(threading.current_thread().name)
         super().take(effects)
 
@@ -47,16 +49,25 @@ class Recorder(History):
 class Running:
     """An engine, what it is made of, and what it reported."""
 
-    def __init__(self, manager: Manager, executor: SimulatedExecutor, step_timeout: float) -> None:
+    def __init__(self, manager: Manager, executor: SimulatedExecutor, **options: Any) -> None:
         self.manager = manager
         self.executor = executor
         self.history = Recorder()
         self.on_effects: Callable[[Effects], None] = self.history.take  # a test may put something before it
-        self.engine = Engine(manager, executor, lambda effects: self.on_effects(effects), step_timeout=step_timeout)
+        self.engine = Engine(manager, executor, lambda effects: self.on_effects(effects), **options)
 
-    def add(self, request_id: str, prompt: Sequence[int] = (1, 2, 3), *, max_tokens: int = 4, **sampling: Any) -> int:
+    def add(
+        self,
+        request_id: str,
+        prompt: Sequence[int] = (1, 2, 3),
+        *,
+        max_tokens: int = 4,
+        preprocess: bytes | None = None,
+        **sampling: Any,
+    ) -> int:
         """Hand in a request; returns its uid."""
-        return self.engine.add_request(request_id, prompt, SamplingParams(max_tokens=max_tokens, **sampling))
+        params = SamplingParams(max_tokens=max_tokens, **sampling)
+        return self.engine.add_request(request_id, prompt, params, preprocess=preprocess)
 
 
 class Device(SimulatedExecutor):
@@ -73,11 +84,19 @@ def running(
     *,
     step_timeout: float = PATIENCE,
     start: bool = True,
+    preprocess: Preprocess | None = None,
+    on_sending: OnSending | None = None,
     **limits: Any,
 ) -> Iterator[Running]:
     """An engine that is shut down at the end and must leave no thread behind."""
     before = set(threading.enumerate())
-    setup = Running(make(name, **limits), device or Device(), step_timeout)
+    setup = Running(
+        make(name, **limits),
+        device or Device(),
+        step_timeout=step_timeout,
+        preprocess=preprocess,
+        on_sending=on_sending,
+    )
     if start:
         setup.engine.start()
     try:

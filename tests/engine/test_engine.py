@@ -14,6 +14,7 @@ import pytest
 from headway.config import EngineConfig, Role
 from headway.engine import loop
 from headway.engine.engine import Engine
+from headway.engine.preprocess import Prepared
 from headway.executor.model_files import ModelFiles
 from headway.managers import MANAGERS, V1_SWITCH, V2_SWITCH
 from headway.managers.door import ModelLimits
@@ -156,7 +157,9 @@ def test_from_a_configuration_the_model_tells_the_limits(monkeypatch: pytest.Mon
     monkeypatch.setitem(sys.modules, "headway.executor.transformers", transformers)
     monkeypatch.setattr(ModelFiles, "resolve", lambda config: files)
     config, history = EngineConfig(max_num_seqs=4), Recorder()
-    engine = Engine.from_config(config, history.take)
+    engine = Engine.from_config(
+        config, history.take, preprocess=lambda request: Prepared(list(request.preprocess or b""))
+    )
     assert seen == [(files, config)]
     assert engine.files is files
     assert (engine.scheduler_config.max_model_len, engine.scheduler_config.num_blocks) == (40, 33)
@@ -166,8 +169,11 @@ def test_from_a_configuration_the_model_tells_the_limits(monkeypatch: pytest.Mon
         engine.check_request([VOCAB], SamplingParams())
     engine.start()
     history.wait_for([engine.add_request("a", [1, 2, 3], SamplingParams(max_tokens=9))])
+    made = engine.add_request("b", [], SamplingParams(max_tokens=1), preprocess=b"made")
+    history.wait_for([made])
     engine.shutdown()
     assert history.ends[1].stop_token == stop
+    assert history.tokens[made] == answer_to(list(b"made"), 1)
 
 
 # -- how it stops ------------------------------------------------------------------------------------------------
@@ -212,7 +218,7 @@ def test_during_the_grace_nothing_new_is_taken(name: str) -> None:
             raise AssertionError("it was served, although the device hangs")
 
         it.engine.abort_requests([10**9])
-        assert eventually(lambda: it.manager.door._closed is not None)
+        assert eventually(lambda: it.manager.door.closed is not None)
         assert refused()
         hang.let_go.set()
         stopping.join(PATIENCE)
@@ -242,11 +248,24 @@ def test_stopping_again_changes_nothing_also_from_several_threads(name: str) -> 
             thread.join(PATIENCE)
         it.engine.shutdown()
         assert set(it.history.ends) == set(uids)
-        it.engine.abort_requests(uids)
-        it.engine.finish_requests(uids)
-        with pytest.raises(EngineDeadError, match="the engine is shutting down"):
-            it.add("more")
         assert not it.engine.is_stalled()
+
+
+def test_whoever_speaks_to_an_engine_that_has_stopped_is_told_so(name: str) -> None:
+    with running(name) as it:
+        uid = it.add("a")
+        it.engine.shutdown()
+        for speak in (
+            lambda: it.add("more"),
+            lambda: it.engine.abort_requests([uid]),
+            lambda: it.engine.finish_requests([uid]),
+            lambda: it.engine.pause(),
+            lambda: it.engine.resume(),
+            lambda: it.engine.reset_prefix_cache(),
+            lambda: it.engine.audit(),
+        ):
+            with pytest.raises(EngineDeadError, match="the engine is shutting down"):
+                speak()
 
 
 def test_stopping_an_idle_engine_tells_nothing(name: str) -> None:

@@ -141,7 +141,7 @@ def test_the_role_decides_the_pass(name: str, role: Role, method: str, monkeypat
     with running(name, start=False, role=role) as it:
         spy(type(it.manager), "schedule")
         spy(type(it.manager), "prefill_schedule")
-        again = Running(it.manager, Device(), PATIENCE)
+        again = Running(it.manager, Device(), step_timeout=PATIENCE)
         again.engine.start()
         again.history.wait_for([again.add("a", max_tokens=1)])
         again.engine.shutdown()

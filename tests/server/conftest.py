@@ -12,14 +12,17 @@ from tests.server.fakes import MODEL, FakeLink, fake_client
 
 
 class Api:
-    """The application over a fake engine, and a client of it that needs no port."""
+    """The application over a fake engine, and a client of it that needs no port.
 
-    def __init__(self, **behaviour: Any) -> None:
+    admin_api: as in `create_app`. peer: the address from which requests come.
+    """
+
+    def __init__(self, *, admin_api: bool = False, peer: str = "127.0.0.1", **behaviour: Any) -> None:
         self.client: EngineClient
         self.link: FakeLink
         self.client, self.link = fake_client(**behaviour)
-        self.app = create_app(self.client, MODEL)
-        transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
+        self.app = create_app(self.client, MODEL, admin_api=admin_api)
+        transport = httpx.ASGITransport(self.app, raise_app_exceptions=False, client=(peer, 1234))
         self.http = httpx.AsyncClient(transport=transport, base_url="http://test")
         self.get = self.http.get
         self.post = self.http.post

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from headway.engine.client import EngineClient
 from headway.executor.model_files import ModelFiles
 from headway.request import FinishReason
 from headway.scheduler.batch import Logprobs
-from headway.scheduler.messages import Effects, RequestEnd, Snapshot, TokenOutputs
+from headway.scheduler.effects import Effects, RequestEnd, Snapshot, TokenOutputs
 from tests.tiny_tokenizer import CHAT_TEMPLATE, byte_ids, byte_tokenizer
 
 MODEL = "tiny"
@@ -29,6 +30,7 @@ class FakeLink:
     refuse: (kind, message) refuses every group; with refuse_after, only those members from that one on.
     silent: requests are taken and never answered. accept: groups of several are told that they are accepted.
     error: every request ends with it after its first token.
+    ask: answers a question, or raises; None leaves all of them open.
     """
 
     tokens: list[int]
@@ -37,6 +39,7 @@ class FakeLink:
     silent: bool = False
     accept: bool = True
     error: str | None = None
+    ask: Callable[[wire.Question], Any] | None = None
 
     pid: int = 0
 
@@ -50,6 +53,11 @@ class FakeLink:
         self.sent.append(message)
         if isinstance(message, wire.AddGroup):
             self._answer(message.adds)
+        elif isinstance(message, wire.Ask) and self.ask is not None:
+            try:
+                self.say(wire.Answered(message.number, self.ask(message.question)))
+            except Exception as error:
+                self.say(wire.Refused(message.number, wire.kind_of(error), str(error)))
 
     def sent_of(self, kind: type[Any]) -> list[Any]:
         return [message for message in self.sent if isinstance(message, kind)]

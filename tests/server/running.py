@@ -58,7 +58,7 @@ def save_without_weights(folder: Path) -> None:
 class Server:
     """Runs until `stop`; the temp folder of its processes is `folder`, so that leftovers can be seen.
 
-    wait: until requests are taken; without it there is no client yet.
+    wait: until requests are taken; without it there is no client yet. env: more variables for its processes.
     """
 
     def __init__(
@@ -68,10 +68,12 @@ class Server:
         engine_args: tuple[str, ...] = (),
         grace: float = 10.0,
         wait: bool = True,
+        admin_api: bool = False,
+        env: dict[str, str] | None = None,
         **config: object,
     ) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="hw-"))
-        options = {"port": 0, "shutdown_grace": grace, "engine_args": engine_args}
+        options = {"port": 0, "shutdown_grace": grace, "engine_args": engine_args, "admin_api": admin_api}
         self._log = (self.folder.parent / f"{self.folder.name}.log").open("w+b")
         self.process = subprocess.Popen(
             [
@@ -82,7 +84,7 @@ class Server:
             ],
             stdout=subprocess.PIPE,
             stderr=self._log,
-            env={**os.environ, "TMPDIR": str(self.folder), "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "TMPDIR": str(self.folder), "OMP_NUM_THREADS": "1", **(env or {})},
             text=True,
         )
         if wait:

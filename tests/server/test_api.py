@@ -12,7 +12,7 @@ import pytest
 
 from headway.engine import wire
 from headway.request import FinishReason
-from headway.scheduler.messages import RequestEnd
+from headway.scheduler.effects import RequestEnd
 from tests.server.conftest import Api
 from tests.server.fakes import ANSWER, MAX_MODEL_LEN, MODEL, status
 
@@ -262,7 +262,7 @@ async def test_a_body_of_another_type_is_a_415(api: Api) -> None:
 
 
 async def test_a_body_without_end_is_a_413(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("headway.server.api.MAX_BODY", 100)
+    monkeypatch.setattr("headway.server.service.MAX_BODY", 100)
     response = await post(api, prompt="a" * 200)
     assert response.status_code == 413 and "100" in error_of(response)["message"]
 
@@ -287,6 +287,7 @@ async def test_an_unknown_model_is_a_404(api: Api, path: str) -> None:
         ("invalid", 400, None),
         ("duplicate", 409, "duplicate_request_id"),
         ("queue_full", 503, "queue_full"),
+        ("paused", 503, "engine_paused"),
         ("dead", 503, "engine_dead"),
         ("internal", 500, "internal_error"),
     ],
@@ -299,7 +300,7 @@ async def test_what_the_engine_refuses_becomes_the_status_even_of_a_stream(
     error = error_of(response)
     assert error["code"] == name
     assert kind == "internal" or error["message"] == "because of 7 and 8"
-    assert ("retry-after" in response.headers) == (kind == "queue_full")
+    assert response.headers.get("retry-after") == {"queue_full": "1", "paused": "5"}.get(kind)
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -407,6 +408,34 @@ async def test_an_engine_that_gives_up_fails_what_is_open(make_api: MakeApi) -> 
     assert response.status_code == 503 and error_of(response)["message"] == "an invariant is broken"
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_answer_that_a_pause_cuts_short_is_what_there_is_of_it(make_api: MakeApi, stream: bool) -> None:
+    api = make_api(silent=True)
+    task = asyncio.create_task(post(api, stream=stream))
+    while not api.link.sent:
+        await asyncio.sleep(0)
+    uid = api.link.sent_of(wire.AddGroup)[0].adds[0].uid
+    api.link.step([uid], api.link.tokens[:1])
+    api.link.step([], [], [RequestEnd(uid, "", FinishReason.ABORT, message="the engine was paused")])
+    response = await task
+    assert response.status_code == 200 and api.client.num_open == 0
+    bodies = events(response) if stream else [response.json()]
+    assert "".join(body["choices"][0]["text"] for body in bodies) == "h"
+    assert bodies[-1]["choices"][0]["finish_reason"] == "abort"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_answer_that_the_end_of_the_engine_cuts_short_is_a_503(make_api: MakeApi, stream: bool) -> None:
+    api = make_api(silent=True)
+    task = asyncio.create_task(post(api, stream=stream))
+    while not api.link.sent:
+        await asyncio.sleep(0)
+    uid = api.link.sent_of(wire.AddGroup)[0].adds[0].uid
+    api.link.step([], [], [RequestEnd(uid, "", FinishReason.ABORT, message="the engine was shut down")])
+    response = await task
+    assert response.status_code == 503 and error_of(response)["code"] == "engine_dead"
+
+
 async def test_a_client_that_goes_away_takes_its_request_along(make_api: MakeApi) -> None:
     api = make_api(silent=True)
     for stream in (False, True):
@@ -486,8 +515,9 @@ async def test_a_server_that_drains_takes_nothing_new(api: Api) -> None:
 
 
 async def test_metrics_carry_both_names(api: Api) -> None:
-    api.link.say(status(num_running=3, num_waiting=2, num_blocks_total=10, num_blocks_free=5, num_preemptions=4))
-    api.link.say(status(num_running=3, num_waiting=2, num_blocks_total=10, num_blocks_free=5, num_preemptions=4))
+    counts = {"num_running": 3, "num_waiting": 2, "num_preparing": 6, "num_reserved": 7, "num_sending": 8}
+    for _ in range(2):
+        api.link.say(status(**counts, paused=True, num_blocks_total=10, num_blocks_free=5, num_preemptions=4))
     await post(api)
     await post(api, stream=True, max_tokens=3)
     page = (await api.get("/metrics")).text
@@ -496,6 +526,10 @@ async def test_metrics_carry_both_names(api: Api) -> None:
     expected = {
         f"num_requests_running{label}": 3,
         f"num_requests_waiting{label}": 2,
+        f"num_requests_preparing{label}": 6,
+        f"num_requests_reserved{label}": 7,
+        f"num_requests_sending{label}": 8,
+        f"engine_paused{label}": 1,
         f"kv_cache_usage_perc{label}": 0.5,
         f"num_preemptions_total{label}": 4,
         f"generation_tokens_total{label}": 8,

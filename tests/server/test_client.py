@@ -15,6 +15,7 @@ from headway.engine.client import EngineClient, Event, Prompt
 from headway.request import (
     DuplicateRequestError,
     EngineDeadError,
+    EnginePausedError,
     FinishReason,
     QueueFullError,
     RequestError,
@@ -108,6 +109,35 @@ async def test_stop_strings_end_a_request_in_the_engine_too(client: EngineClient
     assert client.snapshot.step_id - steps <= 260
 
 
+async def test_a_pause_gives_what_there_is_and_a_resume_goes_on(client: EngineClient) -> None:
+    generation = client.submit([Prompt([1])], LONG, request_id="a", stream=True)
+    events = await anext(generation)
+    await client.pause()
+    assert await client.is_paused()
+    events += [event async for events in generation for event in events]
+    assert events[-1].news.finish_reason is FinishReason.ABORT
+    assert sum(len(event.news.token_ids) for event in events) < 250
+    with pytest.raises(EnginePausedError), client.submit([Prompt([1])], LONG, request_id="b", stream=True) as refused:
+        await anext(refused)
+    await client.resume()
+    assert not await client.is_paused()
+    assert await all_events(client, "c", stream=False)
+
+
+async def test_a_cache_that_was_reset_helps_nobody(client: EngineClient) -> None:
+    async def cached() -> int:
+        params = SamplingParams(max_tokens=1)
+        with client.submit([Prompt([7] * 40)], params, request_id="a", stream=False) as generation:
+            ((event,),) = [events async for events in generation]
+        assert isinstance(event.news, RequestOutput)
+        return event.news.num_cached_tokens
+
+    assert (await cached(), await cached()) == (0, 32)
+    assert await client.reset_prefix_cache() >= 2
+    assert (await client.audit()).num_blocks_evictable == 0
+    assert await cached() == 0
+
+
 async def test_a_killed_engine_fails_what_is_open_and_what_comes(client: EngineClient) -> None:
     whole = client.submit([Prompt([1])], LONG, request_id="a", stream=False)
     stream = client.submit([Prompt([2])], LONG, request_id="b", stream=True)
@@ -121,6 +151,8 @@ async def test_a_killed_engine_fails_what_is_open_and_what_comes(client: EngineC
     assert "SIGKILL" in (client.why_unhealthy() or "")
     with pytest.raises(EngineDeadError, match="SIGKILL"):
         client.submit([Prompt([1])], LONG, request_id="c", stream=True)
+    with pytest.raises(EngineDeadError, match="SIGKILL"):
+        await client.audit()
 
 
 async def test_a_shutdown_fails_what_is_open(client: EngineClient) -> None:

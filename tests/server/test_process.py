@@ -21,7 +21,8 @@ from headway.config import EngineConfig
 from headway.engine import wire
 from headway.engine.link import EngineStartError, ProcessLink
 from headway.request import FinishReason, SamplingParams
-from headway.scheduler.messages import Effects, RequestEnd
+from headway.scheduler.audit import AuditReport
+from headway.scheduler.effects import Effects, RequestEnd
 
 M = TypeVar("M", bound=wire.ToClient)
 SIMULATED = ("--executor", "simulated", "--base-s", "0.002")
@@ -149,6 +150,35 @@ async def test_the_pulse_goes_on_and_counts(link: ProcessLink, ear: Ear) -> None
     count = len(ear.of(wire.Status))
     later = await ear.until(wire.Status, count + 3)  # it goes on also when nothing happens
     assert later[-1].snapshot.num_requests_ended == 1
+
+
+async def test_a_paused_engine_refuses_until_it_is_resumed_and_keeps_what_it_should(
+    link: ProcessLink, ear: Ear
+) -> None:
+    link.send(wire.AddGroup([add(1, "a", max_tokens=100)]))
+    link.send(wire.Ask(1, wire.Pause("preempt", False, 10.0)))
+    assert await ear.until(wire.Answered, 1) == [wire.Answered(1)]
+    link.send(wire.AddGroup([add(2, "b")]))
+    (refused,) = await ear.until(wire.Rejected, 1)
+    assert (refused.uid, refused.kind) == (2, "paused")
+    count = len(ear.of(wire.Status))
+    await ear.until(wire.Status, count + 2)
+    assert ear.of(wire.Status)[-1].snapshot.paused and not ear.of(wire.Status)[-1].stalled
+    assert 1 not in ear.ends()
+    link.send(wire.Ask(2, wire.Resume()))
+    link.send(wire.AddGroup([add(3, "b")]))
+    ends = await ear.until_ended(1, 3)
+    assert {ends[uid].reason for uid in (1, 3)} == {FinishReason.LENGTH}
+
+
+async def test_an_audit_of_a_running_engine_names_who_owns_what(link: ProcessLink, ear: Ear) -> None:
+    link.send(wire.AddGroup([add(1, "first", max_tokens=100), add(2, "second", max_tokens=100)]))
+    await ear.until(wire.Accepted, 1)
+    link.send(wire.Ask(1, wire.Audit(10.0)))
+    (answered,) = await ear.until(wire.Answered, 1)
+    assert isinstance(answered.answer, AuditReport) and answered.answer.ok
+    assert answered.answer.num_requests == 2
+    assert {owner.name for owner in answered.answer.owners} <= {"first", "second"}
 
 
 async def test_signals_of_the_group_leave_the_engine_to_its_parent(link: ProcessLink, ear: Ear) -> None:

@@ -11,13 +11,16 @@ from headway.engine import wire
 from headway.request import (
     DuplicateRequestError,
     EngineDeadError,
+    EnginePausedError,
     FinishReason,
+    QueryError,
     QueueFullError,
     RequestError,
     SamplingParams,
 )
+from headway.scheduler.audit import AuditReport, Owner
 from headway.scheduler.batch import Logprobs
-from headway.scheduler.messages import Effects, RequestEnd, Snapshot, TokenOutputs
+from headway.scheduler.effects import Effects, RequestEnd, Snapshot, TokenOutputs
 
 FIRST, SECOND = 0 << wire.UID_BITS, 1 << wire.UID_BITS  # the first uids of two API processes
 
@@ -49,6 +52,11 @@ def test_a_request_crosses_unchanged() -> None:
     [
         wire.Abort([1, 2]),
         wire.Finish([3]),
+        wire.Ask(1 << wire.UID_BITS, wire.Pause("preempt", True, 2.5)),
+        wire.Ask(1, wire.Resume()),
+        wire.Ask(2, wire.IsPaused()),
+        wire.Ask(3, wire.ResetPrefixCache(1.0)),
+        wire.Ask(4, wire.Audit(1.0)),
         wire.Shutdown(1.5),
     ],
 )
@@ -64,6 +72,14 @@ def test_commands_cross_unchanged(message: wire.ToEngine) -> None:
         wire.Accepted(5),
         wire.Rejected(5, "invalid", "why"),
         wire.Status(Snapshot(num_running=3, num_preemptions=1), True, "broken"),
+        wire.Status(Snapshot(paused=True, next_deadline=1.25), False, None),
+        wire.Answered(
+            3, AuditReport(("a", "b"), 1, 2, 3, 4, 5, 6, (Owner("r", "slot", 7, 8), Owner("s", "lease", None, 9)))
+        ),
+        wire.Answered(3, 17),
+        wire.Answered(3, True),
+        wire.Answered(3),
+        wire.Refused(3, "timeout", "why"),
     ],
 )
 def test_replies_cross_unchanged(message: wire.ToClient) -> None:
@@ -120,7 +136,13 @@ def test_a_client_whom_a_step_does_not_concern_gets_nothing() -> None:
     assert not wire.effects_of_client(effects, 1)
 
 
-@pytest.mark.parametrize("cls", [DuplicateRequestError, RequestError, QueueFullError, EngineDeadError])
+@pytest.mark.parametrize(
+    "cls",
+    [
+        *(DuplicateRequestError, RequestError, QueueFullError, EnginePausedError, EngineDeadError, QueryError),
+        *(TimeoutError, ValueError),
+    ],
+)
 def test_a_refusal_arrives_as_the_error_that_it_was(cls: type[Exception]) -> None:
     error = wire.refusal(wire.kind_of(cls("why")), "why")
     assert type(error) is cls and str(error) == "why"

@@ -19,6 +19,8 @@ MAX_TOKENS = 256  # of an answer, if nothing is said
 
 _MODEL = "Local folder or hub id of the model."
 _OWN_MODEL = "the one that comes with Headway"
+_METAVARS = {"role": "ROLE", "reserve": "RULE", "victim": "RULE"}  # where the choices would leave no room
+_NO = "no_"  # before the name of a field that is true by itself
 
 Command = Callable[..., Any]
 Options = dict[str, inspect.Parameter]
@@ -33,45 +35,75 @@ def _option(
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option])
 
 
+_ENGINE_WORDS: dict[str, tuple[str, str | bool]] = {  # field of EngineConfig -> help, what to show as its default
+    "model": (_MODEL, _OWN_MODEL),
+    "tokenizer": ("Local folder or hub id of the tokenizer.", "the model's"),
+    "revision": ("Revision of a hub model.", "the newest"),
+    "trust_remote_code": ("Run code that comes with the model.", False),
+    "served_model_name": ("What to call the model.", "as it was given"),
+    "scheduler": ("v0: static allocation; v1: dynamic, one lock; v2: dynamic, lock-free.", "v2"),
+    "role": ("Phases of a request to compute: mixed (both), prefill or decode.", True),
+    "device": ("cpu, cuda, cuda:1 ...; auto takes CUDA where there is one.", True),
+    "dtype": ("float32, bfloat16 or float16; auto is the checkpoint's.", True),
+    "max_num_seqs": ("Requests that run at once.", True),
+    "max_num_batched_tokens": ("Tokens that one step computes, over all requests.", True),
+    "max_model_len": ("Tokens of the longest request, prompt and output together.", "the model's"),
+    "block_size": ("Tokens in a block of the KV cache; a power of two.", True),
+    "num_blocks": ("Blocks of the KV cache.", "what fits the memory below"),
+    "kv_cache_memory_gb": ("Memory for the KV cache on a CPU.", True),
+    "gpu_memory_utilization": ("Share of the GPU's memory to use.", True),
+    "enable_prefix_caching": ("Compute equal beginnings of prompts each time anew.", False),
+    "max_waiting": ("Requests that may queue before more are refused.", True),
+    "step_timeout": ("Seconds after which a step of the device is given up.", True),
+    "seed": ("For random choices of requests that bring no seed.", True),
+}
+_SCHEDULING_WORDS: dict[str, tuple[str, str | bool]] = {
+    "enable_output_caching": ("Let no other request find what one has generated.", False),
+    "reserve": (
+        "ratio, blocks or none: what admission leaves to those that decode, by what is to come or in blocks.",
+        True,
+    ),
+    "max_bypass": ("How often requests that fit may pass one that waits for blocks.", True),
+    "ageing_seconds": ("Waiting so long is worth one level of priority.", "never"),
+    "enable_priority_preemption": ("Let nobody displace running requests of lower priority.", False),
+    "victim": ("Whom to preempt: least-waste (the fewest tokens to compute again) or last-in-line.", True),
+    "max_num_partial_prefills": ("Prompts that may be part-way computed at once.", "as many as run"),
+    "long_prefill_token_threshold": (
+        "Prompts with more tokens than this left are long, and take no more than this of a step that others can use; "
+        "0: none is.",
+        "half of a step",
+    ),
+    "max_long_partial_prefills": ("Long prompts that may be part-way computed at once.", True),
+    "deterministic": ("Cut prompts at fixed places, whatever else runs.", False),
+    "deterministic_chunk_size": ("Those places are multiples of so many tokens.", True),
+    "encoder_cache_size": ("Encoder tokens of images and videos to keep.", "those of one step"),
+    "num_speculative_tokens": ("Draft tokens for each decoding request.", True),
+    "preprocess_timeout": ("Seconds for the preparation of a request.", True),
+    "reservation_timeout": ("Seconds until a slot held for prefill or decode elsewhere is given up.", True),
+    "hold_timeout": ("The same, where decode has only been asked whether there is room.", True),
+    "send_timeout": ("Seconds for KV on its way from prefill to decode.", True),
+}
+
+
 def _engine_options() -> Options:
-    """EngineConfig's fields: names, types and defaults are read from it; the words are written here, with what to
-    show for a default that is decided later."""
-    words: dict[str, tuple[str, str | bool]] = {
-        "model": (_MODEL, _OWN_MODEL),
-        "tokenizer": ("Local folder or hub id of the tokenizer.", "the model's"),
-        "revision": ("Revision of a hub model.", "the newest"),
-        "trust_remote_code": ("Run code that comes with the model.", False),
-        "served_model_name": ("What to call the model.", "as it was given"),
-        "scheduler": ("v0: static allocation; v1: dynamic, one lock; v2: dynamic, lock-free.", "v2"),
-        "role": ("Phases of a request to compute: mixed (both), prefill or decode.", True),
-        "device": ("cpu, cuda, cuda:1 ...; auto takes CUDA where there is one.", True),
-        "dtype": ("float32, bfloat16 or float16; auto is the checkpoint's.", True),
-        "max_num_seqs": ("Requests that run at once.", True),
-        "max_num_batched_tokens": ("Tokens that one step computes, over all requests.", True),
-        "max_model_len": ("Tokens of the longest request, prompt and output together.", "the model's"),
-        "block_size": ("Tokens in a block of the KV cache; a power of two.", True),
-        "num_blocks": ("Blocks of the KV cache.", "what fits the memory below"),
-        "kv_cache_memory_gb": ("Memory for the KV cache on a CPU.", True),
-        "gpu_memory_utilization": ("Share of the GPU's memory to use.", True),
-        "enable_prefix_caching": ("Compute equal beginnings of prompts each time anew.", False),
-        "max_waiting": ("Requests that may queue before more are refused.", True),
-        "step_timeout": ("Seconds after which a step of the device is given up.", True),
-        "seed": ("For random choices of requests that bring no seed.", True),
-    }
+    """EngineConfig's fields: names, types and defaults are read from it; the words stand above."""
+    declared = {field.name: field.default for field in fields(EngineConfig)}
     kinds = get_type_hints(EngineConfig)
     options = {}
-    for field in fields(EngineConfig):
-        text, shown = words[field.name]
-        name, kind, default = field.name, kinds[field.name], field.default
-        if default is True:  # a flag is for what is not so by itself
-            name, default = f"no_{name}", False
-        metavar = "ROLE" if name == "role" else None
-        options[name] = _option(name, kind, default, text, panel="Engine", shown=shown, metavar=metavar)
+    for panel, words in (("Engine", _ENGINE_WORDS), ("Scheduling", _SCHEDULING_WORDS)):
+        for field, (text, shown) in words.items():
+            name, default = field, declared[field]
+            if default is True:  # a flag is for what is not so by itself
+                name, default = _NO + field, False
+            metavar = _METAVARS.get(name)
+            options[name] = _option(name, kinds[field], default, text, panel=panel, shown=shown, metavar=metavar)
     return options
 
 
 def _engine_config(**values: Any) -> EngineConfig:
-    return EngineConfig(enable_prefix_caching=not values.pop("no_enable_prefix_caching"), **values)
+    settings = {name: value for name, value in values.items() if not name.startswith(_NO)}
+    off: dict[str, Any] = {name.removeprefix(_NO): not value for name, value in values.items() if name.startswith(_NO)}
+    return EngineConfig(**settings, **off)
 
 
 def _sampling_options() -> Options:

@@ -13,27 +13,31 @@ early, for whatever reason, aborts what is unfinished; so a client that went awa
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from types import TracebackType
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from headway.config import EngineConfig
 from headway.engine import wire
+from headway.engine.generation import Event, Generation, GenerationError, Prompt
 from headway.engine.link import EngineStartError, Link, ProcessLink
 from headway.engine.token_processor import Processed, RequestDelta, TokenProcessor, expand
 from headway.executor.model_files import ModelFiles
-from headway.request import EngineDeadError, FinishReason, RequestError, RequestOutput, SamplingParams
-from headway.scheduler.messages import Snapshot
+from headway.managers.surface import PauseMode
+from headway.request import EngineDeadError, RequestError, RequestOutput, SamplingParams
+from headway.scheduler.audit import AuditReport
+from headway.scheduler.effects import Snapshot
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SILENCE_LIMIT = 10.0  # seconds without a pulse after which an engine does not count as healthy
+ANSWER_MARGIN = 5.0  # seconds more than the engine may take that its answer may take to arrive
 LONG_TEXT = 4096  # characters, which take about a millisecond to tokenise
 
 T = TypeVar("T")
@@ -42,115 +46,11 @@ logger = logging.getLogger(__name__)
 __all__ = ["EngineClient", "EngineStartError", "Event", "Generation", "GenerationError", "Observer", "Prompt"]
 
 
-class GenerationError(RuntimeError):
-    """An accepted request could not be completed. HTTP 500."""
-
-
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """token_ids: what the model reads. text: where it came from, if it was a text."""
-
-    token_ids: list[int]
-    text: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """News of prompt `prompt_index` of a generation: a delta when streaming, else the complete output."""
-
-    prompt_index: int
-    news: RequestDelta | RequestOutput
-
-
 class Observer(Protocol):
     """Who wants to know what the engine does, for metrics. Called on the event loop; must not block."""
 
     def processed(self, processed: Processed) -> None:
         """Once per message of the engine that carried tokens or ends."""
-
-
-class Generation:
-    """One client request in progress: one or more prompts, each with `sampling.n` answers, that share their fate.
-
-    Iterating gives lists of events in order and ends when every answer is complete. It raises RequestError,
-    DuplicateRequestError, QueueFullError or EngineDeadError if the engine refuses, GenerationError if an answer ends
-    in an error; the rest is aborted then. Until a group of several is known to be accepted whole, no event is shown.
-    """
-
-    def __init__(self, client: EngineClient, first_uid: int, request_ids: Sequence[str], *, accepted: bool) -> None:
-        self._client = client
-        self.first_uid = first_uid  # by which the engine names the group
-        self.request_ids = tuple(request_ids)  # of the prompts, in order
-        self._unfinished = set(request_ids)
-        self._accepted = accepted
-        self._events: list[Event] = []
-        self._error: Exception | None = None
-        self._wake = asyncio.Event()
-
-    def __aiter__(self) -> Generation:
-        return self
-
-    async def __anext__(self) -> list[Event]:
-        while True:
-            if self._error is not None:
-                raise self._error
-            if self._accepted and self._events:
-                events, self._events = self._events, []
-                return events
-            if self.complete:
-                raise StopAsyncIteration
-            self._wake.clear()
-            await self._wake.wait()
-
-    @property
-    def complete(self) -> bool:
-        """Whether nothing is to come any more; what has come may still have to be fetched."""
-        return self._accepted and not self._unfinished
-
-    def __enter__(self) -> Generation:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Abort what is unfinished. Idempotent."""
-        self._client._release(self)
-
-    # -- what the client tells it
-
-    def _take(self, event: Event) -> None:
-        failure = _failure_of(event.news)
-        if failure is not None:
-            # An abort of what is not accepted belongs to the group's refusal, which is on its way.
-            if self._accepted or isinstance(failure, GenerationError):
-                self._fail(failure)
-            return
-        self._events.append(event)
-        if event.news.finished:
-            self._unfinished.discard(event.news.request_id)
-        self._wake.set()
-
-    def _accept(self) -> None:
-        self._accepted = True
-        self._wake.set()
-
-    def _fail(self, error: Exception) -> None:
-        if self._error is None:
-            self._error = error
-        self._wake.set()
-
-
-def _failure_of(news: RequestDelta | RequestOutput) -> Exception | None:
-    answers = [news] if isinstance(news, RequestDelta) else news.outputs
-    for answer in answers:
-        if answer.finish_reason is FinishReason.ERROR:
-            return GenerationError(answer.error or "the request failed")
-        if answer.finish_reason is FinishReason.ABORT:
-            return EngineDeadError("the request was aborted: the engine is shutting down")
-    return None
 
 
 class EngineClient:
@@ -174,6 +74,8 @@ class EngineClient:
         self._link = link
         self._processor = TokenProcessor(tokenizer, files.eos_token_ids)
         self._next_uid = index << wire.UID_BITS
+        self._numbers = itertools.count(index << wire.UID_BITS)
+        self._questions: dict[int, asyncio.Future[Any]] = {}  # those not answered yet, by their number
         self._open: dict[str, tuple[Generation, int]] = {}  # request id -> generation, index of the prompt in it
         self._generations: dict[int, Generation] = {}  # those neither complete nor closed, by their first uid
         self._stalled = False
@@ -254,7 +156,7 @@ class EngineClient:
         now = time.monotonic() if arrival_time is None else arrival_time
         single = len(prompts) == 1
         request_ids = [request_id if single else f"{request_id}-{i}" for i in range(len(prompts))]
-        generation = Generation(self, self._next_uid, request_ids, accepted=single and sampling.n == 1)
+        generation = Generation(self._release, self._next_uid, request_ids, accepted=single and sampling.n == 1)
         adds: list[wire.Add] = []
         try:
             for index, (prompt, prompt_id) in enumerate(zip(prompts, request_ids, strict=True)):
@@ -281,23 +183,69 @@ class EngineClient:
         self._link.send(wire.AddGroup(adds))
         return generation
 
+    async def pause(self, mode: PauseMode = "abort", *, reset_prefix_cache: bool = True, timeout: float = 30.0) -> None:
+        """See `Engine.pause`. Like every question, it also raises EngineDeadError if the engine stops meanwhile, and
+        TimeoutError if no answer comes."""
+        await self._ask(wire.Pause(mode, reset_prefix_cache, timeout), timeout)
+
+    async def resume(self) -> None:
+        """See `Engine.resume`."""
+        await self._ask(wire.Resume())
+
+    async def is_paused(self) -> bool:
+        """See `Engine.is_paused`."""
+        return bool(await self._ask(wire.IsPaused()))
+
+    async def reset_prefix_cache(self, timeout: float = 5.0) -> int:
+        """See `Engine.reset_prefix_cache`."""
+        return int(await self._ask(wire.ResetPrefixCache(timeout), timeout))
+
+    async def audit(self, timeout: float = 30.0) -> AuditReport:
+        """See `Engine.audit`."""
+        report: AuditReport = await self._ask(wire.Audit(timeout), timeout)
+        return report
+
     def fail_open(self, why: str) -> None:
         """End every open generation with EngineDeadError, and abort what the engine has of it."""
         for generation in list(self._generations.values()):
             self._release(generation)
-            generation._fail(EngineDeadError(why))
+            generation.fail(EngineDeadError(why))
 
     async def shutdown(self) -> None:
         """Fail what is open, end the engine process, remove the sockets. Idempotent."""
         self.fail_open("the engine is shutting down")
         if self._failure is None:
             self._failure = "the engine has been shut down"
+        self._fail_questions()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._link.close()
 
     # -- the inside
+
+    async def _ask(self, question: wire.Question, timeout: float = 0.0) -> Any:
+        """The answer, or what the engine raised. timeout: seconds that the engine itself may take."""
+        if self._failure is not None:
+            raise EngineDeadError(self._failure)
+        number = next(self._numbers)
+        future = self._questions[number] = asyncio.get_running_loop().create_future()
+        self._link.send(wire.Ask(number, question))
+        try:
+            async with asyncio.timeout(timeout + ANSWER_MARGIN):
+                return await future
+        except TimeoutError:
+            if not future.cancelled():  # it is the engine's own, which says more
+                raise
+            limit = timeout + ANSWER_MARGIN
+            raise TimeoutError(f"the engine process has not answered within {limit:g} s") from None
+        finally:
+            del self._questions[number]
+
+    def _fail_questions(self) -> None:
+        for future in self._questions.values():
+            if not future.done():
+                future.set_exception(EngineDeadError(self._failure))
 
     def _pack(self, prompt: Prompt) -> bytes:
         # Checked here and not only by the engine, because the token processor is about to read them.
@@ -343,12 +291,18 @@ class EngineClient:
                     self._die(message.failure)
             case wire.Accepted(uid):
                 if (generation := self._generations.get(uid)) is not None:
-                    generation._accept()
+                    generation.accept()
                     self._drop_if_complete(generation)
             case wire.Rejected(uid, kind, text):
                 if (generation := self._generations.get(uid)) is not None:
                     self._forget(generation)  # the engine has taken back what it had accepted of it
-                    generation._fail(wire.refusal(kind, text))
+                    generation.fail(wire.refusal(kind, text))
+            case wire.Answered(number, answer):
+                if (future := self._questions.get(number)) is not None and not future.done():
+                    future.set_result(answer)
+            case wire.Refused(number, kind, text):
+                if (future := self._questions.get(number)) is not None and not future.done():
+                    future.set_exception(wire.refusal(kind, text))
 
     def _step(self, step: wire.Step) -> None:
         processed = self._processor.process(wire.unpack_effects(step), self._last_heard)
@@ -358,7 +312,7 @@ class EngineClient:
         for news in arrived:
             request_id = news.request_id
             generation, index = self._open[request_id]
-            generation._take(Event(index, news))
+            generation.take(Event(index, news))
             if news.finished:
                 del self._open[request_id]
                 self._drop_if_complete(generation)
@@ -378,6 +332,7 @@ class EngineClient:
             return
         self._failure = why
         self.fail_open(why)
+        self._fail_questions()
 
 
 async def _in_thread(work: Callable[[], T]) -> T:

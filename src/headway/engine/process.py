@@ -1,7 +1,8 @@
 """The engine process: an `Engine` between two ZeroMQ threads, and nothing per token.
 
     sockets -- intake (main thread) --> Engine.add_request, abort, finish --> mailbox --> WRITER
-    sockets <-- output thread <-- queue of Effects <-----------------------------------------'
+                            '---------> ControlDesk: pause, audit ...   ---------^         |
+    sockets <-- output thread <-- queue <-----'------------- Effects ----------------------'
 
 Started by `EngineClient` as `python -m headway.engine.process`; its first line of standard input is a `wire.Launch`
 in JSON, and the end of that input means that the parent is gone. It ignores SIGINT and SIGTERM: those reach a whole
@@ -29,12 +30,14 @@ import msgspec
 import zmq
 
 from headway.engine import wire
+from headway.engine.desk import ControlDesk
 from headway.engine.engine import Engine
 from headway.engine.loop import OnEffects
 from headway.executor.model_files import first_line
 from headway.executor.simulated import SimulatedExecutor, StepTimeModel
 from headway.managers.door import ModelLimits
-from headway.scheduler.messages import Effects
+from headway.request import EngineDeadError
+from headway.scheduler.effects import Effects
 
 STDIN = 0  # read past Python's buffers, whose locks a thread that waits would hold at exit
 STATUS_INTERVAL = 0.2  # seconds between two pulses
@@ -45,8 +48,11 @@ LINGER_MS = 2000  # for the last messages to leave, at the end
 class Intake:
     """Takes commands from the API processes into the engine. Owns its sockets; one thread uses it."""
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], launch: wire.Launch, engine: Engine) -> None:
+    def __init__(
+        self, context: zmq.Context[zmq.Socket[bytes]], launch: wire.Launch, engine: Engine, desk: ControlDesk
+    ) -> None:
         self._engine = engine
+        self._desk = desk
         self._commands = context.socket(zmq.PULL)
         self._commands.set_hwm(0)  # bounded by the engine's own queue: what it refuses is not kept
         self._commands.bind(wire.input_address(launch.socket_dir))
@@ -66,9 +72,12 @@ class Intake:
                 case wire.AddGroup(adds):
                     self._add(adds)
                 case wire.Abort(uids):
-                    self._engine.abort_requests(uids)
+                    self._abort(uids)
                 case wire.Finish(uids):
-                    self._engine.finish_requests(uids)
+                    with contextlib.suppress(EngineDeadError):  # as below
+                        self._engine.finish_requests(uids)
+                case wire.Ask():
+                    self._desk.take(message)
                 case wire.Shutdown(grace):
                     return grace
 
@@ -88,7 +97,7 @@ class Intake:
                 )
                 accepted.append(add.uid)
         except Exception as error:
-            self._engine.abort_requests(accepted)
+            self._abort(accepted)
             kind = wire.kind_of(error)
             if kind == "internal":
                 traceback.print_exc()
@@ -96,6 +105,10 @@ class Intake:
         else:
             if len(adds) > 1:
                 self._reply(adds[0].uid, wire.Accepted(adds[0].uid))
+
+    def _abort(self, uids: Sequence[int]) -> None:
+        with contextlib.suppress(EngineDeadError):  # then they have ended, and the next pulse says why
+            self._engine.abort_requests(uids)
 
     def _reply(self, uid: int, message: wire.ToClient) -> None:
         self._replies[wire.client_of(uid)].send(wire.encode(message))
@@ -106,16 +119,17 @@ class Intake:
 
 
 class Output:
-    """Carries effects to the API processes, one message per turn of the writer, and the pulse.
+    """Carries effects to the API processes, one message per turn of the writer, answers, and the pulse.
 
-    `put` is called on the writer thread and only appends; the rest belongs to the thread of `run`.
+    `put` is called on the writer thread, `reply` on any; both only append. The rest belongs to the thread of `run`.
     """
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], launch: wire.Launch) -> None:
         self._context = context
         self._launch = launch
-        self._queue: queue.SimpleQueue[Effects | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Effects | wire.Answered | wire.Refused | None] = queue.SimpleQueue()
         self.put: Callable[[Effects], None] = self._queue.put
+        self.reply: Callable[[wire.Answered | wire.Refused], None] = self._queue.put
         self._thread: threading.Thread | None = None
 
     def start(self, engine: Engine) -> None:
@@ -133,17 +147,16 @@ class Output:
         sockets = [connect_output(self._context, self._launch, client) for client in range(num_clients)]
         next_pulse = 0.0
         while True:
-            wait = next_pulse - time.monotonic()
-            effects: Effects | None = None
-            if wait > 0:
-                with contextlib.suppress(queue.Empty):
-                    effects = self._queue.get(timeout=wait)
-                    if effects is None:
-                        break
-            if effects is not None:
-                self._send(sockets, effects)
-                if effects.ended:  # so that who looks at the counters after an answer finds it counted
-                    next_pulse = min(next_pulse, time.monotonic() + STATUS_DELAY)
+            with contextlib.suppress(queue.Empty):
+                item = self._queue.get(timeout=max(0.0, next_pulse - time.monotonic()))
+                if item is None:
+                    break
+                if not isinstance(item, Effects):
+                    sockets[wire.client_of(item.number)].send(wire.encode(item))
+                else:
+                    self._send(sockets, item)
+                    if item.ended:  # so that who looks at the counters after an answer finds it counted
+                        next_pulse = min(next_pulse, time.monotonic() + STATUS_DELAY)
             if time.monotonic() >= next_pulse:
                 status = wire.encode(wire.Status(engine.snapshot(), engine.is_stalled(), engine.failure()))
                 for socket in sockets:
@@ -212,7 +225,8 @@ def run(launch: wire.Launch, build: Build) -> int:
         tell(wire.LoadFailed(first_line(error)))
         context.destroy(linger=LINGER_MS)
         return 2
-    intake = Intake(context, launch, engine)
+    desk = ControlDesk(engine, output.reply)
+    intake = Intake(context, launch, engine, desk)
     gc.collect()
     gc.freeze()  # what was loaded lives as long as the process: keep collections off it
     engine.start()
@@ -221,6 +235,7 @@ def run(launch: wire.Launch, build: Build) -> int:
     output.start(engine)
     grace = intake.run()
     engine.shutdown(grace)
+    desk.close()
     output.stop()
     intake.close()
     context.destroy(linger=LINGER_MS)

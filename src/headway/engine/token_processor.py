@@ -14,9 +14,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from headway.engine.detokenizer import Detokenizer, StopScanner, make_decode
+from headway.engine.sequence import ONGOING, Ending, OpenRequest, OpenSequence, RequestDelta
 from headway.request import (
     CompletionOutput,
     DuplicateRequestError,
@@ -27,10 +28,12 @@ from headway.request import (
     TokenLogprob,
 )
 from headway.scheduler.batch import Logprobs
-from headway.scheduler.messages import Effects, RequestEnd, TokenOutputs
+from headway.scheduler.effects import Effects, RequestEnd, TokenOutputs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+__all__ = ["Processed", "RequestDelta", "TokenProcessor", "expand"]
 
 
 def expand(request_id: str, sampling: SamplingParams) -> list[tuple[str, SamplingParams]]:
@@ -49,33 +52,6 @@ def _shift_seed(seed: int | None, offset: int) -> int | None:
     if seed is None:
         return None
     return (seed + offset + 2**63) % 2**64 - 2**63  # seeds are int64
-
-
-@dataclass(slots=True)
-class RequestDelta:
-    """What is new of one answer of a streaming request since its delta before.
-
-    index: which of the n answers.
-    text: may be empty while tokens come: half a character, or text that may turn out to start a stop string.
-    logprobs: one per token of `token_ids`; None if not asked for.
-    finish_reason, stop_reason, error: set in the answer's last delta, see `CompletionOutput`.
-    num_tokens: output tokens of this answer so far, these included.
-    finished: this is the request's last delta; no answer has anything to come.
-    metrics: the request's, shared by its deltas; for reading.
-    """
-
-    request_id: str
-    index: int
-    text: str
-    token_ids: list[int]
-    logprobs: list[dict[int, TokenLogprob]] | None
-    finish_reason: FinishReason | None
-    stop_reason: int | str | None
-    error: str | None
-    num_tokens: int
-    num_cached_tokens: int
-    finished: bool
-    metrics: RequestMetrics
 
 
 @dataclass(slots=True)
@@ -98,91 +74,6 @@ class Processed:
     inter_token_latencies: list[float] = field(default_factory=list)
 
 
-class _Ending(NamedTuple):
-    """How an answer ended."""
-
-    reason: FinishReason | None
-    stop_reason: int | str | None = None
-    error: str | None = None
-
-
-_ONGOING = _Ending(None)
-
-
-@dataclass(slots=True)
-class _Request:
-    """What the answers of one request share. live: answers that have not ended."""
-
-    request_id: str
-    uids: tuple[int, ...]
-    sampling: SamplingParams
-    output: RequestOutput
-    stream: bool
-    live: int
-    num_cached_tokens: int = 0
-
-
-@dataclass(slots=True)
-class _Sequence:
-    """One answer in the making. `token_ids`, `text` and `logprobs` are what was not given out yet.
-
-    scanner: None without stop strings; text is then made only when it is given out. With them it is made with
-        each token, for the text decides whether another is wanted.
-    num_given: tokens given out.
-    """
-
-    request: _Request
-    index: int
-    detokenizer: Detokenizer
-    scanner: StopScanner | None
-    logprobs: list[dict[int, TokenLogprob]] | None
-    cumulative_logprob: float = 0.0
-    token_ids: list[int] = field(default_factory=list)
-    text: str = ""
-    num_given: int = 0
-    last_time: float | None = None
-
-    def scan(self, piece: str) -> str | None:
-        """Adds text; returns the stop string that it completes."""
-        assert self.scanner is not None
-        past_min_tokens = self.num_given + len(self.token_ids) > self.request.sampling.min_tokens
-        text, stop = self.scanner.feed(piece, search=past_min_tokens)
-        self.text += text
-        return stop
-
-    def hides_last(self, end: RequestEnd) -> bool:
-        """Whether the last token is the one that stopped the sequence, and so no part of the text."""
-        return (
-            end.stop_token is not None
-            and self.token_ids[-1:] == [end.stop_token]
-            and not self.request.sampling.include_stop_str_in_output
-        )
-
-    def take_delta(self, ending: _Ending) -> RequestDelta:
-        """What was not given out yet; it is, now."""
-        request = self.request
-        token_ids, self.token_ids = self.token_ids, []
-        text, self.text = self.text, ""
-        logprobs = self.logprobs
-        if logprobs is not None:
-            self.logprobs = []
-        self.num_given += len(token_ids)
-        return RequestDelta(
-            request_id=request.request_id,
-            index=self.index,
-            text=text,
-            token_ids=token_ids,
-            logprobs=logprobs,
-            finish_reason=ending.reason,
-            stop_reason=ending.stop_reason,
-            error=ending.error,
-            num_tokens=self.num_given,
-            num_cached_tokens=request.num_cached_tokens,
-            finished=not request.live,
-            metrics=request.output.metrics,
-        )
-
-
 class TokenProcessor:
     """Follows every request from `add` to its end.
 
@@ -193,8 +84,8 @@ class TokenProcessor:
     def __init__(self, tokenizer: PreTrainedTokenizerBase | None, eos_token_ids: Sequence[int] = ()) -> None:
         self._decode = {skip: make_decode(tokenizer, skip_special_tokens=skip) for skip in (False, True)}
         self._eos_token_ids = frozenset(eos_token_ids)
-        self._requests: dict[str, _Request] = {}
-        self._sequences: dict[int, _Sequence] = {}  # live ones, by uid; a late token for any other is dropped
+        self._requests: dict[str, OpenRequest] = {}
+        self._sequences: dict[int, OpenSequence] = {}  # live ones, by uid; a late token for any other is dropped
         self._token_text: dict[int, str] = {}  # for logprobs; no larger than the vocabulary
 
     def __len__(self) -> int:
@@ -234,11 +125,11 @@ class TokenProcessor:
             outputs=[CompletionOutput(index) for index in range(sampling.n)],
             metrics=RequestMetrics(arrival_time=now),
         )
-        request = _Request(request_id, tuple(uids), sampling, output, stream, live=len(uids))
+        request = OpenRequest(request_id, tuple(uids), sampling, output, stream, live=len(uids))
         self._requests[request_id] = request
         decode = self._decode[sampling.skip_special_tokens]
         for index, uid in enumerate(uids):
-            self._sequences[uid] = _Sequence(
+            self._sequences[uid] = OpenSequence(
                 request,
                 index,
                 Detokenizer(decode, prompt_token_ids),
@@ -272,7 +163,7 @@ class TokenProcessor:
                 sequence.request.num_cached_tokens = num_cached_tokens
 
         ends = {end.uid: end for end in effects.ended}
-        changed: dict[int, _Sequence] = {}
+        changed: dict[int, OpenSequence] = {}
         stopped: dict[int, str] = {}  # uid -> the stop string found
         for outputs in effects.tokens:
             processed.num_tokens += self._take_tokens(outputs, ends, changed, stopped)
@@ -287,21 +178,21 @@ class TokenProcessor:
             if uid in stopped:
                 if uid not in ends:
                     processed.stop_uids.append(uid)
-                self._finish(sequence, _Ending(FinishReason.STOP, stopped[uid]), now, processed)
+                self._finish(sequence, Ending(FinishReason.STOP, stopped[uid]), now, processed)
             elif uid in ends:
                 self._finish(sequence, self._complete_text(sequence, ends[uid]), now, processed)
             elif sequence.request.stream:
                 if sequence.scanner is None:
                     step = sequence.detokenizer.step
                     sequence.text = "".join([step(token) for token in sequence.token_ids])
-                processed.deltas.append(sequence.take_delta(_ONGOING))
+                processed.deltas.append(sequence.take_delta(ONGOING))
         return processed
 
     def _take_tokens(
         self,
         outputs: TokenOutputs,
         ends: dict[int, RequestEnd],
-        changed: dict[int, _Sequence],
+        changed: dict[int, OpenSequence],
         stopped: dict[int, str],
     ) -> int:
         """Append one step's tokens to their sequences; returns how many belonged to a live one."""
@@ -325,7 +216,7 @@ class TokenProcessor:
                 del sequences[uid]  # what comes after the stop is no part of the answer
         return count
 
-    def _add_logprobs(self, sequence: _Sequence, token: int, rows: _LogprobRows, row: int) -> None:
+    def _add_logprobs(self, sequence: OpenSequence, token: int, rows: _LogprobRows, row: int) -> None:
         assert sequence.logprobs is not None
         at = rows.index[row]
         logprob = rows.sampled[at]
@@ -344,7 +235,7 @@ class TokenProcessor:
             text = self._token_text[token] = self._decode[False]([token])
         return text
 
-    def _complete_text(self, sequence: _Sequence, end: RequestEnd) -> _Ending:
+    def _complete_text(self, sequence: OpenSequence, end: RequestEnd) -> Ending:
         """The engine ended the sequence: make the rest of its text, which may still hold a stop string."""
         if sequence.scanner is None:
             shown = sequence.token_ids[:-1] if sequence.hides_last(end) else sequence.token_ids
@@ -352,18 +243,18 @@ class TokenProcessor:
         else:
             stop = sequence.scan(sequence.detokenizer.finish())
             if stop is not None:
-                return _Ending(FinishReason.STOP, stop)
+                return Ending(FinishReason.STOP, stop)
             sequence.text += sequence.scanner.rest()
-        return _Ending(end.reason, self._stop_reason(sequence, end), end.message)
+        return Ending(end.reason, self._stop_reason(sequence, end), end.message)
 
-    def _stop_reason(self, sequence: _Sequence, end: RequestEnd) -> int | None:
+    def _stop_reason(self, sequence: OpenSequence, end: RequestEnd) -> int | None:
         sampling = sequence.request.sampling
         if end.stop_token is None or end.stop_token not in sampling.stop_token_ids:
             return None
         is_eos = end.stop_token in self._eos_token_ids and not sampling.ignore_eos
         return None if is_eos else end.stop_token
 
-    def _finish(self, sequence: _Sequence, ending: _Ending, now: float, processed: Processed) -> None:
+    def _finish(self, sequence: OpenSequence, ending: Ending, now: float, processed: Processed) -> None:
         request = sequence.request
         request.live -= 1
         if not request.live:
@@ -397,7 +288,7 @@ class _LogprobRows:
         self.top: list[list[float]] = logprobs.top.tolist()
 
 
-def _record_times(sequence: _Sequence, now: float, processed: Processed) -> None:
+def _record_times(sequence: OpenSequence, now: float, processed: Processed) -> None:
     metrics = sequence.request.output.metrics
     if sequence.last_time is None:
         processed.first_token_latencies.append(now - metrics.arrival_time)

@@ -1,7 +1,7 @@
 """What crosses between an API process and the engine process, as msgpack over ZeroMQ ipc.
 
-    API process i  -- AddGroup, Abort, Finish, Shutdown -->  engine process      (one PULL socket for all)
-    API process i  <-- Ready | LoadFailed, then Accepted, Rejected, Step, Status --  engine process
+    API process i  -- AddGroup, Abort, Finish, Ask, Shutdown -->  engine process      (one PULL socket for all)
+    API process i  <-- Ready | LoadFailed, then Accepted, Rejected, Step, Status, Answered, Refused --  engine process
 
 Arrays cross as the raw bytes of their memory (one host, one byte order), so a step of a thousand tokens costs the
 engine process two copies and no loop. Everything else is a tagged msgspec struct; nothing is ever pickled.
@@ -18,22 +18,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headway.config import EngineConfig
+from headway.managers.surface import PauseMode
 from headway.request import (
     DuplicateRequestError,
     EngineDeadError,
+    EnginePausedError,
     FinishReason,
+    QueryError,
     QueueFullError,
     RequestError,
     SamplingParams,
 )
+from headway.scheduler.audit import AuditReport
 from headway.scheduler.batch import Logprobs
-from headway.scheduler.messages import Effects, RequestEnd, Snapshot, TokenOutputs
+from headway.scheduler.effects import Effects, RequestEnd, Snapshot, TokenOutputs
 
-REFUSALS: dict[str, type[Exception]] = {  # Rejected.kind -> what the engine raised, the more special first
+REFUSALS: dict[str, type[Exception]] = {  # kind -> what the engine raised, the more special first
     "duplicate": DuplicateRequestError,
     "invalid": RequestError,
     "queue_full": QueueFullError,
+    "paused": EnginePausedError,
     "dead": EngineDeadError,
+    "query": QueryError,
+    "timeout": TimeoutError,
+    "value": ValueError,
 }
 
 
@@ -43,7 +51,7 @@ def kind_of(error: Exception) -> str:
 
 
 def refusal(kind: str, message: str) -> Exception:
-    """The error that a `Rejected` stands for; RuntimeError for "internal"."""
+    """The error that a `Rejected` or `Refused` stands for; RuntimeError for "internal"."""
     return REFUSALS.get(kind, RuntimeError)(message)
 
 
@@ -51,7 +59,7 @@ UID_BITS = 40  # of a uid, for the counter of the process that minted it
 
 
 def client_of(uid: int) -> int:
-    """The index of the API process that minted `uid`."""
+    """The index of the API process that minted `uid`, or the number of a question."""
     return uid >> UID_BITS
 
 
@@ -115,13 +123,54 @@ class Finish(msgspec.Struct, frozen=True, tag=True, array_like=True):
     uids: list[int]
 
 
+class Pause(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """See `Engine.pause`. Answer: None."""
+
+    mode: PauseMode
+    reset_prefix_cache: bool
+    timeout: float
+
+
+class Resume(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """See `Engine.resume`. Answer: None."""
+
+
+class IsPaused(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """See `Engine.is_paused`. Answer: bool."""
+
+
+class ResetPrefixCache(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """See `Engine.reset_prefix_cache`. Answer: int."""
+
+    timeout: float
+
+
+class Audit(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """See `Engine.audit`. Answer: AuditReport."""
+
+    timeout: float
+
+
+Question = Pause | Resume | IsPaused | ResetPrefixCache | Audit
+
+
+class Ask(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """Something about the whole engine, answered by one `Answered` or `Refused` of the same number.
+
+    number: in the asking process's own range, as its uids are.
+    """
+
+    number: int
+    question: Question
+
+
 class Shutdown(msgspec.Struct, frozen=True, tag=True, array_like=True):
     """Stop the engine process; running work may go on for `grace` seconds."""
 
     grace: float = 0.0
 
 
-ToEngine = AddGroup | Abort | Finish | Shutdown
+ToEngine = AddGroup | Abort | Finish | Ask | Shutdown
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True, array_like=True):
@@ -197,7 +246,22 @@ class Status(msgspec.Struct, frozen=True, tag=True, array_like=True):
     failure: str | None
 
 
-ToClient = Ready | LoadFailed | Accepted | Rejected | Step | Status
+class Answered(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """What was asked for is done; see the question for its answer."""
+
+    number: int
+    answer: AuditReport | int | bool | None = None
+
+
+class Refused(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """It could not be done. kind: see `REFUSALS`."""
+
+    number: int
+    kind: str
+    message: str
+
+
+ToClient = Ready | LoadFailed | Accepted | Rejected | Step | Status | Answered | Refused
 
 _encoder = msgspec.msgpack.Encoder()
 _to_engine = msgspec.msgpack.Decoder(ToEngine)

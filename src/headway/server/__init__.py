@@ -4,7 +4,8 @@ Owns everything HTTP: routes, request and response bodies, errors as clients see
 process. It knows the engine only as the client does (submit, events, close) and never touches scheduling state.
 
     serve.py         the process: port, engine, signals, shutdown
-    api.py           the routes
+    api.py           the routes                 admin.py        those for whoever runs the server
+    service.py       what the routes share
     protocol.py      what clients may send        responses.py   what they get
     generate.py      from a generation to a response, whole or streamed
     completions.py, chat.py   how answers look in each of the two APIs

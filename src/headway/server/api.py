@@ -5,10 +5,9 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request, Response
-from msgspec import Struct
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import TypeAdapter
 from pydantic.json_schema import models_json_schema
@@ -16,12 +15,11 @@ from pydantic.json_schema import models_json_schema
 from headway import __version__
 from headway.engine.client import EngineClient, Prompt
 from headway.request import SamplingParams
-from headway.server import errors
+from headway.server import admin, errors
 from headway.server.chat import ChatFace, render
 from headway.server.completions import CompletionFace
 from headway.server.errors import ApiError
-from headway.server.generate import Face, encode_json, respond
-from headway.server.metrics import ServerMetrics
+from headway.server.generate import Face, respond
 from headway.server.protocol import (
     ChatCompletionRequest,
     CompletionRequest,
@@ -31,10 +29,7 @@ from headway.server.protocol import (
     TokenizeRequest,
 )
 from headway.server.responses import ModelCard, ModelList, Text, Tokens, Version
-
-B = TypeVar("B")
-
-MAX_BODY = 64 * 2**20  # bytes
+from headway.server.service import Service, answer, read_body, service_of
 
 _COMPLETION = TypeAdapter(CompletionRequest)
 _CHAT = TypeAdapter(ChatCompletionRequest)
@@ -44,65 +39,15 @@ _DETOKENIZE = TypeAdapter(DetokenizeRequest)
 router = APIRouter()
 
 
-class Service:
-    """What the routes share. draining: the server is about to stop and takes no new work."""
-
-    def __init__(self, client: EngineClient, model_name: str) -> None:
-        self.client = client
-        self.model_name = model_name
-        self.created = int(time.time())
-        self.metrics = ServerMetrics(model_name, lambda: client.snapshot)
-        self.draining = False
-        client.observer = self.metrics
-
-    def check_open(self) -> None:
-        """Raises ApiError when no new work is taken."""
-        if self.draining:
-            raise ApiError(503, "the server is shutting down", code="shutting_down")
-
-    def check_model(self, name: str | None) -> None:
-        """Raises ApiError for a model that is not served here."""
-        if name is not None and name != self.model_name:
-            raise ApiError(
-                404,
-                f"the model {name!r} does not exist: this server has {self.model_name!r}",
-                code="model_not_found",
-                param="model",
-            )
-
-
-def create_app(client: EngineClient, model_name: str) -> FastAPI:
-    """The application that serves `client`'s engine under the name `model_name`."""
+def create_app(client: EngineClient, model_name: str, *, admin_api: bool = False) -> FastAPI:
+    """The application that serves `client`'s engine under the name `model_name`. admin_api: see `admin.py`."""
     app = FastAPI(title="Headway", version=__version__)
-    app.state.service = Service(client, model_name)
-    app.include_router(router)
+    app.state.service = Service(client, model_name, admin_api=admin_api)
+    for one in (router, admin.admin, admin.debug):
+        app.include_router(one)
     errors.install(app)
     _describe_bodies(app)
     return app
-
-
-def service_of(request: Request) -> Service:
-    service: Service = request.app.state.service
-    return service
-
-
-async def read_body(request: Request, adapter: TypeAdapter[B]) -> B:
-    """The body as `adapter` has it. Raises ApiError or pydantic's ValidationError."""
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type != "application/json" and not media_type.endswith("+json"):
-        raise ApiError(415, f"Content-Type must be application/json, got {media_type or 'none'!r}")
-    parts: list[bytes] = []
-    size = 0
-    async for part in request.stream():
-        size += len(part)
-        if size > MAX_BODY:
-            raise ApiError(413, f"the body has more than {MAX_BODY} bytes, which is the limit")
-        parts.append(part)
-    return adapter.validate_json(b"".join(parts))
-
-
-def answer(body: Struct, status: int = 200) -> Response:
-    return Response(encode_json(body), status, media_type="application/json")
 
 
 def _body(model: type[Any], *more: type[Any]) -> dict[str, Any]:

@@ -11,7 +11,14 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from headway.engine.client import GenerationError
-from headway.request import DuplicateRequestError, EngineDeadError, QueueFullError, RequestError
+from headway.request import (
+    DuplicateRequestError,
+    EngineDeadError,
+    EnginePausedError,
+    QueryError,
+    QueueFullError,
+    RequestError,
+)
 from headway.server.protocol import describe
 
 logger = logging.getLogger(__name__)
@@ -22,6 +29,7 @@ class ClientDisconnected(Exception):
 
 
 RETRY_AFTER_S = 1  # a full queue moves on as soon as any request ends
+PAUSED_RETRY_AFTER_S = 5  # weights change in seconds
 
 
 class ApiError(Exception):
@@ -67,10 +75,16 @@ def as_api_error(error: Exception) -> ApiError:
             return ApiError(400, str(error))
         case QueueFullError():
             return ApiError(503, str(error), code="queue_full", retry_after=RETRY_AFTER_S)
+        case EnginePausedError():
+            return ApiError(503, str(error), code="engine_paused", retry_after=PAUSED_RETRY_AFTER_S)
         case EngineDeadError():
             return ApiError(503, str(error), code="engine_dead")
         case GenerationError():
             return ApiError(500, str(error), code="generation_failed")
+        case QueryError():
+            return ApiError(409, str(error), code="wrong_role")
+        case TimeoutError():
+            return ApiError(504, str(error), code="timeout")
         case HTTPException():
             return ApiError(
                 error.status_code, str(error.detail), code="not_found" if error.status_code == 404 else None
@@ -90,7 +104,9 @@ def install(app: FastAPI) -> None:
 
     app.add_exception_handler(ClientDisconnected, nobody)
     app.add_exception_handler(ClientDisconnect, nobody)
-    for cls in (ApiError, ValidationError, RequestError, QueueFullError, EngineDeadError, GenerationError):
+    for cls in (
+        *(ApiError, ValidationError, HTTPException, TimeoutError, GenerationError),
+        *(RequestError, QueueFullError, EnginePausedError, EngineDeadError, QueryError),
+        Exception,
+    ):
         app.add_exception_handler(cls, handle)
-    app.add_exception_handler(HTTPException, handle)
-    app.add_exception_handler(Exception, handle)

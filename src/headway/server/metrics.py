@@ -15,7 +15,7 @@ from prometheus_client.registry import Collector
 
 from headway.engine.token_processor import Processed
 from headway.request import FinishReason, RequestMetrics
-from headway.scheduler.messages import Snapshot
+from headway.scheduler.effects import Snapshot
 
 PREFIX = "headway"
 ALIAS = "vllm"
@@ -114,6 +114,10 @@ class _EngineNumbers(Collector):
         gauges = {
             "num_requests_running": ("Requests that have a slot.", now.num_running),
             "num_requests_waiting": ("Requests that wait for a slot.", now.num_waiting),
+            "num_requests_preparing": ("Requests that a preprocess job works on.", now.num_preparing),
+            "num_requests_reserved": ("Requests that hold a slot for prefill or decode elsewhere.", now.num_reserved),
+            "num_requests_sending": ("Requests whose KV is on its way to a decode engine.", now.num_sending),
+            "engine_paused": ("1 while the engine is paused, else 0.", int(now.paused)),
             "kv_cache_usage_perc": ("Share of the KV-cache blocks that requests refer to, 0 to 1.", now.kv_cache_usage),
         }
         counters = {

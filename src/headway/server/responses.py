@@ -9,6 +9,8 @@ from typing import Literal
 
 from msgspec import UNSET, Struct, UnsetType, field
 
+from headway.scheduler.audit import Owner
+
 
 class PromptTokensDetails(Struct):
     cached_tokens: int = 0
@@ -152,3 +154,38 @@ class Text(Struct):
 
 class Version(Struct):
     version: str
+
+
+class Status(Struct):
+    """The answer of /pause and /resume: what the server is now."""
+
+    status: Literal["paused", "resumed"]
+
+
+class PauseState(Struct):
+    """The answer of /is_paused."""
+
+    is_paused: bool
+
+
+class Reset(Struct):
+    """The answer of /reset_prefix_cache. num_blocks: those whose contents were forgotten."""
+
+    num_blocks: int
+    status: Literal["reset"] = "reset"
+
+
+class Ownership(Struct):
+    """The answer of /debug/ownership. problems: one line each. num_blocks: without the padding block."""
+
+    ok: bool
+    problems: tuple[str, ...]
+    num_requests: int
+    num_slots: int
+    num_slots_used: int
+    num_blocks: int
+    num_blocks_referenced: int
+    num_blocks_evictable: int
+    num_blocks_free: int
+    num_leases: int
+    owners: tuple[Owner, ...]

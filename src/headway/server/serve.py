@@ -17,10 +17,12 @@ import time
 from collections.abc import Iterator, Sequence
 
 import uvicorn
+from fastapi import FastAPI
 
 from headway.config import EngineConfig
 from headway.engine.client import EngineClient, EngineStartError
-from headway.server.api import Service, create_app
+from headway.server.api import create_app
+from headway.server.service import Service
 
 logger = logging.getLogger(__name__)
 
@@ -39,18 +41,20 @@ def serve(
     shutdown_grace: float = 10.0,
     engine_args: Sequence[str] = (),
     access_log: bool = False,
+    admin_api: bool = False,
 ) -> int:
     """Serve until a signal comes; returns the exit status.
 
     Prints "Headway serving MODEL at URL" on standard output once requests are taken. port 0 is any free one.
     shutdown_grace: seconds that running requests may go on after the signal.
     engine_args: for the engine process, see `python -m headway.engine.process --help`.
+    admin_api: serve /pause, /resume, /is_paused and /reset_prefix_cache, and /debug/ownership to everybody.
 
     What keeps it from starting (the port, the model) is said in one line on standard error; the status is then 2.
     """
     try:
         with bind(host, port) as listening:
-            return asyncio.run(_serve(config, listening, host, shutdown_grace, engine_args, access_log))
+            return asyncio.run(_serve(config, listening, host, shutdown_grace, engine_args, access_log, admin_api))
     except OSError as error:
         print(f"headway: cannot serve at {host}:{port}: {error.strerror or error}", file=sys.stderr)
     except (EngineStartError, ValueError) as error:
@@ -83,6 +87,7 @@ async def _serve(
     shutdown_grace: float,
     engine_args: Sequence[str],
     access_log: bool,
+    admin_api: bool,
 ) -> int:
     with _signals() as stop:
         start = asyncio.ensure_future(EngineClient.start(config, engine_args=engine_args))
@@ -98,13 +103,15 @@ async def _serve(
         gc.freeze()  # what was loaded lives as long as the process: keep collections off it, the last one too
         try:
             listening.listen(_BACKLOG)
-            await _run(client, listening, host, stop, shutdown_grace, access_log)
+            app = create_app(client, client.files.name, admin_api=admin_api)
+            await _run(app, client, listening, host, stop, shutdown_grace, access_log)
         finally:
             await client.shutdown()
     return 0
 
 
 async def _run(
+    app: FastAPI,
     client: EngineClient,
     listening: socket.socket,
     host: str,
@@ -112,7 +119,6 @@ async def _run(
     shutdown_grace: float,
     access_log: bool,
 ) -> None:
-    app = create_app(client, client.files.name)
     server = _Server(
         uvicorn.Config(
             app,
@@ -140,14 +146,14 @@ async def _run(
 
 
 async def _drain(service: Service, stop: asyncio.Event, grace: float) -> None:
-    """Refuse what comes, wait for what runs, fail what is left."""
+    """Refuse what comes, wait for what runs (while the engine is paused nothing does), fail what is left."""
     service.draining = True
     stop.clear()
     client = service.client
     if client.num_open:
         logger.info("%d requests may finish within %g s", client.num_open, grace)
     until = time.monotonic() + grace
-    while client.num_open and time.monotonic() < until and not stop.is_set():
+    while client.num_open and time.monotonic() < until and not stop.is_set() and not client.snapshot.paused:
         await asyncio.sleep(_POLL_S)
     client.fail_open("the server is shutting down")
 

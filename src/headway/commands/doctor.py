@@ -1,0 +1,103 @@
+"""`headway doctor`: who owns which slots and blocks in a running server, and whether all is in order."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    import httpx
+
+    from headway.server.responses import Ownership
+
+PROBLEMS = 1  # exit code
+CONNECT_TIMEOUT, ANSWER_TIMEOUT = 5.0, 60.0  # seconds; the recount itself may take the engine 30
+PATH = "/debug/ownership"
+
+
+def command(
+    url: Annotated[str, typer.Argument(metavar="URL", help="Where the server is.")] = "http://127.0.0.1:8000",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the server's report as one JSON object.")] = False,
+) -> None:
+    """Ask a running server who owns what.
+
+    Exit code 0: all is in order. 1: something is not, or the engine has stopped. 2: the server cannot be asked.
+    A server answers this on its own host; started with --enable-admin-api, from anywhere.
+    """
+    import msgspec
+
+    from headway.server.responses import Ownership
+
+    response = _ask(url)
+    if response.status_code >= 500:
+        print(f"headway: {url}: {_complaint(response)}", file=sys.stderr)
+        raise typer.Exit(PROBLEMS)
+    if response.status_code != 200:
+        raise ValueError(f"{url} does not answer: {_complaint(response)}")
+    try:
+        report = msgspec.json.decode(response.content, type=Ownership)
+    except msgspec.DecodeError as error:
+        raise ValueError(f"{url} is no Headway server, or one of another version: {error}") from None
+    if as_json:
+        print(msgspec.json.encode(report).decode())
+    else:
+        _print(url, report)
+    if not report.ok:
+        raise typer.Exit(PROBLEMS)
+
+
+def _ask(url: str) -> httpx.Response:
+    """Raises ValueError, in one line, if nothing answers there."""
+    import httpx
+
+    try:
+        # Without the environment's proxies: the usual server is on this host, which no proxy leads to.
+        return httpx.get(
+            url.rstrip("/") + PATH, timeout=httpx.Timeout(ANSWER_TIMEOUT, connect=CONNECT_TIMEOUT), trust_env=False
+        )
+    except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
+        raise ValueError(f"{url!r} is no URL of a server: {error}") from None
+    except httpx.HTTPError as error:
+        raise ValueError(f"cannot reach a server at {url}: {str(error) or type(error).__name__}") from None
+
+
+def _complaint(response: httpx.Response) -> str:
+    """What the server says is wrong, if it says it as this server does."""
+    try:
+        return str(response.json()["error"]["message"])
+    except (json.JSONDecodeError, UnicodeDecodeError, LookupError, TypeError):
+        return f"HTTP status {response.status_code}"
+
+
+def _print(url: str, report: Ownership) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    verdict = "all is in order" if report.ok else f"{len(report.problems)} problem(s)"
+    console.print(Text(f"{url}: {verdict}", style="bold" if report.ok else "bold red"))
+    for problem in report.problems:
+        console.print(Text(f"  {_shown(problem)}", style="red"))
+    console.print(
+        f"{report.num_requests} requests; {report.num_slots_used} of {report.num_slots} slots used; of "
+        f"{report.num_blocks} blocks {report.num_blocks_referenced} referenced, {report.num_blocks_evictable} "
+        f"evictable, {report.num_blocks_free} free; {report.num_leases} leases",
+        soft_wrap=True,
+    )
+    if report.owners:
+        table = Table("owner", "kind", box=None, header_style="bold")
+        for name in ("slot", "blocks"):
+            table.add_column(name, justify="right")
+        for owner in report.owners:
+            slot = "" if owner.slot is None else str(owner.slot)
+            table.add_row(Text(_shown(owner.name), overflow="fold"), owner.kind, slot, str(owner.num_blocks))
+        console.print(table)
+
+
+def _shown(text: str) -> str:
+    """Request ids are their clients' choice: what could move the cursor is written out."""
+    return text if text.isprintable() else repr(text)

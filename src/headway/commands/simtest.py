@@ -1,0 +1,207 @@
+"""`headway simtest`: deterministic simulation of the scheduler with injected faults, many seeds at once."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import sys
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_args
+
+import typer
+
+if TYPE_CHECKING:
+    from headway.simulation.simulate import Mode, Run
+
+VIOLATION = 1  # exit code
+MAX_MINIMISED = 3  # of the traces that fail, by one process; the first ones are enough to work on
+Row = dict[str, Any]
+
+
+def command(
+    seeds: Annotated[str, typer.Option(help="One seed, or a range with both ends: 0..999.", metavar="RANGE")] = "0..99",
+    steps: Annotated[int, typer.Option(help="Events of each run, before the faults stop.")] = 2000,
+    mode: Annotated[
+        str,
+        typer.Option(
+            metavar="MODE",
+            help="safety: recount all owners after every message and pass. liveness: let the faults stop after the "
+            "last step, and everything must end. both: both.",
+        ),
+    ] = "both",
+    jobs: Annotated[int, typer.Option(help="Processes to share the seeds.")] = 1,
+    trace: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Run a trace again instead, as a violation prints it.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object for each seed, one a line.")] = False,
+) -> None:
+    """Simulate the scheduler with everything going wrong, and check all that it does.
+
+    One seed is one run, bit for bit. A violation is printed with its seed and the shortest trace that was found to
+    show it; the exit code is then 1.
+    """
+    if trace is not None:
+        raise typer.Exit(_run_again(Path(trace)))
+    first, last = _range(seeds)
+    if steps < 1:
+        raise ValueError(f"--steps must be at least 1, got {steps}")
+    if jobs < 1:
+        raise ValueError(f"--jobs must be at least 1, got {jobs}")
+    from headway.simulation.simulate import Mode
+
+    if mode not in get_args(Mode):
+        raise ValueError(f"--mode must be one of {', '.join(get_args(Mode))}, got {mode!r}")
+    jobs = min(jobs, last - first + 1)
+    report = _print_row if as_json else _Tally(first, last)
+    if jobs == 1:
+        violations = sum(_note(row, report) for row in _rows(range(first, last + 1), steps, mode))  # type: ignore[arg-type]
+    else:
+        violations = asyncio.run(_in_processes(first, last, steps, mode, jobs, report))
+    if isinstance(report, _Tally):
+        report.finish()
+    if violations:
+        raise typer.Exit(VIOLATION)
+
+
+def _range(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d+)(?:\.\.(\d+))?", text)
+    if found is None:
+        raise ValueError(f"--seeds must be a number or a range such as 0..999, got {text!r}")
+    first = int(found[1])
+    last = int(found[2]) if found[2] is not None else first
+    if last < first:
+        raise ValueError(f"--seeds must not end before it begins, got {text!r}")
+    return first, last
+
+
+# -- running -------------------------------------------------------------------------------------------------------
+
+
+def _rows(seeds: range, steps: int, mode: Mode) -> Iterator[Row]:
+    """What became of each seed, in this process."""
+    from headway.simulation.minimise import minimise
+    from headway.simulation.simulate import run_seed
+
+    minimised = 0
+    for seed in seeds:
+        run = run_seed(seed, steps, mode)
+        row: Row = {"seed": seed, "steps": run.num_steps, "messages": run.num_messages, "violation": None}
+        row["decisions"] = f"{run.decisions:08x}"
+        if run.violation is not None:
+            row["violation"] = str(run.violation)
+            if minimised < MAX_MINIMISED:
+                minimised += 1
+                row["trace"] = str(minimise(run.trace, run.violation.rule))
+        yield row | {f"num_{name.replace(' ', '_')}": count for name, count in run.counts.items()}
+
+
+async def _in_processes(first: int, last: int, steps: int, mode: str, jobs: int, report: Callable[[Row], None]) -> int:
+    """The same in several processes, which tell of each seed by a line of JSON; returns how many violations."""
+    count = last - first + 1
+    size = -(-count // (4 * jobs))  # some ranges for each, as seeds take their time unequally
+    ranges = [(start, min(start + size - 1, last)) for start in range(first, last + 1, size)]
+    violations = 0
+
+    async def work() -> None:
+        nonlocal violations
+        while ranges:
+            start, end = ranges.pop(0)
+            async for row in _from_process(start, end, steps, mode):
+                violations += _note(row, report)
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(jobs):
+            group.create_task(work())
+    return violations
+
+
+async def _from_process(first: int, last: int, steps: int, mode: str) -> AsyncIterator[Row]:
+    arguments = ["simtest", "--seeds", f"{first}..{last}", "--steps", str(steps), "--mode", mode, "--json"]
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "headway.cli", *arguments, stdout=asyncio.subprocess.PIPE, limit=1 << 24
+    )
+    assert process.stdout is not None
+    try:
+        async for line in process.stdout:
+            yield json.loads(line)
+        code = await process.wait()
+        if code not in (0, VIOLATION):
+            raise OSError(f"the process for seeds {first}..{last} ended with exit code {code}")
+    finally:
+        if process.returncode is None:
+            process.kill()
+
+
+def _note(row: Row, report: Callable[[Row], None]) -> bool:
+    report(row)
+    return row["violation"] is not None
+
+
+def _run_again(path: Path) -> int:
+    from headway.simulation.events import read_events
+    from headway.simulation.simulate import run_trace
+
+    run: Run = run_trace(read_events(path))
+    if run.violation is None:
+        print(f"{len(run.trace.events)} events, no violation")
+        return 0
+    print(f"violation at event {len(run.trace.events)} ({run.trace.events[-1]})\n{run.violation}")
+    return VIOLATION
+
+
+# -- telling -------------------------------------------------------------------------------------------------------
+
+
+def _print_row(row: Row) -> None:
+    print(json.dumps(row), flush=True)
+
+
+@dataclass
+class _Tally:
+    """Adds up what the seeds did, and tells of violations at once."""
+
+    first: int
+    last: int
+    sums: Counter[str] = field(default_factory=Counter)
+    violations: list[int] = field(default_factory=list)
+    started: float = field(default_factory=time.monotonic)
+    told: float = 0.0
+
+    def __call__(self, row: Row) -> None:
+        self.sums["seeds"] += 1
+        self.sums.update({name: count for name, count in row.items() if isinstance(count, int) and name != "seed"})
+        if row["violation"] is not None:
+            self.violations.append(row["seed"])
+            self._clear_line()
+            print(f"seed {row['seed']}, step {row['steps']}: {row['violation']}")
+            if "trace" in row:
+                print("the shortest trace found; `headway simtest --trace FILE` runs it again:\n")
+                print(f"{row['trace']}\n", flush=True)
+        elif sys.stderr.isatty() and time.monotonic() - self.told > 0.2:
+            self.told = time.monotonic()
+            done, total = self.sums["seeds"], self.last - self.first + 1
+            print(f"\r{done} of {total} seeds, {len(self.violations)} violations", end="", file=sys.stderr, flush=True)
+
+    def finish(self) -> None:
+        """The sums, so that one sees that the runs were not dull."""
+        self._clear_line()
+        seconds = max(time.monotonic() - self.started, 1e-9)
+        sums = self.sums
+        print(
+            f"{sums['seeds']} seeds, {sums['steps']} steps, {sums['messages']} messages, {len(self.violations)} "
+            f"violations, {seconds:.1f} s, {sums['steps'] / seconds:.0f} steps/s"
+        )
+        kinds = sorted(
+            (name.removeprefix("num_").replace("_", " "), n) for name, n in sums.items() if name[:4] == "num_"
+        )
+        print("\n".join(f"  {name:<20}{count:>12}" for name, count in kinds))
+
+    @staticmethod
+    def _clear_line() -> None:
+        if sys.stderr.isatty():
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)

@@ -1,0 +1,71 @@
+"""What the routes share."""
+
+from __future__ import annotations
+
+import time
+from typing import TypeVar
+
+from fastapi import Request, Response
+from msgspec import Struct
+from pydantic import TypeAdapter
+
+from headway.engine.client import EngineClient
+from headway.server.errors import ApiError
+from headway.server.generate import encode_json
+from headway.server.metrics import ServerMetrics
+
+B = TypeVar("B")
+
+MAX_BODY = 64 * 2**20  # bytes
+
+
+class Service:
+    """draining: the server is about to stop and takes no new work. admin_api: see `admin.py`."""
+
+    def __init__(self, client: EngineClient, model_name: str, *, admin_api: bool = False) -> None:
+        self.client = client
+        self.model_name = model_name
+        self.admin_api = admin_api
+        self.created = int(time.time())
+        self.metrics = ServerMetrics(model_name, lambda: client.snapshot)
+        self.draining = False
+        client.observer = self.metrics
+
+    def check_open(self) -> None:
+        """Raises ApiError when no new work is taken."""
+        if self.draining:
+            raise ApiError(503, "the server is shutting down", code="shutting_down")
+
+    def check_model(self, name: str | None) -> None:
+        """Raises ApiError for a model that is not served here."""
+        if name is not None and name != self.model_name:
+            raise ApiError(
+                404,
+                f"the model {name!r} does not exist: this server has {self.model_name!r}",
+                code="model_not_found",
+                param="model",
+            )
+
+
+def service_of(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service
+
+
+async def read_body(request: Request, adapter: TypeAdapter[B]) -> B:
+    """The body as `adapter` has it. Raises ApiError or pydantic's ValidationError."""
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != "application/json" and not media_type.endswith("+json"):
+        raise ApiError(415, f"Content-Type must be application/json, got {media_type or 'none'!r}")
+    parts: list[bytes] = []
+    size = 0
+    async for part in request.stream():
+        size += len(part)
+        if size > MAX_BODY:
+            raise ApiError(413, f"the body has more than {MAX_BODY} bytes, which is the limit")
+        parts.append(part)
+    return adapter.validate_json(b"".join(parts))
+
+
+def answer(body: Struct, status: int = 200) -> Response:
+    return Response(encode_json(body), status, media_type="application/json")

@@ -1,0 +1,163 @@
+"""Where API processes ask for something about the whole engine: nothing waits for anything but its own answer."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from headway.engine import desk, wire
+from headway.engine.desk import ControlDesk
+from headway.request import EngineDeadError
+from tests.engine.running import Device, Hang, Running, eventually, running
+from tests.managers.driving import ALL, PATIENCE
+
+
+@pytest.fixture(params=ALL)
+def name(request: pytest.FixtureRequest) -> str:
+    """Each of the three managers in turn."""
+    return str(request.param)
+
+
+class Asking:
+    """A desk, and what it has answered, by the number of the question."""
+
+    def __init__(self, engine: Any) -> None:
+        self.replies: dict[int, wire.Answered | wire.Refused] = {}
+        self.desk = ControlDesk(engine, self._reply)
+
+    def _reply(self, reply: wire.Answered | wire.Refused) -> None:
+        assert reply.number not in self.replies, "answered twice"
+        self.replies[reply.number] = reply
+
+    def ask(self, number: int, question: wire.Question) -> None:
+        self.desk.take(wire.Ask(number, question))
+
+    def answer(self, number: int, question: wire.Question) -> Any:
+        """What comes of it in the end."""
+        self.ask(number, question)
+        assert eventually(lambda: number in self.replies)
+        reply = self.replies[number]
+        return (reply.kind, reply.message) if isinstance(reply, wire.Refused) else reply.answer
+
+
+class Odd:
+    """An engine of which every question takes a while, or fails."""
+
+    def __init__(self, work: Callable[[], Any]) -> None:
+        self._work = work
+
+    def audit(self, timeout: float) -> Any:
+        return self._work()
+
+    def resume(self) -> None:
+        pass
+
+
+def test_each_question_is_answered(name: str) -> None:
+    with running(name) as it:
+        asking = Asking(it.engine)
+        it.history.wait_for([it.add("a", range(1, 10))])
+        assert asking.answer(1, wire.IsPaused()) is False
+        assert asking.answer(2, wire.Pause("abort", False, PATIENCE)) is None
+        assert asking.answer(3, wire.IsPaused()) is True
+        assert asking.answer(4, wire.ResetPrefixCache(PATIENCE)) >= 2
+        assert asking.answer(5, wire.Resume()) is None
+        assert asking.answer(6, wire.IsPaused()) is False
+        report = asking.answer(7, wire.Audit(PATIENCE))
+        assert report.ok and report.num_blocks_free == 128
+        asking.desk.close()
+
+
+def test_an_audit_does_not_wait_for_a_pause_and_a_resume_ends_one(name: str) -> None:
+    hang = Hang()
+    with running(name, Device(before_step=hang)) as it:
+        asking = Asking(it.engine)
+        it.add("a")
+        assert hang.reached.wait(PATIENCE)
+        asking.ask(1, wire.Pause("preempt", False, PATIENCE))
+        assert eventually(lambda: it.engine.is_paused)
+        assert asking.answer(2, wire.Audit(PATIENCE)).num_requests == 1
+        assert asking.answer(3, wire.Resume()) is None
+        assert not it.engine.is_paused and 1 not in asking.replies
+        hang.let_go.set()
+        assert eventually(lambda: 1 in asking.replies)
+        asking.desk.close()
+
+
+def test_an_engine_that_stops_answers_what_was_asked_before(name: str) -> None:
+    hang = Hang()
+    with running(name, Device(before_step=hang)) as it:
+        asking = Asking(it.engine)
+        it.add("a")
+        assert hang.reached.wait(PATIENCE)
+        asking.ask(1, wire.Pause("preempt", False, PATIENCE))
+        assert eventually(lambda: len(it.manager._desk) == 1)
+        it.engine.shutdown()
+        asking.desk.close(PATIENCE)
+        assert asking.replies == {1: wire.Refused(1, "dead", "the engine is shutting down")}
+        assert asking.answer(2, wire.Resume()) == ("dead", "the engine is shutting down")
+        hang.let_go.set()
+
+
+def test_too_many_questions_at_once_are_refused_and_no_answer_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(desk, "MAX_WAITING", 2)
+    let_go = threading.Event()
+    asking = Asking(Odd(lambda: let_go.wait(PATIENCE) and None))
+    for number in (1, 2, 3):
+        asking.ask(number, wire.Audit(PATIENCE))
+    assert asking.replies == {3: wire.Refused(3, "queue_full", "2 questions are waiting for the engine")}
+    assert asking.answer(4, wire.Resume()) is None  # which waits for nobody
+    let_go.set()
+    asking.desk.close(PATIENCE)
+    assert asking.replies.keys() == {1, 2, 3, 4}
+    assert asking.answer(5, wire.Audit(PATIENCE)) is None
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (TimeoutError("late"), "timeout"),
+        (EngineDeadError("over"), "dead"),
+        (ValueError("bad"), "value"),
+        (ZeroDivisionError("odd"), "internal"),
+    ],
+    ids=repr,
+)
+def test_an_error_is_an_answer(error: Exception, kind: str) -> None:
+    def fail() -> None:
+        raise error
+
+    assert Asking(Odd(fail)).answer(1, wire.Audit(1.0)) == (kind, str(error))
+
+
+def test_a_system_without_threads_left_costs_the_answer_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    asking = Asking(Odd(lambda: None))
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start)
+        assert asking.answer(1, wire.Audit(1.0)) == ("internal", "can't start new thread")
+    assert asking.answer(2, wire.Audit(1.0)) is None
+    asking.desk.close()
+
+
+def test_a_bad_timeout_is_refused_before_anything_happens(name: str) -> None:
+    with running(name) as it:
+        asking = Asking(it.engine)
+        kind, message = asking.answer(1, wire.Pause("abort", True, 0.0))
+        assert kind == "value" and "timeout" in message
+        assert not it.engine.is_paused
+
+
+def test_the_thread_that_brings_questions_is_not_held_up(name: str) -> None:
+    """Not even by an engine that was never started, which answers nobody."""
+    with running(name, start=False) as it:
+        assert isinstance(it, Running)
+        asking = Asking(it.engine)
+        asking.ask(1, wire.Pause("abort", True, PATIENCE))
+        asking.ask(2, wire.IsPaused())
+        assert 2 in asking.replies

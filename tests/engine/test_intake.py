@@ -1,0 +1,73 @@
+"""The engine process's thread that takes commands, before an engine of this process."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import zmq
+
+from headway.config import EngineConfig
+from headway.engine import wire
+from headway.engine.desk import ControlDesk
+from headway.engine.process import Intake
+from headway.request import SamplingParams
+from tests.engine.running import Running, running
+from tests.managers.driving import PATIENCE
+
+
+def through_the_intake(it: Running, folder: Path, messages: list[wire.ToEngine]) -> tuple[float, list[wire.ToClient]]:
+    """What the intake returns, and what it and its desk reply to these messages, the last one a Shutdown."""
+    launch = wire.Launch(EngineConfig(), wire.ModelFacts(1, 2), str(folder))
+    replies: list[wire.ToClient] = []
+    returned: list[float] = []
+    with zmq.Context() as context:
+        outputs = context.socket(zmq.PULL)
+        outputs.bind(wire.output_address(launch.socket_dir, 0))
+        commands = context.socket(zmq.PUSH)
+        commands.connect(wire.input_address(launch.socket_dir))
+        intake = Intake(context, launch, it.engine, ControlDesk(it.engine, replies.append))
+        thread = threading.Thread(target=lambda: returned.append(intake.run()), daemon=True)
+        thread.start()
+        for message in messages:
+            commands.send(wire.encode(message))
+        thread.join(PATIENCE)
+        intake.close()
+        while outputs.poll(100):
+            replies.append(wire.decode_to_client(outputs.recv()))
+        for socket in (outputs, commands):
+            socket.close(linger=0)
+    assert returned, "the intake has not come to the end"
+    return returned[0], replies
+
+
+def add(uid: int) -> wire.Add:
+    return wire.Add(uid, f"r{uid}", wire.pack_tokens([1, 2, 3]), SamplingParams(max_tokens=2))
+
+
+def test_whatever_comes_for_an_engine_that_has_stopped_does_not_stop_the_intake(tmp_path: Path) -> None:
+    with running("v2") as it:
+        it.engine.shutdown()
+        grace, replies = through_the_intake(
+            it,
+            tmp_path,
+            [
+                wire.Abort([1]),
+                wire.Finish([1]),
+                wire.AddGroup([add(1), add(2)]),
+                wire.Ask(1, wire.Resume()),
+                wire.Shutdown(1.5),
+            ],
+        )
+    assert grace == 1.5
+    assert sorted(replies, key=lambda reply: type(reply).__name__) == [
+        wire.Refused(1, "dead", "the engine is shutting down"),
+        wire.Rejected(1, "dead", "the engine is shutting down"),
+    ]
+
+
+def test_a_message_that_cannot_be_read_is_dropped(tmp_path: Path) -> None:
+    with running("v2") as it:
+        nonsense = wire.Ask(1, wire.Pause("sideways", True, 1.0))  # type: ignore[arg-type]
+        _, replies = through_the_intake(it, tmp_path, [nonsense, wire.Ask(2, wire.IsPaused()), wire.Shutdown()])
+    assert replies == [wire.Answered(2, False)]

@@ -46,7 +46,7 @@ bench: $(READY)  ## Measure the scheduler's step, then the server under load and
 	$(BIN)/headway bench serve --dataset azure --time-scale 0.5 --max-model-len 512
 	$(BIN)/headway bench serve --dataset mooncake --time-scale 0.5
 
-model-check:  ## Check the model of the mailbox exhaustively (needs Spin: apt-get install spin)
+model-check:  ## Check the models of mailbox and query exhaustively (needs Spin: apt-get install spin)
 	@verification/check
 
 clean:  ## Remove what builds, tests and linters leave (.venv stays)

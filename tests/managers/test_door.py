@@ -20,6 +20,7 @@ from headway.request import (
     Request,
     RequestError,
     SamplingParams,
+    Span,
 )
 from tests.managers.driving import PATIENCE, config, hand_made
 
@@ -94,8 +95,8 @@ def test_parameters_that_the_model_cannot_meet_are_refused(sampling: dict[str, A
 @pytest.mark.parametrize(
     ("request_", "says"),
     [
-        ({"priority": 2**63}, r"priority must be an integer in \[-9223372036854775808, 9223372036854775807\], got 922"),
-        ({"priority": -(2**63) - 1}, r"priority must be an integer"),
+        ({"priority": 2**31 + 1}, r"priority must be an integer in \[-2147483648, 2147483648\], got 2147483649"),
+        ({"priority": -(2**31) - 1}, r"priority must be an integer"),
         ({"priority": 0.5}, r"priority must be an integer in .* got 0\.5"),
         ({"priority": "high"}, r"priority must be an integer in .* got 'high'"),
         ({"uid": -1}, r"uid must be an integer in \[0, 9223372036854775807\], got -1"),
@@ -122,6 +123,13 @@ def test_without_a_vocabulary_any_int32_is_a_token_id() -> None:
     for wrong in (-1, 2**31):
         with pytest.raises(RequestError, match=f"token id {wrong}; ids are integers from 0 to 2147483647"):
             packed([wrong], door)
+
+
+def test_what_computes_text_alone_takes_no_images() -> None:
+    """Past the door their placeholders would be computed as if they were text."""
+    door = Door(config(), ModelLimits(100, encodes_media=False), 8)
+    with pytest.raises(RequestError, match="computes text alone, the prompt has 1 spans"):
+        door.make_request("a", [1, 2, 3], SamplingParams(), spans=[Span(0, 2, b"digest")])
 
 
 def test_making_a_request_claims_nothing() -> None:
@@ -277,7 +285,7 @@ def test_requests_are_named_by_request_id_or_uid() -> None:
     door = a_door()
     door.enter(hand_made(1, "a"))
     door.enter(hand_made(2, "b"))
-    assert door.uids_of(["b", "unknown", "a", 1, 77]) == (2, 1, 1, 77)
+    assert door.uids_of(["b", "unknown", "a", 1, 77]) == (2, 1, 1)
     assert [(claim.request_id, claim.uid) for claim in door.inside()] == [("a", 1), ("b", 2)]
 
 

@@ -74,7 +74,7 @@ class Engine:
 
         files = ModelFiles.resolve(config)
         executor = TransformersExecutor(files, config)
-        limits = ModelLimits(files.vocab_size, files.eos_token_ids)
+        limits = ModelLimits(files.vocab_size, files.eos_token_ids, encodes_media=False)
         engine = cls.assemble(
             config,
             executor,

@@ -28,10 +28,15 @@ MAX_PRIORITY = 2**31  # either way; ranks are float64, which keep such prioritie
 
 @dataclass(frozen=True, slots=True)
 class ModelLimits:
-    """What the door must know of the model. vocab_size None: token ids are only checked to be non-negative."""
+    """What the door must know of the model and of what runs it.
+
+    vocab_size None: token ids are only checked to be non-negative. encodes_media: whether images and videos (spans) can
+    be computed.
+    """
 
     vocab_size: int | None = None
     eos_token_ids: tuple[int, ...] = ()
+    encodes_media: bool = True
 
 
 @dataclass(slots=True, eq=False)
@@ -105,6 +110,8 @@ class Door:
             raise RequestError(f"preprocess must be bytes, got {type(preprocess).__name__}")
         spans = tuple(spans)
         _check_spans(spans)
+        if spans and not self._limits.encodes_media:
+            raise RequestError(f"this engine computes text alone, the prompt has {len(spans)} spans of images or videos")
         tokens = self._pack(prompt, may_be_empty=preprocess is not None)
         room = self._config.max_model_len - len(tokens)
         if room < 1:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from headway.config import Role, SchedulerConfig
-from headway.request import Request, SamplingParams
+from headway.request import Request, SamplingParams, Span
 from headway.scheduler import (
     AbortRequests,
     AddRequest,
@@ -18,62 +19,197 @@ from headway.scheduler import (
     DeviceLost,
     Effects,
     FinishRequests,
+    GetProgress,
+    Message,
+    Pause,
+    Policies,
+    PreprocessDone,
+    Progress,
+    Query,
     RequestEnd,
+    Reservation,
+    ReserveDecode,
+    ReservePrefill,
     Scheduler,
+    SendDone,
+    Sending,
+    StartDecode,
+    StartPrefill,
     StepResult,
+    Tick,
 )
-from tests.oracle_device import OracleDevice, answer_of, prompt_of
+from headway.scheduler.state import State
+from headway.simulation.device import OracleDevice
+from headway.simulation.digests import Words, answer_of, prompt_of
+
+_OF_REQUEST = ("priority", "cache_salt", "stop_token_ids", "spans", "preprocess", "arrival_time")
 
 
 @dataclass
 class History:
-    """What a request's caller saw."""
+    """What a request's caller saw. held: what its blocks held when they were lent to a sender, uint64 [num_tokens]."""
 
     request: Request
     tokens: list[int] = field(default_factory=list)
     cached: int | None = None
     end: RequestEnd | None = None
+    sending: Sending | None = None
+    held: Words | None = None
 
 
 class Driver:
-    """depth: steps in flight before the first of them must answer."""
+    """depth: steps in flight before the first of them must answer. now: the clock, seconds; `wait` moves it.
 
-    def __init__(self, config: SchedulerConfig, allocation: Allocation | None = None, depth: int = 1) -> None:
+    reservations: that were answered with a yes. answers: by reply id, to queries that were not answered at once.
+    jobs: requests handed out to be prepared.
+    """
+
+    def __init__(
+        self,
+        config: SchedulerConfig,
+        allocation: Allocation | None = None,
+        depth: int = 1,
+        policies: Policies | None = None,
+    ) -> None:
         self.config = config
-        self.core = Scheduler(config, allocation)
+        self.core = Scheduler(config, allocation, policies)
         self.device = OracleDevice(config)
         self.depth = depth
+        self.now = 0.0
         self.in_flight: deque[StepResult] = deque()
         self.histories: dict[int, History] = {}
+        self.reservations: dict[int, Reservation] = {}
+        self.answers: dict[int, object] = {}
+        self.jobs: list[Request] = []
         self.batches: list[Batch] = []
+        self._last_uid = 0
+        self._last_reply = 0
+
+    @property
+    def state(self) -> State:
+        """The core's, for what only a look inside can tell."""
+        return self.core._state
+
+    # -- messages ------------------------------------------------------------------------------------------------
+
+    def make(self, prompt: Sequence[int], max_tokens: int = 8, **options: object) -> Request:
+        """A request that is not handed in. options: of SamplingParams, or of the request (_OF_REQUEST)."""
+        self._last_uid += 1
+        uid = self._last_uid
+        own: dict[str, Any] = {key: options.pop(key) for key in _OF_REQUEST if key in options}
+        own.setdefault("arrival_time", self.now)
+        sampling = SamplingParams(max_tokens=max_tokens, **options)  # type: ignore[arg-type]
+        return Request(
+            uid=uid, request_id=f"r{uid}", prompt=prompt_of(prompt), sampling=sampling, max_tokens=max_tokens, **own
+        )
 
     def add(self, prompt: Sequence[int], max_tokens: int = 8, **options: object) -> Request:
-        """Hand in a request. options: of SamplingParams, or priority, cache_salt, stop_token_ids of the request."""
-        uid = len(self.histories) + 1
-        own = {key: options.pop(key) for key in ("priority", "cache_salt", "stop_token_ids") if key in options}
-        sampling = SamplingParams(max_tokens=max_tokens, **options)  # type: ignore[arg-type]
-        request = Request(
-            uid=uid, request_id=f"r{uid}", prompt=prompt_of(prompt), sampling=sampling, max_tokens=max_tokens, **own
-        )  # type: ignore[arg-type]
-        self.histories[uid] = History(request)
-        self.note(self.core.apply(AddRequest(request)))
+        """Hand in a request; see `make`."""
+        request = self.make(prompt, max_tokens, **options)
+        self.hand_in(request)
         return request
 
+    def hand_in(self, request: Request) -> Effects:
+        """Add a request that was made before."""
+        self.histories[request.uid] = History(request)
+        return self.tell(AddRequest(request))
+
+    def reserve(self, request: Request, timeout: float = 10.0) -> Reservation | None:
+        """Ask for room on P or D. A request gets a history only with a yes. timeout: of D's reservation."""
+        self._last_reply += 1
+        prefill = self.config.role is Role.PREFILL
+        reply = self._last_reply
+        effects = self.core.apply(
+            ReservePrefill(reply, request) if prefill else ReserveDecode(reply, request, timeout), self.now
+        )
+        (answer,) = effects.answers
+        assert answer.reply == reply and (answer.value is None or isinstance(answer.value, Reservation))
+        if answer.value is not None:
+            self.histories[request.uid] = History(request)
+            self.reservations[request.uid] = answer.value
+        self.note(effects)
+        return answer.value
+
+    def start_prefill(self, *uids: int) -> Effects:
+        """P: D has agreed."""
+        return self.tell(StartPrefill(uids))
+
+    def start_decode(self, request: Request) -> Effects:
+        """D: the KV of the prompt is copied into the reserved blocks, once no step in flight may write there, and the
+        first token follows."""
+        reservation = self.reservations[request.uid]
+        while self.in_flight and self.in_flight[0].step_id <= reservation.after_step:
+            self.answer()
+        self.device.receive(request, reservation.blocks, reservation.num_cached_tokens)
+        return self.tell(StartDecode(request.uid, answer_of(request)[0][0]))
+
+    def sent(self, uid: int, error: str | None = None) -> Effects:
+        """P: the sender is done. What it read must have been there all the time."""
+        history = self.histories[uid]
+        assert history.sending is not None and history.held is not None
+        held = self.device.read(history.sending.blocks, len(history.held))
+        assert (held == history.held).all(), "blocks were written to while they were lent"
+        return self.tell(SendDone(uid, error))
+
+    def prepared(self, request: Request, prompt: Sequence[int] | None = None, spans: Sequence[Span] = ()) -> Effects:
+        """A preprocess job has ended well."""
+        effects = self.tell(PreprocessDone(request.uid, None if prompt is None else prompt_of(prompt), tuple(spans)))
+        made = next((one for one in self.core.requests() if one.uid == request.uid), request)
+        self.histories[request.uid].request = made
+        return effects
+
     def abort(self, *uids: int) -> Effects:
-        return self.note(self.core.apply(AbortRequests(uids)))
+        return self.tell(AbortRequests(uids))
 
     def finish(self, *uids: int) -> Effects:
-        return self.note(self.core.apply(FinishRequests(uids)))
+        return self.tell(FinishRequests(uids))
+
+    def pause(self, mode: str = "preempt", *, reset: bool = False) -> Effects:
+        return self.tell(Pause(abort=mode == "abort", reset_prefix_cache=reset))
 
     def lose_device(self) -> Effects:
         self.in_flight.clear()
-        self.device = OracleDevice(self.config)
-        return self.note(self.core.apply(DeviceLost("the device is gone")))
+        self.device.lose()
+        for history in self.histories.values():
+            if history.sending is not None and history.held is not None:
+                history.held = self.device.read(history.sending.blocks, len(history.held))
+        return self.tell(DeviceLost("the device is gone"))
+
+    def wait(self, seconds: float) -> Effects:
+        """Let time pass, and tell the core if that brings a deadline about."""
+        self.now += seconds
+        deadline = self.core.next_deadline
+        if deadline is None or deadline > self.now:
+            return Effects()
+        return self.tell(Tick())
+
+    def ask(self, query: Callable[[int], Query]) -> Any:
+        """The answer to a query that is answered at once."""
+        reply = self.ask_later(query)
+        return self.answers.pop(reply)
+
+    def ask_later(self, query: Callable[[int], Query]) -> int:
+        """Put a query; its answer will be in `answers` under the reply id that is returned."""
+        self._last_reply += 1
+        reply = self._last_reply
+        self.tell(query(reply))
+        return reply
+
+    def progress(self, request: Request) -> Progress | None:
+        """How far a request is."""
+        progress: Progress | None = self.ask(lambda reply: GetProgress(reply, request.uid))
+        return progress
+
+    def tell(self, message: Message) -> Effects:
+        """Apply a message now."""
+        return self.note(self.core.apply(message, self.now))
+
+    # -- steps ---------------------------------------------------------------------------------------------------
 
     def launch(self) -> Batch | None:
         """Schedule one step and let the device compute it; its result is not applied yet."""
         prefill_only = self.config.role is Role.PREFILL
-        batch, errors = self.core.prefill_schedule() if prefill_only else self.core.schedule()
+        batch, errors = self.core.prefill_schedule(self.now) if prefill_only else self.core.schedule(self.now)
         self.note(Effects(ended=errors))
         if batch is not None:
             self.batches.append(batch)
@@ -83,9 +219,12 @@ class Driver:
     def answer(self, error: str | None = None) -> Effects:
         """Apply the oldest result that is out, or a failure in its place."""
         result = self.in_flight.popleft()
-        if error is not None:
+        if error is None:
+            self.device.done(result.step_id)
+        else:
+            self.device.spoil(result.step_id)
             result = StepResult(result.step_id, np.zeros(0, dtype=np.int32), error=error)
-        return self.note(self.core.apply(result))
+        return self.tell(result)
 
     def step(self) -> Batch | None:
         """Launch while there is room, then apply one result."""
@@ -97,11 +236,13 @@ class Driver:
         return batch
 
     def run(self, max_steps: int = 2000) -> None:
-        """Go on until everything has ended."""
+        """Go on until nothing is left that steps can do."""
         for _ in range(max_steps):
             if self.step() is None and not self.in_flight and not self.core.snapshot().has_work:
                 return
         raise AssertionError(f"not finished after {max_steps} steps: {self.core.snapshot()}")
+
+    # -- what was seen -------------------------------------------------------------------------------------------
 
     def note(self, effects: Effects) -> Effects:
         for uid, cached in effects.started:
@@ -112,11 +253,29 @@ class Driver:
             for uid, token in zip(outputs.uids.tolist(), outputs.tokens.tolist(), strict=True):
                 assert self.histories[uid].end is None, "a token after the end"
                 self.histories[uid].tokens.append(token)
+        for sending in effects.sending:
+            history = self.histories[sending.uid]
+            assert history.sending is None and history.end is None and history.tokens == [sending.token]
+            history.sending = sending
+            history.held = self.device.send(history.request, sending.blocks, sending.num_tokens)
         for end in effects.ended:
             assert self.histories[end.uid].end is None, "ended twice"
             self.histories[end.uid].end = end
-        self.core.audit()
+        for answer in effects.answers:
+            assert answer.reply not in self.answers, "answered twice"
+            self.answers[answer.reply] = answer.value
+        self.jobs += effects.jobs
+        self._check()
         return effects
+
+    def ended(self, request: Request) -> str | None:
+        """Why a request ended: the reason, and the message if there is one; None if it has not."""
+        end = self.histories[request.uid].end
+        return None if end is None else f"{end.reason}: {end.message}" if end.message is not None else str(end.reason)
+
+    def admissions(self) -> list[int]:
+        """uids in the order of their admission, as the batches told it."""
+        return [admission.request.uid for batch in self.batches for admission in batch.admissions]
 
     def assert_answered(self, *requests: Request) -> None:
         """These requests (all, if none is named) got the very answer they would have got alone."""
@@ -127,12 +286,24 @@ class Driver:
             assert history.end is not None and history.end.reason is reason
 
     def assert_empty(self) -> None:
-        """Nothing is held any more."""
+        """Nothing is held any more, and nobody waited for."""
         snapshot = self.core.snapshot()
         assert (snapshot.num_running, snapshot.num_waiting, snapshot.num_in_flight) == (0, 0, 0)
+        assert (snapshot.num_preparing, snapshot.num_reserved, snapshot.num_sending) == (0, 0, 0)
         assert snapshot.num_blocks_free + snapshot.num_blocks_evictable == snapshot.num_blocks_total
+        assert self.core.slots.available_batch() == snapshot.num_slots and snapshot.num_slots_spanned == 0
         assert snapshot.num_requests_added == snapshot.num_requests_ended == len(self.histories)
+        assert snapshot.next_deadline is None
+        self._check()
+
+    def _check(self) -> None:
+        """What holds at any time."""
         self.core.audit()
+        self.state.encoder.audit(self.state.entries)
+        snapshot = self.core.snapshot()
+        alive = sum(history.end is None for history in self.histories.values())
+        by_state = (snapshot.num_running, snapshot.num_waiting, snapshot.num_preparing, snapshot.num_reserved)
+        assert sum(by_state) + snapshot.num_sending == alive == len(self.core.requests())
 
 
 def config(**changes: object) -> SchedulerConfig:
@@ -145,3 +316,18 @@ def config(**changes: object) -> SchedulerConfig:
         "num_blocks": 40,
     }
     return SchedulerConfig(**{**options, **changes})  # type: ignore[arg-type]
+
+
+def busy(depth: int = 1, **changes: object) -> Driver:
+    """Two that decode, one in the middle of its prompt, one that waits; as many steps in flight as may be."""
+    driver = Driver(config(max_num_seqs=3, max_num_batched_tokens=8, **changes), depth=depth)
+    driver.add([1, 2], max_tokens=12)
+    driver.add([3, 4, 5], max_tokens=12)
+    driver.step()
+    driver.step()
+    driver.add(range(20), max_tokens=5)
+    driver.step()
+    driver.add([6], max_tokens=5)
+    while len(driver.in_flight) < depth and driver.launch() is not None:
+        pass
+    return driver

@@ -12,7 +12,7 @@ import headway
 ROOT = Path(headway.__file__).parent
 PURE = sorted([*(ROOT / "scheduler").glob("*.py"), *(ROOT / "kvcache").glob("*.py")])
 ALLOWED = {
-    "__future__", "collections", "dataclasses", "enum", "heapq", "math", "mmap", "typing", "numpy",
+    "__future__", "bisect", "collections", "dataclasses", "enum", "heapq", "math", "mmap", "typing", "numpy",
     "headway.config", "headway.kvcache", "headway.request", "headway.scheduler",
 }  # fmt: skip
 

@@ -81,6 +81,10 @@ class PrefixCache:
                 node += extras.get(len(found), b"")
         return np.array(found, dtype=np.int32), node
 
+    def has(self, node: Node, tokens: bytes) -> bool:
+        """Whether one more block is cached that continues the sequence `node` and holds `tokens` (int32 bytes)."""
+        return node + tokens in self._index
+
     def publish(
         self, node: Node, tokens: bytes, blocks: Sequence[int], extras: Extras = NO_EXTRAS, first: int = 0
     ) -> Node:

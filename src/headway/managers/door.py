@@ -111,7 +111,9 @@ class Door:
         spans = tuple(spans)
         _check_spans(spans)
         if spans and not self._limits.encodes_media:
-            raise RequestError(f"this engine computes text alone, the prompt has {len(spans)} spans of images or videos")
+            raise RequestError(
+                f"this engine computes text alone, the prompt has {len(spans)} spans of images or videos"
+            )
         tokens = self._pack(prompt, may_be_empty=preprocess is not None)
         room = self._config.max_model_len - len(tokens)
         if room < 1:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from headway.config import Role
 from headway.request import RequestStatus
 from headway.scheduler.batch import Admission, IntArray
 from headway.scheduler.chunks import ChunkPlan
@@ -14,6 +15,7 @@ from headway.scheduler.entry import Entry
 from headway.scheduler.policies import Policies
 from headway.scheduler.slots import SlotHandle
 from headway.scheduler.state import State
+from headway.scheduler.victims import displaceable
 
 _NO_BLOCKS: IntArray = np.zeros(0, dtype=np.int32)
 _NO_ROWS: NDArray[np.intp] = np.zeros(0, dtype=np.intp)
@@ -26,13 +28,21 @@ class Room(NamedTuple):
     num_new: int
 
 
+class News(NamedTuple):
+    """What the executor must be told of a newcomer. blocks: its block table, int32."""
+
+    handle: SlotHandle
+    admission: Admission
+    blocks: IntArray
+
+
 class Admissions:
     """Lets waiting requests in, and keeps what the next batch must tell the executor of them."""
 
     def __init__(self, state: State, policies: Policies) -> None:
         self._state = state
         self._policies = policies
-        self._news: list[tuple[SlotHandle, Admission, IntArray]] = []
+        self._news: list[News] = []
         self._started: list[tuple[int, int]] = []
 
     def admit(self, plan: ChunkPlan, decoding: NDArray[np.intp]) -> None:
@@ -44,16 +54,20 @@ class Admissions:
         while self._admit_some(plan, decoding):
             pass
 
-    def _admit_some(self, plan: ChunkPlan, decoding: NDArray[np.intp]) -> bool:
+    def admit_all(self) -> None:
+        """The same on a prefill instance, whose pass allocates nothing: it is not asked what fits into a step."""
+        while self._admit_some(None, _NO_ROWS):
+            pass
+
+    def _admit_some(self, plan: ChunkPlan | None, decoding: NDArray[np.intp]) -> bool:
         """Go once along the head of the queue. True if somebody was let in and others may follow."""
         state, passed, num_let_in = self._state, [], 0
         for entry in state.waiting.window():
-            if plan.budget <= 0 or not state.slots.available_batch():
+            if not state.slots.available_batch() or (plan is not None and plan.budget <= 0):
                 return False
-            known = len(entry.tokens)
-            if not plan.has_room_for(0, known):
+            if plan is not None and not self.can_begin(entry, plan):
                 continue
-            room = self._room(entry, known, decoding)
+            room = self._room(entry, len(entry.tokens), decoding)
             if room is None:
                 if entry.num_bypassed >= state.config.max_bypass:
                     return False
@@ -61,22 +75,14 @@ class Admissions:
                 continue
             self._let_in(entry, room)
             num_let_in += 1
-            start = len(room.cached) * state.config.block_size
-            plan.offer(entry.request, entry.slot, start, known)
+            if plan is not None:
+                start = len(room.cached) * state.config.block_size
+                plan.offer(entry.request, entry.slot, start, len(entry.tokens))
             for other in passed:
                 other.num_bypassed += 1
             if any(other.num_bypassed >= state.config.max_bypass for other in passed):
                 return False
         return num_let_in > 0
-
-    def admit_all(self) -> None:
-        """Let in, in order, whom slots and blocks allow: on a prefill instance, whose pass allocates nothing."""
-        state = self._state
-        while (entry := state.waiting.head()) is not None and state.slots.available_batch():
-            room = self._room(entry, len(entry.tokens), _NO_ROWS)
-            if room is None:
-                return
-            self._let_in(entry, room)
 
     def reserve(self, entry: Entry, num_tokens: int, decoding: NDArray[np.intp]) -> IntArray | None:
         """Slot and blocks for so many tokens of a request that is not queued. None, and nothing is taken, if they are
@@ -91,23 +97,46 @@ class Admissions:
         assert entry.handle is not None
         blocks = self._state.table.blocks_of(entry.slot).copy()
         admission = Admission(entry.slot, entry.request, entry.tokens, num_cached_tokens)
-        self._news.append((entry.handle, admission, blocks))
+        self._news.append(News(entry.handle, admission, blocks))
         self._state.start(entry)
 
     def note_start(self, uid: int, num_cached_tokens: int) -> None:
         """To be reported with the next result."""
         self._started.append((uid, num_cached_tokens))
 
-    def lacking(self, entry: Entry, decoding: NDArray[np.intp]) -> int:
-        """Blocks that would have to come free for a request to be let in whatever the prefix cache has of it."""
-        state = self._state
-        needed = self._policies.allocation.blocks_at_admission(state.config, len(entry.tokens), entry.limit)
-        return needed + self._policies.reserve.blocks(state.table, decoding) - state.pool.num_available
+    def can_begin(self, entry: Entry, plan: ChunkPlan) -> bool:
+        """Whether a first chunk fits into the step. What is cached of a long prompt makes it shorter; that is looked up
+        only where it matters."""
+        known, size = len(entry.tokens), self._state.config.block_size
+        if plan.has_room_for(0, known):
+            return True
+        if not self._goes_on(entry) and not plan.has_room_for(entry.num_matched * size, known):
+            return False
+        return plan.has_room_for(len(self._match(entry)) * size, known)
 
-    def take_news(self) -> list[tuple[SlotHandle, Admission, IntArray]]:
-        """(slot, admission, block table) of all who came since the last call and are still there."""
+    def room_for(self, entry: Entry, num_tokens: int) -> Room:
+        """The blocks that so many tokens of a request take, whether they are there or not."""
+        config, cached = self._state.config, self._match(entry)
+        limit = num_tokens if config.role is Role.PREFILL else entry.limit  # P computes no output
+        needed = self._policies.allocation.blocks_at_admission(config, num_tokens, limit)
+        return Room(cached, needed - len(cached))
+
+    def reserved(self, entry: Entry, decoding: NDArray[np.intp]) -> int:
+        """Blocks that a request must leave for those that decode. For those that it may displace none are kept: they
+        make way if blocks are short."""
+        table = self._state.table
+        if self._state.config.enable_priority_preemption:
+            decoding = decoding[~displaceable(table, decoding, entry)]
+        return self._policies.reserve.blocks(table, decoding)
+
+    def wanted(self, room: Room) -> int:
+        """Blocks that must be available for that: those to take, and the cached ones that nobody uses."""
+        return room.num_new + (self._state.pool.num_idle(room.cached) if len(room.cached) else 0)
+
+    def take_news(self) -> list[News]:
+        """Of all who came since the last call and are still there."""
         news, self._news = self._news, []
-        return [new for new in news if self._state.table.owns(*new[0])]
+        return [new for new in news if self._state.table.owns(*new.handle)]
 
     def take_started(self) -> list[tuple[int, int]]:
         """(uid, num_cached_tokens) of all admitted for the first time since the last call who have not ended."""
@@ -118,27 +147,37 @@ class Admissions:
         """Where a request could have its blocks; None if they are lacking."""
         state = self._state
         available = state.pool.num_available
-        if entry.blocks_wanted > available:
+        if entry.blocks_wanted > available and not self._goes_on(entry):
             return None
-        cached = self._match(entry)
-        num_new = self._policies.allocation.blocks_at_admission(state.config, num_tokens, entry.limit) - len(cached)
-        wanted = num_new + (state.pool.num_idle(cached) if len(cached) else 0)
+        room = self.room_for(entry, num_tokens)
+        wanted = self.wanted(room)
         if wanted > available:
             entry.blocks_wanted = wanted
             return None
-        if len(decoding) and wanted + self._policies.reserve.blocks(state.table, decoding) > available:
+        if len(decoding) and wanted + self.reserved(entry, decoding) > available:
             return None
-        return Room(cached, num_new)
+        return room
 
     def _match(self, entry: Entry) -> IntArray:
         """The cached blocks of the known tokens. The last token is always computed anew: its logits are needed."""
         state = self._state
         if not state.config.enable_prefix_caching:
+            entry.num_matched = 0
             return _NO_BLOCKS
         max_blocks = (len(entry.tokens) - 1) >> state.block_shift
         root = state.prefix.root(entry.request.cache_salt)
         blocks, entry.node = state.prefix.match(entry.tokens.tobytes(), max_blocks, root, entry.media_keys)
+        entry.num_matched = len(blocks)
         return blocks
+
+    def _goes_on(self, entry: Entry) -> bool:
+        """Whether the cache may have more of a request than at the last look: others have computed it meanwhile."""
+        if entry.num_matched < 0:
+            return True
+        size = self._state.config.block_size
+        start = entry.num_matched * size
+        more = start + size < len(entry.tokens)
+        return more and self._state.prefix.has(entry.node, entry.tokens[start : start + size].tobytes())
 
     def _seat(self, entry: Entry, room: Room) -> IntArray:
         state = self._state

@@ -35,7 +35,7 @@ def end_of_chunk(spans: Sequence[Span], start: int, end: int, limit: int, grain:
     return next((edge for edge in boundaries if start < edge <= reach), start)
 
 
-def _spans_near(spans: Sequence[Span], start: int, reach: int) -> Sequence[Span]:
+def spans_near(spans: Sequence[Span], start: int, reach: int) -> Sequence[Span]:
     """Those that matter for a chunk from `start` that cannot go beyond `reach`. A video may have hundreds of spans."""
     low, high = 0, len(spans)
     while low < high:  # the first that ends after `start`
@@ -117,7 +117,7 @@ class ChunkPlan:
         key: names the request in `counts`. start: its next token to compute. end: its number of known tokens.
         """
         assert key not in self.counts and start < end
-        spans = _spans_near(request.spans, start, start + self.budget)
+        spans = spans_near(request.spans, start, start + self.budget)
         is_long = self._is_long(start, end)
         chunk = self._chunk(spans, start, end, self._limit(spans, start, is_long))
         if chunk.end == start:

@@ -79,7 +79,7 @@ class Scheduler:
         self._steps = Steps(self._state, self._admissions)
         self._control = Control(self._state, self._steps)
         self._reservations = Reservations(self._state, self._admissions, self._steps)
-        self._results = Results(self._state, self._reservations)
+        self._results = Results(self._state, self._steps, self._reservations)
         control, reservations = self._control, self._reservations
         self._handlers: dict[type, Callable[[Any, float, Effects], None]] = {
             AddRequest: self._add,
@@ -144,7 +144,7 @@ class Scheduler:
             error = f"its preparation failed: {error}"
         elif message.prompt is not None:
             room = self.config.max_model_len - len(message.prompt)
-            max_tokens = min(request.max_tokens, room)
+            max_tokens = max(1, min(request.max_tokens, room))  # if 1 is too many, that is told with both numbers
             request = replace(request, prompt=message.prompt, spans=message.spans, max_tokens=max_tokens)
         if error is None:
             error = never_fits(self.config, request)

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from headway.scheduler.admission import Admissions
+from headway.scheduler.chunks import ChunkPlan
+from headway.scheduler.encoder import EncoderCache
 from headway.scheduler.entry import Entry
 from headway.scheduler.policies import Policies
 from headway.scheduler.slots import Phase
 from headway.scheduler.state import State
+from headway.scheduler.victims import displaceable
 
 
 class Displacement:
-    """Preempts running requests of lower priority when that lets in the first in line, and only then.
-
-    A victim has a lower priority and stands behind in line (with ageing that is not the same): so it can neither
-    displace in return nor be let in again before the one that displaced it, and no two requests go on evicting each
-    other.
-    """
+    """Preempts running requests of lower priority when that lets in the first in line, and only then."""
 
     def __init__(self, state: State, admissions: Admissions, policies: Policies) -> None:
         self._state = state
@@ -33,20 +33,33 @@ class Displacement:
 
     def _enough(self, head: Entry) -> list[int]:
         """The victims whose slots and blocks suffice; nobody, if all of them would not, or none is needed."""
-        state, table = self._state, self._state.table
+        state, table, pool = self._state, self._state.table, self._state.pool
         rows = state.computing_slots()
-        behind = (table.priority[rows] > head.request.priority) & (table.rank[rows] > head.place_in_line[0])
-        lower = rows[behind]
-        decoding = rows[table.phase[rows] == Phase.DECODE]
+        behind = displaceable(table, rows, head)
+        lower, decoding = rows[behind], rows[table.phase[rows] == Phase.DECODE]
+        room = self._admissions.room_for(head, len(head.tokens))
+        missing = self._admissions.wanted(room) + self._admissions.reserved(head, decoding) - pool.num_available
         needs_slot = not state.slots.available_batch()
-        missing = self._admissions.lacking(head, decoding)
         victims: list[int] = []
-        while (missing > 0 or (needs_slot and not victims)) and len(lower):
+        while missing > 0 or (needs_slot and not victims):
+            if not len(lower):
+                return []
             worst = lower[table.priority[lower] == table.priority[lower].max()]
             victim = self._policies.victims.choose(table, worst)
             victims.append(victim)
-            missing -= state.pool.num_exclusive(table.blocks_of(victim))
+            # What head and victim share is idle when it has gone: not to be taken by others, nor by the head.
+            missing -= pool.num_exclusive(np.setdiff1d(table.blocks_of(victim), room.cached))
             lower = lower[lower != victim]
-        if missing > 0 or (needs_slot and not victims):
-            return []
-        return victims
+        return victims if victims and self._can_begin(head, victims) else []
+
+    def _can_begin(self, head: Entry, victims: list[int]) -> bool:
+        """Whether the step has a chunk for the head when these have gone; else one of them would be let in again in its
+        place, to go again in the next step. Of media it is only assumed that they fit."""
+        state, config, table = self._state, self._state.config, self._state.table
+        decoding = (table.phase == Phase.DECODE).sum() - (table.phase[victims] == Phase.DECODE).sum()
+        budget = config.max_num_batched_tokens - int(decoding) * config.tokens_per_decode
+        plan = ChunkPlan(config, EncoderCache(config.encoder_budget), budget)
+        for entry in state.prefilling:
+            if entry.slot not in victims:
+                plan.offer(entry.request, entry.slot, int(table.num_computed[entry.slot]), len(entry.tokens))
+        return self._admissions.can_begin(head, plan)

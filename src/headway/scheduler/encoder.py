@@ -108,24 +108,20 @@ class EncoderCache:
         evicted, self._evicted = self._evicted, []
         return encode, evicted
 
-    def forget_encoded(self, digests: Iterable[bytes]) -> list[int]:
+    def forget_encoded(self, digests: Iterable[bytes]) -> None:
         """The step that was to encode these has failed: they do not count as kept, whoever holds them.
 
         The next batch has the device drop what there may be of them, and whoever needs one has it encoded again.
-        What the next batch encodes anyway stays. Returns the uids that held one: steps of theirs that are in flight
-        may have relied on it.
+        What the next batch encodes anyway stays.
         """
-        bereft: dict[int, None] = {}
         for digest in digests:
             output = self._outputs.get(digest)
             if output is None or digest in self._to_encode:
                 continue
             for uid in list(output.holders):
-                bereft[uid] = None
                 self.done(uid, digest)
             del self._idle[digest]
             self._drop(digest)
-        return list(bereft)
 
     def clear(self) -> None:
         """Forget everything, whoever holds it: the weights have changed, or the device was lost."""

@@ -23,7 +23,9 @@ class Entry:
     node: the end of the part of its sequence that is published to the prefix cache.
     media_keys: what the images and videos in a block add to the key of that block, by column.
     handle: its slot, while it has one.
-    blocks_wanted: blocks that were lacking when admission was last tried; not worth another look before they are there.
+    blocks_wanted: blocks that were lacking when admission was last tried; not worth another look before they are there,
+        or the cache has more of it. num_matched: leading blocks that were cached then, up to `node`; of one that was
+        preempted, those it had published. -1: nobody has looked yet.
     num_bypassed: how often another was admitted before it, while it waited for blocks.
     sends: its KV goes to D once the prompt is computed. outcome: why it will end when that is done.
     """
@@ -37,6 +39,7 @@ class Entry:
     status: RequestStatus
     handle: SlotHandle | None = None
     blocks_wanted: int = 0
+    num_matched: int = -1
     num_bypassed: int = 0
     num_preemptions: int = 0
     sends: bool = False

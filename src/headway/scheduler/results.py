@@ -6,18 +6,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headway.request import FinishReason
-from headway.scheduler.batch import Admission, BoolArray, IntArray, StepResult
+from headway.scheduler.batch import BoolArray, IntArray, StepResult
 from headway.scheduler.effects import Effects, TokenOutputs
 from headway.scheduler.reservations import Reservations
 from headway.scheduler.state import State
-from headway.scheduler.steps import Chunk, LaunchedStep
+from headway.scheduler.steps import Chunk, LaunchedStep, Steps
 
 
 class Results:
     """Applies step results. A row whose slot has changed hands since the launch is dropped."""
 
-    def __init__(self, state: State, reservations: Reservations) -> None:
+    def __init__(self, state: State, steps: Steps, reservations: Reservations) -> None:
         self._state = state
+        self._steps = steps
         self._reservations = reservations
 
     def apply(self, step: LaunchedStep, result: StepResult, now: float, effects: Effects) -> None:
@@ -36,23 +37,20 @@ class Results:
         slots = (step.decodes.rows if owned is None else step.decodes.rows[owned]).tolist()
         slots += [chunk.handle.slot for chunk in step.chunks if chunk.is_current]
         # A newcomer without a chunk yet goes too: nobody can say whether the device has heard of it.
-        slots += [admission.slot for admission in step.batch.admissions if self._is_current(admission)]
+        slots += [handle.slot for handle in step.newcomers if self._state.table.owns(*handle)]
         entries = [self._state.occupant(slot) for slot in dict.fromkeys(slots)]
         effects.ended += self._state.end_all(entries, FinishReason.ERROR, message=error)
         if step.batch.encode:
-            self._forget_encoded([span.digest for _, span in step.batch.encode])
+            self._forget_encoded({span.digest for _, span in step.batch.encode})
 
-    def _forget_encoded(self, digests: list[bytes]) -> None:
-        """What the failed step was to encode is not there. Whoever relied on it, perhaps in a step that is in flight
-        already, computes it again."""
-        for uid in self._state.encoder.forget_encoded(digests):
-            entry = self._state.entries.get(uid)
-            if entry is not None and entry.handle is not None:
-                self._state.preempt(entry)
-
-    def _is_current(self, admission: Admission) -> bool:
-        entry = self._state.occupants[admission.slot]
-        return entry is not None and entry.request is admission.request
+    def _forget_encoded(self, digests: set[bytes]) -> None:
+        """What the failed step was to encode is not there. Whoever relies on it in a step that is in flight already
+        starts again. The encoder cache does not know them all: it may have been cleared since."""
+        self._state.encoder.forget_encoded(digests)
+        for step in self._steps.in_flight.values():
+            for chunk in step.chunks:
+                if chunk.is_current and any(span.digest in digests for span in chunk.spans()):
+                    self._state.preempt(chunk.entry)
 
     def _confirm(self, step: LaunchedStep, result: StepResult, now: float, effects: Effects) -> None:
         num_decodes = len(step.decodes)
@@ -129,9 +127,8 @@ class Results:
         if not state.config.enable_output_caching:
             end = min(end, len(entry.request.prompt) >> state.block_shift)
         state.publish(entry, end)
-        for span in entry.request.spans:
-            if chunk.start < span.end <= chunk.start + chunk.count:
-                state.encoder.done(entry.uid, span.digest)
+        for span in chunk.spans():  # all of them end within it, as no chunk cuts a span
+            state.encoder.done(entry.uid, span.digest)
 
     def _first_token(self, chunk: Chunk, token: int, now: float, effects: Effects) -> None:
         """The token that follows a completed prefill."""

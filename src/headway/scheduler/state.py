@@ -169,6 +169,7 @@ class State:
     def preempt(self, entry: Entry) -> None:
         """A running request gives up slot and blocks and goes back to its place in the queue."""
         entry.tokens = self.known_tokens(entry)
+        entry.num_matched = int(self.table.num_published[entry.slot])
         self.pool.release(self._vacate(entry))
         self._move(entry, RequestStatus.PREEMPTED)
         entry.num_preemptions += 1

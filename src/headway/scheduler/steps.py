@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from headway.scheduler.admission import Admissions
+from headway.request import Span
+from headway.scheduler.admission import Admissions, News
 from headway.scheduler.batch import Batch, IntArray
+from headway.scheduler.chunks import spans_near
 from headway.scheduler.decoding import DecodeRows
 from headway.scheduler.entry import Entry
 from headway.scheduler.growth import DecodePlaces, TableGrowth
@@ -32,6 +35,10 @@ class Chunk:
         """Whether the request still runs in the slot for which the chunk was made."""
         return self.entry.handle == self.handle
 
+    def spans(self) -> Sequence[Span]:
+        """Those that it computes, wholly or, where the rest was cached, their ends."""
+        return spans_near(self.entry.request.spans, self.start, self.start + self.count - 1)
+
 
 class LaunchedStep(NamedTuple):
     """A step the device works on.
@@ -39,6 +46,7 @@ class LaunchedStep(NamedTuple):
     places: intp [num_decodes]; where in the table's tail_tokens each decoded token goes.
     filling: intp; the decode rows whose token is the last of its block. filled: int32; these blocks.
     at_limit: intp; the decode rows whose next token is their last by length.
+    newcomers: the slots of its admissions.
     """
 
     batch: Batch
@@ -48,6 +56,7 @@ class LaunchedStep(NamedTuple):
     filled: IntArray
     at_limit: NDArray[np.intp]
     chunks: tuple[Chunk, ...]
+    newcomers: tuple[SlotHandle, ...]
 
 
 _NO_ROWS = np.zeros(0, dtype=np.intp)
@@ -80,13 +89,17 @@ class Steps:
                 table.phase[rows[at_limit]] = Phase.DRAIN
                 table.epoch += 1
         self.last_id += 1
-        batch = self._batch(decodes, positions, growth, chunks)
+        news = self._admissions.take_news()
+        batch = self._batch(decodes, positions, growth, chunks, news)
+        newcomers = tuple(handle for handle, _, _ in news)
         self.in_flight[batch.step_id] = LaunchedStep(
-            batch, decodes, decodes.tails + offsets, filling, filled, at_limit, tuple(chunks)
+            batch, decodes, decodes.tails + offsets, filling, filled, at_limit, tuple(chunks), newcomers
         )
         return batch
 
-    def _batch(self, decodes: DecodeRows, positions: IntArray, growth: TableGrowth, chunks: list[Chunk]) -> Batch:
+    def _batch(
+        self, decodes: DecodeRows, positions: IntArray, growth: TableGrowth, chunks: list[Chunk], news: list[News]
+    ) -> Batch:
         slots, counts, samples = decodes.slots, decodes.ones, decodes.trues
         num_tokens = len(decodes)
         if chunks:
@@ -97,7 +110,6 @@ class Steps:
             num_chunk_tokens = sum(chunk.count for chunk in chunks)
             num_tokens += num_chunk_tokens
             self._state.counters.prompt_tokens += num_chunk_tokens
-        news = self._admissions.take_news()
         if news:
             tables = [blocks for _, _, blocks in news]
             new_slots = np.array([handle.slot for handle, _, _ in news], dtype=np.int32)

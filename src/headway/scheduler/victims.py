@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headway.config import SchedulerConfig
+from headway.scheduler.entry import Entry
 from headway.scheduler.slots import SlotTable
 
 
@@ -40,6 +41,18 @@ class LastInLine:
     def choose(self, table: SlotTable, rows: NDArray[np.intp]) -> int:
         """One of these slots."""
         return _last_in_line(table, rows)
+
+
+def displaceable(table: SlotTable, rows: NDArray[np.intp], entry: Entry) -> NDArray[np.bool_]:
+    """Which of these slots a waiting request may take from their occupants, bool [N]: those of a lower priority that
+    stand behind it in line.
+
+    With ageing these are not the same. Only both together keep two requests from evicting each other for ever: a victim
+    can neither displace in return, nor be let in again before whoever displaced it.
+    """
+    rank, _ = entry.place_in_line
+    less_urgent: NDArray[np.bool_] = (table.priority[rows] > entry.request.priority) & (table.rank[rows] > rank)
+    return less_urgent
 
 
 def candidates(table: SlotTable, rows: NDArray[np.intp]) -> NDArray[np.intp]:

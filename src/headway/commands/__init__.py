@@ -1,7 +1,8 @@
 """What the command line does that is more than a call: one command a file, and the options that they share.
 
     options.py    the engine's and the sampling options, declared once; loading a model by them
-    generate.py   headway generate        chat.py   headway chat        doctor.py   headway doctor
+    generate.py   headway generate        chat.py      headway chat
+    doctor.py     headway doctor          simtest.py   headway simtest
 
 Imports anything of headway; nothing but the command line imports it.
 """

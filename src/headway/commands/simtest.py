@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 import typer
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from headway.simulation.simulate import Mode, Run
 
 VIOLATION = 1  # exit code
+MAX_LINE = 1 << 24  # bytes of JSON on one seed; the trace in it has a line for each event
 MAX_MINIMISED = 3  # of the traces that fail, by one process; the first ones are enough to work on
 Row = dict[str, Any]
 
@@ -56,10 +57,9 @@ def command(
 
     if mode not in get_args(Mode):
         raise ValueError(f"--mode must be one of {', '.join(get_args(Mode))}, got {mode!r}")
-    jobs = min(jobs, last - first + 1)
-    report = _print_row if as_json else _Tally(first, last)
-    if jobs == 1:
-        violations = sum(_note(row, report) for row in _rows(range(first, last + 1), steps, mode))  # type: ignore[arg-type]
+    report: Callable[[Row], None] = _print_row if as_json else _Tally(first, last)
+    if min(jobs, last - first + 1) == 1:
+        violations = sum(_note(row, report) for row in _rows(range(first, last + 1), steps, cast("Mode", mode)))
     else:
         violations = asyncio.run(_in_processes(first, last, steps, mode, jobs, report))
     if isinstance(report, _Tally):
@@ -102,36 +102,34 @@ def _rows(seeds: range, steps: int, mode: Mode) -> Iterator[Row]:
 
 async def _in_processes(first: int, last: int, steps: int, mode: str, jobs: int, report: Callable[[Row], None]) -> int:
     """The same in several processes, which tell of each seed by a line of JSON; returns how many violations."""
-    count = last - first + 1
-    size = -(-count // (4 * jobs))  # some ranges for each, as seeds take their time unequally
+    size = -(-(last - first + 1) // (4 * jobs))  # some ranges for each, as seeds take their time unequally
     ranges = [(start, min(start + size - 1, last)) for start in range(first, last + 1, size)]
-    violations = 0
 
-    async def work() -> None:
-        nonlocal violations
+    async def work() -> int:
+        violations = 0
         while ranges:
-            start, end = ranges.pop(0)
-            async for row in _from_process(start, end, steps, mode):
+            async for row in _from_process(*ranges.pop(0), steps, mode):
                 violations += _note(row, report)
+        return violations
 
-    async with asyncio.TaskGroup() as group:
-        for _ in range(jobs):
-            group.create_task(work())
-    return violations
+    return sum(await asyncio.gather(*(work() for _ in range(jobs))))
 
 
 async def _from_process(first: int, last: int, steps: int, mode: str) -> AsyncIterator[Row]:
+    """Raises OSError if the process does not tell of all its seeds."""
     arguments = ["simtest", "--seeds", f"{first}..{last}", "--steps", str(steps), "--mode", mode, "--json"]
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "headway.cli", *arguments, stdout=asyncio.subprocess.PIPE, limit=1 << 24
+        sys.executable, "-m", "headway.cli", *arguments, stdout=asyncio.subprocess.PIPE, limit=MAX_LINE
     )
     assert process.stdout is not None
+    missing = last - first + 1
     try:
         async for line in process.stdout:
+            missing -= 1
             yield json.loads(line)
         code = await process.wait()
-        if code not in (0, VIOLATION):
-            raise OSError(f"the process for seeds {first}..{last} ended with exit code {code}")
+        if missing:
+            raise OSError(f"the process for seeds {first}..{last} ended ({code}) without a word on {missing} of them")
     finally:
         if process.returncode is None:
             process.kill()
@@ -159,6 +157,17 @@ def _run_again(path: Path) -> int:
 
 def _print_row(row: Row) -> None:
     print(json.dumps(row), flush=True)
+
+
+_DONE = (
+    "requests accepted",
+    "requests completed",
+    "batches",
+    "tokens generated",
+    "tokens found in the prefix cache",
+    "preemptions",
+    "reservations",
+)
 
 
 @dataclass
@@ -196,10 +205,10 @@ class _Tally:
             f"{sums['seeds']} seeds, {sums['steps']} steps, {sums['messages']} messages, {len(self.violations)} "
             f"violations, {seconds:.1f} s, {sums['steps'] / seconds:.0f} steps/s"
         )
-        kinds = sorted(
-            (name.removeprefix("num_").replace("_", " "), n) for name, n in sums.items() if name[:4] == "num_"
-        )
-        print("\n".join(f"  {name:<20}{count:>12}" for name, count in kinds))
+        counts = {name.removeprefix("num_").replace("_", " "): n for name, n in sums.items() if name[:4] == "num_"}
+        for title, names in (("done", _DONE), ("messages and faults", sorted(counts.keys() - set(_DONE)))):
+            print(f"\n{title}")
+            print("\n".join(f"  {name:<36}{counts.get(name, 0):>12}" for name in names))
 
     @staticmethod
     def _clear_line() -> None:

@@ -1,0 +1,72 @@
+"""The faults stop: whatever is under way must end, within so many steps, and leave nothing behind."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from headway.config import Role
+from headway.simulation.events import Event
+from headway.simulation.history import Violation, require
+
+if TYPE_CHECKING:
+    from headway.simulation.simulation import Simulation
+
+
+def calm(simulation: Simulation) -> None:
+    """Steps succeed, jobs and transfers too; of the reservations every other one is taken up, the rest lapse.
+
+    Raises Violation if anything goes on for ever, or is held when all have ended.
+    """
+    if simulation.core.paused:
+        simulation.happen(Event("resume"))
+    turns = _turns_enough(simulation)
+    while simulation.history.live or simulation.in_flight or simulation.partner.leases:
+        require(turns > 0, "endless", f"{simulation.core.snapshot}")
+        turns -= 1
+        _serve(simulation)
+        _work(simulation)
+    _check_empty(simulation)
+
+
+def _turns_enough(simulation: Simulation) -> int:
+    """Somebody is first in line and is not preempted: one after the other, chunk by chunk, token by token, all end."""
+    config, live = simulation.config, simulation.history.live
+    return 20 + len(live) * (2 * config.max_model_len + 4)
+
+
+def _serve(simulation: Simulation) -> None:
+    for uid, life in list(simulation.history.live.items()):
+        if life.preparing:
+            simulation.happen(Event("prepared", (uid, 0)))
+    for uid in list(simulation.partner.leases):
+        simulation.happen(Event("sent", (uid, 0)))
+    for uid in [uid for uid in simulation.partner.seats if uid % 2]:
+        simulation.happen(Event("start_prefill" if simulation.role is Role.PREFILL else "start_decode", (uid,)))
+
+
+def _work(simulation: Simulation) -> None:
+    """Launch while there is room, take one answer; if there is neither, time passes."""
+    while len(simulation.in_flight) < simulation.setting.depth:
+        before = len(simulation.in_flight), simulation.core.snapshot.num_preemptions
+        simulation.happen(Event("launch"))
+        if before == (len(simulation.in_flight), simulation.core.snapshot.num_preemptions):
+            break
+    if simulation.in_flight:
+        simulation.happen(Event("answer", (0,)))
+    elif simulation.history.live and not simulation.partner.leases:
+        deadline = simulation.core.snapshot.next_deadline
+        if deadline is None:
+            raise Violation("stuck", f"there is no step, and nobody to wait for: {simulation.core.snapshot}")
+        simulation.happen(Event("wait", (max(1, math.ceil((deadline - simulation.core.now) * 1000)),)))
+
+
+def _check_empty(simulation: Simulation) -> None:
+    simulation.core.scheduler.audit()
+    now = simulation.core.snapshot
+    idle = now.num_blocks_free + now.num_blocks_evictable == now.num_blocks_total
+    require(idle and not now.has_work and not now.num_slots_spanned, "held for nobody", f"{now}")
+    free = simulation.core.scheduler.slots.available_batch()
+    require(free == now.num_slots, "held for nobody", f"{free} of {now.num_slots} slots are free")
+    require(now.next_deadline is None, "held for nobody", f"a deadline: {now}")
+    require(not simulation.history.num_unanswered, "not answered", f"{simulation.history.num_unanswered} queries")

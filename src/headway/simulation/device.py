@@ -1,0 +1,288 @@
+"""A device that knows what is right: it computes nothing, and notices when a request would read another's KV.
+
+The "KV" of a position is the digest (see `digests`) of all tokens and images up to there, shifted by the weights: a
+place holds the right value only if the whole prefix is right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headway.config import SchedulerConfig
+from headway.request import Request, Span
+from headway.scheduler.batch import Admission, Batch, IntArray, StepResult
+from headway.simulation.digests import TERM_OF_TOKEN, VOCAB, Words, digests_of, mix, mix_one, multipliers_for
+
+NO_TOKEN = -1  # what a row gives whose step, or whose encoder output, is worthless
+
+
+class DeviceError(AssertionError):
+    """A batch asks for what must not be, or a request would read what is not its own. rule: which of the two."""
+
+    def __init__(self, rule: str, message: str) -> None:
+        super().__init__(message)
+        self.rule = rule
+
+
+class _Encoded(NamedTuple):
+    """The output of an encoder: what it takes of its cache, and the step and the weights that made it."""
+
+    size: int
+    step_id: int
+    weights: int
+
+
+class _Unsettled(NamedTuple):
+    """A step whose result is not in. places: where it writes. tokens: what it will answer.
+
+    media: (digest, places that a row with this image writes, index of the row's token or None).
+    """
+
+    places: NDArray[np.intp]
+    tokens: IntArray
+    media: list[tuple[bytes, NDArray[np.intp], int | None]]
+
+
+class OracleDevice:
+    """Runs batches as an executor would, from batches alone, and checks every place it reads.
+
+    It computes a step when it is launched. What is not settled until the result is in (`done`, `spoil`) is whether
+    what the step wrote is worth anything.
+
+    KV and encoder outputs made with weights that have been changed are as foreign as another tenant's.
+    """
+
+    def __init__(self, config: SchedulerConfig) -> None:
+        self._config = config
+        width = config.blocks_per_request * config.block_size
+        self._columns = np.arange(width)
+        self._offsets = np.arange(config.block_size)
+        self._multipliers = multipliers_for(width)
+        self._last_step = 0
+        self._weights = 0
+        self._kept: dict[int, int] = {}
+        self.lose()
+
+    def lose(self) -> None:
+        """Everything that it holds is gone."""
+        config, width = self._config, len(self._columns)
+        self._tables = np.zeros((config.max_num_seqs, config.blocks_per_request), dtype=np.intp)
+        self._kv: Words = np.zeros(config.num_blocks * config.block_size, dtype=np.uint64)
+        self._writers = np.zeros(len(self._kv), dtype=np.int64)  # the last step that wrote there
+        self._wanted: Words = np.zeros((config.max_num_seqs, width), dtype=np.uint64)  # the KV of what each slot knows
+        self._shift: Words = np.zeros(config.max_num_seqs, dtype=np.uint64)  # what the weights add to its digests
+        self._known = np.zeros(config.max_num_seqs, dtype=np.int64)
+        self._num_cached = np.zeros(config.max_num_seqs, dtype=np.int64)  # known at admission to be in the blocks
+        self._spans: list[tuple[Span, ...]] = [()] * config.max_num_seqs
+        self._encoded: dict[bytes, _Encoded] = {}
+        self._unsettled: dict[int, _Unsettled] = {}
+
+    def run(self, batch: Batch) -> StepResult:
+        """Compute one step; what it stores is there for the steps after it. Raises DeviceError."""
+        in_order = batch.step_id == self._last_step + 1 or not self._last_step  # a device may come later than the core
+        _require(in_order, f"step {batch.step_id} after step {self._last_step}")
+        self._last_step = batch.step_id
+        self._tables[batch.table_slots, batch.table_columns] = batch.table_blocks
+        for admission in batch.admissions:
+            self._admit(admission)
+        self._encode(batch)
+        slots = batch.slots.astype(np.intp)
+        starts, ends = batch.positions, batch.positions + batch.num_new_tokens
+        self._check(batch, ends, self._known[slots])
+        columns = self._columns[: -(-int(ends.max()) // self._config.block_size) * self._config.block_size]
+        blocks = self._tables[slots, : len(columns) // self._config.block_size]
+        places = (blocks[:, :, None] * self._config.block_size + self._offsets).reshape(len(slots), -1)
+        wanted = self._wanted[slots, : len(columns)]
+        reads = columns < starts[:, None]
+        wrong = reads & (self._kv[places] != wanted)
+        if wrong.any():
+            row, position = (int(i) for i in np.argwhere(wrong)[0])
+            raise DeviceError("foreign KV", self._complaint(batch, row, position, int(places[row, position])))
+        writes = (columns < ends[:, None]) & ~reads
+        written = places[writes]
+        _require(int(written.min()) >= self._config.block_size, "the padding block is nobody's")
+        self._kv[written] = wanted[writes]
+        _require(bool((self._kv[written] == wanted[writes]).all()), "two rows of a step write to one place")
+        self._writers[written] = batch.step_id
+        tokens = self._sample(slots[batch.samples], ends[batch.samples])
+        self._unsettled[batch.step_id] = _Unsettled(written, tokens, self._media(batch, places))
+        return StepResult(batch.step_id, tokens)
+
+    def done(self, step_id: int) -> None:
+        """The step has succeeded."""
+        self._unsettled.pop(step_id, None)
+
+    def spoil(self, step_id: int) -> None:
+        """The step has failed: what it wrote, and no later step wrote over, is worthless.
+
+        So is what later steps in flight made of images that it was to encode: their rows answer NO_TOKEN.
+        """
+        failed = self._unsettled.pop(step_id, None)
+        if failed is None:
+            return
+        self._spoil_places(failed.places, step_id)
+        lost = {digest for digest, encoded in self._encoded.items() if encoded.step_id == step_id}
+        for digest in lost:
+            del self._encoded[digest]
+        for later_id, later in self._unsettled.items():
+            for digest, places, index in later.media:
+                if digest in lost:
+                    self._spoil_places(places, later_id)
+                    if index is not None:
+                        later.tokens[index] = NO_TOKEN
+
+    def change_weights(self, holders: Iterable[int] = ()) -> None:
+        """Compute with other weights from here on. holders: uids that have blocks now, and may go on with them."""
+        for uid in holders:
+            self._kept.setdefault(uid, self._weights)
+        self._weights += 1
+
+    def keep_only(self, holders: Collection[int]) -> None:
+        """All others have given up the blocks with which they outlived a change of weights."""
+        self._kept = {uid: weights for uid, weights in self._kept.items() if uid in holders}
+
+    def receive(self, request: Request, blocks: IntArray, num_cached_tokens: int) -> None:
+        """The KV of a prompt arrives, beside the stream of steps, in the blocks reserved for it.
+
+        The first `num_cached_tokens` are there already.
+        """
+        places = self._places_of(blocks, len(request.prompt))
+        arriving = places[num_cached_tokens:]
+        for step_id, step in self._unsettled.items():
+            if np.isin(arriving, step.places).any():
+                raise DeviceError(
+                    "two writers", f"KV of request {request.uid} arrives where step {step_id} still writes"
+                )
+        self._kv[arriving] = self._kv_of(request, request.prompt, self._weights_of(request, places))[num_cached_tokens:]
+        self._writers[arriving] = 0
+
+    def send(self, request: Request, blocks: IntArray, num_tokens: int) -> Words:
+        """What these blocks hold, uint64 [num_tokens]: it must be the KV of the prompt. Raises DeviceError."""
+        _require(num_tokens == len(request.prompt), f"{num_tokens} tokens to send, of {len(request.prompt)}")
+        places = self._places_of(blocks, num_tokens)
+        held = self._kv[places]
+        wrong = np.flatnonzero(held != self._kv_of(request, request.prompt, self._weights_of(request, places)))
+        if len(wrong):
+            where = f"position {wrong[0]} of {num_tokens}"
+            raise DeviceError("foreign KV", f"the blocks of request {request.uid} do not hold its KV at {where}")
+        return held
+
+    def read(self, blocks: IntArray, num_tokens: int) -> Words:
+        """What these blocks hold now, uint64 [num_tokens]."""
+        return self._kv[self._places_of(blocks, num_tokens)]
+
+    def _admit(self, admission: Admission) -> None:
+        slot, request, tokens = admission.slot, admission.request, admission.tokens
+        num_cached, prompt = admission.num_cached_tokens, request.prompt
+        _require(0 <= num_cached < len(tokens), f"{num_cached} of {len(tokens)} known tokens are cached")
+        _require(
+            bool((tokens[: len(prompt)] == prompt).all()), f"request {request.uid} is admitted with foreign tokens"
+        )
+        weights = self._weights
+        if num_cached:
+            weights = self._weights_of(request, self._tables[slot, :1] * self._config.block_size)
+        self._wanted[slot, : len(tokens)] = self._kv_of(request, tokens, weights)
+        self._shift[slot] = mix_one(weights)
+        self._known[slot] = len(tokens)
+        self._num_cached[slot] = num_cached
+        self._spans[slot] = request.spans
+
+    def _encode(self, batch: Batch) -> None:
+        for digest in batch.encoder_evicted:
+            self._encoded.pop(digest, None)
+        for _, span in batch.encode:
+            _require(span.digest not in self._encoded, "an image is encoded whose encoder output is kept")
+            self._encoded[span.digest] = _Encoded(span.num_encoder_tokens, batch.step_id, self._weights)
+        size, budget = sum(encoded.size for encoded in self._encoded.values()), self._config.encoder_budget
+        _require(size <= budget, f"{size} encoder tokens kept, of {budget}")
+
+    def _media(self, batch: Batch, places: NDArray[np.intp]) -> list[tuple[bytes, NDArray[np.intp], int | None]]:
+        """Who uses which encoder output; it must be there."""
+        used: list[tuple[bytes, NDArray[np.intp], int | None]] = []
+        for row in range(batch.num_decodes, len(batch)):
+            if not (spans := self._spans[batch.slots[row]]):
+                continue
+            start, end = int(batch.positions[row]), int(batch.positions[row] + batch.num_new_tokens[row])
+            index = int(batch.samples[:row].sum()) if batch.samples[row] else None
+            for span in spans:
+                if span.num_encoder_tokens and span.start < end and span.end > start:
+                    encoded = self._encoded.get(span.digest)
+                    _require(encoded is not None, f"chunk [{start}, {end}) needs an image that is not encoded")
+                    fresh = encoded is not None and encoded.weights == self._weights
+                    _require(fresh, f"chunk [{start}, {end}) needs an image that former weights encoded")
+                    used.append((span.digest, places[row, start:end], index))
+        return used
+
+    def _check(self, batch: Batch, ends: IntArray, known: NDArray[np.int64]) -> None:
+        """What the contract of `Batch` and the configuration say of its shape."""
+        config, num_decodes, counts = self._config, batch.num_decodes, batch.num_new_tokens
+        budget = config.max_num_batched_tokens - num_decodes * config.num_speculative_tokens
+        if batch.num_tokens > budget:
+            raise DeviceError("wrong batch", f"{batch.num_tokens} tokens in a step that may take {budget}")
+        _require(batch.num_tokens == int(counts.sum()), "tokens are miscounted")
+        _require(len(set(batch.slots.tolist())) == len(batch), "a slot has two rows")
+        _require(int(counts.min()) >= 1, "a row computes nothing")
+        _require(not num_decodes or int(counts[:num_decodes].max()) == 1, "a decode of more than one token")
+        _require(bool((ends <= known).all()), "asked to compute tokens that are not known")
+        _require(bool(((ends == known) == batch.samples).all()), "a row samples exactly if it completes what is known")
+        _require(bool(batch.samples[:num_decodes].all()), "a decode that does not sample")
+        num_partial, most = len(batch) - int(np.count_nonzero(batch.samples)), config.max_num_partial_prefills
+        _require(not most or num_partial <= most, "more prompts are part-way computed than may be")
+        for row in range(num_decodes, len(batch)):
+            start, end, slot = int(batch.positions[row]), int(ends[row]), int(batch.slots[row])
+            spans, cached = self._spans[slot], int(self._num_cached[slot])
+            if config.deterministic and end % config.deterministic_chunk_size and end != known[row]:
+                at_span = any(end in (span.start, span.end) for span in spans)  # where no multiple is in reach
+                _require(at_span, f"a chunk ends at {end} of {known[row]} in deterministic mode")
+            for span in spans:
+                # What is cached may end within a span: it is there, and the rest follows in one piece.
+                cut = span.start < end < span.end or (span.start < start < span.end and start != cached)
+                _require(not cut, f"chunk [{start}, {end}) cuts the span [{span.start}, {span.end})")
+
+    def _sample(self, slots: NDArray[np.intp], ends: IntArray) -> IntArray:
+        """The tokens that follow position ends - 1 of these slots; each slot knows one token more from here on."""
+        shift = self._shift[slots]
+        digests = self._wanted[slots, ends - 1] - shift
+        tokens = (mix(digests) % np.uint64(VOCAB)).astype(np.int32)
+        follows = ends < self._wanted.shape[1]  # where there is no place for another token there is no step for it
+        slots, ends = slots[follows], ends[follows]
+        terms = TERM_OF_TOKEN[tokens[follows]] * self._multipliers[ends]
+        self._wanted[slots, ends] = digests[follows] + terms + shift[follows]
+        self._known[slots] = ends + 1
+        return tokens
+
+    def _spoil_places(self, places: NDArray[np.intp], step_id: int) -> None:
+        self._kv[places[self._writers[places] == step_id]] = 0
+
+    def _places_of(self, blocks: IntArray, num_tokens: int) -> NDArray[np.intp]:
+        size = self._config.block_size
+        _require(len(blocks) * size >= num_tokens, f"{len(blocks)} blocks for {num_tokens} tokens")
+        _require(int(blocks.min()) > 0, "the padding block is nobody's")
+        return (blocks.astype(np.intp)[:, None] * size + self._offsets).reshape(-1)[:num_tokens]
+
+    def _kv_of(self, request: Request, tokens: IntArray, weights: int) -> Words:
+        return digests_of(request, tokens) + np.uint64(mix_one(weights))
+
+    def _weights_of(self, request: Request, places: NDArray[np.intp]) -> int:
+        """Those that its first place was computed with: the present ones, or some since it has its blocks."""
+        for weights in range(self._kept.get(request.uid, self._weights), self._weights):
+            if self._kv_of(request, request.prompt[:1], weights)[0] == self._kv[places[0]]:
+                return weights
+        return self._weights
+
+    def _complaint(self, batch: Batch, row: int, position: int, place: int) -> str:
+        slot, start = int(batch.slots[row]), int(batch.positions[row])
+        return (
+            f"step {batch.step_id}: slot {slot}, which computes from position {start}, would read foreign or missing "
+            f"KV at position {position} (block {place // self._config.block_size}, last written by step "
+            f"{self._writers[place]})"
+        )
+
+
+def _require(holds: bool, complaint: str) -> None:
+    if not holds:
+        raise DeviceError("wrong batch", complaint)

@@ -1,0 +1,167 @@
+"""What the callers of a simulated run saw, held against what they may see.
+
+Every request starts at most once, gets its own answer token by token, and ends once: by itself when the answer is
+complete, or by the very message that has a reason to end it. Every query is answered once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from headway.request import FinishReason, Request
+from headway.scheduler.effects import Effects, RequestEnd
+from headway.simulation.digests import answer_of
+from headway.simulation.shapes import Shape
+
+
+class Violation(AssertionError):
+    """The core did what it must not do. rule: which rule it broke, the same for all ways to break it."""
+
+    def __init__(self, rule: str, message: str) -> None:
+        super().__init__(f"{rule}: {message}")
+        self.rule = rule
+
+
+@dataclass(slots=True)
+class Life:
+    """A request between its acceptance and its end.
+
+    answer: the tokens that it gets if nobody ends it. deadline: by when what it waits for must have happened.
+    preparing, reserved, sending: what it waits for. has_job: somebody was asked to prepare it. sends: its KV goes to D.
+    """
+
+    shape: Shape
+    request: Request
+    answer: list[int] = field(default_factory=list)
+    reason: FinishReason = FinishReason.LENGTH
+    num_tokens: int = 0
+    started: bool = False
+    preparing: bool = False
+    has_job: bool = False
+    reserved: bool = False
+    sends: bool = False
+    sending: bool = False
+    deadline: float | None = None
+
+    def expect(self, request: Request, num_tokens: int | None) -> None:
+        """This is what is to be answered; no more than so many tokens of it here."""
+        self.request = request
+        self.answer, self.reason = answer_of(request)
+        if num_tokens is not None and num_tokens < len(self.answer):
+            self.answer, self.reason = self.answer[:num_tokens], FinishReason.LENGTH
+
+
+@dataclass(slots=True)
+class Ends:
+    """Which requests may end in the effects of one message, beside those whose answer is complete.
+
+    must: uid -> reason, of all that have to. may: those that are allowed to. natural: whether a complete answer ends a
+    request here.
+    """
+
+    must: Mapping[int, FinishReason] = field(default_factory=dict)
+    may: Mapping[int, FinishReason] = field(default_factory=dict)
+    natural: bool = False
+
+
+class History:
+    """All requests and queries of a run.
+
+    live: those that were accepted and have not ended. ended: how the others did. num_completed: those of them that got
+    their whole answer.
+    """
+
+    def __init__(self) -> None:
+        self.live: dict[int, Life] = {}
+        self.ended: dict[int, FinishReason] = {}
+        self.num_completed = 0
+        self.num_tokens = 0
+        self._asked: set[int] = set()
+
+    def accept(self, life: Life) -> None:
+        """A request was handed in."""
+        self.live[life.request.uid] = life
+
+    def ask(self, reply: int) -> None:
+        """A query was handed in."""
+        self._asked.add(reply)
+
+    @property
+    def num_unanswered(self) -> int:
+        """Queries without an answer."""
+        return len(self._asked)
+
+    def note(self, effects: Effects, ends: Ends) -> None:
+        """Hold effects against what may be. Raises Violation."""
+        for uid, num_cached in effects.started:
+            life = self._life(uid, "started")
+            require(not life.started, "started twice", f"request {uid}")
+            require(0 <= num_cached <= len(life.request.prompt), "miscounted", f"{num_cached} cached of {uid}")
+            life.started = True
+        complete: list[int] = []
+        for outputs in effects.tokens:
+            for uid, token in zip(outputs.uids.tolist(), outputs.tokens.tolist(), strict=True):
+                if self._token(uid, token):
+                    complete.append(uid)
+        for sending in effects.sending:
+            life = self._life(sending.uid, "sends its KV")
+            require(life.sends and not life.sending, "sent for nobody", f"request {sending.uid}")
+            require(sending.token == life.answer[0], "wrong token", f"request {sending.uid} sends {sending.token}")
+            life.sending = True
+        for end in effects.ended:
+            self._end(end, ends)
+        spared = [uid for uid in ends.must if uid in self.live]
+        spared += [uid for uid in complete if uid in self.live and not self.live[uid].sending]
+        require(not spared, "not ended at once", f"requests {spared}")
+        for request in effects.jobs:
+            life = self._life(request.uid, "is to be prepared")
+            require(life.preparing and not life.has_job, "prepared for nobody or twice", f"request {request.uid}")
+            life.has_job = True
+        for answer in effects.answers:
+            require(answer.reply in self._asked, "answered for nobody or twice", f"reply {answer.reply}")
+            self._asked.remove(answer.reply)
+
+    def _token(self, uid: int, token: int) -> bool:
+        """The next token of an answer; returns whether it is the last."""
+        life = self._life(uid, f"gets token {token}")
+        require(life.started, "a token before the start", f"request {uid}")
+        index = life.num_tokens
+        require(index < len(life.answer), "a token too many", f"request {uid} gets {token} after its whole answer")
+        expected = life.answer[index]
+        require(token == expected, "wrong token", f"token {index} of request {uid} is {token}, expected {expected}")
+        life.num_tokens = index + 1
+        self.num_tokens += 1
+        return index + 1 == len(life.answer)
+
+    def _end(self, end: RequestEnd, ends: Ends) -> None:
+        uid = end.uid
+        life = self._life(uid, f"ends ({end.reason})")
+        due = ends.must.get(uid) or ends.may.get(uid)
+        if due is not None:
+            require(end.reason is due, "ended wrongly", f"request {uid} ends with {end.reason}, not {due}")
+            require((end.message is not None) or due is not FinishReason.ERROR, "ended without a word", f"{end}")
+        else:
+            require(ends.natural, "ended without cause", f"{end}")
+            if life.num_tokens != len(life.answer) or end.reason is not life.reason:
+                so_far = f"{life.num_tokens} of {len(life.answer)} tokens"
+                raise Violation("ended early", f"{end} after {so_far}, expected {life.reason}")
+            if end.reason is FinishReason.STOP and not life.sends:
+                require(end.stop_token == life.answer[-1], "ended wrongly", f"{end}: stopped by {life.answer[-1]}")
+            self.num_completed += 1
+        del self.live[uid]
+        self.ended[uid] = end.reason
+
+    def _life(self, uid: int, what: str) -> Life:
+        life = self.live.get(uid)
+        if life is None:
+            if uid in self.ended:
+                raise Violation("after the end", f"request {uid} {what}, but has ended ({self.ended[uid]})")
+            raise Violation("nobody", f"request {uid} {what}, but was never accepted")
+        return life
+
+
+def require(holds: bool, rule: str, message: str) -> None:
+    """Raises Violation."""
+    if not holds:
+        raise Violation(rule, message)

@@ -1,0 +1,167 @@
+"""From a long trace that breaks a rule to a short one that breaks the same rule, by leaving things out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from headway.simulation.events import EVENTS, Event, EventTrace
+from headway.simulation.setting import Setting
+from headway.simulation.shapes import Shape
+from headway.simulation.simulate import run_trace
+
+# What is left out of a setting and of a request where it has no part in the violation.
+_PLAIN_SETTING: dict[str, Any] = {
+    "deterministic": False,
+    "num_speculative_tokens": 0,
+    "enable_output_caching": False,
+    "enable_prefix_caching": False,
+    "enable_priority_preemption": False,
+    "max_num_partial_prefills": 0,
+    "max_long_partial_prefills": 1,
+    "long_prefill_token_threshold": 0,
+    "encoder_cache_size": None,
+    "reserve": "none",
+    "max_bypass": 0,
+    "ageing_seconds": 0.0,
+    "victim": "last-in-line",
+}
+_PLAIN_SHAPE = {**dict.fromkeys(Shape._fields, 0), "max_tokens": 1}
+
+
+class _Spent(Exception):
+    """So much was tried; what was found by then must do."""
+
+
+class _Search:
+    """The shortest trace found so far, and how many events and messages may still be run to find a shorter one."""
+
+    def __init__(self, trace: EventTrace, rule: str, budget: int) -> None:
+        self.best = trace
+        self._rule = rule
+        self._budget = budget
+
+    def try_events(self, events: Sequence[Event]) -> bool:
+        """Whether these break the rule too; if so they are the best so far."""
+        return self._try(EventTrace(self.best.setting, tuple(events)))
+
+    def try_setting(self, setting: Setting) -> bool:
+        """Whether the rule is broken with this setting too."""
+        return self._try(EventTrace(setting, self.best.events))
+
+    def _try(self, trace: EventTrace) -> bool:
+        if self._budget <= 0:
+            raise _Spent
+        run = run_trace(trace)
+        self._budget -= len(run.trace.events) + run.num_messages  # a calm is one event and many messages
+        if run.violation is None or run.violation.rule != self._rule:
+            return False
+        self.best = run.trace
+        return True
+
+
+def minimise(trace: EventTrace, rule: str, budget: int = 200_000) -> EventTrace:
+    """A trace that breaks the same rule, from which no event can be left out; or the shortest that was found by
+    running so many events and messages. Deterministic."""
+    search = _Search(trace, rule, budget)
+    try:
+        _without_kinds(search)
+        _without_parts(search)
+        _without_requests(search)
+        _plain_setting(search)
+        before = None
+        while before != search.best:
+            before = search.best
+            _simpler_shapes(search)
+            _without_rounds(search)
+            _without_parts(search)
+    except _Spent:
+        pass
+    return search.best
+
+
+def _without_kinds(search: _Search) -> None:
+    for name in EVENTS:
+        kept = [event for event in search.best.events if event.name != name]
+        if len(kept) < len(search.best.events):
+            search.try_events(kept)
+
+
+def _without_requests(search: _Search) -> None:
+    uids = [event.args[0] for event in search.best.events if event.name in ("add", "reserve")]
+    for uid in uids:
+        search.try_events(list(_without_uid(search.best.events, uid)))
+
+
+def _without_uid(events: Sequence[Event], uid: int) -> Iterator[Event]:
+    for event in events:
+        names = EVENTS[event.name]
+        if names == ("uids",):
+            if others := tuple(other for other in event.args if other != uid):
+                yield Event(event.name, others)
+        elif names[:1] != ("uid",) or event.args[0] != uid:
+            yield event
+
+
+def _without_parts(search: _Search) -> None:
+    """Halves, then quarters, down to single events; again as long as that helps (delta debugging)."""
+    size = max(1, len(search.best.events) // 2)
+    while True:
+        start, shorter = 0, False
+        while start < len(search.best.events):
+            events = search.best.events
+            if search.try_events(events[:start] + events[start + size :]):
+                shorter = True
+            else:
+                start += size
+        if size == 1 and not shorter:
+            return
+        size = max(1, size // 2)
+
+
+def _without_rounds(search: _Search) -> None:
+    """A launch and the answer after it, which can only go together."""
+    i = 0
+    while i < len(search.best.events):
+        events = search.best.events
+        answers = [j for j in range(i + 1, len(events)) if events[j].name == "answer"]
+        together = events[i].name == "launch" and answers
+        if not together or not search.try_events([e for j, e in enumerate(events) if j not in (i, answers[0])]):
+            i += 1
+
+
+def _plain_setting(search: _Search) -> None:
+    plain = {"depth": 1, "static": False, **_PLAIN_SETTING}
+    for name, value in plain.items():
+        setting = search.best.setting
+        try:
+            if name in _PLAIN_SETTING:
+                simpler = replace(setting, config=replace(setting.config, **{name: value}))
+            else:
+                simpler = replace(setting, **{name: value})
+        except ValueError:
+            continue  # the other options do not allow it
+        if simpler != setting:
+            search.try_setting(simpler)
+
+
+def _simpler_shapes(search: _Search) -> None:
+    """Requests without what does not matter, and as short as they can be."""
+    for i, event in enumerate(search.best.events):
+        if event.name in ("add", "reserve"):
+            for name in Shape._fields[1:]:
+                at = Shape._fields.index(name)
+                for value in (_PLAIN_SHAPE[name], event.args[at] // 2, event.args[at] - 1):
+                    if _try_argument(search, i, at, value):
+                        break
+
+
+def _try_argument(search: _Search, i: int, at: int, value: int) -> bool:
+    """Whether the rule is broken as well with this smaller argument of event i."""
+    events = list(search.best.events)
+    if i >= len(events) or not _PLAIN_SHAPE[Shape._fields[at]] <= value < events[i].args[at]:
+        return False
+    args = events[i].args
+    events[i] = Event(events[i].name, (*args[:at], value, *args[at + 1 :]))
+    return search.try_events(events)

@@ -1,0 +1,85 @@
+"""What a run is set up with: the scheduler's configuration, and how many steps its device takes at once."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from headway.config import Role, SchedulerConfig
+from headway.simulation.dice import Dice
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What a run is set up with; written and read as one line of JSON.
+
+    static: static allocation. depth: steps in flight before the first of them must answer.
+    audits: whether all owners are recounted after every message and pass.
+    """
+
+    config: SchedulerConfig
+    static: bool = False
+    depth: int = 1
+    audits: bool = True
+
+    def __str__(self) -> str:
+        own = {"static": self.static, "depth": self.depth, "audits": self.audits}
+        return json.dumps({**own, **asdict(self.config)})
+
+    @classmethod
+    def parse(cls, text: str) -> Setting:
+        """What `str` has written; what is left out is as it is by default. Raises ValueError, naming the value."""
+        values: dict[str, Any] = json.loads(text)
+        options = {field.name for field in fields(SchedulerConfig)}
+        own = {field.name for field in fields(cls)} - {"config"}
+        if unknown := sorted(values.keys() - options - own):
+            raise ValueError(f"there is no setting {unknown[0]!r}")
+        setting = cls(
+            SchedulerConfig(**{name: value for name, value in values.items() if name in options}),
+            **{name: value for name, value in values.items() if name in own},
+        )
+        if not setting.depth >= 1:
+            raise ValueError(f"depth must be at least 1, got {setting.depth}")
+        return setting
+
+    @classmethod
+    def of_seed(cls, seed: int) -> Setting:
+        """What a seed is run with: small, so that everything is scarce."""
+        dice = Dice(f"{seed} setting")
+        block_size = dice.pick((1, 2, 4, 4, 8))
+        k = min(dice.pick((0, 0, 0, 1, 3)), block_size)
+        seqs = dice.pick((1, 2, 3, 4, 6, 8))
+        max_model_len = dice.pick((16, 24, 33, 48))
+        chunk = dice.pick((2, 4, 8))
+        deterministic = dice.chance(0.25)
+        budget = seqs * (k + 1) + dice.pick((0, 1, 3, 8, 32)) + (chunk if deterministic else 0)
+        per_request = -(-max_model_len // block_size)
+        spare = dice.pick((0, 1, per_request // 2, per_request, per_request * seqs // 3, per_request * seqs))
+        config = SchedulerConfig(
+            max_num_seqs=seqs,
+            max_num_batched_tokens=budget,
+            block_size=block_size,
+            role=dice.pick((Role.MIXED, Role.MIXED, Role.PREFILL, Role.DECODE)),
+            enable_prefix_caching=dice.chance(0.8),
+            enable_output_caching=dice.chance(0.5),
+            max_num_partial_prefills=dice.pick((0, 0, 1, 2)),
+            long_prefill_token_threshold=dice.pick((None, None, 0, 3, 8)),
+            max_long_partial_prefills=dice.pick((1, 2)),
+            deterministic=deterministic,
+            deterministic_chunk_size=chunk,
+            encoder_cache_size=dice.pick((None, 4, 6, 12)),
+            num_speculative_tokens=k,
+            reserve=dice.pick(("ratio", "blocks", "none")),
+            max_bypass=dice.pick((0, 1, 3, 16)),
+            ageing_seconds=dice.pick((0.0, 0.0, 0.05, 1.0)),
+            victim=dice.pick(("least-waste", "last-in-line")),
+            enable_priority_preemption=dice.chance(0.7),
+            preprocess_timeout=dice.pick((0.3, 60.0)),
+            reservation_timeout=dice.pick((0.2, 60.0)),
+            hold_timeout=dice.pick((0.1, 2.0)),
+            send_timeout=dice.pick((0.3, 60.0)),
+            max_model_len=max_model_len,
+            num_blocks=1 + per_request + spare,
+        )
+        return cls(config, static=dice.chance(0.2), depth=1 + dice.chance(0.6))

@@ -1,0 +1,83 @@
+"""Requests made of integers: small ones, that share prefixes, salts and images, and stop at common tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+
+from headway.request import Request, SamplingParams, Span
+from headway.simulation.digests import VOCAB, mix, prompt_of
+
+STOP_TOKENS = (1, 17, 33)
+NUM_STEMS = 3
+NUM_IMAGES = 4
+
+
+class Shape(NamedTuple):
+    """A request in integers.
+
+    stem, shared: which common beginning, and how many tokens of it. own: tokens of its own after that.
+    salt: 0 is none. stops: how many of STOP_TOKENS end it. spans: 0 is none, else how images lie in the prompt.
+    prepare: whether a preprocess job works on it first.
+    """
+
+    uid: int
+    stem: int
+    shared: int
+    own: int
+    max_tokens: int
+    min_tokens: int = 0
+    priority: int = 0
+    salt: int = 0
+    stops: int = 0
+    spans: int = 0
+    prepare: int = 0
+
+    def request(self, now: float) -> Request:
+        """The request, arriving now."""
+        tokens = self._tokens(self.own)
+        return Request(
+            uid=self.uid,
+            request_id=f"r{self.uid}",
+            prompt=prompt_of(tokens),
+            sampling=SamplingParams(max_tokens=self.max_tokens, min_tokens=min(self.min_tokens, self.max_tokens)),
+            max_tokens=self.max_tokens,
+            stop_token_ids=STOP_TOKENS[: self.stops],
+            priority=self.priority,
+            cache_salt=f"tenant {self.salt}" if self.salt else None,
+            arrival_time=now,
+            spans=_spans(self.spans, len(tokens)),
+            preprocess=b"image" if self.prepare else None,
+        )
+
+    def prepared(self, more: int) -> tuple[Sequence[int], tuple[Span, ...]]:
+        """Another prompt, and where images lie in it, as a preprocess job might make it: longer by `more` tokens."""
+        tokens = self._tokens(self.own + more)
+        return tokens, _spans(self.spans + 1, len(tokens))
+
+    def _tokens(self, own: int) -> list[int]:
+        return [*_stream(self.stem, self.shared), *_stream(NUM_STEMS + self.uid, own)]
+
+
+@cache
+def _stream(which: int, length: int) -> list[int]:
+    """So many tokens of one of many endless streams."""
+    words = mix(np.arange(length, dtype=np.uint64) + np.uint64(which << 32))
+    tokens: list[int] = (words % np.uint64(VOCAB)).tolist()
+    return tokens
+
+
+def _spans(layout: int, length: int) -> tuple[Span, ...]:
+    """Up to two images, near the beginning so that prefixes share them; one of them needs no encoder."""
+    spans, place = [], layout % 3
+    for i in range(layout % 2 + 1 if layout else 0):
+        size = 1 + (layout + i) % 4
+        if place + size > length:
+            break
+        image = (layout + i) % NUM_IMAGES
+        spans.append(Span(place, size, b"image %d" % image, image + 1 if image else 0))
+        place += size + layout % 4
+    return tuple(spans)

@@ -1,0 +1,80 @@
+"""Runs: of a seed, which draws what happens as it goes, and of a trace, which says so."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from headway.simulation.events import Event, EventTrace
+from headway.simulation.faults import Faults
+from headway.simulation.history import Violation
+from headway.simulation.setting import Setting
+from headway.simulation.simulation import Simulation
+
+Mode = Literal["safety", "liveness", "both"]
+"""safety: all owners are recounted after every message and pass. liveness: after the last step the faults stop, and
+everything must end. both: both."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What a run did. trace: what happened in it, to the violation if there was one.
+
+    num_steps: events, without those of the calm at the end. counts: what happened, by name.
+    decisions: a checksum of every batch and effect.
+    """
+
+    trace: EventTrace
+    num_steps: int
+    num_messages: int
+    counts: dict[str, int]
+    decisions: int
+    violation: Violation | None
+
+
+def run_seed(seed: int, num_steps: int, mode: Mode = "both") -> Run:
+    """So many events drawn from a seed; the same seed and number give the same run, bit for bit."""
+    setting = replace(Setting.of_seed(seed), audits=mode != "liveness")
+    simulation = Simulation(setting)
+    faults = Faults(seed, simulation)
+    events: list[Event] = []
+    try:
+        for _ in range(num_steps):
+            events.append(faults.draw())
+            simulation.happen(events[-1])
+        if mode != "safety":
+            events.append(Event("calm"))
+            simulation.happen(events[-1])
+    except Violation as violation:
+        return _run(simulation, events, violation)
+    return _run(simulation, events, None)
+
+
+def run_trace(trace: EventTrace) -> Run:
+    """What the trace says, up to the first violation."""
+    simulation = Simulation(trace.setting)
+    for i, event in enumerate(trace.events):
+        try:
+            simulation.happen(event)
+        except Violation as violation:
+            return _run(simulation, trace.events[: i + 1], violation)
+    return _run(simulation, trace.events, None)
+
+
+def _run(simulation: Simulation, events: Sequence[Event], violation: Violation | None) -> Run:
+    history, now = simulation.history, simulation.core.snapshot
+    counts = simulation.counts + Counter(
+        {
+            "requests accepted": len(history.ended) + len(history.live),
+            "requests completed": history.num_completed,
+            "tokens generated": history.num_tokens,
+            "tokens found in the prefix cache": now.num_prefix_hit_tokens,
+            "preemptions": now.num_preemptions,
+            "reservations": len(simulation.partner.seated),
+        }
+    )
+    trace = EventTrace(simulation.setting, tuple(events))
+    num_steps = sum(event.name != "calm" for event in events)
+    return Run(trace, num_steps, simulation.core.num_messages, dict(counts), simulation.core.decisions, violation)

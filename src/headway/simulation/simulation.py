@@ -1,0 +1,340 @@
+"""One simulated run: the pure core, a device that knows what is right, and the world around them, event by event.
+
+No threads, no clock, no random numbers: the same events take the same core through the same states.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+
+from headway.config import Role
+from headway.request import FinishReason, RequestStatus
+from headway.scheduler import (
+    AbortRequests,
+    AddRequest,
+    Audit,
+    AuditReport,
+    AwaitSteps,
+    CacheOutputTokens,
+    ClearData,
+    DeviceLost,
+    FinishRequests,
+    GetProgress,
+    Pause,
+    PreemptAll,
+    PreprocessDone,
+    Progress,
+    ResetPrefixCache,
+    Resume,
+    StepResult,
+    StoppedRequests,
+    Tick,
+)
+from headway.simulation.calm import calm
+from headway.simulation.device import DeviceError, OracleDevice
+from headway.simulation.digests import prompt_of
+from headway.simulation.events import EVENTS, Event
+from headway.simulation.history import Ends, Life, Violation, require
+from headway.simulation.partner import Partner
+from headway.simulation.setting import Setting
+from headway.simulation.shapes import Shape
+from headway.simulation.watched import WatchedCore
+
+ABORT, ERROR, STOP = FinishReason.ABORT, FinishReason.ERROR, FinishReason.STOP
+COMPLETE_ONES_END = Ends(natural=True)
+OF_THE_PARTNER = ("reserve", "start_prefill", "start_decode", "drop", "sent")
+SLOW = 25  # events; a step that takes longer to answer is counted as slow
+NO_TOKENS = np.zeros(0, dtype=np.int32)
+
+
+class Flight(NamedTuple):
+    """A step in flight. uids: whose rows it has, and who is new with it. encodes: whether it encodes images.
+    since: events before it was launched."""
+
+    result: StepResult
+    uids: frozenset[int]
+    encodes: bool
+    since: int
+
+
+class Simulation:
+    """A core and all that it talks to.
+
+    partner: the other side of a P or D. answered: the last results that were told, or lost.
+    counts: what has happened, by name.
+    """
+
+    def __init__(self, setting: Setting) -> None:
+        self.setting = setting
+        self.config = setting.config
+        self.role = setting.config.role
+        self.core = WatchedCore(setting, after=lambda effects: self.partner.after(effects))
+        self.history = self.core.history
+        self.device = OracleDevice(setting.config)
+        self.partner = Partner(setting, self.core, self.device)
+        self.in_flight: deque[Flight] = deque()
+        self.answered: deque[StepResult] = deque(maxlen=4)
+        self.counts: Counter[str] = Counter()
+        self.num_events = 0
+        self._slot_uids = [0] * setting.config.max_num_seqs
+        self._seen: set[int] = set()  # uids that the device has heard of
+        self._resets_when_idle = False
+        self._happenings: dict[str, Callable[..., None]] = {
+            name: getattr(self.partner, name) if name in OF_THE_PARTNER else getattr(self, f"_{name}")
+            for name in EVENTS
+        }
+
+    def happen(self, event: Event) -> None:
+        """One event. Raises Violation if the core does what it must not do, whatever it is."""
+        self.num_events += 1
+        self.counts[event.name] += 1
+        try:
+            self._happenings[event.name](*event.args)
+        except Violation:
+            raise
+        except DeviceError as error:
+            raise Violation(error.rule, str(error)) from error
+        except Exception as error:
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            raise Violation(f"{type(error).__name__} in {where.name}", str(error)) from error
+
+    # -- the device ----------------------------------------------------------------------------------------------
+
+    def _launch(self) -> None:
+        if len(self.in_flight) >= self.setting.depth:
+            return
+        before = self.core.snapshot
+        batch = self.core.schedule()
+        if batch is None:
+            if self.core.snapshot == before:
+                self._check_idle()
+            return
+        result = self.device.run(batch)
+        newcomers = [admission.request.uid for admission in batch.admissions]
+        for admission in batch.admissions:
+            self._slot_uids[admission.slot] = admission.request.uid
+            self.partner.arrived.pop(admission.request.uid, None)
+        self._seen.update(newcomers)
+        uids = frozenset([*newcomers, *(self._slot_uids[slot] for slot in batch.slots.tolist())])
+        self.in_flight.append(Flight(result, uids, bool(batch.encode), self.num_events))
+        self.counts["batches"] += 1
+
+    def _check_idle(self) -> None:
+        """A pass without a step, and nothing in flight: then nobody can go on, or somebody is left waiting for ever."""
+        now = self.core.snapshot
+        if self.in_flight or now.paused:
+            return
+        if now.num_running:
+            raise Violation("stuck", f"{now.num_running} requests run, and there is no step: {now}")
+        if now.num_waiting and not now.num_reserved and not self.partner.leases:
+            raise Violation("stuck", f"{now.num_waiting} requests wait, and nobody holds anything: {now}")
+
+    def _answer(self, outcome: int) -> None:
+        if not self.in_flight:
+            return
+        result, uids, _, since = self.in_flight.popleft()
+        self.counts["slow steps"] += self.num_events - since > SLOW
+        step_id, tokens, ends = result.step_id, result.tokens, COMPLETE_ONES_END
+        self.core.step_over(step_id)
+        if outcome == 0:
+            self.device.done(step_id)
+        else:
+            self.device.spoil(step_id)
+            ends = Ends(may=dict.fromkeys(uids, ERROR))
+            if outcome == 1:
+                result = StepResult(step_id, NO_TOKENS, error="the step failed")
+            else:
+                few = outcome == 2 and len(tokens)
+                result = StepResult(step_id, tokens[:-1] if few else np.append(tokens, np.int32(7)))
+            self.counts["failed steps" if outcome == 1 else "wrong token counts"] += 1
+        self.answered.append(result)
+        self.core.tell(result, ends)
+        self._reset_if_idle()
+
+    def _repeat(self, back: int) -> None:
+        if self.answered:
+            self.core.tell_in_vain(self.answered[-1 - back % len(self.answered)])
+
+    def _stray(self, step: int) -> None:
+        step_id = self.core.snapshot.step_id + 1 + step
+        self.core.tell_in_vain(StepResult(step_id, np.zeros(step % 3, dtype=np.int32)))
+
+    def _lose(self) -> None:
+        self.device.lose()
+        for flight in self.in_flight:
+            self.core.step_over(flight.result.step_id)
+            self.answered.append(flight.result)  # it may yet come, too late
+        self.counts["lost steps"] += len(self.in_flight)
+        self.in_flight.clear()
+        self.partner.device_lost()
+        may = dict.fromkeys(self.history.live, ERROR)
+        if self.role is not Role.PREFILL:  # where a slot may be had before the device hears of it
+            may = {uid: ERROR for uid in may if uid in self._seen or uid in self.partner.seated}
+        self.core.tell(DeviceLost("the device was lost"), Ends(may=may))
+        self._reset_if_idle()
+
+    # -- requests ------------------------------------------------------------------------------------------------
+
+    def _add(self, *args: int) -> None:
+        shape = Shape(*args)
+        if shape.uid in self.history.ended:
+            return  # uids are never used twice
+        request = shape.request(self.core.now)
+        if shape.uid in self.history.live:
+            self.core.refuses(AddRequest(request), ValueError)
+            return
+        life = Life(shape, request)
+        self.history.accept(life)
+        if shape.prepare:
+            life.preparing, life.deadline = True, self.core.now + self.config.preprocess_timeout
+            self.core.tell(AddRequest(request))
+            require(life.has_job, "nobody prepares it", f"request {shape.uid}")
+        else:
+            self.core.tell(AddRequest(request), self.core.expect(life, request))
+
+    def _abort(self, *uids: int) -> None:
+        self.core.tell(AbortRequests(uids), self.core.must_end(uids, ABORT))
+
+    def _finish(self, *uids: int) -> None:
+        self.core.tell(FinishRequests(uids), self.core.must_end(uids, STOP))
+
+    def _stopped(self, *uids: int) -> None:
+        self.core.tell_in_vain(StoppedRequests(uids))
+
+    def _publish(self, *uids: int) -> None:
+        self.core.tell(CacheOutputTokens(uids))
+
+    def _prepared(self, uid: int, outcome: int) -> None:
+        life = self.history.live.get(uid)
+        if life is None or not life.preparing:
+            self.core.tell_in_vain(PreprocessDone(uid, error="too late" if outcome == 2 else None))
+            return
+        life.preparing, life.deadline = False, None
+        if outcome == 2:
+            message = PreprocessDone(uid, error="the image is broken")
+            self.core.tell(message, self.core.must_end([uid], ERROR))
+            return
+        request, message = life.request, PreprocessDone(uid)
+        if outcome:
+            tokens, spans = life.shape.prepared(more=5 if outcome == 1 else self.config.max_model_len)
+            max_tokens = min(request.max_tokens, self.config.max_model_len - len(tokens))
+            request = replace(request, prompt=prompt_of(tokens), spans=spans, max_tokens=max_tokens)
+            message = PreprocessDone(uid, request.prompt, spans)
+        self.core.tell(message, self.core.expect(life, request))
+
+    # -- control -------------------------------------------------------------------------------------------------
+
+    def _pause(self, abort: int, reset: int) -> None:
+        self.core.paused = True
+        self._resets_when_idle |= bool(reset)
+        over = list(self.history.live) if abort else list(self.partner.seats) if reset else []
+        self._forget_claims()
+        self.core.tell(Pause(bool(abort), bool(reset)), self.core.must_end(over, ABORT))
+        self._check_preempted()
+        self._reset_if_idle()
+
+    def _resume(self) -> None:
+        self.core.paused = False
+        if self._resets_when_idle:  # it does not wait for what is in flight, which ends as it began
+            self._change_weights()
+        self.core.tell(Resume())
+
+    def _preempt_all(self) -> None:
+        self._forget_claims()
+        self.core.tell(PreemptAll())
+        if self.role is not Role.PREFILL:  # where they are let in again at once
+            self._check_preempted()
+
+    def _check_preempted(self) -> None:
+        """Nobody runs any more, but those whose last step is in flight."""
+        running, last = self.core.snapshot.num_running, len(self._in_flight_uids())
+        require(running <= last, "not preempted", f"{running} requests run, {last} of them in flight")
+
+    def _clear(self) -> None:
+        self.core.tell(ClearData(), self.core.must_end(list(self.history.live), ABORT))
+        self.device.change_weights()
+
+    def _reset_cache(self) -> None:
+        holders = [*self.partner.seats, *self.partner.arrived, *self._in_flight_uids()]
+        if self.role is Role.PREFILL:  # where a slot may be had before the device hears of it
+            holders += [uid for uid in self.history.live if self._progress_of(uid).status in _SEATED]
+        num_cached = self.core.ask(ResetPrefixCache)
+        require(isinstance(num_cached, int) and num_cached >= 0, "bad answer", f"{num_cached} blocks were cached")
+        self.device.change_weights(holders)
+
+    def _reset_if_idle(self) -> None:
+        """A pause that resets the cache is for other weights: they come once nothing is in flight any more."""
+        if self._resets_when_idle and not self.in_flight:
+            self._change_weights()
+
+    def _change_weights(self) -> None:
+        """Nobody may go on with what was cached; what is in flight, and what came from P alone, is none of that."""
+        self._resets_when_idle = False
+        arrived = [uid for uid, num_cached in self.partner.arrived.items() if not num_cached]
+        self.device.change_weights([*arrived, *self._in_flight_uids()])
+
+    def _in_flight_uids(self) -> set[int]:
+        return {uid for flight in self.in_flight for uid in flight.uids}
+
+    def _forget_claims(self) -> None:
+        """Whoever runs gives up its blocks, and starts again with the weights of that time; but one whose last step is
+        in flight does not."""
+        self.partner.arrived.clear()
+        self.device.keep_only(self.partner.seats.keys() | self._in_flight_uids())
+
+    # -- reads and the clock -------------------------------------------------------------------------------------
+
+    def _progress(self, uid: int) -> None:
+        life = self.history.live.get(uid)
+        if life is None:
+            progress = self.core.ask(lambda reply: GetProgress(reply, uid))
+            require(progress is None, "bad answer", f"request {uid} has ended, and got to {progress}")
+            return
+        got = self._progress_of(uid)
+        waits = {
+            RequestStatus.PREPARING: life.preparing,
+            RequestStatus.RESERVED: life.reserved,
+            RequestStatus.SENDING: life.sending,
+        }
+        told = got.num_output_tokens == life.num_tokens and all((got.status is s) == w for s, w in waits.items())
+        if not told:
+            raise Violation("bad answer", f"request {uid}, {life.num_tokens} tokens and {waits}, got to {got}")
+
+    def _progress_of(self, uid: int) -> Progress:
+        progress = self.core.ask(lambda reply: GetProgress(reply, uid))
+        if not isinstance(progress, Progress) or progress.uid != uid:
+            raise Violation("bad answer", f"request {uid} is alive, and got to {progress}")
+        return progress
+
+    def _audit(self) -> None:
+        report = self.core.ask(Audit)
+        require(isinstance(report, AuditReport) and report.ok, "bad answer", f"the audit says {report}")
+
+    def _await_steps(self) -> None:
+        self.core.await_steps(AwaitSteps)
+
+    def _wait(self, ms: int) -> None:
+        self.core.now += ms / 1000
+        deadlines = [life.deadline for life in self.history.live.values() if life.deadline is not None]
+        nearest, told = min(deadlines, default=None), self.core.snapshot.next_deadline
+        require(told == nearest, "wrong deadline", f"{told}, expected {nearest}")
+        if nearest is not None and nearest <= self.core.now:
+            self._tick()
+
+    def _tick(self) -> None:
+        live, now = self.history.live.items(), self.core.now
+        due = [uid for uid, life in live if life.deadline is not None and life.deadline <= now]
+        self.counts["timeouts"] += len(due)
+        self.core.tell(Tick(), self.core.must_end(due, ERROR))
+
+    def _calm(self) -> None:
+        calm(self)
+
+
+_SEATED = (RequestStatus.RESERVED, RequestStatus.RUNNING_PREFILL)

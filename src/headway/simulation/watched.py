@@ -1,0 +1,166 @@
+"""The core under observation: whatever it is told, what it answers and how it stands afterwards is checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from zlib import crc32
+
+from headway.config import Role
+from headway.request import FinishReason, Request
+from headway.scheduler import (
+    Batch,
+    DynamicAllocation,
+    Effects,
+    Message,
+    Scheduler,
+    StaticAllocation,
+)
+from headway.simulation.history import Ends, History, Life, Violation, require
+from headway.simulation.setting import Setting
+
+NOBODY_ENDS = Ends()
+
+
+class WatchedCore:
+    """A scheduler, and what its callers know of it.
+
+    now: seconds. paused, in_flight (step ids): what the core must know too.
+    decisions: a checksum of every batch and effect so far; the same for runs that went the same way.
+    after: called with the effects of every message and pass, once they are found to be in order.
+    """
+
+    def __init__(self, setting: Setting, after: Callable[[Effects], None]) -> None:
+        self.scheduler = Scheduler(setting.config, StaticAllocation() if setting.static else DynamicAllocation())
+        self.history = History()
+        self._config = setting.config
+        self.now = 0.0
+        self.paused = False
+        self.in_flight: set[int] = set()
+        self.snapshot = self.scheduler.snapshot()
+        self.num_messages = 0
+        self.decisions = 0
+        self._schedule = (
+            self.scheduler.prefill_schedule if setting.config.role is Role.PREFILL else self.scheduler.schedule
+        )
+        self._audits = setting.audits
+        self._after = after
+        self._last_reply = 0
+        self._awaiting: dict[int, set[int]] = {}  # reply id -> steps whose results it waits for
+
+    def tell(self, message: Message, ends: Ends = NOBODY_ENDS) -> None:
+        """Apply a message. ends: which requests it may end, or must."""
+        self.num_messages += 1
+        self._note(self.scheduler.apply(message, self.now), ends)
+
+    def tell_in_vain(self, message: Message) -> None:
+        """A message that means nothing here: nothing may happen."""
+        before = self.snapshot
+        self.num_messages += 1
+        effects = self.scheduler.apply(message, self.now)
+        if effects:
+            raise Violation("something of nothing", f"{type(message).__name__} has effects: {effects}")
+        self._note(effects, NOBODY_ENDS)
+        require(self.snapshot == before, "something of nothing", f"{type(message).__name__} changed the state")
+
+    def refuses(self, message: Message, error: type[Exception]) -> None:
+        """A message that must be refused with this error, and change nothing."""
+        before = self.snapshot
+        self.num_messages += 1
+        try:
+            effects = self.scheduler.apply(message, self.now)
+        except error:
+            effects = None
+        require(effects is None, "not refused", f"{type(message).__name__} should raise {error.__name__}: {effects}")
+        self._note(Effects(), NOBODY_ENDS)
+        require(self.snapshot == before, "refused, but", f"{type(message).__name__} changed the state")
+
+    def ask(self, query: Callable[[int], Message], accept: Callable[[object], None] | None = None) -> object:
+        """The answer to a query that is answered at once.
+
+        query: makes it, given a reply id. accept: called with the answer before the core's state is checked.
+        """
+        message = query(self._new_reply())
+        self.num_messages += 1
+        effects = self.scheduler.apply(message, self.now)
+        values = [answer.value for answer in effects.answers if answer.reply == self._last_reply]
+        if len(values) != 1:
+            raise Violation("not answered", f"{message} has {effects}")
+        if accept is not None:
+            accept(values[0])
+        self._note(effects, NOBODY_ENDS)
+        return values[0]
+
+    def await_steps(self, query: Callable[[int], Message]) -> None:
+        """A query that is answered when all that is in flight now is."""
+        message = query(self._new_reply())
+        self._awaiting[self._last_reply] = set(self.in_flight)
+        self.tell(message)
+
+    def schedule(self) -> Batch | None:
+        """A pass. It ends nobody: whoever was let in can be served."""
+        batch, errors = self._schedule(self.now)
+        if batch is not None:
+            require(not self.paused, "a step while paused", f"step {batch.step_id}")
+            self.in_flight.add(batch.step_id)
+            for array in (batch.slots, batch.positions, batch.num_new_tokens, batch.table_slots, batch.table_blocks):
+                self.decisions = crc32(array.tobytes(), self.decisions)
+        self._note(Effects(ended=errors), NOBODY_ENDS)
+        return batch
+
+    def step_over(self, step_id: int) -> None:
+        """A step is in flight no more: its result is about to be told, or lost."""
+        self.in_flight.discard(step_id)
+        for steps in self._awaiting.values():
+            steps.discard(step_id)
+
+    def must_end(self, uids: Iterable[int], reason: FinishReason) -> Ends:
+        """All of these that live must end now."""
+        return Ends(must={uid: reason for uid in uids if uid in self.history.live})
+
+    def can_serve(self, request: Request) -> bool:
+        """Whether there is room for it if it is alone, whole and image by image."""
+        config = self._config
+        return (
+            len(request.prompt) > 0 < request.max_tokens
+            and len(request.prompt) + request.max_tokens <= config.max_model_len
+            and all(span.length <= config.smallest_chunk_budget for span in request.spans)
+            and all(span.num_encoder_tokens <= config.encoder_budget for span in request.spans)
+        )
+
+    def expect(self, life: Life, request: Request) -> Ends:
+        """From now on this is what is to be answered; if it never can be, that is told at once."""
+        if not self.can_serve(request):
+            return self.must_end([request.uid], FinishReason.ERROR)
+        life.expect(request, num_tokens=1 if self._config.role is Role.PREFILL else None)
+        return NOBODY_ENDS
+
+    def _new_reply(self) -> int:
+        self._last_reply += 1
+        self.history.ask(self._last_reply)
+        return self._last_reply
+
+    def _note(self, effects: Effects, ends: Ends) -> None:
+        self.history.note(effects, ends)
+        if effects.started or effects.ended:
+            happened = f"{effects.started}{[(end.uid, end.reason) for end in effects.ended]}"
+            self.decisions = crc32(happened.encode(), self.decisions)
+        for answer in effects.answers:
+            steps = self._awaiting.pop(answer.reply, None)
+            require(not steps, "answered too early", f"reply {answer.reply} waits for steps {steps}")
+        forgotten = [reply for reply, steps in self._awaiting.items() if not steps]
+        require(not forgotten, "not answered", f"replies {forgotten} wait for no step any more")
+        self._after(effects)
+        self._check()
+
+    def _check(self) -> None:
+        """What must hold at any time."""
+        if self._audits:
+            self.scheduler.audit()
+        self.snapshot = now = self.scheduler.snapshot()
+        num_live = len(self.history.live)
+        by_state = now.num_running + now.num_waiting + now.num_preparing + now.num_reserved + now.num_sending
+        counted = by_state == num_live == now.num_requests_added - now.num_requests_ended
+        spanned = now.num_running + now.num_reserved <= now.num_slots_spanned <= now.num_slots
+        if not counted or not spanned or now.num_in_flight != len(self.in_flight) or now.paused != self.paused:
+            known = f"{num_live} requests live, {len(self.in_flight)} steps in flight, paused: {self.paused}"
+            raise Violation("miscounted", f"{known}; {now}")

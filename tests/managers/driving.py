@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import threading
+import time
 import zlib
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from concurrent.futures import Future
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +22,8 @@ from headway.scheduler import Batch, Effects, RequestEnd, StepResult
 VOCAB = 32000
 ALL = tuple(MANAGERS)
 PATIENCE = 30.0  # seconds after which something that should have happened counts as never happening
+
+T = TypeVar("T")
 
 
 def config(**changes: Any) -> SchedulerConfig:
@@ -75,6 +80,43 @@ class History:
         return [self.ends[uid].reason for uid in uids]
 
 
+class Asking(Future[T]):
+    """A question that is asked on a thread of its own, and its outcome."""
+
+    def __init__(self, question: Callable[[], T]) -> None:
+        super().__init__()
+        self._question = question
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def _run(self) -> None:
+        try:
+            self.set_result(self._question())
+        except BaseException as error:
+            self.set_exception(error)
+
+    def answer(self) -> T:
+        """What it returned; raises what it raised."""
+        return self.result(timeout=PATIENCE)
+
+
+def asking(manager: Manager, question: Callable[[], T]) -> Asking[T]:
+    """Ask on another thread. Returns when the query has been handed in, or the question has its outcome without."""
+    there, put_query = threading.Event(), manager._put_query
+
+    def put(*args: Any) -> None:
+        put_query(*args)
+        there.set()
+
+    manager._put_query = put  # type: ignore[method-assign]
+    try:
+        one = Asking(question)
+        one.add_done_callback(lambda _: there.set())
+        assert there.wait(PATIENCE)
+    finally:
+        manager._put_query = put_query  # type: ignore[method-assign]
+    return one
+
+
 class Driver:
     """One manager, one thread, one simulated device, one history."""
 
@@ -121,10 +163,30 @@ class Driver:
                 return
         raise AssertionError(f"{self.manager.door.num_inside} requests are left after {max_steps} steps")
 
+    def asking(self, question: Callable[[], T]) -> Asking[T]:
+        """See the function of this name."""
+        return asking(self.manager, question)
+
+    def ask(self, question: Callable[[], T]) -> T:
+        """Have it asked on another thread, and serve meanwhile."""
+        one, until = self.asking(question), time.monotonic() + PATIENCE
+        while not one.done() and time.monotonic() < until:
+            self.manager.wait(0.01)
+            self.settle()
+        return one.answer()
+
     def settle(self) -> None:
         """What was handed in is applied and its effects are written down."""
         self.manager.drain()
         self.history.take(self.manager.take_effects())
+
+    def run_out(self, max_steps: int = 200) -> None:
+        """Steps until there is nothing more to compute."""
+        for _ in range(max_steps):
+            if self.step() is None:
+                break
+            self.settle()
+        self.settle()
 
     def assert_empty(self) -> None:
         """Nothing leaked: no request inside, every slot and block back, the books balance."""

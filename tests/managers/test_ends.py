@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -257,8 +258,9 @@ def test_after_closing_nothing_is_accepted_and_nothing_applied(driver: Driver) -
     driver.history.take(manager.close(FinishReason.ERROR, "it broke"))
     with pytest.raises(EngineDeadError, match="it broke"):
         driver.add("b")
-    manager.add_abort_req_ids(["a", uid])
-    manager.finish_requests([uid])
+    for end in (manager.add_abort_req_ids, manager.finish_requests):
+        with pytest.raises(EngineDeadError, match="it broke"):
+            end(["a", uid])
     manager.post_result(result)
     assert not manager.take_effects()
     assert manager.available_batch() == 4
@@ -292,9 +294,9 @@ def test_a_request_that_passed_the_door_when_the_manager_closed_is_refused(drive
     manager, enter = driver.manager, driver.manager.door.enter
 
     def closed_meanwhile(request: Any) -> None:
-        closed, manager.door._closed = manager.door._closed, None  # the look at the door was before the closing
+        closed, manager.door.closed = manager.door.closed, None  # the look at the door was before the closing
         enter(request)
-        manager.door._closed = closed
+        manager.door.closed = closed
 
     driver.history.take(manager.close(FinishReason.ABORT))
     manager.door.enter = closed_meanwhile  # type: ignore[method-assign]
@@ -306,7 +308,7 @@ def test_a_request_that_passed_the_door_when_the_manager_closed_is_refused(drive
 
 def test_a_request_that_the_closing_ended_was_accepted_also_if_its_id_is_taken_again(driver: Driver) -> None:
     """A has entered; the closing ends it; B, already at the door, takes the id. A counts as ended, B as refused."""
-    manager, tell = driver.manager, driver.manager._tell
+    manager, put = driver.manager, driver.manager._put
     a_told, b_entered, a_done = threading.Event(), threading.Event(), threading.Event()
     outcome: dict[int, str] = {}
 
@@ -317,8 +319,8 @@ def test_a_request_that_the_closing_ended_was_accepted_also_if_its_id_is_taken_a
         except EngineDeadError:
             outcome[uid] = "refused"
 
-    def paused_tell(command: Any) -> None:
-        tell(command)
+    def paused_put(command: Any) -> None:
+        put(command)
         if command.request.uid == 1:
             a_told.set()
             assert b_entered.wait(PATIENCE)
@@ -326,12 +328,12 @@ def test_a_request_that_the_closing_ended_was_accepted_also_if_its_id_is_taken_a
             b_entered.set()
             assert a_done.wait(PATIENCE)
 
-    manager._tell = paused_tell  # type: ignore[method-assign]
+    manager._put = paused_put  # type: ignore[method-assign]
     a = threading.Thread(target=lambda: (add(1), a_done.set()))
     a.start()
     assert a_told.wait(PATIENCE)
     driver.history.take(manager.close(FinishReason.ABORT))
-    manager.door._closed = None  # B had looked before
+    manager.door.closed = None  # B had looked before
     add(2)
     a.join(PATIENCE)
     assert outcome == {1: "accepted", 2: "refused"}
@@ -359,7 +361,8 @@ def test_of_requests_that_race_with_the_closing_each_is_refused_or_ends_once(nam
                     return
                 accepted[who].append(request.uid)
                 if number % 2:
-                    manager.add_abort_req_ids([request.uid])
+                    with suppress(EngineDeadError):
+                        manager.add_abort_req_ids([request.uid])
 
         threads = [threading.Thread(target=call, args=(who,), daemon=True) for who in range(num_threads)]
         for thread in threads:

@@ -13,7 +13,7 @@ from headway.request import DuplicateRequestError, FinishReason, QueueFullError,
 from headway.scheduler import Effects, Snapshot, StepResult
 from tests.managers.driving import ALL, Driver, answer_to, hand_made, make, prompt_of
 
-PUBLIC = [name for name in vars(Manager) if not name.startswith("_") and callable(vars(Manager)[name])]
+PUBLIC = [name for name, _ in inspect.getmembers(Manager, inspect.isfunction) if not name.startswith("_")]
 
 
 # -- one surface -------------------------------------------------------------------------------------------------
@@ -35,7 +35,7 @@ def test_the_surface_has_the_names_its_users_know() -> None:
 @pytest.mark.parametrize("method", PUBLIC)
 def test_every_method_has_one_signature_and_is_documented(method: str) -> None:
     """The base says what a method does; a manager may say more, but cannot take more or less."""
-    assert inspect.getdoc(vars(Manager)[method])
+    assert inspect.getdoc(getattr(Manager, method))
     signatures = {str(inspect.signature(getattr(kind, method))) for kind in (Manager, *MANAGERS.values())}
     assert len(signatures) == 1
 

@@ -1,0 +1,198 @@
+"""A manager, a device that notices foreign KV, whoever sends and receives KV, and a history; by hand, in any order."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+
+from headway.config import Role
+from headway.managers import Manager
+from headway.request import EnginePausedError, FinishReason, QueueFullError, Request, SamplingParams
+from headway.scheduler import DeviceLost, PreprocessDone, Reservation, Sending, StepResult
+from tests.managers.driving import Asking, History, T, asking, assert_nothing_held, make
+from tests.oracle_device import OracleDevice, _extend, _root, answer_of
+
+
+class Device(OracleDevice):
+    """Its KV may also come from, and go to, another device."""
+
+    def receive(self, request: Request, blocks: Sequence[int]) -> None:
+        """The KV of a prompt comes in from P."""
+        for place, digest in self._prompt_kv(request, blocks):
+            self._kv[place] = digest
+
+    def check(self, request: Request, blocks: Sequence[int]) -> None:
+        """What is read from these blocks is the KV of this prompt."""
+        for place, digest in self._prompt_kv(request, blocks):
+            assert self._kv.get(place) == digest, f"D would read foreign KV of request {request.request_id!r}"
+
+    def _prompt_kv(self, request: Request, blocks: Sequence[int]) -> Iterator[tuple[int, bytes]]:
+        digest = _root(request)
+        for position, token in enumerate(request.prompt.tolist()):
+            digest = _extend(digest, token)
+            yield int(blocks[position // self._size]) * self._size + position % self._size, digest
+
+
+class World:
+    """What can happen, one thing at a time. Ops that make no sense at the moment do nothing."""
+
+    def __init__(self, manager: Manager) -> None:
+        self.manager = manager
+        self.device = Device(manager.config)
+        self.history = History()
+        self.requests: dict[str, Request] = {}  # those that were accepted, by request id
+        self.reservations: dict[str, Reservation] = {}
+        self.in_flight: deque[StepResult] = deque()
+        self.jobs: list[Request] = []
+        self.sending: dict[str, Sending] = {}
+        self.asked: list[Asking[Any]] = []
+        is_p = manager.config.role is Role.PREFILL
+        self._pass = manager.prefill_schedule if is_p else manager.schedule
+
+    # -- callers -------------------------------------------------------------------------------------------------
+
+    def make(self, request_id: str, prompt: Sequence[int], max_tokens: int = 8, **options: Any) -> Request:
+        return self.manager.make_request(request_id, prompt, SamplingParams(max_tokens=max_tokens), **options)
+
+    def add(self, request_id: str, prompt: Sequence[int], max_tokens: int = 8, **options: Any) -> bool:
+        """False: it was refused for now."""
+        request = self.make(request_id, prompt, max_tokens, **options)
+        try:
+            self.manager.add_request(request)
+        except (EnginePausedError, QueueFullError):
+            return False
+        self.requests[request_id] = request
+        return True
+
+    def uid(self, request_id: str) -> int:
+        return self.requests[request_id].uid
+
+    def ask(self, question: Callable[[], T]) -> Asking[T]:
+        """Have it asked; it has been handed in when this returns."""
+        one = asking(self.manager, question)
+        self.asked.append(one)
+        return one
+
+    def reserve(self, request_id: str, prompt: Sequence[int], max_tokens: int = 8) -> Asking[Reservation | None]:
+        """Preallocate, on P or on D."""
+        manager, request = self.manager, self.make(request_id, prompt, max_tokens)
+        is_p = manager.config.role is Role.PREFILL
+        preallocate = manager.preallocate_resource_in_p if is_p else manager.preallocate_resource_in_d
+
+        def question() -> Reservation | None:
+            reservation = preallocate(request)
+            if reservation is not None:
+                self.requests[request_id] = request
+                self.reservations[request_id] = reservation
+            return reservation
+
+        return self.ask(question)
+
+    def receive(self, request_id: str) -> None:
+        """The KV of a reserved request comes in, and its first token."""
+        request = self.requests[request_id]
+        entry = self.manager._core._state.entries.get(request.uid)
+        if entry is not None and entry.handle is not None:  # else the blocks are no longer its own
+            self.device.receive(request, self.reservations[request_id].blocks.tolist())
+        self.manager.add_prefilled_request(request_id, answer_of(request)[0][0])
+
+    # -- device, jobs, sender ------------------------------------------------------------------------------------
+
+    def launch(self) -> None:
+        """A pass, and what it makes goes to the device, up to two steps."""
+        if len(self.in_flight) < 2:
+            batch, _ = self._pass()
+            self._take_in()
+            if batch is not None:
+                self.in_flight.append(self.device.run(batch))
+
+    def post(self, error: str | None = None) -> None:
+        """The device answers for its oldest step."""
+        if self.in_flight:
+            result = self.in_flight.popleft()
+            if error is not None:
+                result = StepResult(result.step_id, np.zeros(0, np.int32), error=error)
+            self.manager.post_result(result)
+
+    def lose_device(self) -> None:
+        self.in_flight.clear()
+        self.device = Device(self.manager.config)
+        self.manager.post_result(DeviceLost("the device is gone"))
+
+    def prepare(self, error: str | None = None) -> None:
+        """The oldest job ends."""
+        if self.jobs:
+            request = self.jobs.pop(0)
+            self.manager.post_result(PreprocessDone(request.uid, error=error))
+
+    def send(self, request_id: str = "", error: str | None = None) -> None:
+        """D has the KV of this request (of any, if none is named), or will not get it."""
+        if not request_id and self.sending:
+            request_id = next(iter(self.sending))
+        sending = self.sending.pop(request_id, None)
+        if sending is not None:
+            self.device.check(self.requests[request_id], sending.blocks.tolist())
+            self.manager.send_done(sending.uid, error)
+
+    # -- the loop ------------------------------------------------------------------------------------------------
+
+    def drain(self) -> None:
+        """Apply what was handed in, write down what came of it, recount."""
+        self.manager.drain()
+        self._take_in()
+
+    def _take_in(self) -> None:
+        effects = self.manager.take_effects()
+        self.jobs += effects.jobs
+        self.sending |= {sending.request_id: sending for sending in effects.sending}
+        self.history.take(effects)
+        self.manager._core.audit()
+
+    def run(self, max_turns: int = 500) -> None:
+        """Nothing more comes: what was held up goes on, what was reserved is given up, the rest runs to its end."""
+        self.manager.resume()
+        for _ in range(max_turns):
+            if not self.manager.door.num_inside and not self.in_flight and not self.sending:
+                break
+            self.manager.pre_recycle_resource(list(self.reservations))
+            self.prepare()
+            self.send()
+            self.drain()
+            self.launch()
+            self.post()
+        self.drain()
+
+    def check(self) -> None:
+        """Everybody accepted ended once, with a true answer or the beginning of one; nothing is held; nobody waits."""
+        for one in self.asked:
+            with suppress(Exception):
+                one.answer()
+        assert {request.uid for request in self.requests.values()} == set(self.history.ends)
+        for request_id, request in self.requests.items():
+            end, (answer, reason) = self.history.ends[request.uid], answer_of(request)
+            tokens = self.history.tokens.get(request.uid, [])
+            if end.reason is FinishReason.LENGTH:
+                assert (tokens, end.reason) == (answer, reason), request_id
+            assert tokens == answer[: len(tokens)], request_id
+        assert_nothing_held(self.manager)
+        assert not self.manager._core._state.leases
+        assert len(self.manager._desk) == 0
+
+
+def world(name: str, **changes: Any) -> World:
+    """A small world: its manager's tokens are the device's."""
+    return World(make(name, **changes))
+
+
+def orders(*programs: Sequence[T]) -> Iterator[tuple[T, ...]]:
+    """Every way to carry these out together, each in its own order."""
+    left = [program for program in programs if program]
+    if not left:
+        yield ()
+    for i, program in enumerate(left):
+        for rest in orders(*left[:i], program[1:], *left[i + 1 :]):
+            yield (program[0], *rest)

@@ -7,7 +7,7 @@ CORE   := src/headway/scheduler/*,src/headway/kvcache/*,src/headway/managers/*
 # More arguments for the command that a target runs: make serve ARGS="--port 9000"
 ARGS   ?=
 
-.PHONY: help setup demo serve test lint format bench model-check clean
+.PHONY: help setup demo serve test mutants lint format bench model-check clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1	/' | expand -t 21
@@ -30,6 +30,9 @@ serve: $(READY)  ## Serve the embedded model (OpenAI's API) until Ctrl-C
 test: $(READY)  ## Run the tests; the core must be covered to 95%, branches included
 	$(BIN)/python -m pytest --cov --cov-report= $(ARGS)
 	$(BIN)/coverage report --include='$(CORE)' --fail-under=95
+
+mutants: $(READY)  ## Bring back each flaw of the original, one at a time: the tests that guard against it must fail
+	$(BIN)/python tools/mutants.py $(ARGS)
 
 lint: $(READY)  ## Check style, format and types
 	$(BIN)/ruff check .

@@ -1,0 +1,26 @@
+"""What the tests of findings share."""
+
+from __future__ import annotations
+
+import pytest
+
+from headway.managers import lockfree
+from tests.managers.driving import ALL, Driver, make
+
+
+@pytest.fixture(params=ALL)
+def name(request: pytest.FixtureRequest) -> str:
+    """Each of the three managers in turn."""
+    return str(request.param)
+
+
+@pytest.fixture
+def driver(name: str) -> Driver:
+    """A manager with room for everybody."""
+    return Driver(make(name))
+
+
+@pytest.fixture(autouse=True)
+def _turns_bounded_in_count_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that what one `drain` applies does not depend on how busy the machine is."""
+    monkeypatch.setattr(lockfree, "MAX_SECONDS_PER_TURN", 3600.0)

@@ -1,0 +1,205 @@
+"""`make mutants`: there is a test and a mutant for everything that was found, each mutant fits, and what runs them can
+itself say no. That the mutants are killed is `make mutants`' own business."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from tools import mutants
+from tools.mutants import ROOT, Copy, Mutant, read_all
+
+MUTANTS = read_all(ROOT / "tests" / "mutants")
+TESTS = ROOT / "tests" / "findings"
+
+# Everything that was found, by the name that its tests (`test_NAME_...`) and its mutants go by.
+FINDINGS = {
+    "F1": "a query can block for ever",
+    "F2": "the slot is freed before the message is applied, and the late message clears the newcomer's",
+    "F3": "one manager copies another's logic",
+    "F4": "the same switch is checked in several places at run time",
+    "prefill_schedule": "the default manager has none",
+    "flaw_01": "the deque of the lock-free manager is guarded by a lock",
+    "flaw_02": "a query costs a scheduling period",
+    "flaw_03": "an exception in a handler blocks who asked, or loses the request",
+    "flaw_04": "the drain is unbounded, a finish costs O(running + blocks)",
+    "flaw_05": "finishing who waits raises, finishing who was preempted gives two requests one slot",
+    "flaw_06": "storage and hashing run on the scheduling thread",
+    "flaw_07": "query ids collide, results of those who left are kept for ever",
+    "flaw_08": "some operations change state past the queue, live state is read without order",
+    "flaw_09": "counts are stale, and too much work is fetched",
+    "flaw_10": "payloads stay shared and mutable; there is no shutdown",
+    "flaw_11": "a pass costs O(running + blocks) even when nothing happens",
+    "v1_abort": "aborts take effect at a decode visit alone",
+    "v1_stale_abort": "abort markers for unknown ids stay, and kill a later request",
+    "v1_preprocessing": "unfinished preprocessing sends a request to the tail",
+    "v1_head_of_line": "one that does not fit blocks all behind it",
+    "v1_preempted": "who is preempted keeps its slot, so that priorities cannot displace, and loses its place",
+    "v1_victim_on_d": "a victim on D is thrown out with an error",
+    "v1_deterministic": "deterministic mode waits for ever",
+    "v1_reservation": "a reservation of D has no timeout",
+    "v1_has_resource": "has_resource is a look before an act",
+    "v1_d_queries": "D takes one request a step",
+}
+
+
+def functions_of(path: Path) -> set[str]:
+    """The tests of a file, those in classes as Class::test."""
+    found = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.ClassDef):
+            found |= {f"{node.name}::{part.name}" for part in node.body if isinstance(part, ast.FunctionDef)}
+        elif isinstance(node, ast.FunctionDef):
+            found.add(node.name)
+    return found
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Copy:
+    """The present tree."""
+    return Copy.of(ROOT, tmp_path_factory.mktemp("tree"))
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_every_mutant_applies_to_the_present_tree(mutant: Mutant, copy: Copy) -> None:
+    assert copy.apply(mutant, check_only=True) is None
+    assert all(file.startswith("src/headway/") for file in mutant.files)
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_every_mutant_names_tests_that_exist_and_what_it_brings_back(mutant: Mutant) -> None:
+    assert mutant.finding in FINDINGS or mutant.finding == "invariant"
+    assert mutant.finding == "invariant" or mutant.name.startswith(mutant.finding)
+    for test in mutant.tests:
+        file, _, function = test.partition("::")
+        assert function.partition("[")[0] in functions_of(ROOT / file)
+
+
+@pytest.mark.parametrize("finding", FINDINGS)
+def test_everything_that_was_found_has_a_test_and_a_mutant_that_it_kills(finding: str) -> None:
+    named = {name for path in TESTS.glob("test_*.py") for name in functions_of(path) if f"test_{finding}_" in name}
+    assert named
+    killed_by = {test for mutant in MUTANTS if mutant.finding == finding for test in mutant.tests}
+    assert any(f"::test_{finding}_" in test for test in killed_by)
+
+
+@pytest.mark.parametrize("path", sorted(TESTS.glob("test_*.py")), ids=lambda path: path.name)
+def test_every_test_there_is_killed_by_a_mutant(path: Path) -> None:
+    """So each of them can fail. But for two, which see to it that a list is complete."""
+    lists = {"test_F1_the_queries_here_are_all_there_are", "test_these_are_all_that_a_caller_can_do"}
+    killed = {test.partition("[")[0] for mutant in MUTANTS for test in mutant.tests}
+    tests = {name for name in functions_of(path) if name.startswith("test_")} - lists
+    assert not {name for name in tests if f"{path.relative_to(ROOT)}::{name}" not in killed}
+
+
+# -- what runs them ----------------------------------------------------------------------------------------------
+
+MODULE = """\
+LIMIT = 3
+
+
+def double(number: int) -> int:
+    return 2 * number
+"""
+TEST = """\
+import time
+import pytest
+import headway
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_double(number):
+    assert headway.double(number) == 2 * number
+
+
+def test_limit():
+    assert headway.LIMIT == 3
+
+
+def test_limit_in_time():
+    time.sleep(0 if headway.LIMIT == 3 else 60)
+"""
+
+
+class Project:
+    """A little one of the same name, so that what is installed could be imported by mistake."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        for file, text in {
+            "src/headway/__init__.py": MODULE,
+            "tests/test_it.py": TEST,
+            "pyproject.toml": "[tool.pytest.ini_options]\n",
+        }.items():
+            (root / file).parent.mkdir(parents=True, exist_ok=True)
+            (root / file).write_text(text)
+
+    def mutant(self, name: str, old: str, new: str, *tests: str) -> Mutant:
+        head = "".join(f"Red: tests/test_it.py::{test}\n" for test in tests)
+        patch = self.root / f"{name}.patch"
+        patch.write_text(
+            f"Finding: F1\nMutation: none\n{head}\n--- a/src/headway/__init__.py\n+++ b/src/headway/__init__.py\n"
+            f"@@ -1,2 +1,2 @@\n-{old}\n+{new}\n \n"
+        )
+        return Mutant.read(patch)
+
+    def run(self, *made: Mutant) -> int:
+        return mutants.run(self.root, made, jobs=2)
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    return Project(tmp_path)
+
+
+def test_mutants_whose_tests_all_fail_are_killed(
+    project: Project, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a failure or by a hang; and the tree is as it was."""
+    monkeypatch.setattr(mutants, "SECONDS_PER_TEST", 2)
+    limit = project.mutant("limit", "LIMIT = 3", "LIMIT = 4", "test_limit")
+    assert project.run(limit, project.mutant("hangs", "LIMIT = 3", "LIMIT = 4", "test_limit_in_time")) == 0
+    out = capsys.readouterr().out
+    assert "2 tests are green without a mutant" in out and "2 of 2 mutants killed" in out
+    assert "killed: assert 4 == 3" in out and "killed: it hung, and was stopped" in out
+    assert (project.root / "src/headway/__init__.py").read_text() == MODULE
+
+
+def test_a_mutant_that_lives_or_does_not_fit_is_named(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    """It lives as soon as one of its tests is green."""
+    killed = project.mutant("killed", "LIMIT = 3", "LIMIT = 4", "test_limit")
+    lives = project.mutant("lives", "LIMIT = 3", "LIMIT = 4", "test_double[1]", "test_limit")
+    stale = project.mutant("stale", "LIMIT = 7", "LIMIT = 4", "test_limit")
+    broken = project.mutant("broken", "LIMIT = 3", "LIMIT = = 4", "test_limit")
+    assert project.run(killed, lives, stale, broken) == 1
+    out, err = capsys.readouterr()
+    assert "1 of 4 mutants killed" in out and "LIVES: still green: tests/test_it.py::test_double[1]" in out
+    assert "DOES NOT APPLY" in out and "CANNOT BE TESTED" in out
+    assert err == "not killed: lives, stale, broken\n"
+
+
+def test_tests_that_are_red_anyway_show_nothing(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    (project.root / "tests/test_it.py").write_text(TEST.replace("== 3", "== 5"))
+    assert project.run(project.mutant("limit", "LIMIT = 3", "LIMIT = 4", "test_limit")) == 1
+    assert capsys.readouterr().err == "red without any mutant: tests/test_it.py::test_limit\n"
+
+
+def test_the_copy_is_what_is_imported(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    made = project.mutant("limit", "LIMIT = 3", "LIMIT = 4", "test_limit")
+    assert Copy.of(ROOT, project.root / "all").imported_from("headway").is_relative_to(project.root)
+    assert mutants.run(project.root, [made], jobs=1, package="json") == 1
+    assert "not from the copy: nothing could be shown" in capsys.readouterr().err
+
+
+def test_a_mutant_must_say_what_it_is(tmp_path: Path) -> None:
+    patch = tmp_path / "silent.patch"
+    patch.write_text("Finding: F1\nMutation: none\n\n--- a/src/x.py\n+++ b/src/x.py\n@@ -1 +1 @@\n-a\n+b\n")
+    with pytest.raises(ValueError, match=r"silent\.patch must say one Finding, one Mutation, at least one Red"):
+        Mutant.read(patch)
+
+
+def test_a_name_that_is_none_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert mutants.main(["F9_nobody"]) == 2
+    assert capsys.readouterr().err == "no such mutant: F9_nobody\n"

@@ -172,14 +172,18 @@ class TestAFailedEncodeStep:
         driver.run()
         driver.assert_answered(again)
 
+    @pytest.mark.parametrize("resets", [False, True])
     @pytest.mark.parametrize("max_tokens", [1, 6])
-    def test_sends_back_those_that_relied_on_it_in_a_step_behind(self, max_tokens: int) -> None:
-        """They had no part in the failed step: they are computed again, and get their answers."""
+    def test_sends_back_those_that_relied_on_it_in_a_step_behind(self, max_tokens: int, resets: bool) -> None:
+        """They had no part in the failed step: they are computed again, and get their answers. It does not matter that
+        the cache of what was encoded has been reset meanwhile."""
         driver = of(2, enable_prefix_caching=False)
         first = driver.add(range(6), max_tokens=6, spans=[image(0, 4)])
         driver.launch()
         second = driver.add(range(9), max_tokens=max_tokens, spans=[image(2, 4)])
         driver.launch()
+        if resets:
+            driver.state.encoder.clear()  # as a reset does, but with weights that stay the same
         driver.answer(error="out of memory")
         assert driver.ended(first) and not driver.ended(second)
         assert driver.core.snapshot().num_preemptions == 1

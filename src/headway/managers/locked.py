@@ -70,7 +70,7 @@ class ResourceManagerV1(Manager):
 
     def _put_query(self, query: Query, timeout: float) -> None:
         if not self._lock.acquire(timeout=timeout):
-            raise TimeoutError(f"the scheduler's lock was not free within {timeout:g} s; the query was not asked")
+            raise TimeoutError(f"the scheduler's lock was not free within {timeout:.3g} s; the query was not asked")
         try:
             self._hand_in(query)
         finally:

@@ -28,7 +28,7 @@ serve: $(READY)  ## Serve the embedded model (OpenAI's API) until Ctrl-C
 	$(BIN)/headway serve $(ARGS)
 
 test: $(READY)  ## Run the tests; the core must be covered to 97%, branches included
-	$(BIN)/python -m pytest --cov --cov-report= $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report= $(ARGS)
 	$(BIN)/coverage report --include='$(CORE)' --fail-under=97
 
 mutants: $(READY)  ## Bring back each flaw of the original, one at a time: the tests that guard against it must fail

@@ -34,8 +34,8 @@ def test_limits_that_could_not_work(fields: dict[str, Any], says: str) -> None:
         ({"gpu_memory_utilization": 1.5}, r"gpu_memory_utilization must be in \(0, 1\], got 1.5"),
         ({"kv_cache_memory_gb": 0}, "kv_cache_memory_gb must be above 0, got 0"),
         ({"step_timeout": 0}, "step_timeout must be above 0 seconds, got 0"),
-        ({"scheduler": "v3"}, "scheduler must be v0, v1 or v2, got 'v3'"),
-        ({"dtype": "int8"}, "dtype must be auto, float32, bfloat16 or float16, got 'int8'"),
+        ({"scheduler": "v3"}, "scheduler must be one of v0, v1, v2, got 'v3'"),
+        ({"dtype": "int8"}, "dtype must be one of auto, float32, bfloat16, float16, got 'int8'"),
         ({"role": "both"}, "'both' is not a valid Role"),
     ],
 )

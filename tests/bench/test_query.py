@@ -10,7 +10,7 @@ from headway.cli import main
 
 @pytest.mark.parametrize("scheduler", query.SCHEDULERS)
 def test_every_query_is_answered_while_steps_run(scheduler: str) -> None:
-    row = query.ask_while_steps_run(scheduler, step_ms=2.0, running=4, queries=100)  # type: ignore[arg-type]
+    row = query.ask_while_steps_run(scheduler, step_ms=2.0, running=4, queries=100, pause_ms=2.0)  # type: ignore[arg-type]
     assert (row.scheduler, row.running, row.queries) == (scheduler, 4, 100)
     assert 0 < row.p50_ms <= row.p99_ms <= row.max_ms
 
@@ -29,11 +29,11 @@ def test_rows_are_flat_with_units_in_the_keys(
     monkeypatch.setattr(query, "REPEATS", 1)
     monkeypatch.setattr(query, "RUNNING", 64)
     monkeypatch.setattr(query, "FINISHES", (4,))
-    arguments = ["bench", "query", "--step-ms", "1", "--running", "2", "--queries", "100"]
+    arguments = ["bench", "query", "--step-ms", "1", "--running", "2", "--queries", "100", "--pause-ms", "1,0"]
     assert main([*arguments, "--json"]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [row["scheduler"] for row in rows] == ["v1", "v2", "v1", "v2"]
-    assert {"p50_ms", "p99_ms", "step_ms"} <= rows[0].keys() and {"held_up_ms", "finishes"} <= rows[2].keys()
+    assert [row["scheduler"] for row in rows] == ["v1", "v2"] * 3
+    assert {"p50_ms", "p99_ms", "step_ms"} <= rows[0].keys() and {"held_up_ms", "finishes"} <= rows[4].keys()
 
 
 @pytest.mark.parametrize(
@@ -43,6 +43,8 @@ def test_rows_are_flat_with_units_in_the_keys(
         (["--step-ms", "0"], "above 0"),
         (["--step-ms", "nan"], "above 0"),
         (["--running", "0"], "at least 1"),
+        (["--pause-ms", "1,,2"], "numbers from 0 to 1000"),
+        (["--pause-ms", "-1"], "numbers from 0 to 1000"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(

@@ -4,6 +4,9 @@
     finish   one call that ends many of the running requests, from the call until the loop is free for its next pass
 
 on the simulated device, for the manager with one lock (V1) and the one with the mailbox (V2), in the same run.
+
+A processor that has slept is slow to begin with, whatever it runs: so queries are asked both in quick succession and
+seldom, and a plain loop timed right before each shows how cold it was.
 """
 
 from __future__ import annotations
@@ -33,21 +36,27 @@ PROMPT_TOKENS = 64
 RUNNING = 1_024
 FINISHES = (64, 256)
 REPEATS = 15  # of a flood; its median is told
+LOOP_ITERATIONS = 300
 MIN_QUERIES = 100  # for a 99th percentile
 ORIGINAL_V2_FINISH_MS = {64: 115.0, 256: 325.0}  # FastDeploy's pull request 7937 in May 2026, at 1,024 running
 
 
 @dataclass(frozen=True)
 class QueryRow:
-    """Latencies of queries, in the caller, while steps of `step_ms` run."""
+    """Latencies of queries, in the caller, while steps of `step_ms` run.
+
+    pause_ms: mean time between two. loop_us: median of a plain loop just before, some 12 µs on a warm processor.
+    """
 
     scheduler: str
     step_ms: float
+    pause_ms: float
     running: int
     queries: int
     p50_ms: float
     p99_ms: float
     max_ms: float
+    loop_us: float
 
 
 @dataclass(frozen=True)
@@ -84,7 +93,9 @@ def _add(manager: Manager, name: str) -> None:
     manager.add_request(manager.make_request(name, prompt, sampling))
 
 
-def ask_while_steps_run(scheduler: SchedulerName, step_ms: float, running: int, queries: int) -> QueryRow:
+def ask_while_steps_run(
+    scheduler: SchedulerName, step_ms: float, running: int, queries: int, pause_ms: float
+) -> QueryRow:
     """Time queries whose answers are yes, at moments that have nothing to do with the steps."""
     executor = SimulatedExecutor(StepTimeModel(base_s=step_ms / 1e3), max_num_seqs=running + 8, vocab_size=VOCAB_SIZE)
     manager = MANAGERS[scheduler](_config(running))
@@ -95,12 +106,13 @@ def ask_while_steps_run(scheduler: SchedulerName, step_ms: float, running: int, 
             _add(manager, f"running-{i}")
         while manager.snapshot().num_running < running:
             time.sleep(0.01)
-        pauses = np.random.default_rng(7).uniform(0.0, 2.0 * step_ms / 1e3, queries)
-        latencies = []
+        pauses = np.random.default_rng(7).uniform(0.0, 2.0 * pause_ms / 1e3, queries)
+        latencies, loops = [], []
         for i, pause in enumerate(pauses):
             time.sleep(pause)
             prompt = np.full(PROMPT_TOKENS, 1 + i % (VOCAB_SIZE - 1))
             request = manager.make_request(f"asked-{i}", prompt, SamplingParams(max_tokens=8))
+            loops.append(_loop_us())
             started = time.perf_counter()
             reservation = manager.preallocate_resource_in_d(request, timeout=60.0)
             latencies.append((time.perf_counter() - started) * 1e3)
@@ -111,12 +123,20 @@ def ask_while_steps_run(scheduler: SchedulerName, step_ms: float, running: int, 
     return QueryRow(
         scheduler=scheduler,
         step_ms=step_ms,
+        pause_ms=pause_ms,
         running=running,
         queries=queries,
         p50_ms=round(float(np.percentile(latencies, 50)), 3),
         p99_ms=round(float(np.percentile(latencies, 99)), 3),
         max_ms=round(max(latencies), 3),
+        loop_us=round(statistics.median(loops), 1),
     )
+
+
+def _loop_us() -> float:
+    started = time.perf_counter()
+    sum(i * i for i in range(LOOP_ITERATIONS))
+    return (time.perf_counter() - started) * 1e6
 
 
 def finish_many(scheduler: SchedulerName, running: int, finishes: int) -> FinishRow:
@@ -161,6 +181,7 @@ def command(
     step_ms: Annotated[float, typer.Option(help="Milliseconds that a step of the simulated device takes.")] = 30.0,
     running: Annotated[int, typer.Option(help="Requests that decode while queries are asked.")] = 64,
     queries: Annotated[int, typer.Option(help="Queries to time, one at a time.")] = 300,
+    pause_ms: Annotated[str, typer.Option(help="Mean milliseconds between two of them; several, by commas.")] = "1,30",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per row and line.")] = False,
 ) -> None:
     """Time queries while steps run, and floods of finishes, for V1 (one lock) and V2 (mailbox)."""
@@ -172,7 +193,11 @@ def command(
         raise typer.BadParameter(f"must be above 0 and at most 1000, got {step_ms}", param_hint="--step-ms")
     if running < 1:
         raise typer.BadParameter(f"must be at least 1, got {running}", param_hint="--running")
-    asked = (ask_while_steps_run(scheduler, step_ms, running, queries) for scheduler in SCHEDULERS)
+    asked = (
+        ask_while_steps_run(scheduler, step_ms, running, queries, pause)
+        for pause in _pauses(pause_ms)
+        for scheduler in SCHEDULERS
+    )
     finished = (finish_many(scheduler, RUNNING, count) for count in FINISHES for scheduler in SCHEDULERS)
     if as_json:
         for rows in (asked, finished):
@@ -183,13 +208,25 @@ def command(
         _print_finishes(finished)
 
 
+def _pauses(text: str) -> list[float]:
+    try:
+        pauses = [float(part) for part in text.split(",")]
+    except ValueError:
+        pauses = []
+    if not pauses or not all(0 <= pause <= 1000 for pause in pauses):
+        raise typer.BadParameter(
+            f"must be numbers from 0 to 1000 with commas between them, got {text!r}", param_hint="--pause-ms"
+        )
+    return pauses
+
+
 def _print_queries(rows: Iterator[QueryRow]) -> None:
     table = Table(title="preallocate_resource_in_d while steps run, ms in the caller")
-    for heading in ("scheduler", "step", "running", "queries", "p50", "p99", "max", "original V2, p50"):
+    for heading in ("scheduler", "step", "pause", "running", "p50", "p99", "max", "loop, µs", "original V2, p50"):
         table.add_column(heading, justify="right")
     for row in rows:
-        numbers = (f"{row.step_ms:g}", f"{row.running:,}", f"{row.queries:,}")
-        latencies = (f"{row.p50_ms:.3f}", f"{row.p99_ms:.3f}", f"{row.max_ms:.3f}")
+        numbers = (f"{row.step_ms:g}", f"{row.pause_ms:g}", f"{row.running:,}")
+        latencies = (f"{row.p50_ms:.3f}", f"{row.p99_ms:.3f}", f"{row.max_ms:.3f}", f"{row.loop_us:.0f}")
         original = f"{row.step_ms:g}" if row.scheduler == "v2" else ""  # it answers between steps
         table.add_row(row.scheduler, *numbers, *latencies, original)
     Console().print(table)

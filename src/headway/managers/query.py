@@ -115,7 +115,9 @@ class QueryCell:
             self._bell.get(timeout=timeout)
         except queue.Empty:
             if self.claim():  # it was open: now nobody runs it
-                self.fail(TimeoutError(f"the query was not answered within {timeout:.3g} s and will not be carried out"))
+                self.fail(
+                    TimeoutError(f"the query was not answered within {timeout:.3g} s and will not be carried out")
+                )
             else:
                 self._bell.get()
 

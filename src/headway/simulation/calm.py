@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 from headway.config import Role
 from headway.simulation.events import Event
 from headway.simulation.history import Violation, require
-
-if TYPE_CHECKING:
-    from headway.simulation.simulation import Simulation
+from headway.simulation.simulation import Simulation
 
 
 def calm(simulation: Simulation) -> None:
@@ -18,6 +15,7 @@ def calm(simulation: Simulation) -> None:
 
     Raises Violation if anything goes on for ever, or is held when all have ended.
     """
+    simulation.counts["calm"] += 1
     if simulation.core.paused:
         simulation.happen(Event("resume"))
     turns = _turns_enough(simulation)
@@ -62,7 +60,7 @@ def _work(simulation: Simulation) -> None:
 
 
 def _check_empty(simulation: Simulation) -> None:
-    simulation.core.scheduler.audit()
+    simulation.happen(Event("audit"))
     now = simulation.core.snapshot
     idle = now.num_blocks_free + now.num_blocks_evictable == now.num_blocks_total
     require(idle and not now.has_work and not now.num_slots_spanned, "held for nobody", f"{now}")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from headway.simulation.calm import calm
 from headway.simulation.events import Event, EventTrace
 from headway.simulation.faults import Faults
 from headway.simulation.history import Violation
@@ -46,7 +47,7 @@ def run_seed(seed: int, num_steps: int, mode: Mode = "both") -> Run:
             simulation.happen(events[-1])
         if mode != "safety":
             events.append(Event("calm"))
-            simulation.happen(events[-1])
+            calm(simulation)
     except Violation as violation:
         return _run(simulation, events, violation)
     return _run(simulation, events, None)
@@ -57,7 +58,10 @@ def run_trace(trace: EventTrace) -> Run:
     simulation = Simulation(trace.setting)
     for i, event in enumerate(trace.events):
         try:
-            simulation.happen(event)
+            if event.name == "calm":
+                calm(simulation)
+            else:
+                simulation.happen(event)
         except Violation as violation:
             return _run(simulation, trace.events[: i + 1], violation)
     return _run(simulation, trace.events, None)

@@ -36,7 +36,6 @@ from headway.scheduler import (
     StoppedRequests,
     Tick,
 )
-from headway.simulation.calm import calm
 from headway.simulation.device import DeviceError, OracleDevice
 from headway.simulation.digests import prompt_of
 from headway.simulation.events import EVENTS, Event
@@ -88,6 +87,7 @@ class Simulation:
         self._happenings: dict[str, Callable[..., None]] = {
             name: getattr(self.partner, name) if name in OF_THE_PARTNER else getattr(self, f"_{name}")
             for name in EVENTS
+            if name != "calm"  # which is made of the others
         }
 
     def happen(self, event: Event) -> None:
@@ -332,9 +332,6 @@ class Simulation:
         due = [uid for uid, life in live if life.deadline is not None and life.deadline <= now]
         self.counts["timeouts"] += len(due)
         self.core.tell(Tick(), self.core.must_end(due, ERROR))
-
-    def _calm(self) -> None:
-        calm(self)
 
 
 _SEATED = (RequestStatus.RESERVED, RequestStatus.RUNNING_PREFILL)

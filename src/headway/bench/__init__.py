@@ -7,12 +7,16 @@ typer can read, and register it here.
 
 import typer
 
-from headway.bench import query, serve, step
+from headway.bench import churn, memory, preempt, prefix, query, serve, step
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 app.command("step")(step.command)
+app.command("churn")(churn.command)
+app.command("prefix")(prefix.command)
+app.command("preempt")(preempt.command)
 app.command("query")(query.command)
 app.command("serve")(serve.command)
+app.command("memory")(memory.command)
 
 
 @app.callback()

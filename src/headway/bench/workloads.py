@@ -26,6 +26,8 @@ FIRST_TOKEN = 1_000  # of those that prompts are drawn from
 MAX_MODEL_LEN = 131_072
 ENDLESS = 100_000  # output tokens of a request that is not to end
 PRIORITIES = 4
+LARGEST_BLOCK = 256  # tokens: that of the peer with the largest blocks, the last of which a request may leave empty
+ROOM = 2  # where the pool must suffice: so many times what is used, as some keep a share of it free
 REFERENCE_ITERATIONS = 20_000
 
 Samples = dict[str, list[float]]
@@ -113,8 +115,8 @@ class SteadyDecode:
     def run(self, make: Make) -> Iterator[Samples]:
         """schedule_us, update_us: of each step. reference_us: a plain Python loop, timed beside each step."""
         longest = self.prompt + BLOCK_SIZE
-        ahead = self.warm_up + self.rounds * self.steps + 2
-        num_blocks = self.running * (-(-(longest + ahead) // BLOCK_SIZE) + 1) + 1
+        most = longest + self.warm_up + self.rounds * self.steps + 2
+        num_blocks = self.running * ROOM * -(-(most + LARGEST_BLOCK) // BLOCK_SIZE) + 1
         system = make(
             Capacity(
                 max_num_seqs=self.running,

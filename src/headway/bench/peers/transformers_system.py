@@ -1,8 +1,8 @@
 """transformers' continuous batching as the workloads see it. Imports nothing of headway.
 
-What is timed is a turn of its own loop without the forward: `prepare_next_batch` (scheduler and tensors) and
-`update_batch`. It is set up as for flash attention on an accelerator, where a decoding request's blocks go into a table
-and not token by token into an index; the tensors lie in host memory, and nothing is transferred.
+What is timed is a turn of its own loop without the forward: `prepare_next_batch` and `update_batch`, less the making of
+the forward's tensors, which in other engines is the work of whoever runs the model. It is set up as for flash attention
+on an accelerator, where a decoding request's blocks go into a table and not token by token into an index.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ VERSION = transformers.__version__
 
 BLOCK_SIZE = 16  # of `Capacity.num_blocks`
 PAGE_SIZE = 256  # tokens in one of its own blocks: its default
+MAX_PAGES = 32  # of a request whose blocks go into a table: its default; a longer one is served by indices
 TOKEN = 7_000  # what every request is answered
 
 torch.set_num_threads(1)
@@ -45,8 +46,9 @@ class System:
     def __init__(self, capacity: Capacity) -> None:
         if capacity.features:
             raise ValueError("transformers' continuous batching has no priorities and no penalties to switch on")
+        # No logits are computed; a vocabulary would only have memory set aside for them.
         model = LlamaConfig(
-            hidden_size=8, num_hidden_layers=1, num_attention_heads=1, num_key_value_heads=1, vocab_size=32_000
+            hidden_size=8, num_hidden_layers=1, num_attention_heads=1, num_key_value_heads=1, vocab_size=8
         )
         model._attn_implementation = "flash_attention_2"
         cpu = torch.device("cpu")
@@ -55,7 +57,7 @@ class System:
             num_blocks=capacity.num_blocks * BLOCK_SIZE // PAGE_SIZE,
             max_batch_tokens=capacity.max_num_batched_tokens,
             max_requests_per_batch=capacity.max_num_seqs,
-            max_blocks_per_request=-(-capacity.max_model_len // PAGE_SIZE),
+            max_blocks_per_request=MAX_PAGES,
             max_memory_percent=0.6,
             allow_block_sharing=capacity.prefix_caching,
             use_async_batching=False,
@@ -83,6 +85,9 @@ class System:
         )
         self._num_preemptions = 0
         self._count_preemptions()
+        self._batch: dict[str, Any] = {}
+        self._tensors = self._processor.inputs_and_outputs.prepare_batch_tensors
+        self._processor.inputs_and_outputs.prepare_batch_tensors = self._put_off_tensors
 
     def pack(self, tokens: NDArray[np.int32]) -> list[int]:
         """A list: there is no process in between."""
@@ -94,16 +99,17 @@ class System:
     def add(self, request: RequestState) -> None:
         self._requests.put(request)
 
-    def schedule(self) -> Any:
-        return self._processor.inputs_and_outputs if self._processor.prepare_next_batch() else None
+    def schedule(self) -> dict[str, Any] | None:
+        return self._batch if self._processor.prepare_next_batch() else None
 
-    def size(self, batch: Any) -> tuple[int, int]:
-        return batch.num_request_in_batch, batch.num_q_tokens
+    def size(self, batch: dict[str, Any]) -> tuple[int, int]:
+        return len(batch["requests_in_batch"]), batch["num_q_tokens"]
 
-    def compute(self, batch: Any) -> None:
-        batch.output_ids[0, : batch.num_request_in_batch] = TOKEN
+    def compute(self, batch: dict[str, Any]) -> None:
+        self._tensors(**batch)
+        self._processor.inputs_and_outputs.output_ids[0, : len(batch["requests_in_batch"])] = TOKEN
 
-    def update(self, batch: Any, result: None) -> int:
+    def update(self, batch: dict[str, Any], result: None) -> int:
         self._processor.update_batch()
         ended = self._router.output_queue.qsize()
         if ended:
@@ -119,6 +125,10 @@ class System:
     @property
     def num_preemptions(self) -> int:
         return self._num_preemptions
+
+    def _put_off_tensors(self, **batch: Any) -> None:
+        """Instead of making a batch's tensors: remember of what, for `compute`."""
+        self._batch = batch
 
     def _count_preemptions(self) -> None:
         """Whoever has to go is queued again under its own name; so requests queued less requests brought."""

@@ -24,7 +24,8 @@ from headway.bench.report import Row, percentile
 from headway.bench.tables import Column, JsonOption, show
 from headway.bench.workloads import Churn, Samples
 
-MIN_REQUESTS = 500  # then there are 100 steps, with as many requests at a time as there are by default
+MIN_STEPS = 100  # for a 99th percentile
+WARM_UP = 1_000  # requests, or twice as many as there are at a time
 ROUNDS = 5
 PARTS = ("add_us", "schedule_us", "update_us")  # of the scheduler's time
 
@@ -79,7 +80,7 @@ def _row(workload: Churn, system: Contender, rounds: Rounds) -> Row:
 
 
 def command(
-    requests: Annotated[int, typer.Option(help="Requests to time, after 1,000 to warm up.")] = 5_000,
+    requests: Annotated[int, typer.Option(help="Requests to time, once it is warm.")] = 5_000,
     concurrent: Annotated[int, typer.Option(help="Requests at a time; whoever ends is followed by another.")] = 256,
     prompt: Annotated[int, typer.Option(help="Tokens in.")] = 512,
     output: Annotated[int, typer.Option(help="Tokens out.")] = 32,
@@ -91,17 +92,22 @@ def command(
 
     To create a request (check it, pack it; hash it, in vLLM) is told apart: engines do that outside the step.
     """
-    for name, value, least in (("requests", requests, MIN_REQUESTS), ("concurrent", concurrent, 1)):
-        if value < least:
-            raise typer.BadParameter(f"must be at least {least}, got {value}", param_hint=f"--{name}")
+    if concurrent < 1:
+        raise typer.BadParameter(f"must be at least 1, got {concurrent}", param_hint="--concurrent")
     for name, value, most in (("prompt", prompt, 8_192), ("output", output, 8_192)):
         if not 1 <= value <= most:
             raise typer.BadParameter(f"must be from 1 to {most}, got {value}", param_hint=f"--{name}")
+    least = -(-MIN_STEPS // output) * concurrent  # as many generations of requests as take so many steps
+    if requests < least:
+        raise typer.BadParameter(
+            f"must be at least {least} for a 99th percentile of the steps, got {requests}", param_hint="--requests"
+        )
     plot.check(plot_file)
     num_blocks = max(20_000, 2 * concurrent * -(-(prompt + output) // 16))
     workload = Churn(
         -(-requests // ROUNDS),
         ROUNDS,
+        warm_up=max(WARM_UP, 2 * concurrent),
         prompt=prompt,
         output=output,
         concurrent=concurrent,

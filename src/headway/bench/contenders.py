@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -13,6 +15,7 @@ import typer
 from headway.bench import headway_system, peers
 from headway.bench.report import Row
 from headway.bench.workloads import Samples, Workload
+from headway.config import ReserveName
 
 Rounds = list[Samples]
 
@@ -48,12 +51,26 @@ HEADWAY = Contender(
 )
 
 
+def with_reserve(rule: ReserveName) -> Contender:
+    """Headway with another rule for admissions than its default."""
+    make = partial(headway_system.HeadwaySystem, reserve=rule)
+    return Contender(f"{HEADWAY.name}, reserve {rule}", HEADWAY.version, lambda workload: workload.run(make))
+
+
 @contextmanager
 def contenders(names: Sequence[PeerName] | None) -> Iterator[list[Contender]]:
-    """Headway first, then these peers, started. Raises PeerMissing for one that cannot be had."""
-    with ExitStack() as stack:
-        others = [stack.enter_context(peers.open_peer(name)) for name in dict.fromkeys(names or ())]
-        yield [HEADWAY, *(Contender(peer.name, peer.version, peer.run) for peer in others)]
+    """Headway first, then these peers, started.
+
+    Raises PeerMissing for one that cannot be had. One that fails while it measures ends the command, with its last
+    words, and exit code 1.
+    """
+    try:
+        with ExitStack() as stack:
+            others = [stack.enter_context(peers.open_peer(name)) for name in dict.fromkeys(names or ())]
+            yield [HEADWAY, *(Contender(peer.name, peer.version, peer.run) for peer in others)]
+    except peers.PeerError as error:
+        print("headway:", error, file=sys.stderr)
+        raise typer.Exit(1) from error
 
 
 def in_turn(runs: Sequence[Iterator[Samples]]) -> list[Rounds]:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from headway import __version__
 from headway.bench.workloads import BLOCK_SIZE, ENDLESS, VOCAB_SIZE, Capacity
-from headway.config import SchedulerConfig
+from headway.config import ReserveName, SchedulerConfig
 from headway.engine.wire import pack_tokens, unpack_tokens
 from headway.executor.simulated import SimulatedTokens
 from headway.managers.door import Door, ModelLimits
@@ -52,11 +52,13 @@ _FEATURES = SamplingParams(
 class HeadwaySystem:
     """The door's check and packing, and the core.
 
+    reserve: the rule for admissions; the default of the configuration.
+
     Where all features are wanted, a slot stays free, so that in every step the reserve rule is what keeps those who
     wait out; its share does not decay, or they would come in at some time.
     """
 
-    def __init__(self, capacity: Capacity) -> None:
+    def __init__(self, capacity: Capacity, reserve: ReserveName = "ratio") -> None:
         config = SchedulerConfig(
             max_num_seqs=capacity.max_num_seqs + capacity.features,
             max_num_batched_tokens=capacity.max_num_batched_tokens,
@@ -64,6 +66,7 @@ class HeadwaySystem:
             block_size=BLOCK_SIZE,
             num_blocks=capacity.num_blocks,
             enable_prefix_caching=capacity.prefix_caching,
+            reserve=reserve,
         )
         policies = Policies.of(config)
         if capacity.features:

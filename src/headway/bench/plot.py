@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from headway.bench.machine import described
+
 FORMATS = (".png", ".svg")
 
 PlotOption = Annotated[
@@ -78,4 +80,5 @@ def _figure(title: str) -> tuple[Any, Any]:
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot()
     axes.set_title(title)
+    figure.supxlabel(described(), x=0.99, ha="right", fontsize="x-small", color="gray")
     return figure, axes

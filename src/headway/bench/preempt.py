@@ -10,6 +10,7 @@ import typer
 
 from headway.bench import plot
 from headway.bench.contenders import (
+    HEADWAY,
     Contender,
     PeerOption,
     Rounds,
@@ -18,11 +19,15 @@ from headway.bench.contenders import (
     in_turn,
     pooled,
     sums,
+    with_reserve,
 )
 from headway.bench.plot import PlotOption
 from headway.bench.report import Row, percentile
 from headway.bench.tables import Column, JsonOption, show
 from headway.bench.workloads import BLOCK_SIZE, MAX_MODEL_LEN, Preemption, Samples
+
+OWN = (HEADWAY, with_reserve("blocks"), with_reserve("none"))
+NO_RESERVE = len(OWN) - 1  # whose admissions are those of engines without such a rule
 
 COLUMNS = (
     Column("system", "system", ""),
@@ -35,19 +40,28 @@ COLUMNS = (
     Column("total", "total_us"),
     Column("p99", "total_p99_us"),
     Column("whole run, ms", "run_ms"),
-    Column("× headway (rounds)", "times_headway", ".1f", spread=True),
-    Column("× headway, run", "run_times_headway"),
+    *(
+        Column(f"× {name} {what}", f"{prefix}times_{key}", ".1f", spread=True)
+        for name, key in (("headway", "headway"), ("no reserve", "no_reserve"))
+        for what, prefix in (("(rounds)", ""), ("run", "run_"))
+    ),
 )
 
 
 def measure(workload: Preemption, systems: Sequence[Contender]) -> Iterator[Row]:
-    """A row for each system, run in turn; the first is what the others are compared with."""
+    """A row for each reserve rule of ours and for each peer, all run in turn.
+
+    Peers are compared with our default rule and with none. A step is not the same work with every rule, as fewer run
+    at a time where some are kept waiting; a whole run is.
+    """
+    systems = [*OWN, *(system for system in systems if system is not HEADWAY)]
     results = in_turn([system.run(workload) for system in systems])
     for system, rounds in zip(systems, results, strict=True):
         row = _row(workload, system, rounds)
-        if system is not systems[0]:
-            row |= compared(rounds, results[0], _step_us)
-            row |= compared(rounds, results[0], _run_us, "run_times_headway")
+        if system not in OWN:
+            for name, ours in (("headway", results[0]), ("no_reserve", results[NO_RESERVE])):
+                row |= compared(rounds, ours, _step_us, f"times_{name}")
+                row |= compared(rounds, ours, _run_us, f"run_times_{name}")
         yield row
 
 
@@ -97,8 +111,8 @@ def command(
 ) -> None:
     """Run more requests than the pool can hold, to the last; time the steps and count what is computed again.
 
-    Our reserve rule keeps some waiting so that fewer must be preempted: fewer run at a time and there are more steps;
-    hence the whole run is told too. The device is left out of all of it.
+    Our reserve rules keep some waiting so that fewer must be preempted: fewer run at a time and there are more steps;
+    hence the whole run is told too, and the rules stand side by side. The device is left out of all of it.
     """
     for name, value in (("requests", requests), ("concurrent", concurrent), ("prompt", prompt), ("runs", runs)):
         if value < 1:

@@ -1,4 +1,4 @@
-"""Rows of figures on standard output: as JSON, or as a table for people."""
+"""Rows of figures: on standard output as JSON or as a table for people, and in Markdown."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from headway.bench.machine import described, machine
 from headway.bench.report import Row
 
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object per row and line.")]
@@ -28,16 +29,16 @@ class Column(NamedTuple):
     spread: bool = False
 
 
-def show(rows: Iterable[Row], columns: Sequence[Column], title: str, *, as_json: bool, note: str = "") -> list[Row]:
-    """Print rows as they come (JSON) or when all are there (table); returns them.
+def show(rows: Iterable[Row], columns: Sequence[Column], title: str, *, as_json: bool) -> list[Row]:
+    """Print rows as they come (JSON) or when all are there (table), with the machine they are from; returns them.
 
     A column that no row has a value for is left out; where only some have none, the place says n/a.
     """
     if as_json:
-        return [_printed(row) for row in rows]
+        return [_printed(row | machine()) for row in rows]
     rows = list(rows)
-    table = Table(title=title)
-    columns = [column for column in columns if any(row.get(column.key) is not None for row in rows)]
+    table = Table(title=title, caption=described(), caption_justify="left")
+    columns = _filled(rows, columns)
     for column in columns:
         table.add_column(column.heading, justify="left" if column.form == "" else "right")
     for row in rows:
@@ -45,9 +46,34 @@ def show(rows: Iterable[Row], columns: Sequence[Column], title: str, *, as_json:
     # Where nobody looks at it as it is printed (a file, a pipe), there is no width to fit it in.
     console = Console() if sys.stdout.isatty() else Console(width=200)
     console.print(table)
-    if note:
-        console.print(note, style="dim")
     return rows
+
+
+def markdown(rows: Sequence[Row], columns: Sequence[Column]) -> str:
+    """The same as a table in Markdown."""
+    columns = _filled(rows, columns)
+    lines = [
+        [column.heading for column in columns],
+        ["---" if column.form == "" else "---:" for column in columns],
+        *([_cell(row, column) for column in columns] for row in rows),
+    ]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def plain_columns(rows: Sequence[Row]) -> list[Column]:
+    """A column for every key, under its own name."""
+    return [Column(key, key, _form(rows, key)) for key in dict.fromkeys(key for row in rows for key in row)]
+
+
+def _form(rows: Sequence[Row], key: str) -> str:
+    kinds = {type(row[key]) for row in rows if row.get(key) is not None}
+    if not kinds <= {int, float}:
+        return ""
+    return ",.2f" if float in kinds else ",d"
+
+
+def _filled(rows: Sequence[Row], columns: Sequence[Column]) -> list[Column]:
+    return [column for column in columns if any(row.get(column.key) is not None for row in rows)]
 
 
 def _printed(row: Row) -> Row:

@@ -165,7 +165,7 @@ class Churn:
 
     requests: int
     rounds: int
-    warm_up: int = 1_000
+    warm_up: int
     prompt: int = 512
     output: int = 32
     concurrent: int = 256

@@ -1,42 +1,12 @@
 """`headway bench step` prints what it promises, and refuses what it cannot measure."""
 
-import json
-from contextlib import contextmanager
-
 import pytest
 
-from headway.bench import peers, step
+from headway.bench import step
 from headway.bench.contenders import HEADWAY
-from headway.bench.headway_system import HeadwaySystem
 from headway.bench.workloads import SteadyDecode
 from headway.cli import main
-
-
-@pytest.fixture
-def fake_peers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Peers that are our own scheduler again; returns those that were started."""
-    started = []
-
-    class Fake:
-        version = "9.9"
-
-        def __init__(self, name: str) -> None:
-            self.name = name
-
-        def run(self, workload):
-            return workload.run(HeadwaySystem)
-
-    @contextmanager
-    def open_peer(name: str):
-        started.append(str(name))
-        yield Fake(str(name))
-
-    monkeypatch.setattr(peers, "open_peer", open_peer)
-    return started
-
-
-def rows_of(capsys: pytest.CaptureFixture[str]) -> list[dict]:
-    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+from tests.bench.printed import rows_of
 
 
 def test_a_row_per_size_flat_with_units_in_the_keys(capsys: pytest.CaptureFixture[str]) -> None:

@@ -124,7 +124,9 @@ def command(
         )
     longest = -(-(prompt + output) // BLOCK_SIZE)
     if not longest < num_blocks:
-        raise typer.BadParameter(f"must be above {longest}, which one request needs", param_hint="--num-blocks")
+        raise typer.BadParameter(
+            f"must be above {longest}, which one request needs, got {num_blocks}", param_hint="--num-blocks"
+        )
     plot.check(plot_file)
     workload = Preemption(
         runs,

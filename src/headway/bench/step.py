@@ -28,7 +28,7 @@ from headway.bench.tables import Column, JsonOption, show
 from headway.bench.workloads import Samples, SteadyDecode
 
 MIN_STEPS = 100  # for a 99th percentile
-ROUNDS = 5
+ROUNDS = 10
 WAITING_WITH_FEATURES = 16  # as many as a pass looks at, when there is a slot
 
 COLUMNS = (

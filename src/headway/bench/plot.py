@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from headway.bench.machine import described
+from headway.bench.machine import described, machine
 
 FORMATS = (".png", ".svg")
 
@@ -80,5 +80,5 @@ def _figure(title: str) -> tuple[Any, Any]:
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot()
     axes.set_title(title)
-    figure.supxlabel(described(), x=0.99, ha="right", fontsize="x-small", color="gray")
+    figure.supxlabel(described(machine()), x=0.99, ha="right", fontsize="x-small", color="gray")
     return figure, axes

@@ -14,7 +14,6 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
@@ -27,7 +26,7 @@ from headway.bench.report import Row
 from headway.bench.tables import Column, markdown, plain_columns
 
 HEADWAY = (sys.executable, "-m", "headway.cli")
-LIBRARIES = ("headway", "torch", "transformers")
+CIRCUMSTANCES = ("command", "date", "took_s", "exit_code", *machine())  # of a row that are none of its figures
 PEERS, DRAWS = "--peer", "--plot"  # what an entry's command may have
 
 
@@ -142,70 +141,82 @@ SUITE = (
 )
 
 
-@dataclass(frozen=True)
-class Run:
-    """What came of an entry. arguments: that it was run with. rows: that it printed."""
+def run(entry: Entry, results: Path, *, full: bool = False, peers: Sequence[PeerName] = ()) -> int:
+    """Run it in a process of its own and write its rows; returns its exit code.
 
-    entry: Entry
-    arguments: list[str]
-    seconds: float
-    exit_code: int
-    rows: list[Row]
-
-
-def run(entry: Entry, results: Path, *, full: bool = False, peers: Sequence[PeerName] = ()) -> Run:
-    """Run it in a process of its own, and write its rows. What it says on standard error is passed on."""
+    What it says on standard error is passed on. Where it has printed nothing, earlier rows stay.
+    """
     arguments = entry.arguments(full, peers)
     forms = ["--json"]
     if DRAWS in entry.options:
         forms += [DRAWS, str(results / f"{entry.name}.png")]
     started = time.monotonic()
     done = subprocess.run([*HEADWAY, "bench", *arguments, *forms], stdout=subprocess.PIPE, text=True)
-    rows = [json.loads(line) | machine() for line in done.stdout.splitlines()]
+    circumstances = {
+        "command": shlex.join(["headway", "bench", *arguments]),
+        "date": time.strftime("%Y-%m-%d"),
+        "took_s": round(time.monotonic() - started),
+        "exit_code": done.returncode,
+        **machine(),
+    }
+    rows = [json.loads(line) | circumstances for line in done.stdout.splitlines()]
     if rows:
         text = "".join(f"{json.dumps(row)}\n" for row in rows)
         (results / f"{entry.name}.jsonl").write_text(text)
-    return Run(entry, arguments, time.monotonic() - started, done.returncode, rows)
+    return done.returncode
 
 
-def page(runs: Sequence[Run]) -> str:
-    """All of it, in Markdown."""
-    versions = {library: version(library) for library in LIBRARIES}
-    versions |= {row["system"].split(",")[0]: row["version"] for run in runs for row in run.rows if "system" in row}
+def page(results: Path) -> str:
+    """All rows that lie there, in Markdown."""
+    found = {entry: _rows(results / f"{entry.name}.jsonl") for entry in SUITE}
+    machines = {described(row): None for rows in found.values() for row in rows}
+    systems = {
+        f"{row['system'].partition(',')[0]} {row['version']}": None
+        for rows in found.values()
+        for row in rows
+        if "system" in row
+    }
     lines = [
         "# Results",
         "",
         "Written by `headway bench all` (`make bench`); what the columns mean, each command's `--help` says.",
         "",
-        f"- {time.strftime('%Y-%m-%d')}, {sum(run.seconds for run in runs) / 60:.0f} minutes",
-        f"- {described()}",
-        f"- {', '.join(f'{name} {number}' for name, number in versions.items())}",
+        *(f"- {one}" for one in machines),
+        f"- schedulers: {', '.join(systems)}",
     ]
-    for one in runs:
-        lines += ["", *_section(one)]
+    for entry, rows in found.items():
+        if rows:
+            lines += ["", *_section(entry, rows, results)]
     return "\n".join(lines) + "\n"
 
 
-def _section(run: Run) -> list[str]:
-    lines = [f"## {run.entry.title}", "", f"`headway bench {shlex.join(run.arguments)}`, {run.seconds:.0f} s"]
-    if run.exit_code:
-        lines += ["", f"**It ended with exit code {run.exit_code}.**"]
-    for rows, columns in _tables(run):
-        lines += ["", markdown(rows, columns)]
-    if DRAWS in run.entry.options and run.rows:
-        lines += ["", f"![{run.entry.title}](results/{run.entry.name}.png)"]
+def _rows(file: Path) -> list[Row]:
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def _section(entry: Entry, rows: Sequence[Row], results: Path) -> list[str]:
+    one = rows[0]
+    lines = [f"## {entry.title}", "", f"`{one['command']}`, {one['date']}, {one['took_s']} s"]
+    if one["exit_code"]:
+        lines += ["", f"**It ended with exit code {one['exit_code']}.**"]
+    for columns, filling in _tables(entry, rows):
+        lines += ["", markdown(filling, columns)]
+    picture = results / f"{entry.name}.png"
+    if DRAWS in entry.options and picture.exists():
+        lines += ["", f"![{entry.title}]({results.name}/{picture.name})"]
     return lines
 
 
-def _tables(run: Run) -> list[tuple[list[Row], Sequence[Column]]]:
-    if run.entry.tables:
-        pairs = [([row for row in run.rows if columns[0].key in row], columns) for columns in run.entry.tables]
-        return [(rows, columns) for rows, columns in pairs if rows]
+def _tables(entry: Entry, rows: Sequence[Row]) -> list[tuple[Sequence[Column], list[Row]]]:
+    """Columns, and the rows that they show."""
+    if entry.tables:
+        pairs = [(columns, [row for row in rows if columns[0].key in row]) for columns in entry.tables]
+        return [(columns, filling) for columns, filling in pairs if filling]
     groups: dict[frozenset[str], list[Row]] = {}
-    for row in run.rows:
-        own = {key: value for key, value in row.items() if key not in machine()}
+    for row in rows:
+        own = {key: value for key, value in row.items() if key not in CIRCUMSTANCES}
         groups.setdefault(frozenset(own), []).append(own)
-    return [(rows, plain_columns(rows)) for rows in groups.values()]
+    return [(plain_columns(filling), filling) for filling in groups.values()]
 
 
 def command(
@@ -222,7 +233,7 @@ def command(
 ) -> None:
     """Run every benchmark and write a page of tables and pictures. Within 15 minutes on two cores.
 
-    Goes on after a benchmark that fails, says so on the page, and exits with 1.
+    After a benchmark that fails the others are run all the same; then it exits with 1.
     """
     names = [entry.name for entry in SUITE]
     for name in only or ():
@@ -234,12 +245,12 @@ def command(
     plot.check(results.with_suffix(".png"))
     results.mkdir(exist_ok=True)
     chosen = [entry for entry in SUITE if not only or entry.name in only]
-    runs = []
+    failed = []
     for number, entry in enumerate(chosen, 1):
         print(f"[{number}/{len(chosen)}] {entry.name}", file=sys.stderr)
-        runs.append(run(entry, results, full=full, peers=peer or ()))
-        (out / "results.md").write_text(page(runs))  # as far as it is, lest a crash take it all
-    failed = [one.entry.name for one in runs if one.exit_code]
+        if run(entry, results, full=full, peers=peer or ()):
+            failed.append(entry.name)
+        (out / "results.md").write_text(page(results))  # at once: the next may take an hour
     if failed:
         print(f"headway: these failed: {', '.join(failed)}", file=sys.stderr)
         raise typer.Exit(1)

@@ -37,7 +37,7 @@ def show(rows: Iterable[Row], columns: Sequence[Column], title: str, *, as_json:
     if as_json:
         return [_printed(row | machine()) for row in rows]
     rows = list(rows)
-    table = Table(title=title, caption=described(), caption_justify="left")
+    table = Table(title=title, caption=described(machine()), caption_justify="left")
     columns = _filled(rows, columns)
     for column in columns:
         table.add_column(column.heading, justify="left" if column.form == "" else "right")

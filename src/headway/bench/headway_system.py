@@ -100,7 +100,10 @@ class HeadwaySystem:
         return StepResult(batch.step_id, tokens, _logprobs(tokens) if self._features else None)
 
     def update(self, batch: Batch, result: StepResult) -> int:
-        return len(self._scheduler.apply(result).ended)
+        """With the step's numbers for whoever reads them, as other schedulers make them here too."""
+        ended = len(self._scheduler.apply(result).ended)
+        self._scheduler.snapshot()
+        return ended
 
     def end(self, request: Request) -> None:
         self._scheduler.apply(AbortRequests((request.uid,)))

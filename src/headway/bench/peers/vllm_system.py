@@ -1,7 +1,9 @@
 """vLLM's v1 scheduler as the workloads see it. Runs in vLLM's environment: imports nothing of headway.
 
 The scheduler gets what an engine core would give it: a configuration, a KV cache of one layer group, and the output of
-a model runner, which is made up. No model is loaded and nothing is compiled.
+a model runner, which is made up. No model is loaded and nothing is compiled. It is `Scheduler`, which takes an output in
+before it plans the next step, as ours does; `AsyncScheduler`, which vLLM takes where the device can overlap steps, costs
+a little more.
 """
 
 # mypy: disable-error-code="import-not-found"

@@ -1,8 +1,8 @@
 """vLLM's v1 scheduler as the workloads see it. Runs in vLLM's environment: imports nothing of headway.
 
 The scheduler gets what an engine core would give it: a configuration, a KV cache of one layer group, and the output of
-a model runner, which is made up. No model is loaded and nothing is compiled. It is `Scheduler`, which takes an output in
-before it plans the next step, as ours does; `AsyncScheduler`, which vLLM takes where the device can overlap steps, costs
+a model runner, which is made up. No model is loaded and nothing is compiled. Of its two schedulers it is the one that
+takes an output in before it plans the next step, as the workloads do; the other, for devices that overlap steps, costs
 a little more.
 """
 

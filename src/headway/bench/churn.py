@@ -26,7 +26,7 @@ from headway.bench.workloads import Churn, Samples
 
 MIN_STEPS = 100  # for a 99th percentile
 WARM_UP = 1_000  # requests, or twice as many as there are at a time
-ROUNDS = 5
+ROUNDS = 10
 PARTS = ("add_us", "schedule_us", "update_us")  # of the scheduler's time
 
 COLUMNS = (

@@ -3,6 +3,8 @@
 import pytest
 
 from headway.bench import churn
+from headway.bench.contenders import Contender
+from headway.bench.workloads import Churn
 from headway.cli import main
 from tests.bench.printed import rows_of
 
@@ -26,15 +28,22 @@ def test_the_schedulers_time_per_request_is_that_of_its_parts_without_create(
     assert row["step_us"] <= row["step_p99_us"]
 
 
-def test_peers_are_compared_round_by_round(fake_peers: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_peer_does_the_same(fake_peers: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*SMALL, "--peer", "vllm", "--json"]) == 0
     ours, theirs = rows_of(capsys)
     assert (ours["system"], theirs["system"]) == ("headway", "vllm")
     assert ours["requests"] == theirs["requests"] and ours["steps"] == theirs["steps"]  # here, the same scheduler
     assert theirs["times_headway_low"] <= theirs["times_headway"] <= theirs["times_headway_high"]
-    assert theirs["times_headway"] == pytest.approx(
-        theirs["scheduler_us_per_request"] / ours["scheduler_us_per_request"], rel=0.02
-    )
+
+
+def test_the_ratio_is_of_the_schedulers_time_per_request() -> None:
+    def taking(us: float) -> Contender:
+        samples = {"create_us": [9.0], "add_us": [us], "schedule_us": [us], "update_us": [us], "ended": [2]}
+        return Contender("canned", "1", lambda workload: iter([samples, samples]))
+
+    first, second = churn.measure(Churn(2, 2, warm_up=1), [taking(1.0), taking(5.0)])
+    assert (first["scheduler_us_per_request"], second["scheduler_us_per_request"]) == (1.5, 7.5)
+    assert "times_headway" not in first and second["times_headway"] == 5.0
 
 
 def test_a_table_and_a_picture(fake_peers: list[str], tmp_path, capsys: pytest.CaptureFixture[str]) -> None:

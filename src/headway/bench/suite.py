@@ -127,15 +127,15 @@ SUITE = (
     Entry(
         "serve_azure",
         "Serving Azure's traffic of 2023, scaled to the model",
-        "serve --dataset azure --minutes 2 --time-scale 0.5 --max-model-len 512",
         "serve --dataset azure --time-scale 0.5 --max-model-len 512",
+        "serve --dataset azure --max-model-len 512",
         tables=(SERVED,),
     ),
     Entry(
         "serve_mooncake",
         "Serving Mooncake's synthetic traffic, scaled to the model",
-        "serve --dataset mooncake --minutes 2 --time-scale 0.5",
         "serve --dataset mooncake --time-scale 0.5",
+        "serve --dataset mooncake",
         tables=(SERVED,),
     ),
 )

@@ -43,7 +43,8 @@ def test_everybody_decodes_in_every_timed_step() -> None:
     first, second = workload.run(Watched)
     (system,) = Watched.made
     assert len(first["schedule_us"]) == len(second["update_us"]) == len(second["reference_us"]) == 20
-    assert system.sizes[-(workload.warm_up + 40) :] == [(4, 4)] * (workload.warm_up + 40)
+    decodes = workload.warm_up + 2 * (workloads.SETTLE + 20)
+    assert system.sizes[-decodes:] == [(4, 4)] * decodes
     assert [len(prompt) for _, prompt, _ in system.created] == [128, 129, 130, 131]
 
 

@@ -29,6 +29,7 @@ PRIORITIES = 4
 LARGEST_BLOCK = 256  # tokens: that of the peer with the largest blocks, the last of which a request may leave empty
 ROOM = 2  # where the pool must suffice: so many times what is used, as some keep a share of it free
 REFERENCE_ITERATIONS = 20_000
+SETTLE = 5  # steps of a round that are not timed: until then the processor's caches hold what another round left there
 
 Samples = dict[str, list[float]]
 """Of one round, by name. Times in µs of the thread's CPU time: a scheduler never sleeps, and so a busy machine, which
@@ -115,7 +116,7 @@ class SteadyDecode:
     def run(self, make: Make) -> Iterator[Samples]:
         """schedule_us, update_us: of each step. reference_us: a plain Python loop, timed beside each step."""
         longest = self.prompt + BLOCK_SIZE
-        most = longest + self.warm_up + self.rounds * self.steps + 2
+        most = longest + self.warm_up + self.rounds * (SETTLE + self.steps) + 2
         num_blocks = self.running * ROOM * -(-(most + LARGEST_BLOCK) // BLOCK_SIZE) + 1
         system = make(
             Capacity(
@@ -143,6 +144,8 @@ class SteadyDecode:
 
     def _round(self, system: System) -> Samples:
         samples: Samples = {"schedule_us": [], "update_us": [], "reference_us": []}
+        for _ in range(SETTLE):
+            _one_step(system)
         for _ in range(self.steps):
             before = reference_us()
             started = _clock()

@@ -6,6 +6,8 @@ READY  := $(VENV)/.ready
 CORE   := src/headway/scheduler/*,src/headway/kvcache/*,src/headway/managers/*
 # More arguments for the command that a target runs: make serve ARGS="--port 9000"
 ARGS   ?=
+# Other engines whose schedulers `make bench` measures beside ours; vLLM's source is fetched the first time.
+PEERS  ?= vllm
 
 .PHONY: help setup demo serve test mutants lint format bench model-check clean
 
@@ -43,11 +45,8 @@ format: $(READY)  ## Put style and format right where a tool can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY)  ## Measure the scheduler's step, then the server under load and under recorded traffic
-	$(BIN)/headway bench step --running 64,256,1024,4096
-	$(BIN)/headway bench serve --dataset heldout --request-rate 4,16,inf
-	$(BIN)/headway bench serve --dataset azure --time-scale 0.5 --max-model-len 512
-	$(BIN)/headway bench serve --dataset mooncake --time-scale 0.5
+bench: $(READY)  ## Run every benchmark, schedulers beside vLLM's (PEERS= : alone); writes docs/benchmarks/results.md
+	$(BIN)/headway bench all $(addprefix --peer ,$(PEERS)) $(ARGS)
 
 model-check:  ## Check the models of mailbox and query exhaustively (needs Spin: apt-get install spin)
 	@verification/check

@@ -1,15 +1,19 @@
-"""A stand-in for a server, which answers as the bench expects and misbehaves where a prompt asks for it."""
+"""Stand-ins: for a server, which answers as the bench expects and misbehaves where a prompt asks for it; for peers."""
 
 import asyncio
 import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, StreamingResponse
+
+from headway.bench import peers
+from headway.bench.headway_system import HeadwaySystem
 
 
 class FakeServer:
@@ -87,3 +91,26 @@ def running_fake_server() -> Iterator[FakeServer]:
 def fake_server(running_fake_server: FakeServer) -> FakeServer:
     running_fake_server.forget()
     return running_fake_server
+
+
+@pytest.fixture
+def fake_peers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Peers that are our own scheduler again; returns those that were started."""
+    started = []
+
+    class Fake:
+        version = "9.9"
+
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def run(self, workload):
+            return workload.run(HeadwaySystem)
+
+    @contextmanager
+    def open_peer(name: str):
+        started.append(str(name))
+        yield Fake(str(name))
+
+    monkeypatch.setattr(peers, "open_peer", open_peer)
+    return started

@@ -62,6 +62,8 @@ class SimulatedExecutor(Executor):
     before_step: called on the device thread with each batch; a test may sleep or raise there.
     """
 
+    max_in_flight = 2
+
     def __init__(
         self,
         step_time: StepTimeModel | None = None,

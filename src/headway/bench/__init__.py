@@ -7,11 +7,13 @@ typer can read, and register it here.
 
 import typer
 
-from headway.bench import query, serve, step
+from headway.bench import gap, intake, query, serve, step
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 app.command("step")(step.command)
 app.command("query")(query.command)
+app.command("gap")(gap.command)
+app.command("intake")(intake.command)
 app.command("serve")(serve.command)
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from headway.bench.load import LoadResult
 
-Row = dict[str, str | int | float | bool | None]
+Row = dict[str, Any]
+"""Figures by name, flat: strings, numbers, booleans, None; units are in the names."""
 
 _LATENCIES = (
     ("TTFT", "Time to First Token"),

@@ -150,6 +150,7 @@ def test_every_command_takes_every_setting_of_the_engine(run, stdin, seen, comma
         "gpu_memory_utilization": 0.5,
         "enable_prefix_caching": False,
         "max_waiting": 5,
+        "async_scheduling": False,
         "step_timeout": 6.0,
         "seed": 7,
         "enable_output_caching": False,

@@ -199,6 +199,8 @@ class EngineConfig(SchedulingOptions):
     num_blocks: blocks of the KV cache; None computes it from `kv_cache_memory_gb` on a CPU and from
         `gpu_memory_utilization` on CUDA.
     max_waiting: requests that may be queued beyond `max_num_seqs` before new ones are refused.
+    async_scheduling: schedule and launch a step while the one before it computes, so that the device need not wait.
+        The answers are the same; a newcomer's first step begins behind both.
     step_timeout: seconds after which the watchdog gives up a step of the device.
     """
 
@@ -215,6 +217,7 @@ class EngineConfig(SchedulingOptions):
     kv_cache_memory_gb: float = 1.0
     gpu_memory_utilization: float = 0.9
     max_waiting: int = 4096
+    async_scheduling: bool = True
     step_timeout: float = 300.0
     seed: int = 0
 

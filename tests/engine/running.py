@@ -83,17 +83,19 @@ def running(
     device: SimulatedExecutor | None = None,
     *,
     step_timeout: float = PATIENCE,
+    depth: int = 2,
     start: bool = True,
     preprocess: Preprocess | None = None,
     on_sending: OnSending | None = None,
     **limits: Any,
 ) -> Iterator[Running]:
-    """An engine that is shut down at the end and must leave no thread behind."""
+    """An engine that is shut down at the end and must leave no thread behind. depth: steps on the device at once."""
     before = set(threading.enumerate())
     setup = Running(
         make(name, **limits),
         device or Device(),
         step_timeout=step_timeout,
+        async_scheduling=depth > 1,
         preprocess=preprocess,
         on_sending=on_sending,
     )

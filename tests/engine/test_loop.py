@@ -25,6 +25,12 @@ def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+@pytest.fixture(params=[1, 2])
+def depth(request: pytest.FixtureRequest) -> int:
+    """How many steps the device has at most: 1 without, 2 with async_scheduling."""
+    return int(request.param)
+
+
 @pytest.fixture
 def hang() -> Iterator[Hang]:
     """A device that does not answer its first step; let go in the end, so that its thread ends."""
@@ -43,11 +49,8 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 # -- ordinary life -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("depth", [1, 2])
 def test_many_requests_get_their_answers(name: str, depth: int) -> None:
-    device = Device()
-    device.max_in_flight = depth
-    with running(name, device, max_num_seqs=8) as it:
+    with running(name, depth=depth, max_num_seqs=8) as it:
         prompts = {it.add(f"r{i}", prompt_of(i, 1 + i % 50), max_tokens=1 + i % 9): i for i in range(60)}
         it.history.wait_for(prompts)
         for uid, i in prompts.items():
@@ -58,12 +61,15 @@ def test_many_requests_get_their_answers(name: str, depth: int) -> None:
     assert_nothing_held(it.manager)
 
 
-def test_never_more_steps_are_on_the_device_than_it_takes(name: str) -> None:
+@pytest.mark.parametrize("takes", [1, 2])
+def test_never_more_steps_are_on_the_device_than_it_takes_and_as_many_as_are_wanted(
+    name: str, depth: int, takes: int
+) -> None:
     on_device = most = 0
     lock = threading.Lock()
 
     class Counting(Device):
-        max_in_flight = 2
+        max_in_flight = takes
 
         def launch(self, batch: Batch) -> None:
             nonlocal on_device, most
@@ -81,9 +87,28 @@ def test_never_more_steps_are_on_the_device_than_it_takes(name: str) -> None:
 
             super().start(done)
 
-    with running(name, Counting(base_s=0.001)) as it:
+    with running(name, Counting(base_s=0.001), depth=depth) as it:
         it.history.wait_for([it.add(f"r{i}", max_tokens=20) for i in range(8)])
-    assert most == 2
+    assert most == min(takes, depth)
+
+
+def test_the_next_step_is_launched_before_the_result_of_the_one_that_runs(name: str, hang: Hang) -> None:
+    launched: list[int] = []
+
+    class Watched(Device):
+        def launch(self, batch: Batch) -> None:
+            launched.append(batch.step_id)
+            super().launch(batch)
+
+    with running(name, Watched(before_step=hang)) as it:
+        uid = it.add("a", max_tokens=9)
+        assert hang.reached.wait(PATIENCE)
+        assert eventually(lambda: launched == [1, 2])
+        assert uid not in it.history.tokens
+        hang.let_go.set()
+        it.history.wait_for([uid])
+        assert it.history.tokens[uid] == answer_to((1, 2, 3), 9)
+        assert launched == list(range(1, 10)), "none for the request that had all its tokens coming"
 
 
 def test_effects_are_told_on_the_writers_thread_alone(name: str) -> None:
@@ -103,17 +128,18 @@ def test_an_idle_writer_is_woken_by_a_request(name: str, monkeypatch: pytest.Mon
             time.sleep(0.01)  # it falls asleep again
 
 
-def test_commands_are_carried_out_while_the_device_computes(name: str, hang: Hang) -> None:
-    with running(name, Device(before_step=hang)) as it:
+def test_commands_are_carried_out_while_the_device_computes(name: str, depth: int, hang: Hang) -> None:
+    with running(name, Device(before_step=hang), depth=depth) as it:
         running_one = it.add("a", max_tokens=3)
         assert hang.reached.wait(PATIENCE)
+        assert eventually(lambda: it.engine.snapshot().num_in_flight == depth)
         waiting_one = it.add("b")
         it.engine.abort_requests([waiting_one])
         it.history.wait_for([waiting_one])
         it.engine.finish_requests([running_one])
         it.history.wait_for([running_one])
         assert it.history.reasons([running_one, waiting_one]) == [FinishReason.STOP, FinishReason.ABORT]
-        assert it.engine.snapshot().num_in_flight == 1
+        assert it.engine.snapshot().num_in_flight == depth
         hang.let_go.set()
         assert eventually(lambda: it.engine.snapshot().num_in_flight == 0)
     assert it.history.tokens == {}
@@ -161,8 +187,8 @@ def fail_in(step_id: int) -> Callable[[Batch], None]:
 
 
 @pytest.mark.parametrize("step_id", [1, 4])
-def test_a_failing_step_ends_its_requests_and_nothing_else(name: str, step_id: int) -> None:
-    with running(name, Device(before_step=fail_in(step_id)), max_num_seqs=3, start=False) as it:
+def test_a_failing_step_ends_its_requests_and_nothing_else(name: str, depth: int, step_id: int) -> None:
+    with running(name, Device(before_step=fail_in(step_id)), depth=depth, max_num_seqs=3, start=False) as it:
         prompts = [prompt_of(i, 12) for i in range(7)]
         uids = [it.add(f"r{i}", prompt, max_tokens=9) for i, prompt in enumerate(prompts)]
         it.engine.start()
@@ -179,6 +205,27 @@ def test_a_failing_step_ends_its_requests_and_nothing_else(name: str, step_id: i
     assert_nothing_held(it.manager)
 
 
+def test_who_joins_in_the_step_behind_a_failing_one_is_not_touched(name: str, hang: Hang) -> None:
+    """The failing step runs while the next one waits, with the rows of both."""
+
+    def hang_then_fail(batch: Batch) -> None:
+        hang(batch)
+        fail_in(2)(batch)
+
+    with running(name, Device(before_step=hang_then_fail)) as it:
+        old = it.add("old", max_tokens=9)
+        assert hang.reached.wait(PATIENCE)
+        assert eventually(lambda: it.engine.snapshot().num_in_flight == 2)
+        new = it.add("new", (7, 8, 9), max_tokens=9)
+        assert eventually(lambda: it.engine.snapshot().num_requests_added == 2)
+        hang.let_go.set()
+        it.history.wait_for([old, new])
+        assert it.history.reasons([old, new]) == [FinishReason.ERROR, FinishReason.LENGTH]
+        assert it.history.tokens[old] == answer_to((1, 2, 3), 1)
+        assert it.history.tokens[new] == answer_to((7, 8, 9), 9)
+    assert_nothing_held(it.manager)
+
+
 class Stingy(Device):
     """Leaves a token out in its second step."""
 
@@ -187,8 +234,8 @@ class Stingy(Device):
         return result if batch.step_id != 2 else StepResult(2, result.tokens[:-1])
 
 
-def test_a_result_with_the_wrong_number_of_tokens_is_a_failed_step(name: str) -> None:
-    with running(name, Stingy(), max_num_seqs=2, start=False) as it:
+def test_a_result_with_the_wrong_number_of_tokens_is_a_failed_step(name: str, depth: int) -> None:
+    with running(name, Stingy(), depth=depth, max_num_seqs=2, start=False) as it:
         uids = [it.add(f"r{i}") for i in range(4)]
         it.engine.start()
         it.history.wait_for(uids)
@@ -208,8 +255,8 @@ class Stammering(Device):
         super().start(stammer)
 
 
-def test_results_that_are_unknown_or_told_twice_are_ignored(name: str) -> None:
-    with running(name, Stammering()) as it:
+def test_results_that_are_unknown_or_told_twice_are_ignored(name: str, depth: int) -> None:
+    with running(name, Stammering(), depth=depth) as it:
         prompts = [prompt_of(i, 5) for i in range(8)]
         uids = [it.add(f"r{i}", prompt, max_tokens=9) for i, prompt in enumerate(prompts)]
         it.history.wait_for(uids)
@@ -237,8 +284,10 @@ class LateDevice(Device):
 
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("kind", [Device, LateDevice])
-def test_a_hanging_step_is_given_up_and_what_waits_goes_on(name: str, kind: type[Device], hang: Hang) -> None:
-    with running(name, kind(before_step=hang), max_num_seqs=2, step_timeout=1.0, start=False) as it:
+def test_a_hanging_step_is_given_up_and_what_waits_goes_on(
+    name: str, kind: type[Device], depth: int, hang: Hang
+) -> None:
+    with running(name, kind(before_step=hang), depth=depth, max_num_seqs=2, step_timeout=1.0, start=False) as it:
         prompts = [prompt_of(i, 5) for i in range(5)]
         uids = [it.add(f"r{i}", prompt, max_tokens=9) for i, prompt in enumerate(prompts)]
         it.engine.start()
@@ -279,13 +328,10 @@ class BreaksOnRestart(Device):
     ids=["refuses", "raises"],
 )
 @pytest.mark.usefixtures("impatient")
-@pytest.mark.parametrize("depth", [1, 2])
 def test_when_the_device_cannot_be_restarted_the_engine_says_so(
     name: str, kind: type[Device], why: str, depth: int, hang: Hang
 ) -> None:
-    device = kind(before_step=hang)
-    device.max_in_flight = depth
-    with running(name, device, max_num_seqs=2, step_timeout=0.2, start=False) as it:
+    with running(name, kind(before_step=hang), depth=depth, max_num_seqs=2, step_timeout=0.2, start=False) as it:
         uids = [it.add(f"r{i}") for i in range(5)]
         it.engine.start()
         it.history.wait_for(uids)
@@ -414,7 +460,7 @@ def test_a_long_step_is_no_stall_before_its_timeout(name: str, hang: Hang) -> No
     with running(name, Device(before_step=hang), step_timeout=PATIENCE) as it:
         it.add("a")
         assert hang.reached.wait(PATIENCE)
-        assert eventually(lambda: it.engine.snapshot().num_in_flight == 1)
+        assert eventually(lambda: it.engine.snapshot().num_in_flight == 2)
         time.sleep(0.2)
         assert not it.engine.is_stalled()
         hang.let_go.set()

@@ -42,6 +42,7 @@ class Setting:
     max_num_batched_tokens: int
     pool: str
     prefix_caching: bool
+    async_scheduling: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +90,7 @@ class Subject:
             block_size=BLOCK_SIZE,
             num_blocks=num_blocks + 1,
             enable_prefix_caching=setting.prefix_caching,
+            async_scheduling=setting.async_scheduling,
             reserve="none",  # a reserve would keep requests out of the small pool before they must be preempted
         ) as llm:
             answers = llm.generate(prompts, sampling, use_tqdm=False)
@@ -136,6 +138,9 @@ def command(
     models: Annotated[str, typer.Option(metavar="NAME,...", help=f"Of {', '.join(MODELS)}.")] = ",".join(MODELS),
     schedulers: Annotated[str, typer.Option(metavar="NAME,...", help="Of v0, v1, v2.")] = ",".join(SCHEDULERS),
     budgets: Annotated[str, typer.Option(metavar="N,...", help="Values of max_num_batched_tokens.")] = "17,64,2048",
+    async_scheduling: Annotated[
+        bool, typer.Option(help="Schedule a step while the one before it computes, or do not.")
+    ] = True,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per cell and line.")] = False,
 ) -> None:
     """Compare every token with transformers' generate: greedy, float32, on this machine's CPU.
@@ -155,7 +160,7 @@ def command(
     with tempfile.TemporaryDirectory() as folder, console.status("") as status:
         for subject in subjects(chosen[0], Path(folder)):
             for scheduler, budget, pool, caching in itertools.product(chosen[1], token_budgets, POOLS, (True, False)):
-                setting = Setting(subject.name, scheduler, budget, pool, caching)
+                setting = Setting(subject.name, scheduler, budget, pool, caching, async_scheduling)
                 status.update(f"{subject.name} {scheduler} budget {budget} {pool} pool, {wrong} of {cells} cells wrong")
                 outcome = subject.run(setting)
                 cells += 1

@@ -21,6 +21,7 @@ _MODEL = "Local folder or hub id of the model."
 _OWN_MODEL = "the one that comes with Headway"
 _METAVARS = {"role": "ROLE", "reserve": "RULE", "victim": "RULE"}  # where the choices would leave no room
 _NO = "no_"  # before the name of a field that is true by itself
+_BOTH = ("async_scheduling",)  # fields that people know by a flag for either value
 
 Command = Callable[..., Any]
 Options = dict[str, inspect.Parameter]
@@ -30,7 +31,8 @@ def _option(
     name: str, kind: Any, default: Any, text: str, *, panel: str, shown: str | bool = True, **more: Any
 ) -> inspect.Parameter:
     # Flags are written out: typer would add a --no- form to each, and a column for those to every help.
-    declared = [f"--{name.replace('_', '-')}"] if kind is bool else []
+    flag = name.replace("_", "-")
+    declared = [f"--{flag}/--no-{flag}" if name in _BOTH else f"--{flag}"] if kind is bool else []
     option = typer.Option(*declared, help=text, rich_help_panel=panel, show_default=shown, **more)
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option])
 
@@ -54,6 +56,7 @@ _ENGINE_WORDS: dict[str, tuple[str, str | bool]] = {  # field of EngineConfig ->
     "gpu_memory_utilization": ("Share of the GPU's memory to use.", True),
     "enable_prefix_caching": ("Compute equal beginnings of prompts each time anew.", False),
     "max_waiting": ("Requests that may queue before more are refused.", True),
+    "async_scheduling": ("Schedule a step while the one before it computes.", True),
     "step_timeout": ("Seconds after which a step of the device is given up.", True),
     "seed": ("For random choices of requests that bring no seed.", True),
 }
@@ -93,7 +96,7 @@ def _engine_options() -> Options:
     for panel, words in (("Engine", _ENGINE_WORDS), ("Scheduling", _SCHEDULING_WORDS)):
         for field, (text, shown) in words.items():
             name, default = field, declared[field]
-            if default is True:  # a flag is for what is not so by itself
+            if default is True and field not in _BOTH:  # a flag is for what is not so by itself
                 name, default = _NO + field, False
             metavar = _METAVARS.get(name)
             options[name] = _option(name, kinds[field], default, text, panel=panel, shown=shown, metavar=metavar)

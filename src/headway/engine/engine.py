@@ -36,7 +36,7 @@ class Engine:
 
     preprocess: makes prompt and spans of requests that bring `preprocess`, on threads of the engine's own; see
         `PreprocessPool`. What it makes is checked as at the door. Without it such requests are refused.
-    on_sending: see `WriterLoop`.
+    on_sending, async_scheduling: see `WriterLoop`.
     """
 
     def __init__(
@@ -47,6 +47,7 @@ class Engine:
         *,
         preprocess: Preprocess | None = None,
         on_sending: OnSending | None = None,
+        async_scheduling: bool = True,
         step_timeout: float = 300.0,
     ) -> None:
         self._manager = manager
@@ -55,7 +56,13 @@ class Engine:
             pool = PreprocessPool(partial(_prepare, preprocess, manager), PREPROCESS_THREADS, manager.post_result)
         self._has_preprocessor = pool is not None
         self._loop = WriterLoop(
-            manager, executor, on_effects, on_sending=on_sending, pool=pool, step_timeout=step_timeout
+            manager,
+            executor,
+            on_effects,
+            on_sending=on_sending,
+            pool=pool,
+            async_scheduling=async_scheduling,
+            step_timeout=step_timeout,
         )
         self._files: ModelFiles | None = None
 
@@ -112,6 +119,7 @@ class Engine:
             on_effects,
             preprocess=preprocess,
             on_sending=on_sending,
+            async_scheduling=config.async_scheduling,
             step_timeout=config.step_timeout,
         )
 

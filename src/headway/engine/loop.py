@@ -40,6 +40,8 @@ class WriterLoop:
     on_sending: gets each prompt whose KV has to go to D, on this thread, after the effects that bring its token; must
         not block, and sees to it that `manager.send_done` follows. None: there is nothing to send with.
     pool: prepares requests; the loop starts and stops it. None: there is no preprocessor.
+    async_scheduling: launch the next step while one computes, on executors that take two; else each launch waits for
+        the result of the step before it.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class WriterLoop:
         *,
         on_sending: OnSending | None = None,
         pool: PreprocessPool | None = None,
+        async_scheduling: bool = True,
         step_timeout: float = 300.0,
     ) -> None:
         self._manager = manager
@@ -57,6 +60,7 @@ class WriterLoop:
         self._on_effects = on_effects
         self._on_sending = on_sending
         self._pool = pool
+        self._max_in_flight = executor.max_in_flight if async_scheduling else 1
         self._step_timeout = step_timeout
         self._schedule = manager.prefill_schedule if manager.config.role is Role.PREFILL else manager.schedule
         self._stopping = False
@@ -136,7 +140,7 @@ class WriterLoop:
         self._watch()
         if self._failure is not None:
             return
-        while manager.snapshot().num_in_flight < executor.max_in_flight:
+        while manager.snapshot().num_in_flight < self._max_in_flight:
             batch, _ = self._schedule()  # the requests it ended are among the effects
             if batch is None:
                 break

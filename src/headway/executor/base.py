@@ -18,7 +18,7 @@ OnDone = Callable[[StepResult], None]
 class Executor(ABC):
     """Runs batches. `launch` never blocks; the result arrives by `on_done`, called on the executor's own thread."""
 
-    max_in_flight: int = 1  # steps that may be launched before the first of them has answered
+    max_in_flight: int = 1  # steps it takes before the first of them has answered; 2: one waits while one runs
 
     @abstractmethod
     def start(self, on_done: OnDone) -> None:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import time
 import zlib
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +19,7 @@ from headway.executor.base import Executor, OnDone
 from headway.executor.device_thread import DeviceThread
 from headway.scheduler.batch import Batch, IntArray, StepResult
 
+_OVERSLEEP = 0.0003  # seconds that a thread may sleep too long; the last of a step are not slept through
 _STRIDE = 7919  # a prime, so that consecutive positions give different tokens
 
 
@@ -38,6 +41,15 @@ class StepTimeModel:
         return self.base_s + self.per_token_s * batch.num_tokens + self.per_seq_s * len(batch)
 
 
+class StepTimes(NamedTuple):
+    """When a step was launched, and when the device began and ended it, in seconds of `time.perf_counter`."""
+
+    step_id: int
+    launched: float
+    began: float
+    ended: float
+
+
 class SimulatedTokens:
     """Tokens that are a function of the request's prompt and the position, so that neither batching nor preemption
     changes an answer."""
@@ -56,11 +68,26 @@ class SimulatedTokens:
         return tokens.astype(np.int32)
 
 
+def _wait_until(moment: float) -> None:
+    """Return then, by `time.perf_counter`, or as soon after it as the interpreter lets this thread go on."""
+    left = moment - time.perf_counter()
+    if left > _OVERSLEEP:
+        time.sleep(left - _OVERSLEEP)
+    while time.perf_counter() < moment:
+        time.sleep(0)
+
+
 class SimulatedExecutor(Executor):
     """Sleeps instead of computing.
 
+    A step begins when it is launched and the one before it has ended, and ends so many seconds later, whenever the
+    thread that sleeps that long wakes up: what it oversleeps delays the report, and not the next step.
+
     before_step: called on the device thread with each batch; a test may sleep or raise there.
+    on_step: called on the device thread with the times of each step, before its result is told.
     """
+
+    max_in_flight = 2
 
     def __init__(
         self,
@@ -69,11 +96,15 @@ class SimulatedExecutor(Executor):
         max_num_seqs: int,
         vocab_size: int = 32000,
         before_step: Callable[[Batch], None] | None = None,
+        on_step: Callable[[StepTimes], None] | None = None,
     ) -> None:
         self._step_time = step_time or StepTimeModel()
         self._max_num_seqs = max_num_seqs
         self._vocab_size = vocab_size
         self._before_step = before_step
+        self._on_step = on_step
+        self._launches: deque[float] = deque()  # of the steps that have not begun
+        self._ended = 0.0
         self._tokens = SimulatedTokens(max_num_seqs, vocab_size)
         self._thread: DeviceThread | None = None
         self._on_done: OnDone | None = None
@@ -81,10 +112,12 @@ class SimulatedExecutor(Executor):
     def start(self, on_done: OnDone) -> None:
         self._on_done = on_done
         self._tokens = SimulatedTokens(self._max_num_seqs, self._vocab_size)
+        self._launches, self._ended = deque(), 0.0
         self._thread = DeviceThread(self._run, on_done)
 
     def launch(self, batch: Batch) -> None:
         assert self._thread is not None, "launch before start"
+        self._launches.append(time.perf_counter())
         self._thread.launch(batch)
 
     def restart(self) -> bool:
@@ -100,10 +133,13 @@ class SimulatedExecutor(Executor):
             self._thread = None
 
     def _run(self, batch: Batch) -> StepResult:
+        launched = self._launches.popleft()
         tokens = self._tokens.sample(batch)
         if self._before_step is not None:
             self._before_step(batch)
-        seconds = self._step_time.seconds(batch)
-        if seconds:
-            time.sleep(seconds)
+        began = max(self._ended, launched)
+        ended = self._ended = began + self._step_time.seconds(batch)
+        _wait_until(ended)
+        if self._on_step is not None:
+            self._on_step(StepTimes(batch.step_id, launched, began, ended))
         return StepResult(batch.step_id, tokens)

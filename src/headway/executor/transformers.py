@@ -44,6 +44,8 @@ class TransformersExecutor(Executor):
     `files.max_model_len` tokens.
     """
 
+    max_in_flight = 2  # all that a step needs of the one before it is on the device, or read on the device's thread
+
     def __init__(self, files: ModelFiles, config: EngineConfig) -> None:
         self._config = config
         self._max_model_len = files.max_model_len

@@ -1,0 +1,171 @@
+"""Overlapped steps: the next one is launched while one computes, and every token is what it is without.
+
+Requests that are aborted, stop by a token or are preempted do so while a step that computes for them is on the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from headway.bench.reference import Reference
+from headway.config import EngineConfig
+from headway.engine.engine import Engine
+from headway.request import FinishReason, SamplingParams
+from headway.scheduler import Effects
+from tests.engine.running import Recorder, eventually
+from tests.executor.conftest import LENGTHS, NUM_OUTPUT
+from tests.managers.driving import ALL, assert_nothing_held
+
+GREEDY = SamplingParams(temperature=0, max_tokens=NUM_OUTPUT, ignore_eos=True)
+DRAWN = replace(GREEDY, temperature=0.9, top_p=0.95, seed=1234)
+BLOCK_SIZE = 8
+MAX_MODEL_LEN = 112
+ABORT_AFTER = 5  # tokens
+
+
+@dataclass(frozen=True)
+class Job:
+    """A request. aborted: its caller goes away when it has seen ABORT_AFTER tokens."""
+
+    prompt: list[int]
+    sampling: SamplingParams = GREEDY
+    aborted: bool = False
+
+
+@dataclass
+class Served(Recorder):
+    """What became of the jobs, in their order. most_in_flight: steps on the device at once, as far as was seen."""
+
+    engine: Engine | None = None
+    uids: dict[int, Job] = field(default_factory=dict)
+    logprobs: dict[int, list[tuple[int, float, list[int]]]] = field(default_factory=dict)
+    most_in_flight: int = 0
+    preemptions: int = 0
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def take(self, effects: Effects) -> None:
+        super().take(effects)
+        assert self.engine is not None
+        self.most_in_flight = max(self.most_in_flight, self.engine.snapshot().num_in_flight)
+        for outputs in effects.tokens:
+            self._abort([uid for uid in outputs.uids.tolist() if len(self.tokens[uid]) == ABORT_AFTER])
+            found = outputs.logprobs
+            for i, row in enumerate(() if found is None else found.rows.tolist()):
+                ranked = int(found.ranks[i]), float(found.sampled[i]), found.top_ids[i].tolist()
+                self.logprobs.setdefault(int(outputs.uids[row]), []).append(ranked)
+
+    def _abort(self, uids: Sequence[int]) -> None:
+        assert self.engine is not None
+        self.engine.abort_requests([uid for uid in uids if self.uids[uid].aborted])
+
+    @property
+    def answers(self) -> list[list[int]]:
+        return [self.tokens.get(uid, []) for uid in self.uids]
+
+    @property
+    def why(self) -> list[FinishReason]:
+        return self.reasons(self.uids)
+
+
+def serve(
+    folder: Path, scheduler: str, jobs: Sequence[Job], *, async_scheduling: bool, num_requests_that_fit: int
+) -> Served:
+    """Let an engine answer, with room for so many of the longest requests."""
+    config = EngineConfig(
+        model=str(folder),
+        scheduler=scheduler,  # type: ignore[arg-type]
+        device="cpu",
+        max_num_seqs=6,
+        max_num_batched_tokens=40,
+        max_model_len=MAX_MODEL_LEN,
+        block_size=BLOCK_SIZE,
+        num_blocks=1 + num_requests_that_fit * MAX_MODEL_LEN // BLOCK_SIZE,
+        reserve="none",
+        async_scheduling=async_scheduling,
+    )
+    served = Served()
+    engine = served.engine = Engine.from_config(config, served.take)
+    for uid, job in enumerate(jobs, start=1):
+        served.uids[uid] = job
+        engine.add_request(f"r{uid}", job.prompt, job.sampling, uid=uid)
+    engine.start()
+    try:
+        served.wait_for(served.uids)
+        assert eventually(lambda: not engine.snapshot().has_work)
+        served.preemptions = engine.snapshot().num_preemptions
+    finally:
+        engine.shutdown()
+    assert engine.failure() is None
+    assert_nothing_held(engine.manager)
+    return served
+
+
+@pytest.fixture
+def llama(model_folder: Callable[[str], Path]) -> Path:
+    return model_folder("llama")
+
+
+@pytest.mark.parametrize("async_scheduling", [False, True])
+@pytest.mark.parametrize("scheduler", ALL)
+def test_aborts_stop_tokens_and_preemptions_in_flight_change_no_token(
+    scheduler: str, async_scheduling: bool, llama: Path, reference: Callable[[str], Reference]
+) -> None:
+    expected = reference("llama")
+    jobs, answers, why = [], [], []
+    for i, (prompt, output) in enumerate(zip(expected.prompts * 2, expected.outputs * 2, strict=True)):
+        job, answer, reason = Job(prompt), output, FinishReason.LENGTH
+        if i % 3 == 1:
+            stop = output[i % NUM_OUTPUT]
+            job = Job(prompt, replace(GREEDY, stop_token_ids=(stop,)))
+            answer, reason = output[: output.index(stop) + 1], FinishReason.STOP
+        elif i % 3 == 2:
+            job, answer, reason = Job(prompt, aborted=True), output[:ABORT_AFTER], FinishReason.ABORT
+        jobs.append(job)
+        answers.append(answer)
+        why.append(reason)
+    served = serve(llama, scheduler, jobs, async_scheduling=async_scheduling, num_requests_that_fit=2)
+    assert served.most_in_flight == (2 if async_scheduling else 1)
+    assert (served.preemptions > 0) == (scheduler != "v0")
+    for i, (got, answer) in enumerate(zip(served.answers, answers, strict=True)):
+        if jobs[i].aborted:  # the abort waits its turn behind results
+            assert got[:ABORT_AFTER] == answer and got == expected.outputs[i % len(LENGTHS)][: len(got)]
+        else:
+            assert got == answer
+        assert served.why[i] is why[i] or (jobs[i].aborted and len(got) == NUM_OUTPUT)
+
+
+def test_sampling_that_depends_on_the_tokens_before_is_the_same(
+    llama: Path, reference: Callable[[str], Reference]
+) -> None:
+    """Penalties count tokens that the writer has not seen yet; seeds, biases, minima and logprobs go by position."""
+    prompts = reference("llama").prompts
+    ways = (
+        DRAWN,
+        replace(GREEDY, repetition_penalty=1.7),
+        replace(DRAWN, presence_penalty=1.1, frequency_penalty=0.6, seed=5),
+        replace(GREEDY, logprobs=3),
+        replace(DRAWN, min_tokens=9, logit_bias={7: 8.0}, stop_token_ids=(7,)),
+    )
+    jobs = [Job(prompt, ways[(i + half) % len(ways)]) for half in (0, 2) for i, prompt in enumerate(prompts)]
+    plain, tight = (
+        serve(llama, "v2", jobs, async_scheduling=False, num_requests_that_fit=fits) for fits in (len(jobs), 2)
+    )
+    assert plain.preemptions == 0 and tight.preemptions > 0
+    for fits in (len(jobs), 2):
+        overlapped = serve(llama, "v2", jobs, async_scheduling=True, num_requests_that_fit=fits)
+        assert overlapped.most_in_flight == 2 and (overlapped.preemptions > 0) == (fits == 2)
+        assert overlapped.answers == plain.answers == tight.answers
+        assert overlapped.why == plain.why
+        assert overlapped.logprobs.keys() == plain.logprobs.keys() != set()
+        for uid, rows in plain.logprobs.items():
+            for one, other in zip(rows, overlapped.logprobs[uid], strict=True):
+                assert (one[0], one[2]) == (other[0], other[2])
+                assert one[1] == pytest.approx(other[1], abs=1e-4)
+    assert len({tuple(answer) for answer in plain.answers}) > len(np.unique(LENGTHS))

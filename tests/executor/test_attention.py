@@ -11,6 +11,7 @@ from torch import nn
 from headway.executor import attention as attention_module
 from headway.executor.attention import PagedAttention, paged_attention
 from headway.executor.attention_plan import AttentionPlan, PlanSettings, token_positions
+from headway.executor.decode_kernel import DecodeKernel
 from headway.executor.kv_tensors import KVTensors, LayerShape, bytes_per_block
 from headway.executor.transfer import HostArrays
 from headway.scheduler.batch import Batch
@@ -56,9 +57,11 @@ def by_definition(query, keys, values, position, window, softcap, sinks):
 
 
 @pytest.mark.parametrize("tile", [3, 256])
-@pytest.mark.parametrize("padding, group_keys", [(0.0, 1), (0.3, 64), (10.0, 10**9)])
+@pytest.mark.parametrize(
+    "padding, group_keys, threads", [(0.0, 1, 0), (0.3, 64, 0), (10.0, 10**9, 0), (0.0, 1, 1), (0.0, 1, 3)]
+)
 @pytest.mark.parametrize("window, softcap, with_sinks", [*itertools.product([None, 1, 6], [None, 2.0], [False, True])])
-def test_every_row_sees_its_own_past(window, softcap, with_sinks, padding, group_keys, tile, monkeypatch):
+def test_every_row_sees_its_own_past(window, softcap, with_sinks, padding, group_keys, threads, tile, monkeypatch):
     monkeypatch.setattr(attention_module, "_QUERY_TILE", tile)
     torch.manual_seed(0)
     heads, shape = 4, LayerShape(key_heads=2, key_dim=8, value_heads=2, value_dim=6)
@@ -86,8 +89,14 @@ def test_every_row_sees_its_own_past(window, softcap, with_sinks, padding, group
     paged = PagedAttention(max_model_len=160)
     paged.kv = kv
     arrays = HostArrays()
+    paged.kernel = DecodeKernel.compiled(threads) if threads else None
     settings = PlanSettings(
-        block_size=BLOCK, windows=frozenset({window}), device=CPU, padding=padding, group_keys=group_keys
+        block_size=BLOCK,
+        windows=frozenset({window}),
+        device=CPU,
+        gathers_decodes=not threads,
+        padding=padding,
+        group_keys=group_keys,
     )
     plan = AttentionPlan(batch, tables, settings, arrays)
     arrays.send(CPU)
@@ -120,7 +129,12 @@ class TestPlan:
     def plan(self, batch: Batch, tables: np.ndarray, padding=0.0, group_keys=10**9, window=None) -> AttentionPlan:
         arrays = HostArrays()
         settings = PlanSettings(
-            block_size=BLOCK, windows=frozenset({window}), device=CPU, padding=padding, group_keys=group_keys
+            block_size=BLOCK,
+            windows=frozenset({window}),
+            device=CPU,
+            gathers_decodes=True,
+            padding=padding,
+            group_keys=group_keys,
         )
         plan = AttentionPlan(batch, tables, settings, arrays)
         arrays.send(CPU)

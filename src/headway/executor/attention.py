@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from headway.executor.attention_plan import AttentionPlan, Chunk, DecodeGroup, Window
+from headway.executor.attention_plan import AttentionPlan, Chunk, DecodeGroup, PagedRows, Window
+from headway.executor.decode_kernel import DecodeKernel
 from headway.executor.kv_tensors import KVTensors, LayerShape
 
 NAME = "headway"
@@ -44,11 +45,13 @@ class PagedAttention:
     """The attention of one executor: its KV cache, the plan of the step that runs, its scratch memory.
 
     max_model_len: no window reaches farther than this.
+    kernel: computes the decodes, if there is one, and plans are made for it.
     Used by one thread at a time.
     """
 
     def __init__(self, max_model_len: int) -> None:
         self._max_model_len = max_model_len
+        self.kernel: DecodeKernel | None = None
         self._scratch: dict[str, Tensor] = {}
         self.kv: KVTensors | None = None
         self.plan: AttentionPlan | None = None
@@ -61,7 +64,9 @@ class PagedAttention:
 
     def close(self) -> None:
         """Let go of the KV cache and of all scratch memory."""
-        self.kv = self.plan = None
+        if self.kernel is not None:
+            self.kernel.close()
+        self.kv = self.plan = self.kernel = None
         self._scratch.clear()
 
     def window(self, sliding_window: int | None) -> Window:
@@ -99,11 +104,28 @@ class PagedAttention:
         heads, num_tokens, _ = query.shape
         out = self._take("out", (num_tokens, heads, value.shape[2]), query)
         score = _Score(scaling if scaling is not None else query.shape[2] ** -0.5, softcap, sinks)
-        for group in plan.groups[window]:
-            self._decode(layer, group, query, out, score)
+        if self.kernel is not None:
+            self._decode_in_place(self.kernel, layer, plan.decodes, query, window, out, score)
+        else:
+            for group in plan.groups[window]:
+                self._decode(layer, group, query, out, score)
         for chunk in plan.chunks[window]:
             self._prefill(layer, chunk, query, key, value, window, out, score)
         return out[None]
+
+    def _decode_in_place(self, kernel: DecodeKernel, layer: int, rows: PagedRows, query: Tensor, window: Window,
+                         out: Tensor, score: _Score) -> None:  # fmt: skip
+        size = len(rows.slots)
+        if not size:
+            return
+        assert self.kv is not None, "only a KV cache holds earlier tokens"
+        keys, values = self.kv.layers[layer]
+        queries = self._take("queries", (size, query.shape[0], query.shape[2]), query)
+        torch.mul(query[:, :size].transpose(0, 1), score.scaling, out=queries)
+        kernel.attend(
+            queries.numpy(), keys.numpy(), values.numpy(), rows.tables, rows.slots, rows.firsts(window), rows.ends,
+            out[:size].numpy(), score.softcap, None if score.sinks is None else score.sinks.float().numpy(),
+        )  # fmt: skip
 
     def _decode(self, layer: int, group: DecodeGroup, query: Tensor, out: Tensor, score: _Score) -> None:
         assert self.plan is not None

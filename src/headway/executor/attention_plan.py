@@ -3,8 +3,10 @@
 One step is one packed row of T tokens: first one token of each decode, then the prefill chunks, each a run.
 
     tokens   [ d0 d1 d2 d3 | c0 c0 c0 c0 c0 | c1 c1 c1 ]
-               decodes: grouped by length,    chunks: one at a time, a tile of queries after the other,
-               each group one gathered call   keys gathered from the cache, or taken as they are if all are new
+               decodes: all in one call of    chunks: one at a time, a tile of queries after the other,
+               the kernel, where there is     keys gathered from the cache, or taken as they are if all are new
+               one; else grouped by length,
+               each group one gathered call
 
 It is planned once per step, for each sliding window that the model uses, and shared by all layers.
 """
@@ -30,6 +32,7 @@ class PlanSettings:
     """What holds for all steps of an executor.
 
     windows: the sliding windows of the model's layers, in tokens; None is no window.
+    gathers_decodes: False where a kernel reads the keys of decodes in place; then there are no groups.
     padding: a group of decodes may gather so much more than its shortest row needs, as a share. Few large groups cost
         padding, many small ones cost calls.
     group_keys: keys that a group may gather, unless a single row needs more.
@@ -38,6 +41,7 @@ class PlanSettings:
     block_size: int
     windows: frozenset[Window]
     device: torch.device
+    gathers_decodes: bool
     padding: float
     group_keys: int
 
@@ -55,6 +59,23 @@ class DecodeGroup:
     blocks: SentArray
     visible: SentArray
     mask: Tensor | None = None  # [n, 1, 1, K], 0 or -inf
+
+
+@dataclass(frozen=True, slots=True)
+class PagedRows:
+    """The decodes of a step, for a kernel that reads the cache in place.
+
+    slots: int32 [n]. ends: int32 [n], tokens that each row sees, its own included. tables: int32 [num_slots, blocks per
+    request], of all slots.
+    """
+
+    slots: IntArray
+    ends: IntArray
+    tables: IntArray
+
+    def firsts(self, window: Window) -> IntArray:
+        """The first position that each row sees, int32 [n]."""
+        return np.zeros_like(self.ends) if window is None else np.maximum(self.ends - np.int32(window), np.int32(0))
 
 
 @dataclass(slots=True)
@@ -77,7 +98,7 @@ class AttentionPlan:
 
     slots: int64 [T], where each token's key and value are written.
     unwritten: int64 [C], slots of blocks begun in this step that stay unwritten in it.
-    groups, chunks: the decodes and the chunks, for each window.
+    decodes: all of them. groups, chunks: the decodes that are to be gathered, and the chunks, for each window.
     """
 
     def __init__(self, batch: Batch, tables: IntArray, settings: PlanSettings, arrays: HostArrays) -> None:
@@ -88,9 +109,11 @@ class AttentionPlan:
         self.slots = arrays.add(_token_slots(batch, tables, settings.block_size))
         self.unwritten = arrays.add(_unwritten_slots(batch, ends, tables, settings.block_size))
         decoding = batch.slots[: batch.num_decodes]
+        self.decodes = PagedRows(decoding, ends[: batch.num_decodes], tables)
         self.groups = {
-            window: list(self._group_decodes(decoding, ends[: batch.num_decodes], tables, window))
+            window: list(self._group_decodes(decoding, self.decodes.ends, tables, window))
             for window in settings.windows
+            if settings.gathers_decodes
         }
         self.chunks = {window: list(self._plan_chunks(batch, ends, tables, window)) for window in settings.windows}
 

@@ -154,7 +154,9 @@ def plan_prompts(lengths: list[int], windows: frozenset[Window], device: torch.d
         table_blocks=nothing,
     )
     arrays = HostArrays()
-    settings = PlanSettings(block_size=max(lengths), windows=windows, device=device, padding=0, group_keys=0)
+    settings = PlanSettings(
+        block_size=max(lengths), windows=windows, device=device, gathers_decodes=True, padding=0, group_keys=0
+    )
     plan = AttentionPlan(batch, np.zeros((count, 1), np.int32), settings, arrays)
     positions = arrays.add(token_positions(batch))
     arrays.send(device)

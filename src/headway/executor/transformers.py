@@ -20,6 +20,7 @@ from torch import Tensor
 from headway.config import EngineConfig
 from headway.executor.attention_plan import AttentionPlan, PlanSettings, token_positions
 from headway.executor.base import Executor, OnDone
+from headway.executor.decode_kernel import DecodeKernel
 from headway.executor.device_thread import DeviceThread
 from headway.executor.kv_tensors import KVTensors, bytes_per_block
 from headway.executor.loader import LoadedModel, choose_device, load_model, plan_prompts
@@ -57,13 +58,15 @@ class TransformersExecutor(Executor):
         self._sampling = SamplingState(config.max_num_seqs, model.vocab_size, config.seed, device)
         self.num_blocks = self._choose_num_blocks(model)
         model.attention.kv = KVTensors(model.layers, self.num_blocks, config.block_size, model.dtype, device)
+        model.attention.kernel = _decode_kernel(config.attention_backend, device, model.dtype)
         self._plan_settings = _plan_settings(model, config.block_size)
         self._tables = np.zeros((config.max_num_seqs, self._blocks_per_request), np.int32)
         self._known_tokens: list[IntArray] = [np.empty(0, np.int32)] * config.max_num_seqs
         self._last_tokens = torch.zeros(config.max_num_seqs, dtype=torch.int64, device=device)
         self._thread: DeviceThread | None = None
         room = f"{self.num_blocks} KV blocks of {config.block_size} tokens"
-        logger.info("%s on %s in %s: %s", files.name, device, model.dtype, room)
+        kernel = "attention by torch" if model.attention.kernel is None else "decodes by a compiled kernel"
+        logger.info("%s on %s in %s: %s, %s", files.name, device, model.dtype, room, kernel)
 
     def start(self, on_done: OnDone) -> None:
         if self._thread is not None or self._model is None:
@@ -176,6 +179,16 @@ class TransformersExecutor(Executor):
         return int(free * self._config.gpu_memory_utilization) - peak
 
 
+def _decode_kernel(backend: str, device: torch.device, dtype: torch.dtype) -> DecodeKernel | None:
+    """What `attention_backend` asks for. Raises ValueError where that cannot be had."""
+    fits = device.type == "cpu" and dtype is torch.float32
+    kernel = DecodeKernel.compiled(torch.get_num_threads()) if fits and backend != "torch" else None
+    if backend == "numba" and kernel is None:
+        reason = "numba is not installed (pip install 'headway[cpu]')" if fits else f"this is {dtype} on {device.type}"
+        raise ValueError(f"attention_backend numba needs float32 on a CPU and the package numba: {reason}")
+    return kernel
+
+
 def _plan_settings(model: LoadedModel, block_size: int) -> PlanSettings:
     on_cpu = model.device.type == "cpu"
     key_size = max(shape.key_heads * shape.key_dim for shape in model.layers.values())
@@ -183,6 +196,7 @@ def _plan_settings(model: LoadedModel, block_size: int) -> PlanSettings:
         block_size=block_size,
         windows=model.windows,
         device=model.device,
+        gathers_decodes=model.attention.kernel is None,
         padding=0.1 if on_cpu else 0.5,  # a call costs more on CUDA, and padding less
         group_keys=_CPU_GROUP_SIZE // key_size if on_cpu else 1 << 30,
     )

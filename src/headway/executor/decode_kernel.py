@@ -1,4 +1,4 @@
-"""Attention of decodes on a CPU, compiled by numba: it reads keys and values where they are, in the blocks of the cache.
+"""Attention of decodes on a CPU, compiled by numba: it reads keys and values where they are, in the cache's blocks.
 
 Gathering them first, as the plain way must, moves every byte of the KV cache twice more, in every layer of every step.
 The rows of a step are shared out among threads by the keys that they see; the compiled code runs without the GIL.

@@ -38,6 +38,18 @@ def test_waiting_and_features_stand_beside_the_plain_step(capsys: pytest.Capture
     assert waiting["times_plain"] == pytest.approx(waiting["total_us"] / plain["total_us"], abs=0.02)
 
 
+def test_steps_after_a_sleep_stand_beside_those_without(capsys: pytest.CaptureFixture[str]) -> None:
+    slept = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("headway.bench.workloads.time.sleep", slept.append)
+        assert main(["bench", "step", "--running", "2,4", "--steps", "100", "--pause-ms", "3", "--json"]) == 0
+    rows = rows_of(capsys)
+    assert [(row["running"], row["pause_ms"]) for row in rows] == [(2, 0), (2, 3), (4, 0), (4, 3)]
+    assert slept == [0.003] * 200
+    assert "us_per_extra_running" not in rows[3]
+    assert rows[2]["us_per_extra_running"] == pytest.approx((rows[2]["total_us"] - rows[0]["total_us"]) / 2, abs=1e-3)
+
+
 def test_peers_run_the_same_beside_us(fake_peers: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--running", "2,4", "--steps", "100", "--peer", "vllm", "--peer", "transformers", "--json"]
     assert main(["bench", "step", *arguments]) == 0
@@ -87,6 +99,7 @@ def test_it_draws(fake_peers: list[str], tmp_path, capsys: pytest.CaptureFixture
         (["--running", "many"], "positive numbers"),
         (["--steps", "99"], "at least 100 for a 99th percentile"),
         (["--waiting", "-1"], "at least 0"),
+        (["--pause-ms", "-1"], "must be in [0, 1000]"),
         (["--features", "--peer", "transformers"], "measure it without"),
         (["--peer", "nobody"], "nobody"),
     ],

@@ -42,7 +42,8 @@ def test_everybody_decodes_in_every_timed_step() -> None:
     workload = SteadyDecode(running=4, steps=20, rounds=2)
     first, second = workload.run(Watched)
     (system,) = Watched.made
-    assert len(first["schedule_us"]) == len(second["update_us"]) == len(second["reference_us"]) == 20
+    assert len(first["schedule_us"]) == len(second["update_us"]) == 20
+    assert len(first["reference_us"]) == 2
     decodes = workload.warm_up + 2 * (workloads.SETTLE + 20)
     assert system.sizes[-decodes:] == [(4, 4)] * decodes
     assert [len(prompt) for _, prompt, _ in system.created] == [128, 129, 130, 131]

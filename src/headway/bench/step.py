@@ -28,6 +28,7 @@ from headway.bench.tables import Column, JsonOption, show
 from headway.bench.workloads import Samples, SteadyDecode
 
 MIN_STEPS = 100  # for a 99th percentile
+MAX_PAUSE_MS = 1_000
 ROUNDS = 10
 WAITING_WITH_FEATURES = 16  # as many as a pass looks at, when there is a slot
 
@@ -35,6 +36,7 @@ COLUMNS = (
     Column("running", "running", ",d"),
     Column("waiting", "waiting", ",d"),
     Column("features", "features"),
+    Column("pause, ms", "pause_ms", "g"),
     Column("system", "system", ""),
     Column("schedule", "schedule_us"),
     Column("update", "update_us"),
@@ -77,6 +79,7 @@ def _row(workload: SteadyDecode, system: Contender, rounds: Rounds) -> Row:
         "waiting": workload.waiting,
         "features": workload.features,
         "prefix_caching": workload.prefix_caching,
+        "pause_ms": workload.pause_s * 1e3,
         "steps": len(samples["schedule_us"]),
         "schedule_us": round(statistics.median(samples["schedule_us"]), 1),
         "update_us": round(statistics.median(samples["update_us"]), 1),
@@ -104,6 +107,10 @@ def command(
             "priorities, and others that the reserve rule keeps waiting.",
         ),
     ] = False,
+    pause_ms: Annotated[
+        float,
+        typer.Option(help="Also with a sleep of so many milliseconds before each step, as while a device computes."),
+    ] = 0.0,
     prefix_caching: Annotated[bool, typer.Option(help="Publish the blocks that fill up.")] = True,
     peer: PeerOption = None,
     as_json: JsonOption = False,
@@ -111,7 +118,8 @@ def command(
 ) -> None:
     """Time the scheduler's own work per step, schedule + update, without a device. Medians.
 
-    Beside every step a plain Python loop of 20,000 additions is timed, which tells how fast the machine was just then.
+    Steps follow each other at once, but for the rows with a pause. Beside every round a plain Python loop of 20,000
+    additions is timed, which tells how fast the machine was just then.
     """
     counts = _counts(running)
     if steps is not None and steps < MIN_STEPS:
@@ -120,6 +128,8 @@ def command(
         )
     if waiting < 0:
         raise typer.BadParameter(f"must be at least 0, got {waiting}", param_hint="--waiting")
+    if not 0 <= pause_ms <= MAX_PAUSE_MS:
+        raise typer.BadParameter(f"must be in [0, {MAX_PAUSE_MS}], got {pause_ms:g}", param_hint="--pause-ms")
     if features and PeerName.TRANSFORMERS in (peer or ()):
         raise typer.BadParameter(
             "transformers' continuous batching has no priorities and no reserve to switch on; measure it without",
@@ -128,7 +138,7 @@ def command(
     plot.check(plot_file)
     with contenders(peer) as systems:
         rows = show(
-            _measure_all(counts, steps, waiting, features, prefix_caching, systems),
+            _measure_all(counts, steps, waiting, features, pause_ms / 1e3, prefix_caching, systems),
             COLUMNS,
             "Steady decode, µs per step",
             as_json=as_json,
@@ -142,6 +152,7 @@ def _measure_all(
     steps: int | None,
     waiting: int,
     features: bool,
+    pause_s: float,
     prefix_caching: bool,
     systems: Sequence[Contender],
 ) -> Iterator[Row]:
@@ -154,8 +165,10 @@ def _measure_all(
             workloads.append(replace(plain, waiting=waiting))
         if features:
             workloads.append(replace(plain, features=True, waiting=max(waiting, WAITING_WITH_FEATURES)))
+        if pause_s:
+            workloads.append(replace(plain, pause_s=pause_s))
         for row in measure(workloads, systems):
-            if not row["waiting"]:
+            if not row["waiting"] and not row["pause_ms"]:
                 row["us_per_extra_running"] = _slope(fewer.get(row["system"]), row)
                 fewer[row["system"]] = row
             yield row
@@ -186,6 +199,8 @@ def _draw(rows: Sequence[Row], file: Path) -> None:
         label = f"{row['system']} {row['version']}"
         if row["features"]:
             label += ", all features"
+        elif row["pause_ms"]:
+            label += f", {row['pause_ms']:g} ms between steps"
         elif row["waiting"]:
             label += f", {row['waiting']:,} waiting"
         xs, ys = series.setdefault(label, ([], []))

@@ -72,8 +72,8 @@ SUITE = (
     Entry(
         "step",
         "Steady decode",
-        "step",
-        "step --steps 500",
+        "step --pause-ms 5",
+        "step --steps 500 --pause-ms 5",
         options=(PEERS, DRAWS),
         tables=(step.COLUMNS,),
     ),

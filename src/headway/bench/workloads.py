@@ -98,6 +98,9 @@ class SteadyDecode:
 
     Prompts of 128 to 143 tokens, so that in every step one request in sixteen enters a new block, and one fills a
     block that is published to the prefix cache.
+
+    pause_s: seconds that the thread sleeps before each step, as it does while a device computes: it comes back to a
+        processor whose caches and predictors have forgotten it.
     """
 
     running: int
@@ -106,6 +109,7 @@ class SteadyDecode:
     waiting: int = 0
     prefix_caching: bool = True
     features: bool = False
+    pause_s: float = 0.0
     prompt: int = 128
 
     @property
@@ -114,7 +118,7 @@ class SteadyDecode:
         return max(10, self.rounds * self.steps // 10)
 
     def run(self, make: Make) -> Iterator[Samples]:
-        """schedule_us, update_us: of each step. reference_us: a plain Python loop, timed beside each step."""
+        """schedule_us, update_us: of each step. reference_us: a plain Python loop, before and after each round."""
         longest = self.prompt + BLOCK_SIZE
         most = longest + self.warm_up + self.rounds * (SETTLE + self.steps) + 2
         num_blocks = self.running * ROOM * -(-(most + LARGEST_BLOCK) // BLOCK_SIZE) + 1
@@ -143,11 +147,12 @@ class SteadyDecode:
             yield self._round(system)
 
     def _round(self, system: System) -> Samples:
-        samples: Samples = {"schedule_us": [], "update_us": [], "reference_us": []}
+        samples: Samples = {"schedule_us": [], "update_us": [], "reference_us": [reference_us()]}
         for _ in range(SETTLE):
             _one_step(system)
         for _ in range(self.steps):
-            before = reference_us()
+            if self.pause_s:
+                time.sleep(self.pause_s)
             started = _clock()
             batch = system.schedule()
             scheduled = _clock()
@@ -158,7 +163,7 @@ class SteadyDecode:
             updated = _clock()
             samples["schedule_us"].append((scheduled - started) / 1e3)
             samples["update_us"].append((updated - answered) / 1e3)
-            samples["reference_us"].append((before + reference_us()) / 2)
+        samples["reference_us"].append(reference_us())
         return samples
 
 

@@ -109,7 +109,7 @@ def command(
     ] = False,
     pause_ms: Annotated[
         float,
-        typer.Option(help="Also with a sleep of so many milliseconds before each step, as while a device computes."),
+        typer.Option(help="Also with so many ms of sleep before each step, as while a device computes."),
     ] = 0.0,
     prefix_caching: Annotated[bool, typer.Option(help="Publish the blocks that fill up.")] = True,
     peer: PeerOption = None,

@@ -23,7 +23,7 @@ def test_the_padding_block_is_never_handed_out() -> None:
 def test_free_blocks_go_before_cached_ones() -> None:
     pool = BlockPool(6, 16)
     first = pool.take(2)
-    pool.keep(int(first[0]))
+    pool.keep([int(first[0])])
     pool.release(first)
     assert pool.counts == (4, 1, 0)
     assert first[0] not in pool.take(4)
@@ -36,7 +36,7 @@ def test_the_end_of_a_sequence_is_evicted_before_its_beginning() -> None:
     pool.on_evict = lambda blocks: evicted.extend(blocks.tolist())
     sequence = pool.take(3)
     for block in sequence.tolist():
-        pool.keep(block)
+        pool.keep([block])
     pool.release(sequence)
     pool.take(3)
     assert evicted == sequence[::-1].tolist()
@@ -56,7 +56,7 @@ def test_dropping_the_cache_frees_idle_blocks_at_once_and_others_on_release() ->
     pool = BlockPool(5, 16)
     idle, busy = pool.take(1), pool.take(1)
     for block in (*idle.tolist(), *busy.tolist()):
-        pool.keep(block)
+        pool.keep([block])
     pool.release(idle)
     pool.drop_cached()
     assert pool.counts == (3, 0, 1)
@@ -88,7 +88,7 @@ def test_the_audit_finds_a_block_that_is_in_two_states() -> None:
 def test_the_audit_finds_an_evictable_block_without_contents() -> None:
     pool = BlockPool(4, 16)
     blocks = pool.take(1)
-    pool.keep(int(blocks[0]))
+    pool.keep([int(blocks[0])])
     pool.release(blocks)
     pool._cached[:] = False
     assert texts(pool) == [f"block {blocks[0]} is evictable and not cached"] == [pool.problem_of(int(blocks[0]))]
@@ -98,7 +98,7 @@ def test_a_look_at_one_block_sees_what_contradicts_itself() -> None:
     pool = BlockPool(4, 16)
     (one, other) = pool.take(2).tolist()
     assert pool.problem_of(one) is None
-    pool.keep(one)
+    pool.keep([one])
     pool.release(np.array([one], np.int32))
     assert pool.problem_of(one) is None
     pool._references[one] = 2
@@ -160,7 +160,7 @@ class PoolMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def keep(self, data: st.DataObject) -> None:
         block = data.draw(st.sampled_from(sorted(self.held())))
-        self.pool.keep(block)
+        self.pool.keep([block])
         self.cached.add(block)
 
     @precondition(lambda self: self.owners)

@@ -12,8 +12,8 @@ import headway
 ROOT = Path(headway.__file__).parent
 PURE = sorted([*(ROOT / "scheduler").glob("*.py"), *(ROOT / "kvcache").glob("*.py")])
 ALLOWED = {
-    "__future__", "bisect", "collections", "dataclasses", "enum", "heapq", "math", "mmap", "typing", "numpy",
-    "headway.config", "headway.kvcache", "headway.request", "headway.scheduler",
+    "__future__", "bisect", "collections", "dataclasses", "enum", "heapq", "itertools", "math", "mmap", "numpy",
+    "typing", "headway.config", "headway.kvcache", "headway.request", "headway.scheduler",
 }  # fmt: skip
 
 

@@ -89,7 +89,7 @@ class BlockPool:
             evicted = self._evictable.pop(count - from_free)
             self._cached[evicted] = False
             self.on_evict(evicted)
-            blocks = np.concatenate((blocks, evicted))
+            blocks = np.concatenate((blocks, evicted)) if from_free else evicted
         self._references[blocks] = 1
         self._num_referenced += count
         self.num_references += count
@@ -116,20 +116,24 @@ class BlockPool:
         counts = self._references[blocks] - 1
         self._references[blocks] = counts
         self.num_references -= len(blocks)
-        self._retire(blocks[counts == 0][::-1])
+        self._retire((blocks[counts == 0] if counts.any() else blocks)[::-1])
 
     def release_all(self, sequences: Sequence[BlockIds]) -> None:
         """One reference less for each time that a block is in one of these; as `release`, but for many at once, among
         which blocks may be shared."""
         blocks = np.concatenate(sequences)[::-1]
-        np.subtract.at(self._references, blocks, 1)
         self.num_references -= len(blocks)
+        if (self._references[blocks] == 1).all():  # hence none of them is there twice
+            self._references[blocks] = 0
+            self._retire(blocks)
+            return
+        np.subtract.at(self._references, blocks, 1)
         idle, first = np.unique(blocks[self._references[blocks] == 0], return_index=True)
         self._retire(idle[np.argsort(first)])
 
-    def keep(self, block: int) -> None:
-        """Mark a referenced block as cached: once released it becomes evictable, not free."""
-        self._cached[block] = True
+    def keep(self, blocks: Sequence[int]) -> None:
+        """Mark referenced blocks as cached: once released they become evictable, not free."""
+        self._cached[blocks] = True
 
     def drop_cached(self) -> None:
         """Forget all cached contents: evictable blocks become free, referenced ones will when released."""
@@ -202,10 +206,11 @@ class BlockPool:
             return
         self._num_referenced -= len(idle)
         cached = self._cached[idle]
-        self._push_free(idle[~cached])
-        kept = idle[cached]
-        if len(kept):
-            self._evictable.push(kept)
+        if not cached.all():
+            self._push_free(idle[~cached])
+            idle = idle[cached]
+        if len(idle):
+            self._evictable.push(idle)
 
     def _push_free(self, blocks: BlockIds) -> None:
         self._free[self._num_free : self._num_free + len(blocks)] = blocks

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +14,7 @@ from headway.scheduler.batch import Admission, IntArray
 from headway.scheduler.chunks import ChunkPlan
 from headway.scheduler.entry import Entry
 from headway.scheduler.policies import Policies
+from headway.scheduler.reserve import Reserve
 from headway.scheduler.slots import SlotHandle
 from headway.scheduler.state import State
 from headway.scheduler.victims import displaceable
@@ -36,6 +38,41 @@ class News(NamedTuple):
     blocks: IntArray
 
 
+class Kept:
+    """Blocks that a newcomer must leave for those that decode; good for one pass.
+
+    decoding: slots of those, intp.
+    """
+
+    def __init__(self, state: State, reserve: Reserve, decoding: NDArray[np.intp]) -> None:
+        self._table = state.table
+        self._reserve = reserve
+        self._decoding = decoding
+        self._for_all: int | None = None
+        self._lowest: int | None = None  # priority of those that run, where they may be displaced at all
+        if state.config.enable_priority_preemption and state.priorities:
+            self._lowest = max(state.priorities)
+
+    def from_(self, entry: Entry) -> int:
+        """How many this one must leave. For those that it may displace none are kept: they make way if blocks are
+        short."""
+        if not len(self._decoding):
+            return 0
+        if self._may_displace(entry):
+            stay = ~displaceable(self._table, self._decoding, entry)
+            return self._reserve.blocks(self._table, self._decoding[stay])
+        if self._for_all is None:
+            self._for_all = self._reserve.blocks(self._table, self._decoding)
+        return self._for_all
+
+    def shuts_out(self, entries: Sequence[Entry], num_available: int) -> bool:
+        """Whether that leaves nothing for any of these, of so many blocks; a look at one of them tells mostly."""
+        return self.from_(entries[0]) >= num_available and not any(map(self._may_displace, entries))
+
+    def _may_displace(self, entry: Entry) -> bool:
+        return self._lowest is not None and self._lowest > entry.request.priority
+
+
 class Admissions:
     """Lets waiting requests in, and keeps what the next batch must tell the executor of them."""
 
@@ -51,23 +88,28 @@ class Admissions:
         One that lacks blocks is passed by others, but no more than `max_bypass` times: then nobody passes it. One that
         is long is passed while too many long ones are under way. decoding: slots for which blocks are held in reserve.
         """
-        while self._admit_some(plan, decoding):
+        kept = self.kept(decoding)
+        while self._admit_some(plan, kept):
             pass
 
     def admit_all(self) -> None:
         """The same on a prefill instance, whose pass allocates nothing: it is not asked what fits into a step."""
-        while self._admit_some(None, _NO_ROWS):
+        kept = self.kept(_NO_ROWS)
+        while self._admit_some(None, kept):
             pass
 
-    def _admit_some(self, plan: ChunkPlan | None, decoding: NDArray[np.intp]) -> bool:
+    def _admit_some(self, plan: ChunkPlan | None, kept: Kept) -> bool:
         """Go once along the head of the queue. True if somebody was let in and others may follow."""
         state, passed, num_let_in = self._state, [], 0
-        for entry in state.waiting.window():
+        window = state.waiting.window() if state.slots.available_batch() else []
+        if not window or kept.shuts_out(window, state.pool.num_available):
+            return False
+        for entry in window:
             if not state.slots.available_batch() or (plan is not None and plan.budget <= 0):
                 return False
             if plan is not None and not self.can_begin(entry, plan):
                 continue
-            room = self._room(entry, len(entry.tokens), decoding)
+            room = self._room(entry, len(entry.tokens), kept)
             if room is None:
                 if entry.num_bypassed >= state.config.max_bypass:
                     return False
@@ -89,7 +131,7 @@ class Admissions:
         lacking. Returns the block table, int32."""
         if not self._state.slots.available_batch():
             return None
-        room = self._room(entry, num_tokens, decoding)
+        room = self._room(entry, num_tokens, self.kept(decoding))
         return None if room is None else self._seat(entry, room)
 
     def announce(self, entry: Entry, num_cached_tokens: int) -> None:
@@ -121,13 +163,9 @@ class Admissions:
         needed = self._policies.allocation.blocks_at_admission(config, num_tokens, limit)
         return Room(cached, needed - len(cached))
 
-    def reserved(self, entry: Entry, decoding: NDArray[np.intp]) -> int:
-        """Blocks that a request must leave for those that decode. For those that it may displace none are kept: they
-        make way if blocks are short."""
-        table = self._state.table
-        if self._state.config.enable_priority_preemption:
-            decoding = decoding[~displaceable(table, decoding, entry)]
-        return self._policies.reserve.blocks(table, decoding)
+    def kept(self, decoding: NDArray[np.intp]) -> Kept:
+        """What must be left for these, as things stand."""
+        return Kept(self._state, self._policies.reserve, decoding)
 
     def wanted(self, room: Room) -> int:
         """Blocks that must be available for that: those to take, and the cached ones that nobody uses."""
@@ -143,18 +181,17 @@ class Admissions:
         started, self._started = self._started, []
         return [one for one in started if one[0] in self._state.entries]
 
-    def _room(self, entry: Entry, num_tokens: int, decoding: NDArray[np.intp]) -> Room | None:
+    def _room(self, entry: Entry, num_tokens: int, kept: Kept) -> Room | None:
         """Where a request could have its blocks; None if they are lacking."""
-        state = self._state
-        available = state.pool.num_available
-        if entry.blocks_wanted > available and not self._goes_on(entry):
+        spare = self._state.pool.num_available - kept.from_(entry)
+        if spare < 1:  # everybody wants one at least, as the last token is always computed anew
+            return None
+        if entry.blocks_wanted > spare and not self._goes_on(entry):
             return None
         room = self.room_for(entry, num_tokens)
         wanted = self.wanted(room)
-        if wanted > available:
+        if wanted > spare:
             entry.blocks_wanted = wanted
-            return None
-        if len(decoding) and wanted + self.reserved(entry, decoding) > available:
             return None
         return room
 
@@ -167,17 +204,19 @@ class Admissions:
         max_blocks = (len(entry.tokens) - 1) >> state.block_shift
         root = state.prefix.root(entry.request.cache_salt)
         blocks, entry.node = state.prefix.match(entry.tokens.tobytes(), max_blocks, root, entry.media_keys)
-        entry.num_matched = len(blocks)
+        entry.num_matched, entry.sought = len(blocks), None
         return blocks
 
     def _goes_on(self, entry: Entry) -> bool:
         """Whether the cache may have more of a request than at the last look: others have computed it meanwhile."""
         if entry.num_matched < 0:
             return True
-        size = self._state.config.block_size
-        start = entry.num_matched * size
-        more = start + size < len(entry.tokens)
-        return more and self._state.prefix.has(entry.node, entry.tokens[start : start + size].tobytes())
+        if entry.sought is None:
+            size = self._state.config.block_size
+            start = entry.num_matched * size
+            more = start + size < len(entry.tokens)
+            entry.sought = entry.node + entry.tokens[start : start + size].tobytes() if more else b""
+        return entry.sought in self._state.prefix
 
     def _seat(self, entry: Entry, room: Room) -> IntArray:
         state = self._state

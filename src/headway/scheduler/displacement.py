@@ -38,7 +38,8 @@ class Displacement:
         behind = displaceable(table, rows, head)
         lower, decoding = rows[behind], rows[table.phase[rows] == Phase.DECODE]
         room = self._admissions.room_for(head, len(head.tokens))
-        missing = self._admissions.wanted(room) + self._admissions.reserved(head, decoding) - pool.num_available
+        kept = self._admissions.kept(decoding).from_(head)
+        missing = self._admissions.wanted(room) + kept - pool.num_available
         needs_slot = not state.slots.available_batch()
         victims: list[int] = []
         while missing > 0 or (needs_slot and not victims):

@@ -25,7 +25,8 @@ class Entry:
     handle: its slot, while it has one.
     blocks_wanted: blocks that were lacking when admission was last tried; not worth another look before they are there,
         or the cache has more of it. num_matched: leading blocks that were cached then, up to `node`; of one that was
-        preempted, those it had published. -1: nobody has looked yet.
+        preempted, those it had published. -1: nobody has looked yet. sought: the key of the block that comes after
+        those; None where it has not been made yet.
     num_bypassed: how often another was admitted before it, while it waited for blocks.
     sends: its KV goes to D once the prompt is computed. outcome: why it will end when that is done.
     """
@@ -40,6 +41,7 @@ class Entry:
     handle: SlotHandle | None = None
     blocks_wanted: int = 0
     num_matched: int = -1
+    sought: bytes | None = None
     num_bypassed: int = 0
     num_preemptions: int = 0
     sends: bool = False

@@ -89,12 +89,12 @@ class Results:
         table.num_tokens[rows] = positions + 2
         if len(filling):
             self._fill_blocks(decodes.rows[filling], filled)
-        for i in ending.tolist():
-            entry = state.occupant(decodes.rows[i])
-            if stopped is not None and stopped[i]:
-                effects.ended.append(state.end(entry, FinishReason.STOP, stop_token=int(tokens[i])))
-            else:
-                effects.ended.append(state.end(entry, FinishReason.LENGTH))
+        effects.ended += state.end_each(
+            [
+                (state.occupant(decodes.rows[i]), int(tokens[i]) if stopped is not None and stopped[i] else None)
+                for i in ending.tolist()
+            ]
+        )
 
     def _fill_blocks(self, rows: NDArray[np.intp], blocks: IntArray) -> None:
         """The tail of each of these rows is a full block now: write down its tokens and publish it."""

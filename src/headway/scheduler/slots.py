@@ -96,6 +96,8 @@ class SlotTable:
     def set_stop_tokens(self, slot: int, tokens: tuple[int, ...]) -> None:
         """The tokens that end the occupant of a slot."""
         width = self.stop_tokens.shape[1]
+        if not width and not tokens:
+            return
         if len(tokens) > width:
             wider = np.full((self.capacity, len(tokens)), NO_TOKEN, dtype=np.int32)
             wider[:, :width] = self.stop_tokens

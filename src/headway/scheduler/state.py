@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +24,10 @@ from headway.scheduler.waiting import WaitingQueue
 _QUEUED = (RequestStatus.WAITING, RequestStatus.PREEMPTED)
 _RUNNING = (RequestStatus.RUNNING_PREFILL, RequestStatus.RUNNING_DECODE)
 # Looked up once: in CPython 3.11 a member of an enum costs half a microsecond, and these are on the way of every end.
-_PREFILLING, _FINISHED = RequestStatus.RUNNING_PREFILL, RequestStatus.FINISHED
+_PREFILLING, _DECODING = _RUNNING
+_RESERVED, _FINISHED = RequestStatus.RESERVED, RequestStatus.FINISHED
+_STOP, _LENGTH = FinishReason.STOP, FinishReason.LENGTH
+_PREFILL, _DECODE, _DRAIN, _SEATED = int(Phase.PREFILL), int(Phase.DECODE), int(Phase.DRAIN), int(Phase.RESERVED)
 _NO_BLOCKS: IntArray = np.zeros(0, dtype=np.int32)
 
 
@@ -134,20 +137,20 @@ class State:
         table.rank[slot], table.seniority[slot] = entry.place_in_line
         table.set_stop_tokens(slot, request.stop_token_ids)
         table.append_blocks(slot, blocks)
-        num_cached_blocks = num_cached_tokens >> self.block_shift
-        self.holder[blocks[:num_cached_blocks]] = -1
-        self.holder[blocks[num_cached_blocks:]] = slot
-        table.set_phase(slot, Phase.RESERVED)
+        self.holder[blocks] = slot
+        if num_cached_tokens:
+            self.holder[blocks[: num_cached_tokens >> self.block_shift]] = -1
+        table.set_phase(slot, _SEATED)
         self.priorities[request.priority] += 1
         entry.handle = handle
-        self._move(entry, RequestStatus.RESERVED)
+        self._move(entry, _RESERVED)
         return handle
 
     def start(self, entry: Entry) -> None:
         """Compute a seated request, from here on."""
-        self.table.set_phase(entry.slot, Phase.PREFILL)
+        self.table.set_phase(entry.slot, _PREFILL)
         self.prefilling.append(entry)
-        self._move(entry, RequestStatus.RUNNING_PREFILL)
+        self._move(entry, _PREFILLING)
 
     def grow(self, rows: NDArray[np.intp], columns: IntArray) -> IntArray:
         """One more block for each of these rows, at these columns of their tables, which come next. int32."""
@@ -160,8 +163,8 @@ class State:
         """All that is known is computed, or will be by the step now made: decode from here on."""
         table, slot, known = self.table, entry.slot, len(entry.tokens)
         self.prefilling.remove(entry)
-        self._move(entry, RequestStatus.RUNNING_DECODE)
-        table.set_phase(slot, Phase.DRAIN if entry.limit == known + 1 else Phase.DECODE)
+        self._move(entry, _DECODING)
+        table.set_phase(slot, _DRAIN if entry.limit == known + 1 else _DECODE)
         if in_tail := known & self.offset_mask:
             table.tail_block[slot] = table.block_tables[slot, known >> self.block_shift]
             table.tail_tokens[slot, :in_tail] = entry.tokens[known - in_tail :]
@@ -169,7 +172,7 @@ class State:
     def preempt(self, entry: Entry) -> None:
         """A running request gives up slot and blocks and goes back to its place in the queue."""
         entry.tokens = self.known_tokens(entry)
-        entry.num_matched = int(self.table.num_published[entry.slot])
+        entry.num_matched, entry.sought = int(self.table.num_published[entry.slot]), None
         self.pool.release(self._vacate(entry))
         self._move(entry, RequestStatus.PREEMPTED)
         entry.num_preemptions += 1
@@ -201,6 +204,16 @@ class State:
         self.pool.release(self._take_out(entry))
         return RequestEnd(entry.uid, entry.request.request_id, reason, stop_token, message)
 
+    def end_each(self, ends: Sequence[tuple[Entry, int | None]]) -> list[RequestEnd]:
+        """Each ends by this stop token, or, where there is none, by its length; their blocks go back together."""
+        if not ends:
+            return []
+        self.pool.release_all([self._take_out(entry) for entry, _ in ends])
+        return [
+            RequestEnd(entry.uid, entry.request.request_id, _LENGTH if token is None else _STOP, token)
+            for entry, token in ends
+        ]
+
     def end_all(
         self, entries: Iterable[Entry], reason: FinishReason, *, message: str | None = None
     ) -> list[RequestEnd]:
@@ -220,7 +233,11 @@ class State:
         if num_full_blocks <= first:
             return
         blocks = table.block_tables[slot, first:num_full_blocks]
-        contents = self.pool.tokens[blocks].tobytes()
+        size = self.config.block_size
+        if num_full_blocks * size <= len(entry.tokens):
+            contents = entry.tokens[first * size : num_full_blocks * size].tobytes()
+        else:
+            contents = self.pool.tokens[blocks].tobytes()
         entry.node = self.prefix.publish(entry.node, contents, blocks.tolist(), entry.media_keys, first)
         table.num_published[slot] = num_full_blocks
 

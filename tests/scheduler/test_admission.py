@@ -286,6 +286,44 @@ class TestReserve:
         driver.tell(PreemptAll())
         assert driver.core.snapshot().num_preemptions == 1 and reserve.per_request == 3.0
 
+    def test_is_counted_once_in_a_pass_however_many_wait(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        options, counted = config(num_blocks=20, reserve="blocks"), []
+        policies = Policies.of(options)
+        count = policies.reserve.blocks
+        monkeypatch.setattr(policies.reserve, "blocks", lambda *args: counted.append(1) or count(*args))
+        driver = Driver(options, policies=policies)
+        driver.add(range(8), max_tokens=24)
+        driver.step()
+        for start in range(20):
+            driver.add([start], max_tokens=1, priority=start % 3)
+        driver.step()
+        assert driver.admissions() == [1] and len(counted) == 1
+        driver.step()
+        assert driver.admissions() == [1] and len(counted) == 2
+
+    def test_shuts_nobody_out_who_may_displace_those_it_is_kept_for(self) -> None:
+        driver = Driver(config(num_blocks=20, reserve="blocks"))
+        driver.add(range(8), max_tokens=24, priority=1)
+        driver.step()
+        driver.add([30], max_tokens=1, priority=1)
+        urgent = driver.add([40], max_tokens=1)
+        driver.step()
+        assert driver.admissions() == [1, urgent.uid]
+        assert not driver.core.snapshot().num_preemptions
+
+    def test_is_looked_at_again_when_others_have_computed_its_beginning(self) -> None:
+        """It wants 5 blocks, and 1 when 4 are cached. 5 are held, 16 are kept: 0 or 1 is left."""
+        for num_blocks, comes in ((22, False), (23, True)):
+            driver = Driver(config(num_blocks=num_blocks, reserve="blocks", max_num_batched_tokens=16))
+            driver.add(range(16), max_tokens=9)  # 5 blocks with its output
+            driver.launch()
+            second = driver.add([*range(16), 30], max_tokens=1)
+            driver.launch()
+            assert driver.admissions() == [1]
+            driver.answer()
+            driver.launch()
+            assert (second.uid in driver.admissions()) == comes
+
     def test_under_static_allocation_is_none(self) -> None:
         options = config(num_blocks=17, reserve="blocks")
         assert isinstance(Policies.of(options, StaticAllocation()).reserve, NoReserve)

@@ -136,9 +136,9 @@ class BlockPool:
         self._cached[blocks] = True
 
     def drop_cached(self) -> None:
-        """Forget all cached contents: evictable blocks become free, referenced ones will when released."""
+        """Forget all cached contents, without `on_evict`: evictable blocks become free, referenced ones will when
+        released."""
         dropped = self._evictable.pop(len(self._evictable))
-        self.on_evict(np.flatnonzero(self._cached).astype(np.int32))
         self._cached[:] = False
         self._push_free(dropped)
 

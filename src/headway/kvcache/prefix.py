@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from itertools import chain, repeat
 
 import numpy as np
@@ -26,6 +27,19 @@ Eight bytes, never used twice, or a root; and after either the next block's extr
 _ROOT = bytes(8)  # ids begin at 1
 
 
+@dataclass(slots=True)
+class Run:
+    """Blocks of one sequence, published together, that nobody has asked for yet: only the first of them is indexed.
+
+    blocks: those that are left; it loses them from its end. tokens: the contents of all of them, int32 bytes.
+    first_id: the id of the first one's node; those of the others follow it.
+    """
+
+    blocks: list[int]
+    tokens: bytes
+    first_id: int
+
+
 class PrefixCache:
     """Finds the cached blocks of a prompt's prefix and publishes new ones.
 
@@ -33,6 +47,10 @@ class PrefixCache:
     own tokens (int32, little endian). Equal keys therefore mean equal sequences from the root on: a hit is a proof, and
     no collision can show one tenant another's cache. Nodes are never reused, so the children of an evicted block can no
     longer be reached; they age out.
+
+    Most prompts are never asked for again. So the blocks of one are indexed as a run, by its first block alone; the
+    others get their keys when somebody finds that one and may go on. Until then nobody can have a reference to them but
+    who published them, and they are evicted from the end on.
     """
 
     def __init__(self, pool: BlockPool) -> None:
@@ -40,13 +58,15 @@ class PrefixCache:
         self._index: dict[bytes, int] = {}
         self._keys: list[bytes] = [b""] * pool.num_blocks  # of those that are cached; what others had is left there
         self._nodes: list[Node] = [b""] * pool.num_blocks
-        self._next_node = 1
+        self._runs: list[Run | None] = [None] * pool.num_blocks  # of blocks without a key, and of the first of these
+        self._num_cached = 0
+        self._next_id = 1
         self._key_bytes = pool.block_size * 4
         pool.on_evict = self._forget
 
     def __len__(self) -> int:
         """Cached blocks."""
-        return len(self._index)
+        return self._num_cached
 
     @staticmethod
     def root(salt: str | None) -> Node:
@@ -58,9 +78,8 @@ class PrefixCache:
 
     def orphan(self) -> Node:
         """A node that nothing leads to: what continues it can be published, but is never found."""
-        node = self._next_node.to_bytes(8, "little")
-        self._next_node += 1
-        return node
+        self._next_id += 1
+        return (self._next_id - 1).to_bytes(8, "little")
 
     def match(self, tokens: bytes, max_blocks: int, root: Node, extras: Extras = NO_EXTRAS) -> tuple[BlockIds, Node]:
         """The longest cached prefix of `tokens` (int32 bytes), at most `max_blocks` blocks.
@@ -69,7 +88,7 @@ class PrefixCache:
         Returns its blocks, int32, and the node it ends at (the root, if nothing matches), followed by the extra of the
         block that comes next. Takes no reference.
         """
-        width, index, nodes = self._key_bytes, self._index, self._nodes
+        width, index, nodes, runs = self._key_bytes, self._index, self._nodes, self._runs
         found: list[int] = []
         node = root + extras.get(0, b"")
         for start in range(0, max_blocks * width, width):
@@ -77,6 +96,8 @@ class PrefixCache:
             if block is None:
                 break
             found.append(block)
+            if (run := runs[block]) is not None:
+                self._index_all(run)
             node = nodes[block]
             if extras:
                 node += extras.get(len(found), b"")
@@ -97,9 +118,12 @@ class PrefixCache:
         found and the caller's remains its own. Returns the node at the end, followed by the extra of the block that
         comes next.
         """
-        if not extras:
-            return self._publish(chain((node,), repeat(None)), tokens, blocks)[-1] if blocks else node
         width = self._key_bytes
+        if not extras and len(blocks) > 1:
+            key = node + tokens[:width]
+            if key not in self._index:
+                return self._publish_run(key, tokens, blocks)
+            return self._publish(chain((node,), repeat(None)), tokens, blocks)[-1]
         for i, block in enumerate(blocks):
             (node,) = self._publish((node,), tokens[i * width : (i + 1) * width], (block,))
             node += extras.get(first + i + 1, b"")
@@ -115,16 +139,43 @@ class PrefixCache:
 
     def clear(self) -> int:
         """Forget everything. Referenced blocks stay with their owners. Returns how many blocks were cached."""
-        num_cached = len(self._index)
+        num_cached, self._num_cached = self._num_cached, 0
+        self._index.clear()
+        self._runs = [None] * len(self._runs)
         self._pool.drop_cached()
         return num_cached
 
+    def _publish_run(self, key: bytes, tokens: bytes, blocks: Sequence[int]) -> Node:
+        """Blocks whose first one, of this key, is new; so are the others then, as what they continue is. Returns the
+        node at their end."""
+        first, runs = blocks[0], self._runs
+        run = Run(list(blocks), tokens, self._next_id)
+        for block in blocks:
+            runs[block] = run
+        self._index[key], self._keys[first] = first, key
+        self._nodes[first] = run.first_id.to_bytes(8, "little")
+        self._next_id += len(blocks)
+        self._num_cached += len(blocks)
+        self._pool.keep(blocks)
+        return (self._next_id - 1).to_bytes(8, "little")
+
+    def _index_all(self, run: Run) -> None:
+        """Somebody has found the first block: the others of the run can be found too from here on."""
+        index, nodes, keys, runs, width = self._index, self._nodes, self._keys, self._runs, self._key_bytes
+        node = nodes[run.blocks[0]]
+        for i, block in enumerate(run.blocks):
+            runs[block] = None
+            if i:
+                keys[block] = key = node + run.tokens[i * width : (i + 1) * width]
+                nodes[block] = node = (run.first_id + i).to_bytes(8, "little")
+                index[key] = block
+
     def _publish(self, befores: Iterable[Node | None], tokens: bytes, blocks: Sequence[int]) -> list[Node]:
         """Each block continues its own node, or, where that is None, the block before it. Returns the node at the end
-        of each. One loop without calls: a prompt has a block for every 16 tokens, and all of them come through here."""
-        index, nodes, keys, width = self._index, self._nodes, self._keys, self._key_bytes
+        of each. One loop without calls: in every step one in `block_size` of those that decode comes through here."""
+        index, nodes, keys, runs, width = self._index, self._nodes, self._keys, self._runs, self._key_bytes
         ends, published = [], []
-        start, number, node = 0, self._next_node, _ROOT
+        start, number, node = 0, self._next_id, _ROOT
         for block, before in zip(blocks, befores, strict=False):
             if before is not None:
                 node = before
@@ -137,13 +188,24 @@ class PrefixCache:
                 number += 1
                 published.append(block)
             else:
+                if (run := runs[found]) is not None:
+                    self._index_all(run)
                 node = nodes[found]
             ends.append(node)
-        self._next_node = number
+        self._next_id = number
+        self._num_cached += len(published)
         self._pool.keep(published)
         return ends
 
     def _forget(self, blocks: BlockIds) -> None:
-        index = self._index
-        for key in map(self._keys.__getitem__, blocks.tolist()):
-            del index[key]
+        index, keys, runs = self._index, self._keys, self._runs
+        for block in blocks.tolist():
+            run = runs[block]
+            if run is not None:
+                if len(run.blocks) > 1 and run.blocks[-1] == block:
+                    run.blocks.pop()
+                    runs[block] = None
+                    continue
+                self._index_all(run)
+            del index[keys[block]]
+        self._num_cached -= len(blocks)

@@ -51,7 +51,7 @@ class EvictionQueue:
         """The `count` oldest blocks, int32 [count]; there must be so many."""
         assert count <= self._count, f"{count} blocks asked of {self._count}"
         oldest = self._line[self._head : self._head + count]
-        if (self._place[oldest] == np.arange(self._head, self._head + count)).all():  # none of them is stale
+        if not np.count_nonzero(self._place[oldest] - np.arange(self._head, self._head + count)):  # none is stale
             self._head += count
             blocks = oldest.copy()
             self.remove(blocks)

@@ -116,14 +116,14 @@ class BlockPool:
         counts = self._references[blocks] - 1
         self._references[blocks] = counts
         self.num_references -= len(blocks)
-        self._retire((blocks[counts == 0] if counts.any() else blocks)[::-1])
+        self._retire((blocks[counts == 0] if np.count_nonzero(counts) else blocks)[::-1])
 
     def release_all(self, sequences: Sequence[BlockIds]) -> None:
         """One reference less for each time that a block is in one of these; as `release`, but for many at once, among
         which blocks may be shared."""
         blocks = np.concatenate(sequences)[::-1]
         self.num_references -= len(blocks)
-        if (self._references[blocks] == 1).all():  # hence none of them is there twice
+        if not np.count_nonzero(self._references[blocks] != 1):  # hence none of them is there twice
             self._references[blocks] = 0
             self._retire(blocks)
             return
@@ -206,7 +206,7 @@ class BlockPool:
             return
         self._num_referenced -= len(idle)
         cached = self._cached[idle]
-        if not cached.all():
+        if np.count_nonzero(cached) < len(idle):
             self._push_free(idle[~cached])
             idle = idle[cached]
         if len(idle):

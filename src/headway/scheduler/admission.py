@@ -19,6 +19,7 @@ from headway.scheduler.slots import SlotHandle
 from headway.scheduler.state import State
 from headway.scheduler.victims import displaceable
 
+_WAITING = RequestStatus.WAITING  # looked up once; see `slots`
 _NO_BLOCKS: IntArray = np.zeros(0, dtype=np.int32)
 _NO_ROWS: NDArray[np.intp] = np.zeros(0, dtype=np.intp)
 
@@ -234,7 +235,7 @@ class Admissions:
 
     def _let_in(self, entry: Entry, room: Room) -> None:
         num_cached_tokens = len(room.cached) * self._state.config.block_size
-        if entry.status is RequestStatus.WAITING:
+        if entry.status is _WAITING:
             self.note_start(entry.uid, num_cached_tokens)
         self._state.waiting.take(entry)
         self._seat(entry, room)

@@ -66,7 +66,7 @@ class DecodeRows:
         if self.epoch == table.epoch:
             return None
         owned: BoolArray = table.generation[self.rows] == self.generations
-        return None if owned.all() else owned
+        return None if np.count_nonzero(owned) == len(owned) else owned
 
     def stopped(self, tokens: IntArray, positions: IntArray) -> BoolArray | None:
         """bool [N]: the rows whose new token ends them; None when there are none.
@@ -76,7 +76,7 @@ class DecodeRows:
         if self.stop_tokens is None:
             return None
         hit: BoolArray = (self.stop_tokens == tokens[:, None]).any(axis=1)
-        if not hit.any():
+        if not np.count_nonzero(hit):
             return None
         hit &= positions + 2 >= self.min_total
         return hit

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from headway.scheduler.batch import IntArray
 from headway.scheduler.decoding import DecodeRows
 from headway.scheduler.policies import Policies
-from headway.scheduler.slots import Phase
+from headway.scheduler.slots import DECODE
 from headway.scheduler.state import State
 from headway.scheduler.victims import candidates
 
@@ -47,7 +47,7 @@ class Growth:
         """The rows that decode; kept while nobody comes, goes or changes phase."""
         table = self._state.table
         if self._rows.epoch != table.epoch:
-            self._rows = DecodeRows.of(table, np.flatnonzero(table.phase == Phase.DECODE))
+            self._rows = DecodeRows.of(table, (table.phase == DECODE).nonzero()[0])
         return self._rows
 
     def make_room(self) -> DecodePlaces:

@@ -16,7 +16,7 @@ from headway.scheduler.chunks import spans_near
 from headway.scheduler.decoding import DecodeRows
 from headway.scheduler.entry import Entry
 from headway.scheduler.growth import DecodePlaces, TableGrowth
-from headway.scheduler.slots import Phase, SlotHandle
+from headway.scheduler.slots import DRAIN, SlotHandle
 from headway.scheduler.state import State
 
 
@@ -85,8 +85,8 @@ class Steps:
         if len(rows):
             decodes.steps_to_limit -= 1
             if not decodes.steps_to_limit:
-                at_limit = np.flatnonzero(table.num_computed[rows] == table.limit[rows] - 1)
-                table.phase[rows[at_limit]] = Phase.DRAIN
+                at_limit = (table.num_computed[rows] == table.limit[rows] - 1).nonzero()[0]
+                table.phase[rows[at_limit]] = DRAIN
                 table.epoch += 1
         self.last_id += 1
         news = self._admissions.take_news()

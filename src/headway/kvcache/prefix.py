@@ -58,7 +58,7 @@ class PrefixCache:
         self._index: dict[bytes, int] = {}
         self._keys: list[bytes] = [b""] * pool.num_blocks  # of those that are cached; what others had is left there
         self._nodes: list[Node] = [b""] * pool.num_blocks
-        self._runs: list[Run | None] = [None] * pool.num_blocks  # of blocks without a key, and of the first of these
+        self._runs: list[Run | None] = [None] * pool.num_blocks  # of those without a key, and of the first of these
         self._num_cached = 0
         self._next_id = 1
         self._key_bytes = pool.block_size * 4
@@ -183,7 +183,7 @@ class PrefixCache:
             start += width
             found = index.setdefault(key, block)
             if found == block:
-                keys[block] = key
+                keys[block], runs[block] = key, None
                 nodes[block] = node = number.to_bytes(8, "little")
                 number += 1
                 published.append(block)
@@ -198,14 +198,16 @@ class PrefixCache:
         return ends
 
     def _forget(self, blocks: BlockIds) -> None:
-        index, keys, runs = self._index, self._keys, self._runs
-        for block in blocks.tolist():
-            run = runs[block]
+        going, at = blocks.tolist(), 0
+        while at < len(going):
+            run = self._runs[going[at]]
             if run is not None:
-                if len(run.blocks) > 1 and run.blocks[-1] == block:
-                    run.blocks.pop()
-                    runs[block] = None
+                count = min(len(run.blocks) - 1, len(going) - at)  # of those without a key
+                if count and run.blocks[: -count - 1 : -1] == going[at : at + count]:  # its end, the last one first
+                    del run.blocks[-count:]
+                    at += count
                     continue
                 self._index_all(run)
-            del index[keys[block]]
-        self._num_cached -= len(blocks)
+            del self._index[self._keys[going[at]]]
+            at += 1
+        self._num_cached -= len(going)

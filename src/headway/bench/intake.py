@@ -41,7 +41,7 @@ _PROMPTS = 32  # that are made before anything is timed
 Kind = str
 ADD, ADD_LIST, FINISH, ABORT, CACHE = KINDS = ("add, packed", "add, list", "finish", "abort", "cache outputs")
 REFUSED = "add, refused"
-CYCLE = (ADD, CACHE, FINISH, ADD_LIST, ABORT)
+CYCLE = (ADD, CACHE, FINISH, ADD_LIST, CACHE, ABORT)
 """What each thread does, over and over: as many requests come as go."""
 
 

@@ -121,6 +121,9 @@ class BlockPool:
     def release_all(self, sequences: Sequence[BlockIds]) -> None:
         """One reference less for each time that a block is in one of these; as `release`, but for many at once, among
         which blocks may be shared."""
+        if len(sequences) == 1:  # without the sorting below, in which NumPy lets go of the interpreter
+            self.release(sequences[0])
+            return
         blocks = np.concatenate(sequences)[::-1]
         np.subtract.at(self._references, blocks, 1)
         self.num_references -= len(blocks)

@@ -11,7 +11,8 @@ from headway.managers.mailbox import Mailbox
 from headway.scheduler import Command, Message, Query, Result
 
 MAX_COMMANDS_PER_TURN = 1024
-MAX_SECONDS_PER_TURN = 0.002
+import os
+MAX_SECONDS_PER_TURN = float(os.environ.get("MSPT","0.0005"))
 
 
 class ResourceManagerV2(Manager):

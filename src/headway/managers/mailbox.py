@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import queue
+import time
 from collections import deque
 from collections.abc import Iterator
 
 from headway.scheduler import Command, Message, Query, Result
+
+CROWD = int(os.environ.get("CROWD","512"))
+GIVE_WAY = float(os.environ.get("GW","20"))*1e-6
 
 
 class Mailbox:
@@ -32,6 +37,8 @@ class Mailbox:
         self._commands.append(command)
         if self._sleeping:
             self._bell.put(None)
+        elif len(self._commands) > CROWD:
+            time.sleep(len(self._commands) * GIVE_WAY)
 
     def put_result(self, result: Result) -> None:
         """Hand in a result. Any thread."""

@@ -20,7 +20,7 @@ import typer
 
 from headway.bench import plot
 from headway.bench.busy_engine import MAX_MODEL_LEN, BusyEngine
-from headway.bench.gap import numbers
+from headway.bench.gap import numbers, whole_numbers
 from headway.bench.plot import PlotOption
 from headway.bench.report import Row, percentile
 from headway.bench.tables import Column, JsonOption, show
@@ -275,10 +275,10 @@ def command(
         raise typer.BadParameter(f"must be in [0.1, 1000], got {step_ms:g}", param_hint="--step-ms")
     rates = numbers(rate, "--rate", 1, math.inf)
     loads = [
-        Load(int(threads), int(count), calls, _seconds(calls, seconds, step_ms / 1e3), step_ms / 1e3)
-        for count in numbers(running, "--running", 1, 16_384)
+        Load(threads, count, calls, _seconds(calls, seconds, step_ms / 1e3), step_ms / 1e3)
+        for count in whole_numbers(running, "--running", 1, 16_384)
         for calls in rates
-        for threads in numbers(producers, "--producers", 1, 256)
+        for threads in whole_numbers(producers, "--producers", 1, 256)
     ]
     quiet = [
         Load(0, count, 0.0, _seconds(math.inf, seconds, step_ms / 1e3), step_ms / 1e3)

@@ -4,7 +4,7 @@ import pytest
 
 from headway.bench import gap
 from headway.bench.busy_engine import BusyEngine
-from headway.bench.gap import CONTENDERS, Traffic
+from headway.bench.gap import CONTENDERS, Sample, Traffic
 from headway.cli import main
 from headway.executor.simulated import StepTimes
 from tests.bench.printed import rows_of
@@ -34,7 +34,8 @@ def test_answers_are_as_long_as_keeps_so_many_running() -> None:
     assert Traffic(1, 1.0, 500.0, 16, 1.0).max_tokens == 1
 
 
-def test_a_row_for_each_contender(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_row_for_each_contender(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gap, "ROUNDS", 1)
     assert main([*SMALL, "--seconds", "1", "--json"]) == 0
     rows = rows_of(capsys)
     assert [(row["scheduler"], row["async_scheduling"]) for row in rows] == [tuple(one) for one in CONTENDERS]
@@ -43,11 +44,16 @@ def test_a_row_for_each_contender(capsys: pytest.CaptureFixture[str]) -> None:
         assert 0 <= row["idle_percent"] < 100 and row["gap_p50_us"] <= row["gap_p99_us"] <= row["gap_max_us"]
 
 
-def test_a_table_and_a_picture(tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rounds_are_pooled_into_a_table_and_a_picture(
+    tmp_path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples = iter([Sample([1e-4] * 60, [1e-3] * 60, idle, 0.5, [8]) for idle in (0.01, 0.01, 0.01, 0.01, 0, 0, 0, 0)])
+    monkeypatch.setattr(gap, "run", lambda contender, traffic: next(samples))
     pytest.importorskip("matplotlib").rcParams["svg.fonttype"] = "none"
     file = tmp_path / "gap.svg"
     assert main([*SMALL, "--seconds", "1", "--plot", str(file)]) == 0
-    assert "idle, %" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "idle, %" in out and "1.00" in out and "1,000" in out  # 0.01 of 1 s; turns of 1 ms
     assert "v2, overlapped, 8 running" in file.read_text()
 
 

@@ -14,7 +14,7 @@ SMALL = ["bench", "intake", "--producers", "2", "--running", "8", "--step-ms", "
 
 @pytest.fixture
 def brief(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(intake, "MIN_CALLS", 20)
+    monkeypatch.setattr(intake, "MIN_CALLS", 100)
     monkeypatch.setattr(intake, "MIN_S", 0.4)
 
 
@@ -27,7 +27,7 @@ def test_every_kind_of_call_is_timed_inside_and_from_its_arrival(scheduler) -> N
 
 
 def test_rows_of_calls_and_of_steps_the_unloaded_ones_first(brief: None, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([*SMALL, "--rate", "1000,inf", "--json"]) == 0
+    assert main([*SMALL, "--rate", "2000,inf", "--json"]) == 0
     rows = rows_of(capsys)
     calls = [row for row in rows if "call" in row]
     steps = [row for row in rows if "call" not in row]
@@ -35,7 +35,7 @@ def test_rows_of_calls_and_of_steps_the_unloaded_ones_first(brief: None, capsys:
     assert {row["scheduler"] for row in calls} == {"v1", "v2"}
     assert [(row["scheduler"], row["calls_per_s_wanted"]) for row in steps] == [
         *[("v1", 0.0), ("v2", 0.0)],
-        *[("v1", 1000.0), ("v2", 1000.0)],
+        *[("v1", 2000.0), ("v2", 2000.0)],
         *[("v1", None), ("v2", None)],
     ]
     assert steps[0]["calls_per_s"] == 0 and steps[0]["turn_p99_times_unloaded"] == 1.0
@@ -65,7 +65,7 @@ def test_too_few_calls_for_a_percentile_give_none() -> None:
 def test_tables_and_a_picture(brief: None, tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib")
     file = tmp_path / "intake.svg"
-    assert main([*SMALL, "--rate", "1000", "--plot", str(file)]) == 0
+    assert main([*SMALL, "--rate", "2000", "--plot", str(file)]) == 0
     out = capsys.readouterr().out
     assert "finish" in out and "p99 / unloaded" in out and file.stat().st_size
 

@@ -328,7 +328,8 @@ def _draw(rows: Sequence[Row], file: Path) -> None:
     busiest = max(row["producers"] for row in rows), max(row["running"] for row in rows)
     series: dict[str, tuple[list[float], list[float]]] = {}
     for row in rows:
-        if (row["producers"], row["running"]) == busiest and row["calls_per_s_wanted"] and row["call"] in (ADD, FINISH):
+        there = (row["producers"], row["running"]) == busiest and row["call"] in (ADD, FINISH)
+        if there and row["calls_per_s_wanted"] and row["inside_p99_us"]:
             xs, ys = series.setdefault(f"{row['scheduler']}, {row['call']}", ([], []))
             xs.append(row["calls_per_s_wanted"])
             ys.append(row["inside_p99_us"])

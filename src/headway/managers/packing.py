@@ -63,10 +63,11 @@ def _packed_with_care(prompt: object, num_token_ids: int) -> NDArray[np.int32]:
     except (OverflowError, ValueError, TypeError) as error:
         raise RequestError(f"the prompt is not a list of token ids: {error}") from None
     if not wide.size:
-        return np.zeros(0, dtype=np.int32)
-    if wide.ndim != 1 or not np.issubdtype(wide.dtype, np.integer):
+        wide = np.zeros(0, dtype=np.int32)
+    elif wide.ndim != 1 or not np.issubdtype(wide.dtype, np.integer):
         raise RequestError(f"the prompt must be a flat list of integers, got {wide.ndim}-d {wide.dtype}")
-    check_token_ids("the prompt", (int(wide.min()), int(wide.max())), num_token_ids)
+    else:
+        check_token_ids("the prompt", (int(wide.min()), int(wide.max())), num_token_ids)
     tokens = wide.astype(np.int32, copy=False)
     tokens.flags.writeable = False
     return tokens

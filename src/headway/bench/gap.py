@@ -199,7 +199,7 @@ def _rounded(value: float | None) -> float | None:
 def command(
     step_ms: Annotated[
         str, typer.Option(metavar="MS,...", help="Milliseconds that a step of the simulated device takes.")
-    ] = "2,10,30",
+    ] = "10",
     running: Annotated[str, typer.Option(metavar="N,...", help="Requests that run at the same time.")] = "256,1024",
     request_rate: Annotated[float, typer.Option(help="Requests that come per second, in total.")] = 500.0,
     threads: Annotated[int, typer.Option(help="Threads that hand them in.")] = 16,

@@ -54,7 +54,7 @@ def _largest(tokens: NDArray[np.int32]) -> int:
     """The largest id, where a negative one counts as larger than any; -1 of none."""
     unsigned = tokens.view(np.uint32)
     piece = _PIECE if len(tokens) <= _LONGEST_IN_PIECES else len(tokens)
-    return max((int(unsigned[i : i + piece].max()) for i in range(0, len(tokens), piece)), default=-1)
+    return max((int(np.maximum.reduce(unsigned[i : i + piece])) for i in range(0, len(tokens), piece)), default=-1)
 
 
 def _packed_with_care(prompt: object, num_token_ids: int) -> NDArray[np.int32]:

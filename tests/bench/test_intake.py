@@ -39,7 +39,8 @@ def test_rows_of_calls_and_of_steps_the_unloaded_ones_first(brief: None, capsys:
         *[("v1", None), ("v2", None)],
     ]
     assert steps[0]["calls_per_s"] == 0 and steps[0]["turn_p99_times_unloaded"] == 1.0
-    assert all(row["turn_p99_times_unloaded"] > 0 for row in steps)
+    for row in steps:  # where the loop is kept from its steps there are too few for a 99th percentile
+        assert (row["turn_p99_times_unloaded"] is not None) == (row["steps"] >= 100)
 
 
 def canned(inside: float, turn: float) -> Sample:

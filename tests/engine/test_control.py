@@ -280,8 +280,9 @@ def test_a_violation_of_ownership_stops_the_engine_with_a_report_that_names_the_
     name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     hang = Hang(step_id=3)
-    with running(name, Device(before_step=hang), max_num_seqs=2) as it:
+    with running(name, Device(before_step=hang), start=False, max_num_seqs=2) as it:
         uids = [it.add(f"r{i}", prompt_of(i, 9), max_tokens=20) for i in range(3)]
+        it.engine.start()  # now, so that the first step has both slots in it
         assert hang.reached.wait(PATIENCE)
         assert eventually(lambda: it.engine.snapshot().num_requests_added == 3)
         steal_a_block(it)

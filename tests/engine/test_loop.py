@@ -413,7 +413,7 @@ def test_a_broken_invariant_stops_the_engine_with_a_report(name: str, kind: type
 
 
 def test_a_pass_that_raises_stops_the_engine_with_a_report(name: str) -> None:
-    with running(name, start=False) as it:
+    with running(name, start=False, depth=1) as it:
         uids = [it.add(f"r{i}", max_tokens=30) for i in range(5)]
         schedule = it.manager._core.schedule
 

@@ -294,3 +294,37 @@ def test_nothing_is_lost_or_reordered_under_many_producers_and_a_writer_that_sle
         producer.join(PATIENCE)
     assert taken == [list(range(num_each))] * num_producers
     assert len(mailbox) == 0
+
+
+# -- a crowd -----------------------------------------------------------------------------------------------------
+
+
+def sleeps_of(mailbox: Mailbox, commands: int, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    slept: list[float] = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    for number in range(commands):
+        mailbox.put(command(number))
+    monkeypatch.undo()
+    return slept
+
+
+def test_who_joins_a_crowd_gives_way_to_the_writer(monkeypatch: pytest.MonkeyPatch) -> None:
+    mailbox = Mailbox()
+    mailbox.wait(0.001)
+    slept = sleeps_of(mailbox, 600, monkeypatch)
+    assert 0 < len(slept) < 600 and all(0 < seconds < 0.1 for seconds in slept)
+    assert len(mailbox) == 600  # each was handed in all the same
+    list(mailbox.take(600))
+    assert not sleeps_of(mailbox, 100, monkeypatch)
+
+
+def test_where_there_is_no_writer_nobody_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not sleeps_of(Mailbox(), 2_000, monkeypatch)
+
+
+def test_results_never_give_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    mailbox = Mailbox()
+    mailbox.wait(0.001)
+    sleeps_of(mailbox, 600, monkeypatch)
+    monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("the device waits"))
+    mailbox.put_result(result(1))

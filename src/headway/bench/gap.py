@@ -21,7 +21,7 @@ import typer
 import zmq
 
 from headway.bench import plot
-from headway.bench.busy_engine import VOCAB_SIZE, BusyEngine
+from headway.bench.busy_engine import MAX_MODEL_LEN, VOCAB_SIZE, BusyEngine
 from headway.bench.plot import PlotOption
 from headway.bench.report import Row, percentile
 from headway.bench.sink import Sink
@@ -199,7 +199,7 @@ def _rounded(value: float | None) -> float | None:
 def command(
     step_ms: Annotated[
         str, typer.Option(metavar="MS,...", help="Milliseconds that a step of the simulated device takes.")
-    ] = "2,10,30",
+    ] = "10",
     running: Annotated[str, typer.Option(metavar="N,...", help="Requests that run at the same time.")] = "256,1024",
     request_rate: Annotated[float, typer.Option(help="Requests that come per second, in total.")] = 500.0,
     threads: Annotated[int, typer.Option(help="Threads that hand them in.")] = 16,
@@ -215,7 +215,7 @@ def command(
     traffics = [
         Traffic(count, ms / 1e3, request_rate, threads, seconds)
         for ms in numbers(step_ms, "--step-ms", 0.1, 1000)
-        for count in map(int, numbers(running, "--running", 1, 16_384))
+        for count in whole_numbers(running, "--running", 1, 16_384)
     ]
     if not 0 < request_rate <= 100_000:
         raise typer.BadParameter(f"must be in (0, 100000], got {request_rate:g}", param_hint="--request-rate")
@@ -227,6 +227,13 @@ def command(
             f"a 99th percentile takes {MIN_STEPS} steps, and so at least {needed:.1f} seconds, got {seconds:g}",
             param_hint="--seconds",
         )
+    longest = max(traffics, key=lambda traffic: traffic.max_tokens)
+    if PROMPT_TOKENS + longest.max_tokens > MAX_MODEL_LEN:
+        raise typer.BadParameter(
+            f"{longest.running} running at {request_rate:g} requests/s and {longest.step_s * 1e3:g} ms a step means "
+            f"answers of {longest.max_tokens} tokens; prompt and answer must fit max_model_len ({MAX_MODEL_LEN})",
+            param_hint="--running",
+        )
     plot.check(plot_file)
     with interpreter.settled():
         rows = show(
@@ -237,6 +244,19 @@ def command(
         )
     if plot_file is not None:
         _draw(rows, plot_file)
+
+
+def whole_numbers(text: str, option: str, low: int, high: int) -> list[int]:
+    """The same, whole ones."""
+    try:
+        values = [int(part) for part in text.split(",")]
+    except ValueError:
+        values = []
+    if not values or not all(low <= value <= high for value in values):
+        raise typer.BadParameter(
+            f"must be whole numbers in [{low}, {high}] with commas between them, got {text!r}", param_hint=option
+        )
+    return values
 
 
 def numbers(text: str, option: str, low: float, high: float) -> list[float]:

@@ -19,8 +19,8 @@ import numpy as np
 import typer
 
 from headway.bench import plot
-from headway.bench.busy_engine import BusyEngine
-from headway.bench.gap import numbers
+from headway.bench.busy_engine import MAX_MODEL_LEN, BusyEngine
+from headway.bench.gap import numbers, whole_numbers
 from headway.bench.plot import PlotOption
 from headway.bench.report import Row, percentile
 from headway.bench.tables import Column, JsonOption, show
@@ -41,7 +41,7 @@ _PROMPTS = 32  # that are made before anything is timed
 Kind = str
 ADD, ADD_LIST, FINISH, ABORT, CACHE = KINDS = ("add, packed", "add, list", "finish", "abort", "cache outputs")
 REFUSED = "add, refused"
-CYCLE = (ADD, CACHE, FINISH, ADD_LIST, ABORT)
+CYCLE = (ADD, CACHE, FINISH, ADD_LIST, CACHE, ABORT)
 """What each thread does, over and over: as many requests come as go."""
 
 
@@ -130,8 +130,7 @@ class Sample(NamedTuple):
 
 def run(scheduler: SchedulerName, load: Load) -> Sample:
     """Let the loop step under this load."""
-    max_tokens = 64 + round(4 * load.seconds / load.step_s)
-    max_tokens = min(max_tokens, 7000)
+    max_tokens = min(64 + round(4 * load.seconds / load.step_s), MAX_MODEL_LEN - PROMPT_TOKENS)  # nobody ends by itself
     busy = BusyEngine(
         scheduler, load.running, load.step_s, prompt_tokens=PROMPT_TOKENS, max_tokens=max_tokens, max_waiting=1024
     )
@@ -195,22 +194,25 @@ def call_rows(load: Load, samples: dict[SchedulerName, Sample]) -> Iterator[Row]
                 for percent in PERCENTILES:
                     row[f"{name}_p{percent:g}_us"] = _rounded(percentile(micros, percent))
                 row[f"{name}_max_us"] = round(max(micros), 1)
-            p99[scheduler] = row["inside_p99_us"]
-            if scheduler == "v2" and p99.get("v1") and p99["v2"]:
-                row["v1_p99_times"] = round(p99["v1"] / p99["v2"], 1)
+            own = p99[scheduler] = row["inside_p99_us"]
+            with_lock = p99.get("v1")
+            if scheduler == "v2" and with_lock and own:
+                row["v1_p99_times"] = round(with_lock / own, 1)
             yield row
 
 
-def step_row(scheduler: SchedulerName, load: Load, sample: Sample) -> Row:
-    """What the loop takes from the end of a step to the next launch, under this load."""
+def step_row(scheduler: SchedulerName, load: Load, sample: Sample, quiet: Sample) -> Row:
+    """What the loop takes from the end of a step to the next launch, under this load. quiet: the same without."""
     turns = [turn * 1e3 for turn in sample.turns]
     calls = sum(map(len, sample.latencies.values()))
+    p99, unloaded = percentile(turns, 99), percentile([turn * 1e3 for turn in quiet.turns], 99)
     return _settings(scheduler, load) | {
         "calls_per_s": round(calls / sample.seconds, 1),
         "refused": len(sample.latencies.get(REFUSED, ())),
         "steps": len(turns),
         "turn_p50_ms": _rounded(percentile(turns, 50), 3),
-        "turn_p99_ms": _rounded(percentile(turns, 99), 3),
+        "turn_p99_ms": _rounded(p99, 3),
+        "turn_p99_times_unloaded": round(p99 / unloaded, 2) if p99 and unloaded else None,
         "turn_max_ms": round(max(turns), 3),
     }
 
@@ -219,12 +221,15 @@ def _rounded(value: float | None, digits: int = 1) -> float | None:
     return None if value is None else round(value, digits)
 
 
-CALL_COLUMNS = (
+_SETTINGS = (
+    Column("scheduler", "scheduler", ""),
     Column("calls/s", "calls_per_s_wanted", ",g"),
     Column("producers", "producers", "d"),
     Column("running", "running", ",d"),
+)
+CALL_COLUMNS = (
     Column("call", "call", ""),
-    Column("scheduler", "scheduler", ""),
+    *_SETTINGS,
     Column("calls", "calls", ",d"),
     Column("inside p50, µs", "inside_p50_us"),
     Column("p99", "inside_p99_us", ",.0f"),
@@ -237,20 +242,20 @@ CALL_COLUMNS = (
     Column("max", "from_arrival_max_us", ",.0f"),
 )
 STEP_COLUMNS = (
-    *CALL_COLUMNS[:3],
-    Column("scheduler", "scheduler", ""),
     Column("calls/s made", "calls_per_s", ",.0f"),
+    *_SETTINGS,
     Column("refused", "refused", ",d"),
     Column("steps", "steps", ",d"),
     Column("turn p50, ms", "turn_p50_ms", ",.3f"),
     Column("p99", "turn_p99_ms", ",.3f"),
+    Column("p99 / unloaded", "turn_p99_times_unloaded", ".2f"),
     Column("max", "turn_max_ms", ",.3f"),
 )
 
 
 def command(
-    producers: Annotated[str, typer.Option(metavar="N,...", help="Threads that hand in work.")] = "1,4,16",
-    running: Annotated[str, typer.Option(metavar="N,...", help="Requests that decode meanwhile.")] = "64,256,1024",
+    producers: Annotated[str, typer.Option(metavar="N,...", help="Threads that hand in work.")] = "4",
+    running: Annotated[str, typer.Option(metavar="N,...", help="Requests that decode meanwhile.")] = "64,1024",
     rate: Annotated[
         str, typer.Option(metavar="RATE,...", help="Calls per second of all threads together; inf: flat out.")
     ] = "500,8000,inf",
@@ -270,10 +275,10 @@ def command(
         raise typer.BadParameter(f"must be in [0.1, 1000], got {step_ms:g}", param_hint="--step-ms")
     rates = numbers(rate, "--rate", 1, math.inf)
     loads = [
-        Load(int(threads), int(count), calls, _seconds(calls, seconds, step_ms / 1e3), step_ms / 1e3)
-        for count in numbers(running, "--running", 1, 16_384)
+        Load(threads, count, calls, _seconds(calls, seconds, step_ms / 1e3), step_ms / 1e3)
+        for count in whole_numbers(running, "--running", 1, 16_384)
         for calls in rates
-        for threads in numbers(producers, "--producers", 1, 256)
+        for threads in whole_numbers(producers, "--producers", 1, 256)
     ]
     quiet = [
         Load(0, count, 0.0, _seconds(math.inf, seconds, step_ms / 1e3), step_ms / 1e3)
@@ -281,7 +286,8 @@ def command(
     ]
     plot.check(plot_file)
     with interpreter.settled():
-        measured = [(load, measure(load)) for load in (*quiet, *loads)]
+        unloaded = {load.running: measure(load) for load in quiet}
+        measured = [(load, unloaded[load.running]) for load in quiet] + [(load, measure(load)) for load in loads]
     rows = show(
         (row for load, samples in measured for row in call_rows(load, samples)),
         CALL_COLUMNS,
@@ -289,7 +295,11 @@ def command(
         as_json=as_json,
     )
     show(
-        (step_row(scheduler, load, samples[scheduler]) for load, samples in measured for scheduler in SCHEDULERS),
+        (
+            step_row(scheduler, load, samples[scheduler], unloaded[load.running][scheduler])
+            for load, samples in measured
+            for scheduler in SCHEDULERS
+        ),
         STEP_COLUMNS,
         "The loop's turns meanwhile",
         as_json=as_json,
@@ -318,7 +328,8 @@ def _draw(rows: Sequence[Row], file: Path) -> None:
     busiest = max(row["producers"] for row in rows), max(row["running"] for row in rows)
     series: dict[str, tuple[list[float], list[float]]] = {}
     for row in rows:
-        if (row["producers"], row["running"]) == busiest and row["calls_per_s_wanted"] and row["call"] in (ADD, FINISH):
+        there = (row["producers"], row["running"]) == busiest and row["call"] in (ADD, FINISH)
+        if there and row["calls_per_s_wanted"] and row["inside_p99_us"]:
             xs, ys = series.setdefault(f"{row['scheduler']}, {row['call']}", ([], []))
             xs.append(row["calls_per_s_wanted"])
             ys.append(row["inside_p99_us"])

@@ -19,7 +19,7 @@ from typing import Annotated
 
 import typer
 
-from headway.bench import churn, memory, plot, preempt, prefix, step
+from headway.bench import churn, gap, intake, memory, plot, preempt, prefix, step
 from headway.bench.contenders import PeerName
 from headway.bench.machine import described, machine
 from headway.bench.report import Row
@@ -109,6 +109,22 @@ SUITE = (
         tables=(preempt.COLUMNS,),
     ),
     Entry("query", "Queries while steps run", "query", "query --queries 1000"),
+    Entry(
+        "intake",
+        "The door: handing in while steps run",
+        "intake",
+        "intake --producers 1,4,16 --running 64,256,1024",
+        options=(DRAWS,),
+        tables=(intake.CALL_COLUMNS, intake.STEP_COLUMNS),
+    ),
+    Entry(
+        "gap",
+        "The gap: the device between two steps",
+        "gap",
+        "gap --step-ms 2,10,30 --running 256,1024 --seconds 12",
+        options=(DRAWS,),
+        tables=(gap.COLUMNS,),
+    ),
     Entry(
         "memory",
         "Memory",

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import gc
 import logging
 import os
 import queue
@@ -29,7 +28,7 @@ from functools import partial
 import msgspec
 import zmq
 
-from headway.engine import wire
+from headway.engine import interpreter, wire
 from headway.engine.desk import ControlDesk
 from headway.engine.engine import Engine
 from headway.engine.loop import OnEffects
@@ -158,7 +157,10 @@ class Output:
                     if item.ended:  # so that who looks at the counters after an answer finds it counted
                         next_pulse = min(next_pulse, time.monotonic() + STATUS_DELAY)
             if time.monotonic() >= next_pulse:
-                status = wire.encode(wire.Status(engine.snapshot(), engine.is_stalled(), engine.failure()))
+                snapshot = engine.snapshot()
+                if not snapshot.has_work:
+                    interpreter.tidy()
+                status = wire.encode(wire.Status(snapshot, engine.is_stalled(), engine.failure()))
                 for socket in sockets:
                     socket.send(status)
                 next_pulse = time.monotonic() + STATUS_INTERVAL
@@ -227,8 +229,7 @@ def run(launch: wire.Launch, build: Build) -> int:
         return 2
     desk = ControlDesk(engine, output.reply)
     intake = Intake(context, launch, engine, desk)
-    gc.collect()
-    gc.freeze()  # what was loaded lives as long as the process: keep collections off it
+    interpreter.settle()
     engine.start()
     limits = engine.scheduler_config
     tell(wire.Ready(limits.max_model_len, limits.max_num_seqs, limits.num_blocks, limits.block_size))

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headway.config import Role, SchedulerConfig
+from headway.managers.packing import check_token_ids, pack
 from headway.request import (
     DuplicateRequestError,
     EngineDeadError,
@@ -114,7 +115,9 @@ class Door:
             raise RequestError(
                 f"this engine computes text alone, the prompt has {len(spans)} spans of images or videos"
             )
-        tokens = self._pack(prompt, may_be_empty=preprocess is not None)
+        tokens = pack(prompt, self.num_token_ids)
+        if not len(tokens) and preprocess is None:
+            raise RequestError("the prompt is empty; at least 1 token is needed")
         room = self._config.max_model_len - len(tokens)
         if room < 1:
             raise RequestError(
@@ -126,8 +129,8 @@ class Door:
             raise RequestError(f"min_tokens is {sampling.min_tokens}, but at most {max_tokens} tokens can be generated")
         if self._config.role is Role.PREFILL:
             max_tokens = 1
-        self._check_token_ids("stop_token_ids", sampling.stop_token_ids)
-        self._check_token_ids("logit_bias", sampling.logit_bias or ())
+        check_token_ids("stop_token_ids", sampling.stop_token_ids, self.num_token_ids)
+        check_token_ids("logit_bias", tuple(sampling.logit_bias or ()), self.num_token_ids)
         if sampling.logit_bias is not None:  # the one part of it that its owner could still change
             sampling = replace(sampling, logit_bias=dict(sampling.logit_bias))
         eos = () if sampling.ignore_eos else self._limits.eos_token_ids
@@ -221,28 +224,6 @@ class Door:
         if self._request_ids.get(claim.request_id) is claim:
             del self._request_ids[claim.request_id]
         self._credits.append(None)
-
-    def _pack(self, prompt: Sequence[int] | NDArray[np.integer], *, may_be_empty: bool) -> NDArray[np.int32]:
-        try:
-            wide = np.array(prompt)
-        except (OverflowError, ValueError, TypeError) as error:
-            raise RequestError(f"the prompt is not a list of token ids: {error}") from None
-        if not wide.size:
-            if may_be_empty:
-                return np.zeros(0, dtype=np.int32)
-            raise RequestError("the prompt is empty; at least 1 token is needed")
-        if wide.ndim != 1 or not np.issubdtype(wide.dtype, np.integer):
-            raise RequestError(f"the prompt must be a flat list of integers, got {wide.ndim}-d {wide.dtype}")
-        self._check_token_ids("the prompt", (int(wide.min()), int(wide.max())))
-        tokens = wide.astype(np.int32, copy=False)
-        tokens.flags.writeable = False
-        return tokens
-
-    def _check_token_ids(self, where: str, tokens: Iterable[int]) -> None:
-        limit = self.num_token_ids
-        for token in tokens:
-            if not isinstance(token, (int, np.integer)) or not 0 <= token < limit:
-                raise RequestError(f"{where} contains token id {token!r}; ids are integers from 0 to {limit - 1}")
 
 
 def _check_integer(name: str, value: int, low: int, high: int) -> None:

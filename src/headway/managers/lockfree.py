@@ -11,7 +11,7 @@ from headway.managers.mailbox import Mailbox
 from headway.scheduler import Command, Message, Query, Result
 
 MAX_COMMANDS_PER_TURN = 1024
-MAX_SECONDS_PER_TURN = 0.002
+MAX_SECONDS_PER_TURN = 0.0005  # twice in a turn that makes a step
 
 
 class ResourceManagerV2(Manager):

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import queue
+import time
 from collections import deque
 from collections.abc import Iterator
 
 from headway.scheduler import Command, Message, Query, Result
+
+_CROWD = 512  # commands that wait for the writer, above which whoever brings one more gives way
+_GIVE_WAY = 0.01  # seconds
 
 
 class Mailbox:
@@ -16,12 +20,17 @@ class Mailbox:
     Handing in is one `deque.append`, whose time does not depend on what the writer does. Only a writer that sleeps is
     woken: it announces that it will sleep, looks once more, and then sleeps; a producer appends first and then looks
     for the announcement. Whichever comes second sees the other, so no message is slept through.
+
+    Threads that hand in without end would keep the interpreter from the writer: it would get it back only after each of
+    them had its turn. So where a crowd of commands is waiting, `put` sleeps a little after it has appended; it still
+    waits for nobody.
     """
 
     def __init__(self) -> None:
         self._results: deque[Result] = deque()
         self._commands: deque[Command | Query] = deque()
         self._sleeping = False
+        self._attended = False  # a writer has been here
         self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()
 
     def __len__(self) -> int:
@@ -32,6 +41,8 @@ class Mailbox:
         self._commands.append(command)
         if self._sleeping:
             self._bell.put(None)
+        elif self._attended and len(self._commands) > _CROWD:
+            time.sleep(_GIVE_WAY)
 
     def put_result(self, result: Result) -> None:
         """Hand in a result. Any thread."""
@@ -59,7 +70,7 @@ class Mailbox:
 
     def wait(self, timeout: float) -> None:
         """Sleep until something is there, at most `timeout` seconds. For the writer alone."""
-        self._sleeping = True
+        self._attended = self._sleeping = True
         try:
             if not self:
                 self._bell.get(timeout=timeout)

@@ -1,10 +1,10 @@
 """The threads on which an executor's steps run, one after another, in launch order.
 
-    one thread                     run(batch) ─────────▶ on_done(result)
+one thread                     run(batch) ─────────▶ on_done(result)
 
-    a device that works by itself  run(batch) ─▶ step ─▶ fetch(step) ─▶ on_done(result)
-                                   device thread         result thread: waits for the device, while the
-                                                         device thread plans and enqueues the next step
+a device that works by itself  run(batch) ─▶ step ─▶ fetch(step) ─▶ on_done(result)
+                               device thread         result thread: waits for the device, while the
+                                                     device thread plans and enqueues the next step
 """
 
 from __future__ import annotations

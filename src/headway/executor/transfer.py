@@ -15,10 +15,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 
+def pinned(array: NDArray[Any], device: torch.device) -> Tensor:
+    """`array` on the host, as copies to `device` want it; on a CPU the two share memory."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory() if device.type == "cuda" else tensor
+
+
 def to_device(array: NDArray[Any], device: torch.device) -> Tensor:
     """`array` on `device`; on a CPU the two share memory, on CUDA nobody waits for the copy."""
-    tensor = torch.from_numpy(array)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+    return pinned(array, device).to(device, non_blocking=True)
 
 
 def on(device: torch.device) -> AbstractContextManager[Any]:
@@ -64,24 +69,23 @@ class HostArrays:
 
 
 class HostCopies:
-    """Tensors of one step on their way to the host, and the step itself: when `wait` returns, both are done.
+    """Tensors of one step on their way to the host, and the step itself: when `wait` returns, both are there.
 
     tokens = copies.add(tokens_on_device)
     copies.send()       here the thread that launches goes on, and hands `copies` over
-    copies.wait()       on any thread
-    tokens.numpy()
+    copies.wait()       on any thread; then `tokens` may be read
     """
 
     def __init__(self, device: torch.device) -> None:
         # Blocking: whoever waits sleeps, and leaves its core to the writer.
         self._done = torch.cuda.Event(blocking=True) if device.type == "cuda" else None
 
-    def add(self, tensor: Tensor) -> Tensor:
-        """What will hold a copy of `tensor`, on the host, of its dtype and shape."""
+    def add(self, tensor: Tensor) -> NDArray[Any]:
+        """The array that will hold what is in `tensor`, of its shape and dtype."""
         if self._done is None:
-            return tensor
+            return tensor.numpy()
         host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-        return host.copy_(tensor, non_blocking=True)
+        return host.copy_(tensor, non_blocking=True).numpy()
 
     def send(self) -> None:
         """Nothing is added any more."""

@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from headway.bench import tiny_models
-from headway.executor import decode_graphs, flashinfer_attention
-from headway.executor import transformers as transformers_module
+from headway.executor import decode_graphs
 from headway.executor.attention_plan import AttentionCall
 from headway.executor.flashinfer_attention import PagePlan, why_not
 from headway.executor.kv_tensors import LayerShape
@@ -27,15 +26,9 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
-def graphs(monkeypatch) -> RecordedGraphs:
-    """What captured the graphs of executors made from here on. FlashInfer is there, and takes what a CPU has."""
-    recorded = RecordedGraphs()
-    monkeypatch.setitem(sys.modules, "flashinfer", fake_flashinfer)
-    monkeypatch.setattr(flashinfer_attention, "DEVICES", ("cpu",))
-    monkeypatch.setattr(flashinfer_attention, "DTYPES", (torch.float32, torch.bfloat16))
-    monkeypatch.setattr(flashinfer_attention, "HEAD_DIMS", (16, 24))
-    monkeypatch.setattr(transformers_module, "CudaCapture", lambda: recorded)
-    return recorded
+def graphs(as_on_cuda) -> RecordedGraphs:
+    """What captured the graphs of executors made from here on."""
+    return as_on_cuda
 
 
 @pytest.fixture

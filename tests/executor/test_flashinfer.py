@@ -15,6 +15,7 @@ from headway.executor.attention_plan import AttentionCall
 from headway.executor.flashinfer_attention import PagePlan, why_not
 from headway.executor.kv_tensors import LayerShape
 from headway.executor.transfer import HostArrays
+from headway.executor.transformers import TransformersExecutor
 from headway.request import SamplingParams
 from tests.executor import fake_flashinfer
 from tests.executor.conftest import NUM_OUTPUT
@@ -272,21 +273,21 @@ class TestPagePlan:
 class TestHostWaits:
     """What a step puts on the device must not depend on anything that is there."""
 
-    @pytest.mark.parametrize("enforce_eager", [True, False])
-    def test_no_step_makes_the_host_wait(self, enforce_eager, make, monkeypatch):
+    @pytest.mark.parametrize("fields", [{}, {"enforce_eager": True}, {"attention_backend": "torch"}])
+    def test_no_step_makes_the_host_wait(self, fields, make, monkeypatch):
         monkeypatch.setattr("headway.executor.sampler._host_may_look", lambda device: False)
         monkeypatch.setattr("headway.executor.sampler._TOP_P_FIRST_TRY", 8)
         monkeypatch.setattr(fake_flashinfer._Wrapper, "_note", unwatched(fake_flashinfer._Wrapper._note))
         monkeypatch.setattr(fake_flashinfer, "int", unwatched(int), raising=False)
-        driver = make(enforce_eager=enforce_eager)
-        executor = driver.executor
-        enqueue = executor._enqueue
+        enqueue, steps = TransformersExecutor._enqueue, []
 
-        def watched(batch):
+        def watched(self, batch):
+            steps.append(batch)
             with NoHostWaits():
-                return enqueue(batch)
+                return enqueue(self, batch)
 
-        monkeypatch.setattr(executor, "_enqueue", watched)
+        monkeypatch.setattr(TransformersExecutor, "_enqueue", watched)
+        driver = make(**fields)
         ways = (
             GREEDY,
             SamplingParams(temperature=0.8, seed=1, max_tokens=99),
@@ -299,6 +300,7 @@ class TestHostWaits:
             driver.sequence(slot, range(5, 15 + 7 * slot), way, stop_token_ids=(7,)) for slot, way in enumerate(ways)
         ]
         driver.run(sequences, 6, budget=24)
+        assert len(steps) > 10
 
 
 def unwatched(function):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import sys
+import weakref
 
 import numpy as np
 import pytest
@@ -153,6 +155,17 @@ class TestGraphs:
         assert driver.executor._graphs is None
         assert "without CUDA graphs" in caplog.text and "aten.item.default makes the host wait" in caplog.text
         assert serve(driver, reference("llama"), 5) == [output[:5] for output in reference("llama").outputs]
+
+    def test_a_shutdown_frees_model_graphs_and_cache(self, make):
+        executor = make().executor
+        held = [
+            weakref.ref(executor._model.module),
+            weakref.ref(executor._graphs),
+            weakref.ref(executor._model.attention.kv),
+        ]
+        executor.shutdown()
+        gc.collect()
+        assert [ref() for ref in held] == [None] * 3
 
     def test_a_failing_replay_fails_its_step_only(self, make, reference, monkeypatch):
         driver, expected = make(), reference("llama")

@@ -82,7 +82,9 @@ class TransformersExecutor(Executor):
                 blocks_per_request=blocks_per_request,
             )
             with_graphs = self._backend.takes_graphs and not config.enforce_eager
-            self._graphs = DecodeGraphs(model, slots, padding_slot=slots) if with_graphs else None
+            self._graphs: DecodeGraphs | None = None
+            if with_graphs:
+                self._graphs = DecodeGraphs(model, slots, padding_slot=slots)
             self.num_blocks = choose_num_blocks(config, model, files.max_model_len, self._sampling, self._graphs)
             model.attention.kv = KVTensors(model.layers, self.num_blocks, config.block_size, model.dtype, device)
             if self._graphs is not None:
@@ -117,7 +119,7 @@ class TransformersExecutor(Executor):
         self._release()
 
     def _release(self) -> None:
-        model, self._model = self._model, None
+        model, self._model, self._graphs = self._model, None, None
         if model is not None:
             model.attention.close()
             if self._device.type == "cuda":

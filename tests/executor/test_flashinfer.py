@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from headway.bench import tiny_models
-from headway.executor import decode_graphs
+from headway.executor import decode_graphs, flashinfer_attention
 from headway.executor.attention_plan import AttentionCall
 from headway.executor.flashinfer_attention import PagePlan, why_not
 from headway.executor.kv_tensors import LayerShape
@@ -265,6 +265,15 @@ class TestProof:
         assert executor._backend.name != "flashinfer" and executor._model.attention.flashinfer is None
         with pytest.raises(ValueError, match=r"its kernels fail: .*nvcc: not found"):
             make_executor(attention_backend="flashinfer")
+
+
+def test_the_workspace_holds_the_parts_of_long_rows():
+    kind = flashinfer_attention._Kind(32, 8, 128, None, None, 0.1)
+    numbers = 32 * 129 * 4
+    assert flashinfer_attention._workspace_bytes(kind, 256, 132) == 512 * 16 * numbers  # decodes from a graph
+    assert flashinfer_attention._workspace_bytes(kind, 4, 132) == 33 * 128 * numbers  # a long chunk
+    alone = dataclasses.replace(kind, key_heads=1)
+    assert flashinfer_attention._workspace_bytes(alone, 256, 132) == 512 * 64 * numbers
 
 
 class TestPagePlan:

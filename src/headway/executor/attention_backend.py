@@ -57,6 +57,7 @@ def choose_backend(
     if wanted in ("auto", "flashinfer"):
         why = why_not(model.calls, device, dtype)
         if why is None:
+            logger.info("trying FlashInfer; where its kernels did not come compiled, that takes minutes the first time")
             attention.flashinfer = FlashInferAttention(
                 model.calls,
                 block_size=block_size,
@@ -80,7 +81,7 @@ def choose_backend(
 
 
 def _why_not_proven(model: LoadedModel, flashinfer: FlashInferAttention, block_size: int) -> str | None:
-    """Its kernels are compiled by this, where they do not come compiled: minutes, the first time."""
+    """Why it is not to be used, None if it is; compiles its kernels."""
     try:
         return prove(flashinfer, model.calls, block_size, model.dtype, model.device)
     except Exception as error:  # a missing compiler, an unknown architecture: it fails in ways of its own

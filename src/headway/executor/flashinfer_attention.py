@@ -120,7 +120,10 @@ class FlashInferAttention:
         self._max_rows = max_rows
         self._dtype = dtype
         self._device = device
-        size = max(_WORKSPACE, *(_graph_workspace(kind, max_rows) for kind in self._kinds.values()))
+        on_cuda = device.type == "cuda"
+        multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count if on_cuda else 0
+        needs = (_workspace_bytes(kind, max_rows, multiprocessors) for kind in self._kinds.values())
+        size = max(_WORKSPACE, *needs)
         self._workspace = torch.zeros(size, dtype=torch.uint8, device=device)
         # Where a graph reads its page tables; there is one at a time, so they share them.
         self._page_starts = torch.zeros(max_rows + 1, dtype=torch.int32, device=device)
@@ -128,7 +131,7 @@ class FlashInferAttention:
         self._last_lengths = torch.ones(max_rows, dtype=torch.int32, device=device)
         self._wrappers: dict[tuple[_Kind, str | int], Any] = {}
         self._planned: dict[_Kind, Any] = {}
-        self._copied = torch.cuda.Event(blocking=True) if device.type == "cuda" else None
+        self._copied = torch.cuda.Event(blocking=True) if on_cuda else None
 
     def prepare_graphs(self, sizes: Iterable[int]) -> None:
         """Make the wrappers for graphs of so many rows, which takes memory."""
@@ -210,9 +213,14 @@ def _starts(counts: IntArray) -> IntArray:
     return starts
 
 
-def _graph_workspace(kind: _Kind, max_rows: int) -> int:
-    """Bytes that a graph of `max_rows` decodes may want: in graphs long rows are always split, and the parts of each
-    tile of queries kept in float32. A row's heads fill a tile of 16 or of 64, and one more may be begun."""
+def _workspace_bytes(kind: _Kind, max_rows: int, multiprocessors: int) -> int:
+    """Bytes for the parts of long rows, which several thread blocks share: float32, for each tile of queries and part.
+
+    Its planner makes two thread blocks for each multiprocessor out of a step that has fewer. A graph has all its rows
+    in parts, each in a tile that its query heads fill and perhaps one more.
+    """
     group = kind.query_heads // kind.key_heads
-    tile = 16 if group <= 16 else 64
-    return 2 * max_rows * tile * kind.query_heads * (kind.head_dim + 1) * 4
+    tile = 16 if group <= 16 else 64 if group <= 64 else 128
+    shared = 2 * multiprocessors // kind.key_heads
+    queries = max(shared * 128, max(shared, 2 * max_rows) * tile)
+    return queries * kind.query_heads * (kind.head_dim + 1) * 4

@@ -148,6 +148,8 @@ def test_every_command_takes_every_setting_of_the_engine(run, stdin, seen, comma
         "num_blocks": 77,
         "kv_cache_memory_gb": 0.5,
         "gpu_memory_utilization": 0.5,
+        "attention_backend": "flashinfer",
+        "enforce_eager": True,
         "enable_prefix_caching": False,
         "max_waiting": 5,
         "async_scheduling": False,

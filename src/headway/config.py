@@ -196,8 +196,9 @@ class EngineConfig(SchedulingOptions):
     model: a local folder or a hub id; None is the embedded default model.
     scheduler: which resource manager; None follows the environment switches (see `managers.choose_scheduler`).
     device, dtype: as torch names them; "auto" takes CUDA where present, and the dtype of the checkpoint.
-    attention_backend: what computes the attention of decodes: "torch", or "numba", a compiled kernel for float32 on a
-        CPU; "auto" takes it where it can be had.
+    attention_backend: what computes attention: "torch"; "numba", a compiled kernel for decodes in float32 on a CPU; or
+        "flashinfer", for half precision on CUDA; "auto" takes one of these two where it can be had.
+    enforce_eager: launch each kernel of a decode step by itself, not all of them as one CUDA graph.
     num_blocks: blocks of the KV cache; None computes it from `kv_cache_memory_gb` on a CPU and from
         `gpu_memory_utilization` on CUDA.
     max_waiting: requests that may be queued beyond `max_num_seqs` before new ones are refused.
@@ -215,6 +216,7 @@ class EngineConfig(SchedulingOptions):
     device: str = "auto"
     dtype: str = "auto"
     attention_backend: str = "auto"
+    enforce_eager: bool = False
     max_model_len: int | None = None
     num_blocks: int | None = None
     kv_cache_memory_gb: float = 1.0
@@ -236,7 +238,7 @@ class EngineConfig(SchedulingOptions):
         if self.scheduler is not None:
             _one_of("scheduler", self.scheduler, get_args(SchedulerName))
         _one_of("dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
-        _one_of("attention_backend", self.attention_backend, ("auto", "torch", "numba"))
+        _one_of("attention_backend", self.attention_backend, ("auto", "torch", "numba", "flashinfer"))
 
     def for_scheduler(self, *, max_model_len: int, num_blocks: int) -> SchedulerConfig:
         """The core's limits, once the model has told its length and the device its room."""

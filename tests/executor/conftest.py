@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,8 +12,11 @@ import torch
 from headway.bench import tiny_models
 from headway.bench.reference import Draw, Reference, generate_greedily
 from headway.config import EngineConfig
+from headway.executor import flashinfer_attention, transformers
 from headway.executor.model_files import ModelFiles
 from headway.executor.transformers import TransformersExecutor
+from tests.executor import fake_flashinfer
+from tests.executor.recorded_graphs import RecordedGraphs
 
 LENGTHS = (1, 3, 16, 17, 31, 40, 63, 64, 75, 90)
 NUM_OUTPUT = 20
@@ -60,6 +64,20 @@ def make_executor(model_folder: Callable[[str], Path]) -> Iterator[Callable[...,
     yield make
     for executor in made:
         executor.shutdown()
+
+
+@pytest.fixture
+def as_on_cuda(monkeypatch: pytest.MonkeyPatch) -> RecordedGraphs:
+    """Executors made from here on take the way of CUDA, on a CPU: a stand-in for FlashInfer is installed and takes what
+    a CPU has, graphs are recorded, and results are fetched on a thread of their own. Returns what records graphs."""
+    graphs = RecordedGraphs()
+    monkeypatch.setitem(sys.modules, "flashinfer", fake_flashinfer)
+    monkeypatch.setattr(flashinfer_attention, "DEVICES", ("cpu",))
+    monkeypatch.setattr(flashinfer_attention, "DTYPES", (torch.float32, torch.bfloat16))
+    monkeypatch.setattr(flashinfer_attention, "HEAD_DIMS", (16, 24))
+    monkeypatch.setattr(transformers, "CudaCapture", lambda: graphs)
+    monkeypatch.setattr(transformers, "_waits_for", lambda device: True)
+    return graphs
 
 
 def _random_prompt(length: int) -> Draw:

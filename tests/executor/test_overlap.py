@@ -112,6 +112,12 @@ def llama(model_folder: Callable[[str], Path]) -> Path:
     return model_folder("llama")
 
 
+@pytest.fixture(autouse=True, params=["on a CPU", "as on CUDA"])
+def _as_on(request: pytest.FixtureRequest) -> None:
+    if request.param == "as on CUDA":
+        request.getfixturevalue("as_on_cuda")
+
+
 @pytest.mark.parametrize("async_scheduling", [False, True])
 @pytest.mark.parametrize("scheduler", ALL)
 def test_aborts_stop_tokens_and_preemptions_in_flight_change_no_token(

@@ -16,6 +16,14 @@ CPU = torch.device("cpu")
 VOCAB = 50
 
 
+@pytest.fixture(autouse=True, params=["on a CPU", "as on CUDA"])
+def _as_on(request, monkeypatch) -> None:
+    """Where the host may not look at values, the same is computed without."""
+    if request.param == "as on CUDA":
+        monkeypatch.setattr(sampler, "_host_may_look", lambda device: False)
+        monkeypatch.setattr(sampler, "_TOP_P_FIRST_TRY", 4)  # else no vocabulary here is too large to sort
+
+
 def logits_of(rows: int, vocab: int = VOCAB, seed: int = 0) -> torch.Tensor:
     return torch.randn(rows, vocab, generator=torch.Generator().manual_seed(seed)) * 3
 
@@ -87,6 +95,22 @@ class TestFilters:
         assert found[1] == kept_by_definition(logits[1], 0, 0.1, 0.0)
         assert len(found[0] ^ expected) <= 1  # float32 sums of thousands against float64
 
+    def test_a_nucleus_within_the_top_k(self):
+        logits = logits_of(3)
+        cases = (4, 0.9, 0.0), (3, 0.5, 0.0), (2, 0.99, 0.0)
+        assert self.kept(logits, *cases) == [kept_by_definition(row, *c) for row, c in zip(logits, cases, strict=True)]
+
+    @pytest.mark.parametrize("top_p", [1e-7, 0.1, 0.5, 0.9, 0.999, 1 - 2**-24])
+    def test_both_ways_to_find_a_nucleus_find_the_same(self, top_p):
+        logits = logits_of(40, vocab=300)
+        logits[::2, 50:] = float("-inf")
+        logits[5] = 0.0
+        mass = torch.full((40, 1), top_p)
+        sorting, halving = sampler.nucleus_by_sorting(logits, mass, 300), sampler.nucleus_by_halving(logits, mass)
+        kept = [(logits >= cutoff).sum(1) for cutoff in (sorting, halving)]
+        assert int((kept[0] - kept[1]).abs().max()) <= (1 if top_p < 1 - 2**-23 else 300)  # sums are rounded
+        assert int((kept[0] != kept[1]).sum()) <= (2 if top_p < 0.99 else 40)
+
     def test_tokens_forbidden_by_the_logits_are_not_kept(self):
         logits = logits_of(1)
         logits[0, 10:] = float("-inf")
@@ -136,6 +160,13 @@ class TestNoise:
     def test_seeds_of_requests_without_one_differ(self):
         seeds = {sampler.derive_seed(engine, uid) for engine in (0, 1, -1) for uid in range(1000)}
         assert len(seeds) == 3000
+
+
+def test_noise_for_all_and_noise_for_few_choose_alike():
+    logits = logits_of(30, vocab=2000)
+    keys = torch.from_numpy(sampler.row_keys(np.arange(30).astype(np.uint64), np.arange(30)))
+    cutoff = logits.topk(7, dim=1).values[:, -1:]
+    assert torch.equal(sampler.noisy(logits, keys, cutoff), sampler.noisy_few(logits, keys, cutoff))
 
 
 def test_draws_follow_the_distribution():

@@ -5,6 +5,7 @@ import gc
 import threading
 import weakref
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from headway.config import EngineConfig
+from headway.executor import kv_budget
 from headway.executor import transformers as transformers_module
 from headway.executor.model_files import ModelFiles
 from headway.executor.transformers import TransformersExecutor
@@ -154,7 +156,7 @@ class TestLifeCycle:
         executor = TransformersExecutor(ModelFiles.resolve(config), config)
         Driver(executor, 40)
         model = weakref.ref(executor._model.module)
-        thread = executor._thread._thread
+        (thread,) = executor._thread._threads
         executor.shutdown()
         executor.shutdown()
         gc.collect()
@@ -327,11 +329,11 @@ class TestKVCacheSize:
     def test_on_cuda_what_the_largest_step_leaves_is_shared_out(self, make_executor, monkeypatch):
         """The arithmetic, on made-up memory: 1000 blocks are free, and the largest step took 100."""
         block = 12 * 2**10
-        executor = make_executor("llama", max_num_batched_tokens=1100, gpu_memory_utilization=0.5, num_blocks=None)
-        lengths = []
-        plan_prompts = transformers_module.plan_prompts
+        executor = make_executor("llama", num_blocks=None)
+        steps = []
+        plan_prompts = kv_budget.plan_prompts
         monkeypatch.setattr(
-            transformers_module, "plan_prompts", lambda rows, *rest: lengths.extend(rows) or plan_prompts(rows, *rest)
+            kv_budget, "plan_prompts", lambda rows, *rest: steps.append(rows) or plan_prompts(rows, *rest)
         )
         for name, value in {
             "reset_peak_memory_stats": None,
@@ -343,8 +345,15 @@ class TestKVCacheSize:
         }.items():
             monkeypatch.setattr(torch.cuda, name, lambda *args, value=value: value)
         executor._model.attention.kv = None  # it is measured before there is one
-        assert executor._measure_free_bytes(executor._model) == 400 * block
-        assert lengths == [512, 512, 76]
+        config = EngineConfig(max_num_seqs=12, max_num_batched_tokens=1100, gpu_memory_utilization=0.5)
+        measured = (config, executor._model, 512, executor._sampling)
+        assert kv_budget.measure_free_bytes(*measured, None) == 400 * block
+        assert steps == [[512, 512, 76]]
+        # Graphs share the memory of a step of the largest of them; the driver keeps some for each.
+        graphs = SimpleNamespace(sizes=[1, 2, 3])
+        monkeypatch.setattr(kv_budget, "DRIVER_BYTES", 5 * block)
+        assert kv_budget.measure_free_bytes(*measured, graphs) == (400 - 100 - 15) * block
+        assert steps[1:] == [[512, 512, 76], [1, 1, 1]]
 
     def test_too_small_a_budget_is_refused_with_both_numbers(self, make_executor):
         with pytest.raises(ValueError, match=r"kv_cache_memory_gb .* 20 blocks.*max_model_len \(512\).* needs 33"):

@@ -47,7 +47,12 @@ _ENGINE_WORDS: dict[str, tuple[str, str | bool]] = {  # field of EngineConfig ->
     "role": ("Phases of a request to compute: mixed (both), prefill or decode.", True),
     "device": ("cpu, cuda, cuda:1 ...; auto takes CUDA where there is one.", True),
     "dtype": ("float32, bfloat16 or float16; auto is the checkpoint's.", True),
-    "attention_backend": ("torch or numba, a compiled kernel for float32 on a CPU; auto takes it if it can.", True),
+    "attention_backend": (
+        "torch, numba (a compiled kernel for float32 on a CPU) or flashinfer (half precision on CUDA); auto takes the "
+        "best it can have.",
+        True,
+    ),
+    "enforce_eager": ("Run decodes without CUDA graphs.", False),
     "max_num_seqs": ("Requests that run at once.", True),
     "max_num_batched_tokens": ("Tokens that one step computes, over all requests.", True),
     "max_model_len": ("Tokens of the longest request, prompt and output together.", "the model's"),

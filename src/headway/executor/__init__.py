@@ -8,8 +8,15 @@ above; `base`, `simulated` and `model_files` do without it.
     model_files.py     what a model's files say of it
     loader.py          the weights, and the proof that the model runs on our attention
     transformers.py    the executor: a batch in, a result out
-    attention.py       attention over the paged cache            kv_tensors.py   its memory
+    device_thread.py   the threads that run steps                transfer.py     copies that nobody waits for
+    decode_graphs.py   steps of decodes as one launch            kv_budget.py    how many blocks there is room for
+
+    attention.py           attention over the paged cache        kv_tensors.py   its memory
+    attention_plan.py      which tokens see which slots of it
+    attention_backend.py   what computes it: torch, or
+    decode_kernel.py         a compiled kernel for CPUs, or
+    flashinfer_attention.py  FlashInfer on CUDA, after           attention_proof.py
+
     sampling_state.py  how each slot samples, and its history    sampler.py      the mathematics of it
-    transfer.py        one copy to the device per step           device_thread.py
     simulated.py       an executor without a model
 """

@@ -18,8 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from headway.executor.attention_plan import AttentionPlan, Chunk, DecodeGroup, PagedRows, Window
+from headway.executor.attention_plan import AttentionCall, AttentionPlan, Chunk, DecodeGroup, PagedRows, Window
 from headway.executor.decode_kernel import DecodeKernel
+from headway.executor.flashinfer_attention import FlashInferAttention, PagePlan
 from headway.executor.kv_tensors import KVTensors, LayerShape
 
 NAME = "headway"
@@ -32,29 +33,22 @@ class UnsupportedAttentionError(ValueError):
     """The model asks of its attention what is not implemented."""
 
 
-@dataclass(frozen=True, slots=True)
-class AttentionCall:
-    """One call of the attention function, as the check at load sees it."""
-
-    layer: int
-    shape: LayerShape
-    window: Window
-
-
 class PagedAttention:
     """The attention of one executor: its KV cache, the plan of the step that runs, its scratch memory.
 
     max_model_len: no window reaches farther than this.
     kernel: computes the decodes, if there is one, and plans are made for it.
+    flashinfer: computes the steps whose plan is a PagePlan.
     Used by one thread at a time.
     """
 
     def __init__(self, max_model_len: int) -> None:
         self._max_model_len = max_model_len
         self.kernel: DecodeKernel | None = None
+        self.flashinfer: FlashInferAttention | None = None
         self._scratch: dict[str, Tensor] = {}
         self.kv: KVTensors | None = None
-        self.plan: AttentionPlan | None = None
+        self.plan: AttentionPlan | PagePlan | None = None
         self._calls: list[AttentionCall] | None = None
 
     def bind(self, model: nn.Module) -> None:
@@ -66,17 +60,20 @@ class PagedAttention:
         """Let go of the KV cache and of all scratch memory."""
         if self.kernel is not None:
             self.kernel.close()
-        self.kv = self.plan = self.kernel = None
+        self.kv = self.plan = self.kernel = self.flashinfer = None
         self._scratch.clear()
 
     def window(self, sliding_window: int | None) -> Window:
         """A sliding window that can hide anything, or None."""
         return sliding_window if sliding_window and sliding_window < self._max_model_len else None
 
-    def begin_step(self, plan: AttentionPlan) -> None:
+    def begin_step(self, plan: AttentionPlan | PagePlan) -> None:
         """To be called before the forward of each step."""
         self.plan = plan
-        if self.kv is not None and plan.unwritten.array.size:
+        if isinstance(plan, PagePlan):
+            assert self.flashinfer is not None, "its plans are for it"
+            self.flashinfer.begin_step(plan)
+        elif self.kv is not None and plan.unwritten.array.size:
             self.kv.clear(plan.unwritten.tensor)
 
     @contextmanager
@@ -96,21 +93,26 @@ class PagedAttention:
         assert plan is not None, "a forward outside a step"
         query, key, value = query[0], key[0].transpose(0, 1), value[0].transpose(0, 1)
         shape = LayerShape(key.shape[1], key.shape[2], value.shape[1], value.shape[2])
+        score = _Score(scaling if scaling is not None else query.shape[2] ** -0.5, softcap, sinks)
         if self._calls is not None:
-            self._calls.append(AttentionCall(layer, shape, window))
+            self._calls.append(
+                AttentionCall(layer, shape, len(query), window, score.scaling, softcap, sinks is not None)
+            )
             window = None  # which windows to plan for is what is being found out
         if self.kv is not None:
             self.kv.write(layer, plan.slots.tensor, key, value)
+        if isinstance(plan, PagePlan):
+            assert self.flashinfer is not None and self.kv is not None
+            return self.flashinfer.attend(layer, query, self.kv, sinks)[None]
         heads, num_tokens, _ = query.shape
         out = self._take("out", (num_tokens, heads, value.shape[2]), query)
-        score = _Score(scaling if scaling is not None else query.shape[2] ** -0.5, softcap, sinks)
         if self.kernel is not None:
             self._decode_in_place(self.kernel, layer, plan.decodes, query, window, out, score)
         else:
             for group in plan.groups[window]:
-                self._decode(layer, group, query, out, score)
+                self._decode(layer, plan, group, query, out, score)
         for chunk in plan.chunks[window]:
-            self._prefill(layer, chunk, query, key, value, window, out, score)
+            self._prefill(layer, plan, chunk, query, key, value, window, out, score)
         return out[None]
 
     def _decode_in_place(self, kernel: DecodeKernel, layer: int, rows: PagedRows, query: Tensor, window: Window,
@@ -127,18 +129,17 @@ class PagedAttention:
             out[:size].numpy(), score.softcap, None if score.sinks is None else score.sinks.float().numpy(),
         )  # fmt: skip
 
-    def _decode(self, layer: int, group: DecodeGroup, query: Tensor, out: Tensor, score: _Score) -> None:
-        assert self.plan is not None
+    def _decode(self, layer: int, plan: AttentionPlan, group: DecodeGroup, query: Tensor, out: Tensor,
+                score: _Score) -> None:  # fmt: skip
         keys, values = self._gather(layer, group.blocks.tensor, group.size)  # [n, Hk, K, D]
         rows = group.rows.tensor
         # The query heads that share a key head become that head's queries: nothing is repeated.
         queries = query.transpose(0, 1)[rows].view(group.size, keys.shape[1], -1, query.shape[2])  # [n, Hk, Hq / Hk, D]
-        mask = self.plan.group_mask(group, keys.shape[2], query.dtype)
+        mask = plan.group_mask(group, keys.shape[2], query.dtype)
         out[rows] = score.attend(queries, keys, values, mask).flatten(1, 2)
 
-    def _prefill(self, layer: int, chunk: Chunk, query: Tensor, key: Tensor, value: Tensor, window: Window,
-                 out: Tensor, score: _Score) -> None:  # fmt: skip
-        assert self.plan is not None
+    def _prefill(self, layer: int, plan: AttentionPlan, chunk: Chunk, query: Tensor, key: Tensor, value: Tensor,
+                 window: Window, out: Tensor, score: _Score) -> None:  # fmt: skip
         tokens = slice(chunk.start, chunk.start + chunk.length)
         query, out = query[:, tokens], out[tokens]
         if chunk.blocks is None:
@@ -156,7 +157,7 @@ class PagedAttention:
             begin = max(chunk.base, 0 if window is None else chunk.position + first - window + 1)
             seen = slice(begin - chunk.base, end - chunk.base)
             queries = query[:, first:last].reshape(1, key_heads, repeats * (last - first), -1)
-            mask = self.plan.tile_mask(last - first, end - begin, repeats, window, query.dtype)
+            mask = plan.tile_mask(last - first, end - begin, repeats, window, query.dtype)
             tile = score.attend(queries, keys[:, :, seen], values[:, :, seen], mask)
             out[first:last] = tile.reshape(query.shape[0], last - first, -1).transpose(0, 1)
 

@@ -21,10 +21,28 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from headway.executor.kv_tensors import LayerShape
 from headway.executor.transfer import HostArrays, SentArray
 from headway.scheduler.batch import Batch, IntArray
 
 Window = int | None
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionCall:
+    """What one layer was seen to ask of its attention.
+
+    softcap: scores are squeezed into (-softcap, softcap). has_sinks: each head has a score that takes weight and gives
+    nothing.
+    """
+
+    layer: int
+    shape: LayerShape
+    query_heads: int
+    window: Window
+    scaling: float
+    softcap: float | None
+    has_sinks: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +124,7 @@ class AttentionPlan:
         self._settings = settings
         self._masks: dict[tuple[int, int, int, Window], Tensor] = {}
         ends = batch.positions + batch.num_new_tokens
-        self.slots = arrays.add(_token_slots(batch, tables, settings.block_size))
+        self.slots = arrays.add(token_slots(batch, tables, settings.block_size))
         self.unwritten = arrays.add(_unwritten_slots(batch, ends, tables, settings.block_size))
         decoding = batch.slots[: batch.num_decodes]
         self.decodes = PagedRows(decoding, ends[: batch.num_decodes], tables)
@@ -186,7 +204,7 @@ def _additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, float("-inf"))
 
 
-def _token_slots(batch: Batch, tables: IntArray, block_size: int) -> NDArray[np.int64]:
+def token_slots(batch: Batch, tables: IntArray, block_size: int) -> NDArray[np.int64]:
     """Slot of every token of the pack. int64 [T]."""
     rows = np.repeat(np.arange(len(batch)), batch.num_new_tokens)
     positions = token_positions(batch)

@@ -1,6 +1,6 @@
 """The memory of the KV cache on the device: one key and one value tensor per layer.
 
-    layer i:  keys   [num_blocks, block_size, key_heads,   key_dim]      block 0 stays zero: padding points there
+    layer i:  keys   [num_blocks, block_size, key_heads,   key_dim]      block 0 is nobody's: padding points there
               values [num_blocks, block_size, value_heads, value_dim]
 
 Head counts and head dims come from what each layer was seen to pass to its attention, not from the config: they may
@@ -38,8 +38,9 @@ def bytes_per_block(layers: Mapping[int, LayerShape], block_size: int, dtype: to
 class KVTensors:
     """The KV cache of every layer.
 
-    The memory starts as zeros, and `clear` wipes what is left of a block when a sequence starts it: a masked score
-    still multiplies the value it masks, and zero times a stranger's NaN is NaN.
+    The memory starts as zeros, and `clear` wipes what is left of a block when a sequence starts it: where scores are
+    masked, they still multiply the values that they mask, and zero times a stranger's NaN is NaN. There block 0 stays
+    zero; only rows that pad the steps of graphs write to it, which FlashInfer computes, and it reads nothing masked.
     """
 
     def __init__(

@@ -18,13 +18,9 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PretrainedConfig
 from transformers.utils import logging as transformers_logging
 
-from headway.executor.attention import (
-    NAME,
-    AttentionCall,
-    PagedAttention,
-    UnsupportedAttentionError,
-)
-from headway.executor.attention_plan import AttentionPlan, PlanSettings, Window, token_positions
+from headway.executor.attention import NAME, PagedAttention, UnsupportedAttentionError
+from headway.executor.attention_plan import AttentionCall, AttentionPlan, PlanSettings, Window, token_positions
+from headway.executor.flashinfer_attention import PagePlan
 from headway.executor.kv_tensors import LayerShape
 from headway.executor.model_files import ModelFiles, first_line
 from headway.executor.transfer import HostArrays
@@ -40,12 +36,14 @@ _CHECK_LENGTH = 8
 class LoadedModel:
     """A model whose attention is ours.
 
-    layers: what each layer keeps per token. windows: the sliding windows its layers use; None is no window.
+    calls: what each layer asks of its attention. layers: what each keeps per token. windows: the sliding windows they
+    use; None is no window.
     vocab_size: entries of a row of logits.
     """
 
     module: nn.Module
     attention: PagedAttention
+    calls: tuple[AttentionCall, ...]
     layers: dict[int, LayerShape]
     windows: frozenset[Window]
     vocab_size: int
@@ -53,10 +51,14 @@ class LoadedModel:
     dtype: torch.dtype
     device: torch.device
 
-    def forward(self, input_ids: Tensor, positions: Tensor, plan: AttentionPlan, keep: Tensor) -> Tensor:
+    def forward(self, input_ids: Tensor, positions: Tensor, plan: AttentionPlan | PagePlan, keep: Tensor) -> Tensor:
         """One packed forward. input_ids, positions: int64 [T]; keep: int64 [R], the tokens whose logits are wanted.
         Returns logits [R, vocab_size] in the model's dtype."""
         self.attention.begin_step(plan)
+        return self.compute(input_ids, positions, keep)
+
+    def compute(self, input_ids: Tensor, positions: Tensor, keep: Tensor) -> Tensor:
+        """The forward of a step that the attention has begun: work for the device alone."""
         logits = _logits(self.module, input_ids[None], positions[None], keep if self.takes_logits_to_keep else None)
         return logits[0] if self.takes_logits_to_keep else logits[0, keep]
 
@@ -93,6 +95,7 @@ def load_model(files: ModelFiles, device: torch.device, dtype: str) -> LoadedMod
     return LoadedModel(
         module=module,
         attention=attention,
+        calls=tuple(calls),
         layers={call.layer: call.shape for call in calls},
         windows=frozenset(call.window for call in calls),
         vocab_size=vocab_size,

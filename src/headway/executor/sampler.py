@@ -6,6 +6,9 @@ The draw is the Gumbel-max trick: the token with the largest `logit + noise` is 
 token is a hash of (seed, position, token id) and of nothing else, so neither the batch, nor the row, nor a preemption
 in between changes what a seed gives; and as each token has noise of its own, rounding of the logits, which does depend
 on the batch, matters only in a near tie. The filters keep or drop equal logits together for the same reason.
+
+Nothing here makes the host wait for a CUDA device: what is computed never depends on values that the host would have
+to fetch. On a CPU, where that costs nothing, less is computed instead.
 """
 
 from __future__ import annotations
@@ -17,10 +20,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from headway.executor.transfer import to_device
+
 _GOLDEN_64 = np.uint64(0x9E3779B97F4A7C15)
 _GOLDEN_32 = 0x9E3779B9 - (1 << 32)
 _MIX_32 = (0x7FEB352D, 0x846CA68B - (1 << 32))
 _TOP_P_FIRST_TRY = 1024  # most rows reach their top_p within so many tokens, and sorting all is slow
+_BITS_OF_ONE = 30  # the float32 1.0, as an integer, is below 2^30
+
+
+def _host_may_look(device: torch.device) -> bool:
+    """Whether the host may read values without waiting for anybody."""
+    return device.type == "cpu"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,16 +64,27 @@ class TokenLogprobs:
 def draw(logits: Tensor, keys: NDArray[np.int32], filters: Filters) -> Tensor:
     """Draw one token per row. logits: float32 [R, V], temperature applied. keys: int32 [R, 2], from `row_keys`.
     Returns int64 [R]."""
-    key_tensor = torch.from_numpy(keys).to(logits.device)
+    device_keys = to_device(keys, logits.device)
     if filters.keep_all:
-        token_ids = torch.arange(logits.shape[1], dtype=torch.int32, device=logits.device)
-        return (logits + gumbel_noise(key_tensor[:, None], token_ids)).argmax(dim=1)
-    kept = logits >= cutoffs(logits, filters)
-    rows, tokens = kept.nonzero(as_tuple=True)
-    noise = gumbel_noise(key_tensor[rows], tokens.to(torch.int32))
+        return noisy(logits, device_keys).argmax(dim=1)
+    cutoff = cutoffs(logits, filters)
+    noise = noisy_few if _host_may_look(logits.device) else noisy
+    return noise(logits, device_keys, cutoff).argmax(dim=1)
+
+
+def noisy(logits: Tensor, keys: Tensor, cutoff: Tensor | None = None) -> Tensor:
+    """logits [R, V] with noise; those below `cutoff` [R, 1] are -inf. keys: int32 [R, 2]."""
+    token_ids = torch.arange(logits.shape[1], dtype=torch.int32, device=logits.device)
+    scores = logits + gumbel_noise(keys[:, None], token_ids)
+    return scores if cutoff is None else scores.masked_fill_(logits < cutoff, float("-inf"))
+
+
+def noisy_few(logits: Tensor, keys: Tensor, cutoff: Tensor) -> Tensor:
+    """The same, computed for what is kept only: fewer numbers, but the host must know how many."""
+    rows, tokens = (logits >= cutoff).nonzero(as_tuple=True)
     scores = torch.full_like(logits, float("-inf"))
-    scores[rows, tokens] = logits[rows, tokens] + noise
-    return scores.argmax(dim=1)
+    scores[rows, tokens] = logits[rows, tokens] + gumbel_noise(keys[rows], tokens.to(torch.int32))
+    return scores
 
 
 def cutoffs(logits: Tensor, filters: Filters) -> Tensor:
@@ -70,36 +92,54 @@ def cutoffs(logits: Tensor, filters: Filters) -> Tensor:
     device, vocab_size = logits.device, logits.shape[1]
     cutoff = torch.full((len(logits), 1), float("-inf"), device=device)
     if filters.min_p.any():
-        share = torch.from_numpy(filters.min_p).to(device)[:, None]
+        share = to_device(filters.min_p, device)[:, None]
         cutoff = logits.amax(dim=1, keepdim=True) + share.log()
     limited = np.flatnonzero(filters.top_k)
     if len(limited):
         top_k = np.minimum(filters.top_k[limited], vocab_size).astype(np.int64)
-        rows, last = torch.from_numpy(limited).to(device), torch.from_numpy(top_k - 1).to(device)[:, None]
+        rows, last = to_device(limited, device), to_device(top_k - 1, device)[:, None]
         kth = logits[rows].topk(int(top_k.max()), dim=1).values.gather(1, last)
         cutoff[rows] = torch.maximum(cutoff[rows], kth)
     nucleus = np.flatnonzero(filters.top_p < 1)
     if len(nucleus):
-        rows = torch.from_numpy(nucleus).to(device)
-        top_p = torch.from_numpy(filters.top_p[nucleus]).to(device)[:, None]
+        rows, top_p = to_device(nucleus, device), to_device(filters.top_p[nucleus], device)[:, None]
         left = logits[rows].masked_fill(logits[rows] < cutoff[rows], float("-inf"))
-        cutoff[rows] = torch.maximum(cutoff[rows], _nucleus_cutoff(left, top_p))
+        limits = filters.top_k[nucleus]
+        most_left = vocab_size if (limits == 0).any() else min(int(limits.max()), vocab_size)
+        by_sorting = most_left <= _TOP_P_FIRST_TRY or _host_may_look(device)
+        found = nucleus_by_sorting(left, top_p, most_left) if by_sorting else nucleus_by_halving(left, top_p)
+        cutoff[rows] = torch.maximum(cutoff[rows], found)
     return cutoff
 
 
-def _nucleus_cutoff(logits: Tensor, top_p: Tensor) -> Tensor:
-    """The logit of the last token needed for a mass of `top_p` [R, 1], most likely tokens first. [R, 1]."""
+def nucleus_by_sorting(logits: Tensor, top_p: Tensor, most_left: int) -> Tensor:
+    """The logit of the last token needed for a mass of `top_p` [R, 1], most likely tokens first. [R, 1].
+
+    most_left: no row has more tokens that are not -inf, but for such as are equal to the last of these.
+    """
     total = logits.logsumexp(dim=1, keepdim=True)
-    vocab_size = logits.shape[1]
-    width = min(_TOP_P_FIRST_TRY, vocab_size)
+    width = min(_TOP_P_FIRST_TRY, most_left)
     while True:
         likely = logits.topk(width, dim=1).values
         mass = (likely - total).exp().cumsum(dim=1)
-        if width == vocab_size or bool((mass[:, -1:] >= top_p).all()):
+        if width == most_left or bool((mass[:, -1:] >= top_p).all()):
             break
-        width = vocab_size
+        width = most_left
     needed = (mass < top_p).sum(dim=1, keepdim=True)  # tokens that do not suffice; the next one completes them
     return likely.gather(1, needed.clamp_(max=width - 1))
+
+
+def nucleus_by_halving(logits: Tensor, top_p: Tensor) -> Tensor:
+    """The same by bisection: of the least probability that is kept, a bit of its float at a time."""
+    probabilities = logits.softmax(dim=1)
+    bits = probabilities.view(torch.int32)  # of floats that are not negative: in the same order
+    low = torch.zeros_like(bits[:, :1])
+    high = bits.amax(dim=1, keepdim=True)
+    for _ in range(_BITS_OF_ONE):
+        middle = low + ((high - low + 1) >> 1)
+        enough = probabilities.where(bits >= middle, 0).sum(dim=1, keepdim=True) >= top_p
+        low, high = middle.where(enough, low), high.where(enough, middle - 1)
+    return logits.masked_fill(bits < low, float("inf")).amin(dim=1, keepdim=True)
 
 
 def row_keys(seeds: NDArray[np.uint64], positions: NDArray[np.integer]) -> NDArray[np.int32]:

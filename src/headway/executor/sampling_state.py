@@ -7,6 +7,7 @@ for the slots that use penalties.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from headway.executor import sampler
+from headway.executor.transfer import to_device
 from headway.scheduler.batch import Admission, IntArray
 
 _GREEDY_BELOW = 1e-5  # a temperature that would overflow float32 logits
@@ -64,15 +66,15 @@ class SamplingState:
         self._biases.pop(slot, None)
         if params.logit_bias:
             self._biases[slot] = (
-                torch.tensor(list(params.logit_bias), dtype=torch.int64, device=self._device),
-                torch.tensor(list(params.logit_bias.values()), dtype=torch.float32, device=self._device),
+                self._to_device(np.array(list(params.logit_bias), np.int64)),
+                self._to_device(np.array(list(params.logit_bias.values()), np.float32)),
             )
         self._min_length[slot] = 0
         self._stop_ids.pop(slot, None)
         stop_ids = [token for token in request.stop_token_ids if 0 <= token < self._vocab_size]
         if params.min_tokens and stop_ids:
             self._min_length[slot] = len(request.prompt) + params.min_tokens
-            self._stop_ids[slot] = torch.tensor(stop_ids, dtype=torch.int64, device=self._device)
+            self._stop_ids[slot] = self._to_device(np.array(stop_ids, np.int64))
         if self._history_rows[slot] >= 0:
             self._histories.release(int(self._history_rows[slot]))
             self._history_rows[slot] = -1
@@ -111,7 +113,7 @@ class SamplingState:
         return Sampled(tokens, asked, report)
 
     def _draw(self, logits: Tensor, slots: IntArray, positions: IntArray) -> Tensor:
-        temperature = torch.from_numpy(self._temperature[slots]).to(self._device)[:, None]
+        temperature = self._to_device(self._temperature[slots])[:, None]
         filters = sampler.Filters(self._top_k[slots], self._top_p[slots], self._min_p[slots])
         return sampler.draw(logits / temperature, sampler.row_keys(self._seeds[slots], positions), filters)
 
@@ -124,7 +126,7 @@ class SamplingState:
         penalised = np.flatnonzero(history_rows >= 0)
         if len(penalised):
             rows = self._to_device(penalised)
-            penalties = torch.from_numpy(self._penalties[slots[penalised]]).to(self._device)
+            penalties = self._to_device(self._penalties[slots[penalised]])
             logits[rows] = self._histories.penalise(logits[rows], self._to_device(history_rows[penalised]), penalties)
         for row in np.flatnonzero(positions < self._min_length[slots]):
             logits[row].index_fill_(0, self._stop_ids[int(slots[row])], float("-inf"))
@@ -135,8 +137,8 @@ class SamplingState:
         if len(penalised):
             self._histories.add(self._to_device(history_rows[penalised]), tokens[self._to_device(penalised)])
 
-    def _to_device(self, indices: NDArray[np.int64]) -> Tensor:
-        return torch.from_numpy(indices).to(self._device)
+    def _to_device(self, array: NDArray[Any]) -> Tensor:
+        return to_device(array, self._device)
 
 
 class _Histories:
@@ -152,7 +154,7 @@ class _Histories:
         if not self._free:
             self._grow()
         row = self._free.pop()
-        known = torch.from_numpy(tokens.astype(np.int64)).to(self._counts.device)
+        known = to_device(tokens.astype(np.int64), self._counts.device)
         prompt, output = known[:num_prompt_tokens], known[num_prompt_tokens:]
         self._in_prompt[row].zero_().index_fill_(0, prompt, True)
         self._counts[row].zero_().index_add_(0, output, torch.ones_like(output, dtype=torch.int32))

@@ -1,0 +1,72 @@
+"""How many blocks the KV cache has: what was asked for, or what the memory of the device leaves."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from headway.config import EngineConfig
+from headway.executor.decode_graphs import DRIVER_BYTES, DecodeGraphs
+from headway.executor.kv_tensors import bytes_per_block
+from headway.executor.loader import LoadedModel, plan_prompts
+from headway.executor.sampling_state import SamplingState
+
+_GIB = 1 << 30
+
+
+def choose_num_blocks(
+    config: EngineConfig, model: LoadedModel, max_model_len: int, sampling: SamplingState, graphs: DecodeGraphs | None
+) -> int:
+    """Blocks of the KV cache, the padding block included. All else that stays on the device must be there already.
+
+    graphs: they are still to be captured. Raises ValueError when the cache cannot hold one request of `max_model_len`.
+    """
+    blocks_per_request = -(-max_model_len // config.block_size)
+    needed = blocks_per_request + 1
+    block_bytes = bytes_per_block(model.layers, config.block_size, model.dtype)
+    if config.num_blocks is not None:
+        num_blocks, source = config.num_blocks, "num_blocks"
+    elif model.device.type == "cuda":
+        num_blocks = measure_free_bytes(config, model, max_model_len, sampling, graphs) // block_bytes
+        source = f"gpu_memory_utilization {config.gpu_memory_utilization:g}"
+    else:
+        useful = config.max_num_seqs * blocks_per_request + 1
+        num_blocks = min(int(config.kv_cache_memory_gb * _GIB) // block_bytes, useful)
+        source = f"kv_cache_memory_gb {config.kv_cache_memory_gb:g}"
+    if num_blocks < needed:
+        raise ValueError(
+            f"{source} gives a KV cache of {max(num_blocks, 0)} blocks, and one request of max_model_len "
+            f"({max_model_len}) tokens needs {needed} with the padding block: {needed * block_bytes / _GIB:.3g} GiB"
+        )
+    return int(num_blocks)
+
+
+@torch.inference_mode()
+def measure_free_bytes(
+    config: EngineConfig, model: LoadedModel, max_model_len: int, sampling: SamplingState, graphs: DecodeGraphs | None
+) -> int:
+    """Bytes left for the KV cache on CUDA once the largest step has its scratch memory, and the graphs theirs."""
+    whole, rest = divmod(config.max_num_batched_tokens, max_model_len)
+    lengths = [max_model_len] * whole + [rest] * (rest > 0)
+    scratch = _scratch_bytes(model, lengths, min(config.max_num_seqs, sum(lengths)), sampling)
+    if graphs is not None:
+        # They share memory of their own, as much as the largest of them takes.
+        scratch += _scratch_bytes(model, [1] * graphs.sizes[-1], graphs.sizes[-1], None)
+        scratch += len(graphs.sizes) * DRIVER_BYTES
+    torch.cuda.empty_cache()
+    free, _ = torch.cuda.mem_get_info(model.device)
+    # What scratch memory the attention kept is in both: counted twice, on the safe side.
+    return int(free * config.gpu_memory_utilization) - scratch
+
+
+def _scratch_bytes(model: LoadedModel, lengths: list[int], rows: int, sampling: SamplingState | None) -> int:
+    """Bytes that a step of whole prompts takes while it runs, the logits of `rows` tokens and sampling included."""
+    device = model.device
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    plan, positions = plan_prompts(lengths, model.windows, device)
+    logits = model.forward(torch.zeros_like(positions), positions, plan, torch.arange(rows, device=device))
+    if sampling is not None:
+        sampling.sample(logits, np.arange(rows, dtype=np.int32), np.ones(rows, np.int32))
+    torch.cuda.synchronize(device)
+    return int(torch.cuda.max_memory_allocated(device) - before)

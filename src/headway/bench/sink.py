@@ -64,4 +64,3 @@ def main(socket_dir: str) -> None:
         steps += message != _END and isinstance(wire.decode_to_client(message), wire.Step)
     print(steps)
     context.destroy(linger=0)
-

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-SWITCH_INTERVAL = float(os.environ.get("SWI","0.0005"))
+SWITCH_INTERVAL = float(os.environ.get("SWI", "0.0005"))
 
 
 @contextmanager
@@ -17,7 +17,8 @@ def settled() -> Iterator[None]:
     sys.setswitchinterval(SWITCH_INTERVAL)
     gc.collect()
     gc.freeze()
-    if os.environ.get("NOGC"): gc.set_threshold(700,10,1<<30)
+    if os.environ.get("NOGC"):
+        gc.set_threshold(700, 10, 1 << 30)
     try:
         yield
     finally:

@@ -61,14 +61,14 @@ def measure(
             bandwidth = bandwidth or running[0].copy_bandwidth()
             for process in running:
                 process.generate(prompts, WARM_UP_TOKENS if setting.device == "cpu" else new_tokens)
-            answers: list[list[Answers]] = [[] for _ in running]
+            found: list[list[Answers]] = [[] for _ in running]
             for _ in range(rounds):
-                for process, its in zip(running, answers, strict=True):
+                for process, its in zip(running, found, strict=True):
                     its.append(process.generate(prompts, new_tokens))
             busy = [
                 process.device_seconds(prompts, new_tokens) if setting.device == "cuda" else None for process in running
             ]
-            measured += zip(running, answers, busy, strict=True)
+            measured += zip(running, found, busy, strict=True)
     samples = {name: [_samples(one) for one in answers] for name, (_, answers, _) in zip(names, measured, strict=True)}
     seen = sum(map(len, prompts)) + setting.requests * new_tokens / 2
     floor_ms = (shape.weight_bytes + seen * shape.kv_bytes_per_token) / bandwidth * 1e3

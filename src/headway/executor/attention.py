@@ -64,8 +64,6 @@ class PagedAttention:
 
     def close(self) -> None:
         """Let go of the KV cache and of all scratch memory."""
-        if self.kernel is not None:
-            self.kernel.close()
         self.kv = self.plan = self.kernel = None
         self._scratch.clear()
 

@@ -141,6 +141,7 @@ def test_every_command_takes_every_setting_of_the_engine(run, stdin, seen, comma
         "role": Role.PREFILL,
         "device": "cpu",
         "dtype": "float32",
+        "attention_backend": "torch",
         "max_num_seqs": 3,
         "max_num_batched_tokens": 17,
         "max_model_len": 99,

@@ -73,7 +73,7 @@ class Rows:
 
 
 @pytest.mark.parametrize("key_heads", [6, 3, 1])
-@pytest.mark.parametrize("window, softcap, with_sinks", itertools.product([None, 1, 7], [None, 1.5], [False, True]))
+@pytest.mark.parametrize("window, softcap, with_sinks", [*itertools.product([None, 1, 7], [None, 1.5], [False, True])])
 def test_every_row_sees_its_own_keys(kernel, key_heads, window, softcap, with_sinks):
     rows = Rows(LENGTHS, key_heads)
     firsts = np.zeros_like(rows.ends) if window is None else np.maximum(rows.ends - window, 0).astype(np.int32)
@@ -120,7 +120,7 @@ class TestWhereItCannotBeHad:
 
     def test_without_numba_asking_for_it_says_how_to_get_it(self, make_executor, monkeypatch):
         monkeypatch.setattr(decode_kernel, "numba", None)
-        with pytest.raises(ValueError, match=r"attention_backend numba needs .* pip install 'headway\[cpu\]'"):
+        with pytest.raises(ValueError, match=r"attention_backend numba needs .*pip install 'headway\[cpu\]'"):
             make_executor(attention_backend="numba")
 
     def test_another_dtype_is_not_for_it(self, make_executor):

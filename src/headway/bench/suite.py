@@ -19,7 +19,7 @@ from typing import Annotated
 
 import typer
 
-from headway.bench import churn, memory, plot, preempt, prefix, step
+from headway.bench import churn, memory, plot, preempt, prefix, step, throughput
 from headway.bench.contenders import PeerName
 from headway.bench.machine import described, machine
 from headway.bench.report import Row
@@ -109,6 +109,14 @@ SUITE = (
         tables=(preempt.COLUMNS,),
     ),
     Entry("query", "Queries while steps run", "query", "query --queries 1000"),
+    Entry(
+        "throughput",
+        "Tokens per second on a CPU",
+        "throughput --threads 2 --systems headway,static,batching",
+        "throughput --threads 1,2 --rounds 5",
+        options=(DRAWS,),
+        tables=(throughput.COLUMNS,),
+    ),
     Entry(
         "memory",
         "Memory",

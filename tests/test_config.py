@@ -36,6 +36,10 @@ def test_limits_that_could_not_work(fields: dict[str, Any], says: str) -> None:
         ({"step_timeout": 0}, "step_timeout must be above 0 seconds, got 0"),
         ({"scheduler": "v3"}, "scheduler must be one of v0, v1, v2, got 'v3'"),
         ({"dtype": "int8"}, "dtype must be one of auto, float32, bfloat16, float16, got 'int8'"),
+        (
+            {"attention_backend": "flash"},
+            "attention_backend must be one of auto, torch, numba, got 'flash'",
+        ),
         ({"role": "both"}, "'both' is not a valid Role"),
     ],
 )

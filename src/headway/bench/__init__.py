@@ -7,7 +7,7 @@ typer can read, register it here, and give it a line in `suite.SUITE`, so that `
 
 import typer
 
-from headway.bench import churn, gap, intake, memory, preempt, prefix, query, serve, step, suite
+from headway.bench import churn, gap, intake, memory, preempt, prefix, query, serve, step, suite, throughput
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 app.command("step")(step.command)
@@ -18,6 +18,7 @@ app.command("query")(query.command)
 app.command("gap")(gap.command)
 app.command("intake")(intake.command)
 app.command("serve")(serve.command)
+app.command("throughput")(throughput.command)
 app.command("memory")(memory.command)
 app.command("all")(suite.command)
 

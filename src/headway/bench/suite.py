@@ -19,7 +19,7 @@ from typing import Annotated
 
 import typer
 
-from headway.bench import churn, gap, intake, memory, plot, preempt, prefix, step
+from headway.bench import churn, gap, intake, memory, plot, preempt, prefix, step, throughput
 from headway.bench.contenders import PeerName
 from headway.bench.machine import described, machine
 from headway.bench.report import Row
@@ -124,6 +124,14 @@ SUITE = (
         "gap --step-ms 2,10,30 --running 256,1024 --seconds 12",
         options=(DRAWS,),
         tables=(gap.COLUMNS,),
+    ),
+    Entry(
+        "throughput",
+        "Tokens per second on a CPU",
+        "throughput --threads 2 --systems headway,static,batching",
+        "throughput --threads 1,2 --rounds 5",
+        options=(DRAWS,),
+        tables=(throughput.COLUMNS,),
     ),
     Entry(
         "memory",

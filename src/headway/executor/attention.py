@@ -58,8 +58,6 @@ class PagedAttention:
 
     def close(self) -> None:
         """Let go of the KV cache and of all scratch memory."""
-        if self.kernel is not None:
-            self.kernel.close()
         self.kv = self.plan = self.kernel = self.flashinfer = None
         self._scratch.clear()
 

@@ -2,13 +2,15 @@
 
 Gathering them first, as the plain way must, moves every byte of the KV cache twice more, in every layer of every step.
 The rows of a step are shared out among threads by the keys that they see; the compiled code runs without the GIL.
+
+The threads are OpenMP's, and so those that torch computes with: they spin for a while after each of torch's products,
+and threads of our own would have to fight them for the cores.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -18,8 +20,10 @@ from headway.scheduler.batch import IntArray
 
 try:
     import numba
+    from numba import prange
 except ImportError:  # the plain way is there
     numba = None
+    prange = range
 
 logger = logging.getLogger(__name__)
 
@@ -30,35 +34,39 @@ _FAST = {"reassoc", "contract", "arcp", "nsz"}
 
 
 class DecodeKernel:
-    """The compiled function and the threads that run it. Used by one thread at a time.
+    """The compiled function and its scratch memory. Used by one thread at a time.
 
     num_threads: how many compute, the caller's own among them.
     """
 
     def __init__(self, num_threads: int) -> None:
         self.num_threads = num_threads
-        self._helpers = ThreadPoolExecutor(num_threads - 1, "attention") if num_threads > 1 else None
-        self._scores: list[Floats] = [np.empty(0, np.float32)] * num_threads
+        self._scores = np.empty(0, np.float32)
 
     @classmethod
     def compiled(cls, num_threads: int) -> DecodeKernel | None:
-        """One that is ready to run, None where numba is not installed. Compiling takes some seconds, the first time."""
+        """One that is ready to run, None where numba is not installed. Compiling takes some seconds, the first time.
+
+        It has one thread where numba finds no OpenMP, and no more than numba allows (NUMBA_NUM_THREADS).
+        """
         if numba is None:
             return None
-        kernel = cls(num_threads)
-        one, cache, table = (
-            np.ones((1, 1, 1), np.float32),
-            np.ones((1, 1, 1, 1), np.float32),
-            np.zeros((1, 1), np.int32),
-        )
-        rows = np.zeros(1, np.int32)
-        kernel.attend(one, cache, cache, table, rows, rows, rows + 1, np.empty_like(one), None, None)
+        kernel = cls(min(num_threads, numba.config.NUMBA_NUM_THREADS))
+        if kernel.num_threads > 1:
+            if numba.config.THREADING_LAYER == "default":
+                numba.config.THREADING_LAYER = "omp"
+            try:
+                kernel._try()
+            except ValueError as error:
+                logger.warning("attention of decodes by one thread: numba finds no OpenMP (%s)", error)
+                kernel = cls(1)
+        kernel._try()
         return kernel
 
-    def close(self) -> None:
-        """End the threads."""
-        if self._helpers is not None:
-            self._helpers.shutdown(wait=False)
+    def _try(self) -> None:
+        one, cache = np.ones((1, 1, 1), np.float32), np.ones((1, 1, 1, 1), np.float32)
+        table, row = np.zeros((1, 1), np.int32), np.zeros(1, np.int32)
+        self.attend(one, cache, cache, table, row, row, row + 1, np.empty_like(one), None, None)
 
     def attend(
         self,
@@ -82,43 +90,25 @@ class DecodeKernel:
         """
         seen = ends - firsts
         longest, heads = int(seen.max()), queries.shape[1]
-        bounds = _shares(seen, self.num_threads)
+        size = self.num_threads * heads * longest
+        if self._scores.size < size:
+            self._scores = np.empty(2 * size, np.float32)
+        scores = self._scores[:size].reshape(self.num_threads, heads, longest)
         cap = np.float32(softcap or 0.0)
         sinks = np.empty(0, np.float32) if sinks is None else sinks
-
-        def run(part: int) -> None:
-            rows = slice(bounds[part], bounds[part + 1])
-            if self._scores[part].size < heads * longest:
-                self._scores[part] = np.empty(2 * heads * longest, np.float32)
-            scores = self._scores[part][: heads * longest].reshape(heads, longest)
-            _attend(
-                queries[rows],
-                keys,
-                values,
-                tables,
-                slots[rows],
-                firsts[rows],
-                ends[rows],
-                out[rows],
-                cap,
-                sinks,
-                scores,
-            )
-
-        parts = [part for part in range(self.num_threads) if bounds[part] < bounds[part + 1]]
-        others = [self._helpers.submit(run, part) for part in parts[1:]] if self._helpers is not None else []
-        run(parts[0])
-        for other in others:
-            other.result()
+        rows = (queries, keys, values, tables, slots, firsts, ends, out, cap, sinks)
+        if self.num_threads == 1:
+            _attend(*rows, scores[0])
+        else:
+            numba.set_num_threads(self.num_threads)  # it holds for the thread that says so
+            _attend_shares(_shares(seen, self.num_threads), *rows, scores)
 
 
-def _shares(seen: IntArray, num_shares: int) -> list[int]:
+def _shares(seen: IntArray, num_shares: int) -> NDArray[np.int64]:
     """Where to cut the rows so that each share sees about as many keys: num_shares + 1 bounds."""
-    if num_shares == 1:
-        return [0, len(seen)]
     until = np.cumsum(seen)
     cuts = np.searchsorted(until, until[-1] * np.arange(1, num_shares) / num_shares, side="left") + 1
-    return [0, *np.minimum(cuts, len(seen)).tolist(), len(seen)]
+    return np.array([0, *np.minimum(cuts, len(seen)), len(seen)])
 
 
 def _attend(
@@ -178,5 +168,46 @@ def _attend(
                             out[row, head, d] += weight * values[block, offset, key_head, d]
 
 
+def _attend_shares(
+    bounds: NDArray[np.int64],
+    queries: Floats,
+    keys: Floats,
+    values: Floats,
+    tables: IntArray,
+    slots: IntArray,
+    firsts: IntArray,
+    ends: IntArray,
+    out: Floats,
+    softcap: Any,
+    sinks: Floats,
+    scores: Floats,
+) -> None:  # pragma: no cover - what runs is compiled from it
+    """`_attend` of all shares at once. bounds: int64 [shares + 1]. scores: float32 [shares, Hq, longest], scratch."""
+    for part in prange(len(bounds) - 1):
+        begin, end = bounds[part], bounds[part + 1]
+        _attend(
+            queries[begin:end],
+            keys,
+            values,
+            tables,
+            slots[begin:end],
+            firsts[begin:end],
+            ends[begin:end],
+            out[begin:end],
+            softcap,
+            sinks,
+            scores[part],
+        )
+
+
+def _jit(function: Any, **options: Any) -> Any:
+    """Compiled when it is first called, and kept for the next process: beside this file, else in the user's cache."""
+    try:
+        return numba.njit(nogil=True, fastmath=_FAST, cache=True, **options)(function)
+    except RuntimeError:  # neither can be written to
+        return numba.njit(nogil=True, fastmath=_FAST, **options)(function)
+
+
 if numba is not None:
-    _attend = numba.njit(nogil=True, fastmath=_FAST, cache=True)(_attend)
+    _attend = _jit(_attend)
+    _attend_shares = _jit(_attend_shares, parallel=True)

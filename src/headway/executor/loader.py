@@ -23,6 +23,7 @@ from headway.executor.attention_plan import AttentionCall, AttentionPlan, PlanSe
 from headway.executor.flashinfer_attention import PagePlan
 from headway.executor.kv_tensors import LayerShape
 from headway.executor.model_files import ModelFiles, first_line
+from headway.executor.packed_linear import can_pack, pack_linears
 from headway.executor.transfer import HostArrays
 from headway.scheduler.batch import Batch
 
@@ -178,6 +179,8 @@ def _check(
     ids = (torch.arange(2 * length, device=device) * 7919 + 17) % files.vocab_size
     expected = _logits(module, ids.view(2, length), None, None).flatten(0, 1).float()
 
+    if device.type == "cpu" and can_pack():
+        pack_linears(module)
     attention.bind(module)
     module.set_attn_implementation(NAME)  # type: ignore[operator]
     plan, positions = plan_prompts([length, length], frozenset({None}), device)

@@ -100,7 +100,7 @@ class SamplingState:
         temperature = self._temperature[slots]
         drawn = np.flatnonzero(temperature >= _GREEDY_BELOW)
         if len(drawn) < len(slots):
-            tokens = logits.argmax(dim=1)
+            tokens = sampler.most_likely(logits)
             if len(drawn):
                 rows = self._to_device(drawn)
                 tokens[rows] = self._draw(logits[rows], slots[drawn], positions[drawn])

@@ -38,7 +38,7 @@ def test_limits_that_could_not_work(fields: dict[str, Any], says: str) -> None:
         ({"dtype": "int8"}, "dtype must be one of auto, float32, bfloat16, float16, got 'int8'"),
         (
             {"attention_backend": "flash"},
-            "attention_backend must be one of auto, torch, numba, got 'flash'",
+            "attention_backend must be one of auto, torch, numba, flashinfer, got 'flash'",
         ),
         ({"role": "both"}, "'both' is not a valid Role"),
     ],

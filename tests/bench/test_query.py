@@ -1,6 +1,7 @@
 """`headway bench query` asks real managers while steps run, and refuses what it cannot measure."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -36,6 +37,21 @@ def test_rows_are_flat_with_units_in_the_keys(
     assert {"p50_ms", "p99_ms", "step_ms"} <= rows[0].keys() and {"held_up_ms", "finishes"} <= rows[4].keys()
 
 
+def test_as_a_table_and_drawn(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pytest.importorskip("matplotlib").rcParams["svg.fonttype"] = "none"
+    monkeypatch.setattr(query, "REPEATS", 1)
+    monkeypatch.setattr(query, "RUNNING", 64)
+    monkeypatch.setattr(query, "FINISHES", (64,))
+    file = tmp_path / "query.svg"
+    arguments = ["--step-ms", "1", "--running", "2", "--queries", "100", "--pause-ms", "0", "--plot", str(file)]
+    assert main(["bench", "query", *arguments]) == 0
+    out = capsys.readouterr().out
+    assert "p99" in out and "loop held up" in out and "115" in out
+    assert "v2, asked every 0 ms" in file.read_text()
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -44,6 +60,7 @@ def test_rows_are_flat_with_units_in_the_keys(
         (["--step-ms", "nan"], "above 0"),
         (["--running", "0"], "at least 1"),
         (["--pause-ms", "1,,2"], "numbers from 0 to 1000"),
+        (["--plot", "query.txt"], "must end in .png or .svg"),
         (["--pause-ms", "-1"], "numbers from 0 to 1000"),
     ],
 )

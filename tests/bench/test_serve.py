@@ -54,6 +54,14 @@ def test_each_rate_is_a_run_and_a_flat_row(bench, fake_server, tmp_path):
     assert [json.loads(line) for line in file.read_text().splitlines()] == made
 
 
+def test_it_draws_what_few_requests_have_figures_for(bench, fake_server, tmp_path):
+    pytest.importorskip("matplotlib").rcParams["svg.fonttype"] = "none"
+    file = tmp_path / "serve.svg"
+    arguments = ["--base-url", fake_server.base_url, "--num-prompts", "1", "--request-rate", "50,inf"]
+    assert bench(*arguments, "--json", "--plot", str(file)).exit_code == 0
+    assert "50 requests/s" in file.read_text() and "all at once" in file.read_text()
+
+
 def test_without_json_it_prints_the_block(bench, fake_server):
     result = bench("--base-url", fake_server.base_url, "--num-prompts", "2")
     assert result.exit_code == 0

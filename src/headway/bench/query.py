@@ -11,18 +11,17 @@ seldom, and a plain loop timed right before each shows how cold it was.
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Annotated
 
 import numpy as np
 import typer
-from rich.console import Console
-from rich.table import Table
 
+from headway.bench import plot
+from headway.bench.plot import PlotOption
+from headway.bench.tables import Column, JsonOption, show
 from headway.config import Role, SchedulerConfig, SchedulerName
 from headway.engine.engine import Engine
 from headway.executor.simulated import SimulatedExecutor, SimulatedTokens, StepTimeModel
@@ -39,6 +38,27 @@ REPEATS = 15  # of a flood; its median is told
 LOOP_ITERATIONS = 300
 MIN_QUERIES = 100  # for a 99th percentile
 ORIGINAL_V2_FINISH_MS = {64: 115.0, 256: 325.0}  # FastDeploy's pull request 7937 in May 2026, at 1,024 running
+
+QUERY_COLUMNS = (
+    Column("queries", "queries", ",d"),
+    Column("scheduler", "scheduler", ""),
+    Column("step", "step_ms", "g"),
+    Column("pause", "pause_ms", "g"),
+    Column("running", "running", ",d"),
+    Column("p50", "p50_ms", ".3f"),
+    Column("p99", "p99_ms", ".3f"),
+    Column("max", "max_ms", ".3f"),
+    Column("loop, µs", "loop_us", ".0f"),
+)
+FINISH_COLUMNS = (
+    Column("finishes", "finishes", ",d"),
+    Column("scheduler", "scheduler", ""),
+    Column("running", "running", ",d"),
+    Column("call", "call_ms", ".3f"),
+    Column("loop held up", "held_up_ms", ".3f"),
+    Column("worst", "worst_ms", ".3f"),
+    Column("original V2", "original_v2_ms", "g"),
+)
 
 
 @dataclass(frozen=True)
@@ -64,7 +84,7 @@ class FinishRow:
     """How long one call that ends `finishes` requests keeps the loop from its next pass; medians.
 
     call_ms: in the caller. held_up_ms: from the call until the finishes are applied and the next pass is made, less
-    what a pass takes without them.
+    what a pass takes without them. original_v2_ms: what the original's V2 was held up for.
     """
 
     scheduler: str
@@ -74,6 +94,7 @@ class FinishRow:
     call_ms: float
     held_up_ms: float
     worst_ms: float
+    original_v2_ms: float | None
 
 
 def _config(running: int) -> SchedulerConfig:
@@ -174,6 +195,7 @@ def finish_many(scheduler: SchedulerName, running: int, finishes: int) -> Finish
         call_ms=round(statistics.median(calls), 3),
         held_up_ms=round(statistics.median(turns), 3),
         worst_ms=round(max(turns), 3),
+        original_v2_ms=ORIGINAL_V2_FINISH_MS.get(finishes) if scheduler == "v2" else None,
     )
 
 
@@ -182,7 +204,8 @@ def command(
     running: Annotated[int, typer.Option(help="Requests that decode while queries are asked.")] = 64,
     queries: Annotated[int, typer.Option(help="Queries to time, one at a time.")] = 300,
     pause_ms: Annotated[str, typer.Option(help="Mean milliseconds between two of them; several, by commas.")] = "1,30",
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per row and line.")] = False,
+    as_json: JsonOption = False,
+    plot_file: PlotOption = None,
 ) -> None:
     """Time queries while steps run, and floods of finishes, for V1 (one lock) and V2 (mailbox)."""
     if queries < MIN_QUERIES:
@@ -193,19 +216,33 @@ def command(
         raise typer.BadParameter(f"must be above 0 and at most 1000, got {step_ms}", param_hint="--step-ms")
     if running < 1:
         raise typer.BadParameter(f"must be at least 1, got {running}", param_hint="--running")
-    asked = (
-        ask_while_steps_run(scheduler, step_ms, running, queries, pause)
-        for pause in _pauses(pause_ms)
-        for scheduler in SCHEDULERS
+    pauses = _pauses(pause_ms)
+    plot.check(plot_file)
+    asked = show(
+        (
+            asdict(ask_while_steps_run(scheduler, step_ms, running, queries, pause))
+            for pause in pauses
+            for scheduler in SCHEDULERS
+        ),
+        QUERY_COLUMNS,
+        "preallocate_resource_in_d while steps run, ms in the caller; the original V2 answers between steps",
+        as_json=as_json,
     )
-    finished = (finish_many(scheduler, RUNNING, count) for count in FINISHES for scheduler in SCHEDULERS)
-    if as_json:
-        for rows in (asked, finished):
-            for row in rows:
-                print(json.dumps(asdict(row)), flush=True)
-    else:
-        _print_queries(asked)
-        _print_finishes(finished)
+    show(
+        (asdict(finish_many(scheduler, RUNNING, count)) for count in FINISHES for scheduler in SCHEDULERS),
+        FINISH_COLUMNS,
+        f"One call ends many of {RUNNING:,} running requests, ms; the original's column is of another day and machine",
+        as_json=as_json,
+    )
+    if plot_file is not None:
+        stacks = {
+            f"{row['scheduler']}, asked every {row['pause_ms']:g} ms": {
+                "p50": row["p50_ms"] * 1e3,
+                "up to p99": (row["p99_ms"] - row["p50_ms"]) * 1e3,
+            }
+            for row in asked
+        }
+        plot.bars(plot_file, "A query while steps run", "µs in the caller", stacks)
 
 
 def _pauses(text: str) -> list[float]:
@@ -218,28 +255,3 @@ def _pauses(text: str) -> list[float]:
             f"must be numbers from 0 to 1000 with commas between them, got {text!r}", param_hint="--pause-ms"
         )
     return pauses
-
-
-def _print_queries(rows: Iterator[QueryRow]) -> None:
-    table = Table(title="preallocate_resource_in_d while steps run, ms in the caller")
-    for heading in ("scheduler", "step", "pause", "running", "p50", "p99", "max", "loop, µs", "original V2, p50"):
-        table.add_column(heading, justify="right")
-    for row in rows:
-        numbers = (f"{row.step_ms:g}", f"{row.pause_ms:g}", f"{row.running:,}")
-        latencies = (f"{row.p50_ms:.3f}", f"{row.p99_ms:.3f}", f"{row.max_ms:.3f}", f"{row.loop_us:.0f}")
-        original = f"{row.step_ms:g}" if row.scheduler == "v2" else ""  # it answers between steps
-        table.add_row(row.scheduler, *numbers, *latencies, original)
-    Console().print(table)
-
-
-def _print_finishes(rows: Iterator[FinishRow]) -> None:
-    table = Table(title=f"One call ends many of {RUNNING:,} running requests, ms")
-    for heading in ("scheduler", "finishes", "call", "loop held up", "worst", "original V2"):
-        table.add_column(heading, justify="right")
-    for row in rows:
-        original = f"{ORIGINAL_V2_FINISH_MS[row.finishes]:g}" if row.scheduler == "v2" else ""
-        times = (f"{row.call_ms:.3f}", f"{row.held_up_ms:.3f}", f"{row.worst_ms:.3f}")
-        table.add_row(row.scheduler, f"{row.finishes}", *times, original)
-    console = Console()
-    console.print(table)
-    console.print("The original's column was measured on another day and machine, not in this run.", style="dim")

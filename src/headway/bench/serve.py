@@ -16,8 +16,10 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from headway.bench import plot
 from headway.bench.datasets import Dataset, Target, Workload
 from headway.bench.load import LoadGenerator, LoadRequest, LoadResult
+from headway.bench.plot import PlotOption
 from headway.bench.report import Row, block, figures
 from headway.bench.server_process import ServerError, ServerProcess, exit_on_sigterm
 
@@ -79,6 +81,7 @@ def command(
         int | None, typer.Option(help="Tokens that a request may have.", show_default="what the server says")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per run and line.")] = False,
+    plot_file: PlotOption = None,
     save_result: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the JSON lines to a file as well.")
     ] = None,
@@ -136,6 +139,7 @@ def command(
             raise ValueError("--serve-args is for a server started here, not for one at --base-url")
         if save_result is not None and not save_result.parent.is_dir():
             raise ValueError(f"--save-result: no such folder: {save_result.parent}")
+        plot.check(plot_file)
         if ignore_eos is None:
             ignore_eos = dataset is not Dataset.HELDOUT
         with _server(base_url, model, serve_args) as url:
@@ -165,8 +169,22 @@ def command(
         raise typer.Exit(1) from None
     if save_result is not None:
         save_result.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    if plot_file is not None:
+        _draw(rows, plot_file)
     if any(not row["successful_requests"] for row in rows):
         raise typer.Exit(1)
+
+
+def _draw(rows: Sequence[Row], file: Path) -> None:
+    """Times to the first token of each run; a percentile that there is none of is left out."""
+    stacks = {}
+    for row in rows:
+        rate = row["request_rate_req_per_s"]
+        median, p99 = row["median_ttft_ms"] or 0.0, row["p99_ttft_ms"]
+        bar = {"median": median, "up to p99": (p99 - median) if p99 is not None else 0.0}
+        unpaced = "all at once" if row["dataset"] in (Dataset.RANDOM, Dataset.HELDOUT) else "as recorded"
+        stacks[unpaced if rate is None else f"{rate:g} requests/s"] = bar
+    plot.bars(file, f"Time to first token, {rows[0]['dataset']}", "ms", stacks)
 
 
 def _rates(text: str | None, workload: Workload) -> list[float]:

@@ -19,7 +19,7 @@ from typing import Annotated
 
 import typer
 
-from headway.bench import churn, gap, intake, memory, plot, preempt, prefix, step, throughput
+from headway.bench import churn, gap, intake, memory, plot, preempt, prefix, query, step, throughput
 from headway.bench.contenders import PeerName
 from headway.bench.machine import described, machine
 from headway.bench.report import Row
@@ -108,7 +108,14 @@ SUITE = (
         options=(PEERS, DRAWS),
         tables=(preempt.COLUMNS,),
     ),
-    Entry("query", "Queries while steps run", "query", "query --queries 1000"),
+    Entry(
+        "query",
+        "Queries while steps run",
+        "query",
+        "query --queries 1000",
+        options=(DRAWS,),
+        tables=(query.QUERY_COLUMNS, query.FINISH_COLUMNS),
+    ),
     Entry(
         "intake",
         "The door: handing in while steps run",
@@ -146,6 +153,7 @@ SUITE = (
         "Serving the held-out problems",
         "serve --dataset heldout --request-rate 16,inf",
         "serve --dataset heldout --request-rate 4,16,inf",
+        options=(DRAWS,),
         tables=(SERVED,),
     ),
     Entry(
@@ -153,6 +161,7 @@ SUITE = (
         "Serving Azure's traffic of 2023, scaled to the model",
         "serve --dataset azure --time-scale 0.5 --max-model-len 512",
         "serve --dataset azure --max-model-len 512",
+        options=(DRAWS,),
         tables=(SERVED,),
     ),
     Entry(
@@ -160,6 +169,7 @@ SUITE = (
         "Serving Mooncake's synthetic traffic, scaled to the model",
         "serve --dataset mooncake --time-scale 0.5",
         "serve --dataset mooncake",
+        options=(DRAWS,),
         tables=(SERVED,),
     ),
 )

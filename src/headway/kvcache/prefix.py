@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain, repeat
 
 import numpy as np
 
@@ -29,15 +28,20 @@ _ROOT = bytes(8)  # ids begin at 1
 
 @dataclass(slots=True)
 class Run:
-    """Blocks of one sequence, published together, that nobody has asked for yet: only the first of them is indexed.
+    """Blocks of one sequence, one after the other, of which only the first has a key in the index.
 
-    blocks: those that are left; it loses them from its end. tokens: the contents of all of them, int32 bytes.
-    first_id: the id of the first one's node; those of the others follow it.
+    blocks: those that are left; it loses them from its end. tokens: what they hold, int32 bytes, and perhaps what those
+    held that are gone. first_id: the id of the first one's node; those of the others follow it.
     """
 
     blocks: list[int]
     tokens: bytes
     first_id: int
+
+    @property
+    def end(self) -> Node:
+        """The node at its end."""
+        return _node(self.first_id + len(self.blocks) - 1)
 
 
 class PrefixCache:
@@ -48,17 +52,17 @@ class PrefixCache:
     no collision can show one tenant another's cache. Nodes are never reused, so the children of an evicted block can no
     longer be reached; they age out.
 
-    Most prompts are never asked for again. So the blocks of one are indexed as a run, by its first block alone; the
-    others get their keys when somebody finds that one and may go on. Until then nobody can have a reference to them but
-    who published them, and they are evicted from the end on.
+    Blocks that are published together lie in the index as one run, by the key of the first; the tokens of the others
+    are compared. Where somebody leaves a run, or must not follow it further, it is split there: so every node that
+    anybody has been given is the end of a run, and what continues it is found by its key.
     """
 
     def __init__(self, pool: BlockPool) -> None:
         self._pool = pool
         self._index: dict[bytes, int] = {}
-        self._keys: list[bytes] = [b""] * pool.num_blocks  # of those that are cached; what others had is left there
+        self._keys: list[bytes] = [b""] * pool.num_blocks  # of those in the index; what others had is left there
+        self._runs: list[Run | None] = [None] * pool.num_blocks  # None: a block by itself, whose node is in `_nodes`
         self._nodes: list[Node] = [b""] * pool.num_blocks
-        self._runs: list[Run | None] = [None] * pool.num_blocks  # of those without a key, and of the first of these
         self._num_cached = 0
         self._next_id = 1
         self._key_bytes = pool.block_size * 4
@@ -79,7 +83,7 @@ class PrefixCache:
     def orphan(self) -> Node:
         """A node that nothing leads to: what continues it can be published, but is never found."""
         self._next_id += 1
-        return (self._next_id - 1).to_bytes(8, "little")
+        return _node(self._next_id - 1)
 
     def match(self, tokens: bytes, max_blocks: int, root: Node, extras: Extras = NO_EXTRAS) -> tuple[BlockIds, Node]:
         """The longest cached prefix of `tokens` (int32 bytes), at most `max_blocks` blocks.
@@ -88,19 +92,7 @@ class PrefixCache:
         Returns its blocks, int32, and the node it ends at (the root, if nothing matches), followed by the extra of the
         block that comes next. Takes no reference.
         """
-        width, index, nodes, runs = self._key_bytes, self._index, self._nodes, self._runs
-        found: list[int] = []
-        node = root + extras.get(0, b"")
-        for start in range(0, max_blocks * width, width):
-            block = index.get(node + tokens[start : start + width])
-            if block is None:
-                break
-            found.append(block)
-            if (run := runs[block]) is not None:
-                self._index_all(run)
-            node = nodes[block]
-            if extras:
-                node += extras.get(len(found), b"")
+        found, node = self._follow(root + extras.get(0, b""), tokens, max_blocks, extras)
         return np.array(found, dtype=np.int32), node
 
     def __contains__(self, key: bytes) -> bool:
@@ -119,15 +111,14 @@ class PrefixCache:
         comes next.
         """
         width = self._key_bytes
-        if not extras and len(blocks) > 1:
-            key = node + tokens[:width]
-            if key not in self._index:
-                return self._publish_run(key, tokens, blocks)
-            return self._publish(chain((node,), repeat(None)), tokens, blocks)[-1]
-        for i, block in enumerate(blocks):
-            (node,) = self._publish((node,), tokens[i * width : (i + 1) * width], (block,))
-            node += extras.get(first + i + 1, b"")
-        return node
+        if extras:
+            for i, block in enumerate(blocks):
+                (node,) = self.publish_each((node,), tokens[i * width : (i + 1) * width], (block,))
+                node += extras.get(first + i + 1, b"")
+            return node
+        found, node = self._follow(node, tokens, len(blocks), NO_EXTRAS)
+        rest = list(blocks[len(found) :])
+        return self._publish_run(node, tokens[len(found) * width :], rest) if rest else node
 
     def publish_each(self, nodes: Sequence[Node], tokens: bytes, blocks: Sequence[int]) -> list[Node]:
         """Publish one full block for each of several sequences: block i continues `nodes[i]`.
@@ -135,7 +126,28 @@ class PrefixCache:
         tokens: int32 bytes, the contents of all the blocks in order. Returns the node at the end of each; no media come
         after these blocks.
         """
-        return self._publish(nodes, tokens, blocks)
+        index, keys, runs, width = self._index, self._keys, self._runs, self._key_bytes
+        ends, published = [], []
+        start, next_id = 0, self._next_id
+        for before, block in zip(nodes, blocks, strict=True):
+            key = before + tokens[start : start + width]
+            start += width
+            found = index.setdefault(key, block)
+            if found == block:
+                keys[block], runs[block] = key, None
+                self._nodes[block] = node = next_id.to_bytes(8, "little")
+                next_id += 1
+                published.append(block)
+            elif (run := runs[found]) is not None:
+                self._split(run, 1)
+                node = run.end
+            else:
+                node = self._nodes[found]
+            ends.append(node)
+        self._next_id = next_id
+        self._num_cached += len(published)
+        self._pool.keep(published)
+        return ends
 
     def clear(self) -> int:
         """Forget everything. Referenced blocks stay with their owners. Returns how many blocks were cached."""
@@ -145,69 +157,86 @@ class PrefixCache:
         self._pool.drop_cached()
         return num_cached
 
-    def _publish_run(self, key: bytes, tokens: bytes, blocks: Sequence[int]) -> Node:
-        """Blocks whose first one, of this key, is new; so are the others then, as what they continue is. Returns the
-        node at their end."""
-        first, runs = blocks[0], self._runs
-        run = Run(list(blocks), tokens, self._next_id)
+    def _follow(self, node: Node, tokens: bytes, max_blocks: int, extras: Extras) -> tuple[list[int], Node]:
+        """The cached blocks that continue `node`, whose extra stands behind it, with these tokens; and where they end.
+
+        extras: by column, counted from `node` on.
+        """
+        index, runs, width = self._index, self._runs, self._key_bytes
+        max_blocks = min(max_blocks, len(tokens) // width)
+        found: list[int] = []
+        while len(found) < max_blocks:
+            start = len(found) * width
+            block = index.get(node + tokens[start : start + width])
+            if block is None:
+                break
+            run = runs[block]
+            if run is None:
+                found.append(block)
+                node = self._nodes[block]
+            else:
+                last = min((column for column in extras if column > len(found)), default=max_blocks)
+                most = min(len(run.blocks), last - len(found), max_blocks - len(found))
+                self._split(run, _num_equal(run.tokens, tokens[start : start + most * width], width))
+                found += run.blocks
+                node = run.end
+            if extras:
+                node += extras.get(len(found), b"")
+        return found, node
+
+    def _publish_run(self, node: Node, tokens: bytes, blocks: list[int]) -> Node:
+        """Blocks of which the first is new; so are the others then, as what they continue is."""
+        key, first, runs = node + tokens[: self._key_bytes], blocks[0], self._runs
+        run = Run(blocks, tokens, self._next_id)
         for block in blocks:
             runs[block] = run
         self._index[key], self._keys[first] = first, key
-        self._nodes[first] = run.first_id.to_bytes(8, "little")
         self._next_id += len(blocks)
         self._num_cached += len(blocks)
         self._pool.keep(blocks)
-        return (self._next_id - 1).to_bytes(8, "little")
+        return run.end
 
-    def _index_all(self, run: Run) -> None:
-        """Somebody has found the first block: the others of the run can be found too from here on."""
-        index, nodes, keys, runs, width = self._index, self._nodes, self._keys, self._runs, self._key_bytes
-        node = nodes[run.blocks[0]]
-        for i, block in enumerate(run.blocks):
-            runs[block] = None
-            if i:
-                keys[block] = key = node + run.tokens[i * width : (i + 1) * width]
-                nodes[block] = node = (run.first_id + i).to_bytes(8, "little")
-                index[key] = block
-
-    def _publish(self, befores: Iterable[Node | None], tokens: bytes, blocks: Sequence[int]) -> list[Node]:
-        """Each block continues its own node, or, where that is None, the block before it. Returns the node at the end
-        of each. One loop without calls: in every step one in `block_size` of those that decode comes through here."""
-        index, nodes, keys, runs, width = self._index, self._nodes, self._keys, self._runs, self._key_bytes
-        ends, published = [], []
-        start, number, node = 0, self._next_id, _ROOT
-        for block, before in zip(blocks, befores, strict=False):
-            if before is not None:
-                node = before
-            key = node + tokens[start : start + width]
-            start += width
-            found = index.setdefault(key, block)
-            if found == block:
-                keys[block], runs[block] = key, None
-                nodes[block] = node = number.to_bytes(8, "little")
-                number += 1
-                published.append(block)
-            else:
-                if (run := runs[found]) is not None:
-                    self._index_all(run)
-                node = nodes[found]
-            ends.append(node)
-        self._next_id = number
-        self._num_cached += len(published)
-        self._pool.keep(published)
-        return ends
+    def _split(self, run: Run, count: int) -> None:
+        """Leave so many blocks to a run; the others become one of their own."""
+        if count >= len(run.blocks):
+            return
+        rest = Run(run.blocks[count:], run.tokens[count * self._key_bytes :], run.first_id + count)
+        del run.blocks[count:]
+        run.tokens = run.tokens[: count * self._key_bytes]
+        key, first = run.end + rest.tokens[: self._key_bytes], rest.blocks[0]
+        self._index[key], self._keys[first] = first, key
+        for block in rest.blocks:
+            self._runs[block] = rest
 
     def _forget(self, blocks: BlockIds) -> None:
         going, at = blocks.tolist(), 0
         while at < len(going):
-            run = self._runs[going[at]]
-            if run is not None:
-                count = min(len(run.blocks) - 1, len(going) - at)  # of those without a key
-                if count and run.blocks[: -count - 1 : -1] == going[at : at + count]:  # its end, the last one first
+            block = going[at]
+            run = self._runs[block]
+            if run is not None and len(run.blocks) > 1:
+                count = min(len(run.blocks) - 1, len(going) - at)
+                if run.blocks[: -count - 1 : -1] == going[at : at + count]:  # its end, the last one first
                     del run.blocks[-count:]
                     at += count
                     continue
-                self._index_all(run)
-            del self._index[self._keys[going[at]]]
+                place = run.blocks.index(block)
+                if place:
+                    self._split(run, place)
+                    run = self._runs[block]
+                    assert run is not None
+                self._split(run, 1)
+            del self._index[self._keys[block]]
             at += 1
         self._num_cached -= len(going)
+
+
+def _node(number: int) -> Node:
+    return number.to_bytes(8, "little")
+
+
+def _num_equal(one: bytes, other: bytes, width: int) -> int:
+    """Leading pieces of so many bytes that are equal, where `other` is not longer."""
+    if one.startswith(other):
+        return len(other) // width
+    differ = np.frombuffer(one, np.uint8, len(other)) != np.frombuffer(other, np.uint8)
+    return int(differ.argmax()) // width

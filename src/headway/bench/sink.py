@@ -13,7 +13,7 @@ import zmq
 from headway.engine import wire
 
 _END = b""
-_QUIET_MS = 200  # after the end: nothing more is on its way
+_QUIET_MS = 1_000  # after the end: nothing more is on its way
 _PATIENCE_S = 30.0
 
 

@@ -10,6 +10,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -77,6 +78,15 @@ def _wait_until(moment: float) -> None:
         time.sleep(0)
 
 
+class _Device:
+    """What one device thread knows; one that hangs and is left behind keeps its own."""
+
+    def __init__(self, max_num_seqs: int, vocab_size: int) -> None:
+        self.tokens = SimulatedTokens(max_num_seqs, vocab_size)
+        self.launches: deque[float] = deque()  # of the steps that have not begun
+        self.ended = 0.0
+
+
 class SimulatedExecutor(Executor):
     """Sleeps instead of computing.
 
@@ -103,21 +113,18 @@ class SimulatedExecutor(Executor):
         self._vocab_size = vocab_size
         self._before_step = before_step
         self._on_step = on_step
-        self._launches: deque[float] = deque()  # of the steps that have not begun
-        self._ended = 0.0
-        self._tokens = SimulatedTokens(max_num_seqs, vocab_size)
+        self._device = _Device(max_num_seqs, vocab_size)
         self._thread: DeviceThread | None = None
         self._on_done: OnDone | None = None
 
     def start(self, on_done: OnDone) -> None:
         self._on_done = on_done
-        self._tokens = SimulatedTokens(self._max_num_seqs, self._vocab_size)
-        self._launches, self._ended = deque(), 0.0
-        self._thread = DeviceThread(self._run, on_done)
+        self._device = _Device(self._max_num_seqs, self._vocab_size)
+        self._thread = DeviceThread(partial(self._run, self._device), on_done)
 
     def launch(self, batch: Batch) -> None:
         assert self._thread is not None, "launch before start"
-        self._launches.append(time.perf_counter())
+        self._device.launches.append(time.perf_counter())
         self._thread.launch(batch)
 
     def restart(self) -> bool:
@@ -132,13 +139,13 @@ class SimulatedExecutor(Executor):
             self._thread.stop(timeout=0.0)
             self._thread = None
 
-    def _run(self, batch: Batch) -> StepResult:
-        launched = self._launches.popleft()
-        tokens = self._tokens.sample(batch)
+    def _run(self, device: _Device, batch: Batch) -> StepResult:
+        launched = device.launches.popleft()
+        tokens = device.tokens.sample(batch)
         if self._before_step is not None:
             self._before_step(batch)
-        began = max(self._ended, launched)
-        ended = self._ended = began + self._step_time.seconds(batch)
+        began = max(device.ended, launched)
+        ended = device.ended = began + self._step_time.seconds(batch)
         _wait_until(ended)
         if self._on_step is not None:
             self._on_step(StepTimes(batch.step_id, launched, began, ended))

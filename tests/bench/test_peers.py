@@ -218,6 +218,9 @@ def test_it_is_made_again_when_it_is_to_be_another(
     monkeypatch.setattr(environment, "TORCH", "9.9")
     environment.vllm_python()
     assert len(pip.commands) == 10
+    monkeypatch.setattr(sys, "version", f"{sys.version} built otherwise")  # and hence faster or slower
+    environment.vllm_python()
+    assert len(pip.commands) == 15
 
 
 @pytest.mark.parametrize("step", [" venv ", "install torch", " download "])

@@ -51,7 +51,8 @@ def vllm_folder() -> Path:
 
 
 def vllm_is_ready() -> bool:
-    """Whether vLLM's environment is there, made as it is made today."""
+    """Whether vLLM's environment is there, made as it is made today, and by the Python that this runs in: two builds of
+    one version differ in speed by a third."""
     mark = vllm_folder() / ".ready"
     return mark.is_file() and mark.read_text() == _recipe()
 
@@ -75,7 +76,7 @@ def vllm_python() -> Path:
 
 
 def _recipe() -> str:
-    parts = (VLLM, TORCH, *BUILD_TOOLS, REQUIREMENTS.read_text())
+    parts = (sys.version, VLLM, TORCH, *BUILD_TOOLS, REQUIREMENTS.read_text())
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 

@@ -229,8 +229,8 @@ def test_who_joins_in_the_step_behind_a_failing_one_is_not_touched(name: str, ha
 class Stingy(Device):
     """Leaves a token out in its second step."""
 
-    def _run(self, batch: Batch) -> StepResult:
-        result = super()._run(batch)
+    def _run(self, device: Any, batch: Batch) -> StepResult:
+        result = super()._run(device, batch)
         return result if batch.step_id != 2 else StepResult(2, result.tokens[:-1])
 
 

@@ -110,3 +110,18 @@ def test_one_that_computes_the_last_block_of_a_run_again_continues_the_run() -> 
     prefix.publish(node, contents((4,)), [output])
     assert prefix.match(contents((1, 2, 3, 4)), 4, ROOT)[0].tolist() == [*blocks, output]
     assert len(prefix) == 4
+
+
+def test_blocks_of_a_run_that_go_out_of_order_are_not_found_and_the_rest_still_holds() -> None:
+    for gone, found in ((0, 0), (1, 1), (3, 3)):
+        pool = BlockPool(7, SIZE)
+        prefix = PrefixCache(pool)
+        blocks = pool.take(5)
+        prefix.publish(ROOT, contents((1, 2, 3, 4, 5)), blocks.tolist())
+        pool.release(blocks[gone : gone + 1])
+        pool.release(np.delete(blocks, gone))
+        pool.take(2)  # one that was free, and that one
+        assert prefix.match(contents((1, 2, 3, 4, 5)), 5, ROOT)[0].tolist() == blocks[:found].tolist()
+        assert len(prefix) == 4
+        pool.take(4)
+        assert len(prefix) == 0

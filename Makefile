@@ -9,7 +9,7 @@ ARGS   ?=
 # Other engines whose schedulers `make bench` measures beside ours; vLLM's source is fetched the first time.
 PEERS  ?= vllm
 
-.PHONY: help setup demo serve test mutants lint format bench model-check clean
+.PHONY: help setup demo serve test mutants golden lint format bench model-check clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1	/' | expand -t 21
@@ -35,6 +35,9 @@ test: $(READY)  ## Run the tests; the core must be covered to 97%, branches incl
 
 mutants: $(READY)  ## Bring back each flaw of the original, one at a time: the tests that guard against it must fail
 	$(BIN)/python tools/mutants.py $(ARGS)
+
+golden: $(READY)  ## Simulate 200 seeds under v0, v1 and v2: the scheduler must decide as it did when they were stored
+	$(BIN)/python tools/golden.py $(ARGS)
 
 lint: $(READY)  ## Check style, format and types
 	$(BIN)/ruff check .

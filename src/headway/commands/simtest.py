@@ -8,7 +8,7 @@ import re
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
@@ -35,6 +35,14 @@ def command(
             "last step, and everything must end. both: both.",
         ),
     ] = "both",
+    scheduler: Annotated[
+        str | None,
+        typer.Option(
+            metavar="v0|v1|v2",
+            help="v0: static allocation; v1, v2: dynamic allocation, decided by the same core. Default: drawn from "
+            "the seed.",
+        ),
+    ] = None,
     jobs: Annotated[int, typer.Option(help="Processes to share the seeds.")] = 1,
     trace: Annotated[
         str | None, typer.Option(metavar="FILE", help="Run a trace again instead, as a violation prints it.")
@@ -57,11 +65,16 @@ def command(
 
     if mode not in get_args(Mode):
         raise ValueError(f"--mode must be one of {', '.join(get_args(Mode))}, got {mode!r}")
+    if scheduler not in (None, "v0", "v1", "v2"):
+        raise ValueError(f"--scheduler must be one of v0, v1, v2, got {scheduler!r}")
     report: Callable[[Row], None] = _print_row if as_json else _Tally(first, last)
     if min(jobs, last - first + 1) == 1:
-        violations = sum(_note(row, report) for row in _rows(range(first, last + 1), steps, cast("Mode", mode)))
+        static = None if scheduler is None else scheduler == "v0"
+        rows = _rows(range(first, last + 1), steps, cast("Mode", mode), static)
+        violations = sum(_note(row, report) for row in rows)
     else:
-        violations = asyncio.run(_in_processes(first, last, steps, mode, jobs, report))
+        options = ["--steps", str(steps), "--mode", mode, *(["--scheduler", scheduler] if scheduler else [])]
+        violations = asyncio.run(_in_processes(first, last, options, jobs, report))
     if isinstance(report, _Tally):
         report.finish()
     if violations:
@@ -82,16 +95,16 @@ def _range(text: str) -> tuple[int, int]:
 # -- running -------------------------------------------------------------------------------------------------------
 
 
-def _rows(seeds: range, steps: int, mode: Mode) -> Iterator[Row]:
+def _rows(seeds: range, steps: int, mode: Mode, static: bool | None) -> Iterator[Row]:
     """What became of each seed, in this process."""
     from headway.simulation.minimise import minimise
     from headway.simulation.simulate import run_seed
 
     minimised = 0
     for seed in seeds:
-        run = run_seed(seed, steps, mode)
+        run = run_seed(seed, steps, mode, static)
         row: Row = {"seed": seed, "steps": run.num_steps, "messages": run.num_messages, "violation": None}
-        row["decisions"] = f"{run.decisions:08x}"
+        row["decisions"] = run.decisions
         if run.violation is not None:
             row["violation"] = str(run.violation)
             if minimised < MAX_MINIMISED:
@@ -100,7 +113,7 @@ def _rows(seeds: range, steps: int, mode: Mode) -> Iterator[Row]:
         yield row | {f"num_{name.replace(' ', '_')}": count for name, count in run.counts.items()}
 
 
-async def _in_processes(first: int, last: int, steps: int, mode: str, jobs: int, report: Callable[[Row], None]) -> int:
+async def _in_processes(first: int, last: int, options: Sequence[str], jobs: int, report: Callable[[Row], None]) -> int:
     """The same in several processes, which tell of each seed by a line of JSON; returns how many violations."""
     size = -(-(last - first + 1) // (4 * jobs))  # some ranges for each, as seeds take their time unequally
     ranges = [(start, min(start + size - 1, last)) for start in range(first, last + 1, size)]
@@ -108,16 +121,16 @@ async def _in_processes(first: int, last: int, steps: int, mode: str, jobs: int,
     async def work() -> int:
         violations = 0
         while ranges:
-            async for row in _from_process(*ranges.pop(0), steps, mode):
+            async for row in _from_process(*ranges.pop(0), options):
                 violations += _note(row, report)
         return violations
 
     return sum(await asyncio.gather(*(work() for _ in range(jobs))))
 
 
-async def _from_process(first: int, last: int, steps: int, mode: str) -> AsyncIterator[Row]:
+async def _from_process(first: int, last: int, options: Sequence[str]) -> AsyncIterator[Row]:
     """Raises OSError if the process does not tell of all its seeds."""
-    arguments = ["simtest", "--seeds", f"{first}..{last}", "--steps", str(steps), "--mode", mode, "--json"]
+    arguments = ["simtest", "--seeds", f"{first}..{last}", *options, "--json"]
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "headway.cli", *arguments, stdout=asyncio.subprocess.PIPE, limit=MAX_LINE
     )

@@ -24,20 +24,24 @@ class Run:
     """What a run did. trace: what happened in it, to the violation if there was one.
 
     num_steps: events, without those of the calm at the end. counts: what happened, by name.
-    decisions: a checksum of every batch and effect.
+    decisions: a digest of every batch and effect, see `Decisions`.
     """
 
     trace: EventTrace
     num_steps: int
     num_messages: int
     counts: dict[str, int]
-    decisions: int
+    decisions: str
     violation: Violation | None
 
 
-def run_seed(seed: int, num_steps: int, mode: Mode = "both") -> Run:
-    """So many events drawn from a seed; the same seed and number give the same run, bit for bit."""
-    setting = replace(Setting.of_seed(seed), audits=mode != "liveness")
+def run_seed(seed: int, num_steps: int, mode: Mode = "both", static: bool | None = None) -> Run:
+    """So many events drawn from a seed; the same arguments give the same run, bit for bit.
+
+    static: whether allocation is static; None: the seed says so.
+    """
+    drawn = Setting.of_seed(seed)
+    setting = replace(drawn, audits=mode != "liveness", static=drawn.static if static is None else static)
     simulation = Simulation(setting)
     faults = Faults(seed, simulation)
     events: list[Event] = []
@@ -81,4 +85,6 @@ def _run(simulation: Simulation, events: Sequence[Event], violation: Violation |
     )
     trace = EventTrace(simulation.setting, tuple(events))
     num_steps = sum(event.name != "calm" for event in events)
-    return Run(trace, num_steps, simulation.core.num_messages, dict(counts), simulation.core.decisions, violation)
+    return Run(
+        trace, num_steps, simulation.core.num_messages, dict(counts), simulation.core.decisions.hexdigest(), violation
+    )

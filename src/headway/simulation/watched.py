@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from zlib import crc32
 
 from headway.config import Role
 from headway.request import FinishReason, Request
@@ -15,6 +14,7 @@ from headway.scheduler import (
     Scheduler,
     StaticAllocation,
 )
+from headway.simulation.decisions import Decisions
 from headway.simulation.history import Ends, History, Life, Violation, require
 from headway.simulation.setting import Setting
 
@@ -25,7 +25,7 @@ class WatchedCore:
     """A scheduler, and what its callers know of it.
 
     now: seconds. paused, in_flight (step ids): what the core must know too.
-    decisions: a checksum of every batch and effect so far; the same for runs that went the same way.
+    decisions: every batch and effect so far; the same for runs that went the same way.
     after: called with the effects of every message and pass, once they are found to be in order.
     """
 
@@ -38,7 +38,7 @@ class WatchedCore:
         self.in_flight: set[int] = set()
         self.snapshot = self.scheduler.snapshot()
         self.num_messages = 0
-        self.decisions = 0
+        self.decisions = Decisions()
         self._schedule = (
             self.scheduler.prefill_schedule if setting.config.role is Role.PREFILL else self.scheduler.schedule
         )
@@ -102,8 +102,7 @@ class WatchedCore:
         if batch is not None:
             require(not self.paused, "a step while paused", f"step {batch.step_id}")
             self.in_flight.add(batch.step_id)
-            for array in (batch.slots, batch.positions, batch.num_new_tokens, batch.table_slots, batch.table_blocks):
-                self.decisions = crc32(array.tobytes(), self.decisions)
+            self.decisions.take_batch(batch)
         self._note(Effects(ended=errors), NOBODY_ENDS)
         return batch
 
@@ -141,9 +140,7 @@ class WatchedCore:
 
     def _note(self, effects: Effects, ends: Ends) -> None:
         self.history.note(effects, ends)
-        if effects.started or effects.ended:
-            happened = f"{effects.started}{[(end.uid, end.reason) for end in effects.ended]}"
-            self.decisions = crc32(happened.encode(), self.decisions)
+        self.decisions.take_effects(effects)
         for answer in effects.answers:
             steps = self._awaiting.pop(answer.reply, None)
             require(not steps, "answered too early", f"reply {answer.reply} waits for steps {steps}")

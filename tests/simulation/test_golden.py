@@ -1,0 +1,21 @@
+"""What the scheduler decides is what it decided when the golden digests were stored.
+
+A few seeds of many; `python tools/golden.py` compares them all. A decision that is meant to change is stored anew with
+`--write`, in the commit that changes it.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from headway.simulation.simulate import run_seed
+from tools import golden
+
+
+@pytest.mark.parametrize("seed", range(0, golden.NUM_SEEDS, 40))
+@pytest.mark.parametrize("scheduler", golden.SCHEDULERS)
+def test_a_seed_decides_as_it_did(seed: int, scheduler: str) -> None:
+    static = None if scheduler == "drawn" else scheduler == "v0"
+    run = run_seed(seed, golden.NUM_STEPS, "liveness", static)
+    assert run.violation is None
+    assert run.decisions == golden.stored()[seed][scheduler]

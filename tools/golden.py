@@ -1,0 +1,68 @@
+"""Golden digests: what the scheduler decides, held against what it decided when the digests were stored.
+
+    python tools/golden.py            compare all seeds with tests/simulation/golden.json
+    python tools/golden.py --write    store what the present code decides: only when a decision is meant to change
+
+One digest stands for one simulated run of 2,000 events under injected faults (`headway simtest`): every batch, every
+effect, every answer. Each seed has three runs: as the seed draws it, with static allocation (v0), and with dynamic
+allocation (v1 and v2 have the same core; `tests/managers/test_equivalence.py` holds the two managers against each
+other).
+
+Exit status: 0 if all are equal; 1 if one differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+FILE = Path(__file__).resolve().parent.parent / "tests" / "simulation" / "golden.json"
+NUM_SEEDS = 200
+NUM_STEPS = 2000
+SCHEDULERS = ("drawn", "v0", "v2")
+
+Digests = dict[str, str]  # scheduler -> digest, of one seed
+
+
+def computed(jobs: int) -> list[Digests]:
+    """What the present code decides, by seed. Raises subprocess.CalledProcessError if a run breaks a rule."""
+    found: list[Digests] = [{} for _ in range(NUM_SEEDS)]
+    for scheduler in SCHEDULERS:
+        options = ["--seeds", f"0..{NUM_SEEDS - 1}", "--steps", str(NUM_STEPS), "--mode", "liveness", "--json"]
+        options += ["--jobs", str(jobs)] + ([] if scheduler == "drawn" else ["--scheduler", scheduler])
+        command = [sys.executable, "-m", "headway.cli", "simtest", *options]
+        for line in subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout.splitlines():
+            row = json.loads(line)
+            found[row["seed"]][scheduler] = row["decisions"]
+    return found
+
+
+def stored() -> list[Digests]:
+    """The digests of the file, by seed."""
+    digests: list[Digests] = json.loads(FILE.read_text())
+    return digests
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Compare what the scheduler decides with stored digests.")
+    parser.add_argument("--write", action="store_true", help="store the present digests instead")
+    parser.add_argument("--jobs", type=int, default=2, help="processes (default: 2)")
+    args = parser.parse_args(argv)
+    found = computed(args.jobs)
+    if args.write:
+        FILE.write_text("[\n" + ",\n".join(f"  {json.dumps(digests)}" for digests in found) + "\n]\n")
+        print(f"{len(found)} seeds stored")
+        return 0
+    changed = [seed for seed, (now, before) in enumerate(zip(found, stored(), strict=True)) if now != before]
+    print(f"{len(found) - len(changed)} of {len(found)} seeds decide as stored, under v0, v1 and v2")
+    if changed:
+        print(f"decided otherwise: seeds {', '.join(map(str, changed))}", file=sys.stderr)
+    return 1 if changed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

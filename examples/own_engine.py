@@ -9,7 +9,8 @@ arrays, and returns one token for every row that samples.
 import numpy as np
 
 from headway.config import SchedulerConfig
-from headway.request import Request, SamplingParams
+from headway.request import Request
+from headway.sampling import SamplingParams
 from headway.scheduler import AddRequest, Batch, Scheduler, StepResult
 
 CONFIG = SchedulerConfig(max_num_seqs=8, max_num_batched_tokens=64, max_model_len=256, block_size=16, num_blocks=64)
@@ -36,8 +37,8 @@ def main() -> dict[str, list[int]]:
         scheduler.apply(AddRequest(request))
 
     while scheduler.snapshot().has_work:
-        batch, errors = scheduler.schedule()
-        assert batch is not None and not errors
+        batch = scheduler.schedule()
+        assert batch is not None
         effects = scheduler.apply(device(batch))
         for outputs in effects.tokens:
             for uid, token in zip(outputs.uids.tolist(), outputs.tokens.tolist(), strict=True):

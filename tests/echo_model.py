@@ -17,8 +17,8 @@ from transformers import LlamaConfig
 from headway.engine.engine import Engine
 from headway.executor.base import Executor, OnDone
 from headway.executor.device_thread import DeviceThread
-from headway.executor.model_files import ModelFiles
-from headway.managers.door import ModelLimits
+from headway.model_files import ModelFiles
+from headway.model_limits import ModelLimits
 from headway.scheduler.batch import Batch, StepResult
 from tests.tiny_tokenizer import CHAT_TEMPLATE, byte_tokenizer
 

@@ -336,7 +336,7 @@ def test_an_engine_that_stops_before_it_hears_of_a_stop_string_is_an_error(llm, 
     def over(uids):
         raise EngineDeadError("it is over")
 
-    monkeypatch.setattr(llm._engine, "finish_requests", over)
+    monkeypatch.setattr(llm._engine, "finish", over)
     with pytest.raises(EngineDeadError, match="it is over"):
         llm.generate("abcdef", SamplingParams(max_tokens=200, stop=["c"]))
 
@@ -365,7 +365,7 @@ def test_an_llm_that_goes_out_of_use_stops_its_engine(folder, gate):
     gc.collect()
     assert gone() is None
     with pytest.raises(EngineDeadError):
-        engine.add_request("r", [1], LONG)
+        engine.add("r", [1], LONG)
 
 
 def test_a_program_that_forgets_to_shut_down_exits(folder):

@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from headway.request import RequestError, SamplingParams
+from headway.errors import RequestError
+from headway.sampling import SamplingParams
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizer
 
-from headway.engine.detokenizer import Detokenizer, StopScanner, make_decode
-from headway.engine.token_processor import Processed, TokenProcessor, expand
-from headway.request import DuplicateRequestError, FinishReason, SamplingParams
+from headway.client.detokenizer import Detokenizer, StopScanner, make_decode
+from headway.client.token_processor import Processed, TokenProcessor, expand
+from headway.errors import DuplicateRequestError
+from headway.request import FinishReason
+from headway.sampling import SamplingParams
 from headway.scheduler.batch import Logprobs
 from headway.scheduler.effects import Effects, RequestEnd, TokenOutputs
 from tests.tiny_tokenizer import byte_ids, byte_tokenizer, fallback_tokenizer

@@ -16,43 +16,25 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from headway.config import EngineConfig, Role, SchedulerConfig
-    from headway.engine.token_processor import RequestDelta
+    from headway.errors import DuplicateRequestError, EngineDeadError, EnginePausedError, QueueFullError, RequestError
     from headway.llm import LLM
-    from headway.request import (
-        CompletionOutput,
-        DuplicateRequestError,
-        EngineDeadError,
-        EnginePausedError,
-        FinishReason,
-        QueueFullError,
-        RequestError,
-        RequestMetrics,
-        RequestOutput,
-        SamplingParams,
-        TokenLogprob,
-    )
+    from headway.outputs import CompletionOutput, RequestDelta, RequestMetrics, RequestOutput, TokenLogprob
+    from headway.request import FinishReason
+    from headway.sampling import SamplingParams
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "LLM": "headway.llm",
-    "RequestDelta": "headway.engine.token_processor",
+    "FinishReason": "headway.request",
+    "SamplingParams": "headway.sampling",
     **dict.fromkeys(("EngineConfig", "Role", "SchedulerConfig"), "headway.config"),
     **dict.fromkeys(
-        (
-            "CompletionOutput",
-            "DuplicateRequestError",
-            "EngineDeadError",
-            "EnginePausedError",
-            "FinishReason",
-            "QueueFullError",
-            "RequestError",
-            "RequestMetrics",
-            "RequestOutput",
-            "SamplingParams",
-            "TokenLogprob",
-        ),
-        "headway.request",
+        ("DuplicateRequestError", "EngineDeadError", "EnginePausedError", "QueueFullError", "RequestError"),
+        "headway.errors",
+    ),
+    **dict.fromkeys(
+        ("CompletionOutput", "RequestDelta", "RequestMetrics", "RequestOutput", "TokenLogprob"), "headway.outputs"
     ),
 }
 

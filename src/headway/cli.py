@@ -18,7 +18,7 @@ from headway import __version__
 from headway.commands import chat, doctor, generate, simtest
 from headway.commands.options import takes_model_and_engine
 from headway.config import EngineConfig
-from headway.request import EngineDeadError
+from headway.errors import EngineDeadError
 
 logger = logging.getLogger(__name__)
 

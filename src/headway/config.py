@@ -9,6 +9,7 @@ from typing import Literal, get_args
 SchedulerName = Literal["v0", "v1", "v2"]
 ReserveName = Literal["ratio", "blocks", "none"]
 VictimName = Literal["least-waste", "last-in-line"]
+PauseMode = Literal["abort", "preempt"]  # what a pause does to the requests that run
 
 
 class Role(StrEnum):
@@ -42,7 +43,7 @@ class SchedulingOptions:
     Caching
     enable_prefix_caching: reuse the blocks of equal prompt prefixes.
     enable_output_caching: publish blocks of generated tokens too as they fill; else only when told to
-        (`cache_output_tokens`).
+        (`publish_output`).
 
     Chunked prefill
     max_num_partial_prefills: prompts that may be part-way computed at once; 0: as many as there are slots.

@@ -15,14 +15,17 @@ from dataclasses import dataclass, fields, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from headway.client.token_processor import Processed, TokenProcessor, expand
 from headway.config import EngineConfig
 from headway.engine.engine import Engine
-from headway.engine.token_processor import Processed, RequestDelta, TokenProcessor, expand
-from headway.executor.model_files import ModelFiles, first_line
+from headway.errors import EngineDeadError, QueueFullError, RequestError, first_line
+from headway.model_files import ModelFiles
+from headway.outputs import RequestDelta, RequestOutput
 from headway.prompts import Conversation, Prompt, as_list, ids_of, one_each, text_of
-from headway.request import EngineDeadError, QueueFullError, RequestError, RequestOutput, SamplingParams
+from headway.sampling import SamplingParams
 from headway.scheduler.audit import AuditReport
-from headway.scheduler.effects import Effects, Snapshot
+from headway.scheduler.effects import Effects
+from headway.scheduler.snapshot import Snapshot
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -283,21 +286,21 @@ class LLM:
                 if effects is not None:
                     processed = processor.process(effects, time.monotonic())
                     if processed.stop_uids:
-                        self._engine.finish_requests(processed.stop_uids)
+                        self._engine.finish(processed.stop_uids)
                     yield processed
         finally:
             self._busy = False
             left = [uid for job in jobs for uid in processor.discard(job.request_id)]
             if left:
                 with suppress(EngineDeadError):  # then they have ended; why it died is said where it was noticed
-                    self._engine.abort_requests(left)
+                    self._engine.abort(left)
 
     def _hand_in(self, waiting: deque[tuple[_Job, int, str, SamplingParams]]) -> None:
         """Give the engine what it has room for."""
         while waiting:
             job, uid, request_id, sampling = waiting[0]
             try:
-                self._engine.add_request(request_id, job.prompt_token_ids, sampling, uid=uid, priority=job.priority)
+                self._engine.add(request_id, job.prompt_token_ids, sampling, uid=uid, priority=job.priority)
             except QueueFullError:
                 return
             waiting.popleft()

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from headway.request import RequestError
+from headway.errors import RequestError
 
 Prompt = str | Sequence[int] | Mapping[str, Any]
 Conversation = Sequence[Mapping[str, Any]]

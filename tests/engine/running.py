@@ -9,10 +9,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from headway.engine.engine import Engine, Preprocess
-from headway.engine.loop import OnSending
+from headway.engine.writer import OnSending
 from headway.executor.simulated import SimulatedExecutor, StepTimeModel
 from headway.managers import Manager
-from headway.request import SamplingParams
+from headway.sampling import SamplingParams
 from headway.scheduler import Batch, Effects
 from tests.managers.driving import PATIENCE, VOCAB, History, make
 
@@ -67,7 +67,7 @@ class Running:
     ) -> int:
         """Hand in a request; returns its uid."""
         params = SamplingParams(max_tokens=max_tokens, **sampling)
-        return self.engine.add_request(request_id, prompt, params, preprocess=preprocess)
+        return self.engine.add(request_id, prompt, params, preprocess=preprocess)
 
 
 class Device(SimulatedExecutor):
@@ -87,6 +87,7 @@ def running(
     start: bool = True,
     preprocess: Preprocess | None = None,
     on_sending: OnSending | None = None,
+    make: Callable[..., Manager] = make,
     **limits: Any,
 ) -> Iterator[Running]:
     """An engine that is shut down at the end and must leave no thread behind. depth: steps on the device at once."""

@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from headway.config import Role
-from headway.engine import loop
-from headway.request import EngineDeadError, EnginePausedError, FinishReason, RequestStatus, SamplingParams
+from headway.engine import writer
+from headway.errors import EngineDeadError, EnginePausedError
+from headway.request import FinishReason, RequestStatus
+from headway.sampling import SamplingParams
 from headway.scheduler import Batch, Sending
 from tests.engine.running import Device, Hang, Running, eventually, running
 from tests.managers.driving import ALL, PATIENCE, answer_to, assert_nothing_held, prompt_of
@@ -190,8 +192,8 @@ def prefill(it: Running, request_id: str, prompt: list[int]) -> int:
     """What a router does on P; returns the uid."""
     manager = it.engine.manager
     request = manager.make_request(request_id, prompt, SamplingParams(max_tokens=9))
-    assert manager.preallocate_resource_in_p(request) is not None
-    manager.add_request_in_p([request_id])
+    assert manager.reserve_prefill(request) is not None
+    manager.start_prefill([request_id])
     return request.uid
 
 
@@ -229,8 +231,8 @@ def test_without_a_connector_such_a_request_ends_with_an_error(name: str) -> Non
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """The writer looks around often, and no progress for a moment counts as a stall."""
-    monkeypatch.setattr(loop, "_LONGEST_SLEEP", 0.02)
-    monkeypatch.setattr(loop, "_STALL_SECONDS", 0.05)
+    monkeypatch.setattr(writer, "_LONGEST_SLEEP", 0.02)
+    monkeypatch.setattr(writer, "_STALL_SECONDS", 0.05)
 
 
 @pytest.mark.usefixtures("impatient")
@@ -286,7 +288,7 @@ def test_a_violation_of_ownership_stops_the_engine_with_a_report_that_names_the_
         assert hang.reached.wait(PATIENCE)
         assert eventually(lambda: it.engine.snapshot().num_requests_added == 3)
         steal_a_block(it)
-        with caplog.at_level(logging.CRITICAL, logger="headway.engine.loop"):
+        with caplog.at_level(logging.CRITICAL, logger="headway.engine.writer"):
             hang.let_go.set()
             it.history.wait_for(uids)
         failure = it.engine.failure()
@@ -300,7 +302,7 @@ def test_a_violation_of_ownership_stops_the_engine_with_a_report_that_names_the_
         for ask in (it.engine.audit, it.engine.pause, lambda: it.add("more")):
             with pytest.raises(EngineDeadError, match="OwnershipError"):
                 ask()
-    (record,) = (record for record in caplog.records if record.name == "headway.engine.loop")
+    (record,) = (record for record in caplog.records if record.name == "headway.engine.writer")
     assert record.exc_info is not None and "request 'r0' (slot 0)" in str(record.exc_info[1])
 
 
@@ -310,7 +312,7 @@ def test_whatever_kills_the_writer_nobody_waits_for_ever(name: str, error: BaseE
     with running(name, Device(before_step=hang)) as it:
         uid = it.add("a")
         assert hang.reached.wait(PATIENCE)
-        asking, outcome = in_thread(it.engine.manager.wait_worker_inflight_requests_finish, PATIENCE)
+        asking, outcome = in_thread(it.engine.manager.await_steps, PATIENCE)
         assert eventually(lambda: len(it.manager._desk) == 1)
 
         def dies() -> None:

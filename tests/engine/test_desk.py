@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from headway.engine import desk, wire
-from headway.engine.desk import ControlDesk
-from headway.request import EngineDeadError
+from headway import wire
+from headway.engine import control_desk
+from headway.engine.control_desk import ControlDesk
+from headway.errors import EngineDeadError
 from tests.engine.running import Device, Hang, Running, eventually, running
 from tests.managers.driving import ALL, PATIENCE
 
@@ -103,7 +104,7 @@ def test_an_engine_that_stops_answers_what_was_asked_before(name: str) -> None:
 
 
 def test_too_many_questions_at_once_are_refused_and_no_answer_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(desk, "MAX_WAITING", 2)
+    monkeypatch.setattr(control_desk, "MAX_WAITING", 2)
     let_go = threading.Event()
     asking = Asking(Odd(lambda: let_go.wait(PATIENCE) and None))
     for number in (1, 2, 3):

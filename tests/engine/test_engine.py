@@ -12,20 +12,15 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from headway.config import EngineConfig, Role
-from headway.engine import loop
+from headway.engine import writer
 from headway.engine.engine import Engine
 from headway.engine.preprocess import Prepared
-from headway.executor.model_files import ModelFiles
+from headway.errors import DuplicateRequestError, EngineDeadError, QueueFullError, RequestError
 from headway.managers import MANAGERS, V1_SWITCH, V2_SWITCH
-from headway.managers.door import ModelLimits
-from headway.request import (
-    DuplicateRequestError,
-    EngineDeadError,
-    FinishReason,
-    QueueFullError,
-    RequestError,
-    SamplingParams,
-)
+from headway.model_files import ModelFiles
+from headway.model_limits import ModelLimits
+from headway.request import FinishReason
+from headway.sampling import SamplingParams
 from headway.scheduler import Batch, Snapshot
 from tests.engine.running import Device, Hang, Recorder, Running, eventually, running
 from tests.managers.driving import ALL, PATIENCE, VOCAB, answer_to, assert_nothing_held, prompt_of
@@ -43,7 +38,7 @@ def name(request: pytest.FixtureRequest) -> str:
 def test_a_request_is_known_by_its_uid(name: str) -> None:
     with running(name) as it:
         minted = it.add("a")
-        brought = it.engine.add_request("b", [1, 2, 3], SamplingParams(max_tokens=2), uid=7 << 40, priority=1)
+        brought = it.engine.add("b", [1, 2, 3], SamplingParams(max_tokens=2), uid=7 << 40, priority=1)
         assert brought == 7 << 40
         it.history.wait_for([minted, brought])
         assert {uid: end.request_id for uid, end in it.history.ends.items()} == {minted: "a", brought: "b"}
@@ -80,10 +75,10 @@ def test_ending_requests_is_idempotent_and_unknown_uids_are_a_no_op(name: str) -
     with running(name, Device(base_s=0.001)) as it:
         aborted, finished, left = (it.add(request_id, max_tokens=50) for request_id in "abc")
         for _ in range(3):
-            it.engine.abort_requests([aborted, 10**9])
-            it.engine.finish_requests([finished, 10**9])
-        it.engine.abort_requests([finished])
-        it.engine.finish_requests([aborted])
+            it.engine.abort([aborted, 10**9])
+            it.engine.finish([finished, 10**9])
+        it.engine.abort([finished])
+        it.engine.finish([aborted])
         it.history.wait_for([aborted, finished, left])
         assert it.history.reasons([aborted, finished, left]) == [
             FinishReason.ABORT,
@@ -116,9 +111,9 @@ def test_the_manager_and_the_role_are_chosen_by_the_configuration(name: str, rol
     limits = engine.scheduler_config
     assert (limits.role, limits.max_num_seqs, limits.max_model_len, limits.num_blocks) == (role, 4, 64, 65)
     for i in range(7):
-        engine.add_request(f"r{i}", prompt_of(i, 9), SamplingParams(max_tokens=3, ignore_eos=True))
+        engine.add(f"r{i}", prompt_of(i, 9), SamplingParams(max_tokens=3, ignore_eos=True))
     with pytest.raises(QueueFullError):
-        engine.add_request("r7", [1], SamplingParams())
+        engine.add("r7", [1], SamplingParams())
     engine.start()
     history.wait_for(range(1, 8))
     engine.shutdown()
@@ -152,9 +147,9 @@ def test_from_a_configuration_the_model_tells_the_limits(monkeypatch: pytest.Mon
             seen.append((files, config))
             super().__init__()
 
-    transformers = ModuleType("headway.executor.transformers")
+    transformers = ModuleType("headway.executor.transformers_executor")
     transformers.TransformersExecutor = Model  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "headway.executor.transformers", transformers)
+    monkeypatch.setitem(sys.modules, "headway.executor.transformers_executor", transformers)
     monkeypatch.setattr(ModelFiles, "resolve", lambda config: files)
     config, history = EngineConfig(max_num_seqs=4), Recorder()
     engine = Engine.from_config(
@@ -168,8 +163,8 @@ def test_from_a_configuration_the_model_tells_the_limits(monkeypatch: pytest.Mon
     with pytest.raises(RequestError, match=f"ids are integers from 0 to {VOCAB - 1}"):
         engine.check_request([VOCAB], SamplingParams())
     engine.start()
-    history.wait_for([engine.add_request("a", [1, 2, 3], SamplingParams(max_tokens=9))])
-    made = engine.add_request("b", [], SamplingParams(max_tokens=1), preprocess=b"made")
+    history.wait_for([engine.add("a", [1, 2, 3], SamplingParams(max_tokens=9))])
+    made = engine.add("b", [], SamplingParams(max_tokens=1), preprocess=b"made")
     history.wait_for([made])
     engine.shutdown()
     assert history.ends[1].stop_token == stop
@@ -217,7 +212,7 @@ def test_during_the_grace_nothing_new_is_taken(name: str) -> None:
                 return False
             raise AssertionError("it was served, although the device hangs")
 
-        it.engine.abort_requests([10**9])
+        it.engine.abort([10**9])
         assert eventually(lambda: it.manager.door.closed is not None)
         assert refused()
         hang.let_go.set()
@@ -257,8 +252,8 @@ def test_whoever_speaks_to_an_engine_that_has_stopped_is_told_so(name: str) -> N
         it.engine.shutdown()
         for speak in (
             lambda: it.add("more"),
-            lambda: it.engine.abort_requests([uid]),
-            lambda: it.engine.finish_requests([uid]),
+            lambda: it.engine.abort([uid]),
+            lambda: it.engine.finish([uid]),
             lambda: it.engine.pause(),
             lambda: it.engine.resume(),
             lambda: it.engine.reset_prefix_cache(),
@@ -275,7 +270,7 @@ def test_stopping_an_idle_engine_tells_nothing(name: str) -> None:
 
 
 def test_a_sleeping_writer_is_woken_to_stop(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "_LONGEST_SLEEP", 10 * PATIENCE)
+    monkeypatch.setattr(writer, "_LONGEST_SLEEP", 10 * PATIENCE)
     with running(name) as it:
         time.sleep(0.02)  # it falls asleep
         stopping = threading.Thread(target=it.engine.shutdown)
@@ -333,14 +328,12 @@ class Producer:
             request_id = f"{rng.randrange(200)}"
             try:
                 sampling = SamplingParams(max_tokens=max_tokens)
-                uid = engine.add_request(
-                    request_id, prompt, sampling, uid=self.seed << 40 | number, priority=rng.randrange(2)
-                )
+                uid = engine.add(request_id, prompt, sampling, uid=self.seed << 40 | number, priority=rng.randrange(2))
             except (DuplicateRequestError, QueueFullError):
                 self.refused += 1
             else:
                 self.accepted[uid] = (prompt, max_tokens)
-            for ended, tell in ((self.aborted, engine.abort_requests), (self.finished, engine.finish_requests)):
+            for ended, tell in ((self.aborted, engine.abort), (self.finished, engine.finish)):
                 if self.accepted and rng.random() < 0.15:
                     some = rng.sample(list(self.accepted), min(2, len(self.accepted)))
                     ended.update(some)  # before it is told: the end may come at once

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import zmq
 
+from headway import wire
 from headway.config import EngineConfig
-from headway.engine import wire
-from headway.engine.desk import ControlDesk
+from headway.engine.control_desk import ControlDesk
 from headway.engine.process import Intake
-from headway.request import SamplingParams
+from headway.sampling import SamplingParams
 from tests.engine.running import Running, running
 from tests.managers.driving import PATIENCE
 

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from headway.config import Role
-from headway.engine import loop
+from headway.engine import writer
+from headway.errors import EngineDeadError
 from headway.executor.base import OnDone
 from headway.kvcache.pool import OwnershipError
-from headway.request import EngineDeadError, FinishReason
+from headway.request import FinishReason
 from headway.scheduler import AbortRequests, AddRequest, Batch, Effects, StepResult
 from tests.engine.running import Device, Hang, Running, eventually, running
 from tests.managers.driving import ALL, PATIENCE, answer_to, assert_nothing_held, prompt_of
@@ -42,8 +43,8 @@ def hang() -> Iterator[Hang]:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """The writer looks around often, and no progress for a moment counts as a stall."""
-    monkeypatch.setattr(loop, "_LONGEST_SLEEP", 0.02)
-    monkeypatch.setattr(loop, "_STALL_SECONDS", 0.05)
+    monkeypatch.setattr(writer, "_LONGEST_SLEEP", 0.02)
+    monkeypatch.setattr(writer, "_STALL_SECONDS", 0.05)
 
 
 # -- ordinary life -----------------------------------------------------------------------------------------------
@@ -114,14 +115,14 @@ def test_the_next_step_is_launched_before_the_result_of_the_one_that_runs(name: 
 def test_effects_are_told_on_the_writers_thread_alone(name: str) -> None:
     with running(name, Device(base_s=0.001)) as it:
         uids = [it.add(f"r{i}", max_tokens=9) for i in range(6)]
-        it.engine.abort_requests(uids[:2])
-        it.engine.finish_requests(uids[2:4])
+        it.engine.abort(uids[:2])
+        it.engine.finish(uids[2:4])
         it.history.wait_for(uids)
         assert it.history.threads == {"headway-writer"}
 
 
 def test_an_idle_writer_is_woken_by_a_request(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "_LONGEST_SLEEP", 10 * PATIENCE)
+    monkeypatch.setattr(writer, "_LONGEST_SLEEP", 10 * PATIENCE)
     with running(name) as it:
         for i in range(5):
             it.history.wait_for([it.add(f"r{i}", max_tokens=3)])
@@ -134,9 +135,9 @@ def test_commands_are_carried_out_while_the_device_computes(name: str, depth: in
         assert hang.reached.wait(PATIENCE)
         assert eventually(lambda: it.engine.snapshot().num_in_flight == depth)
         waiting_one = it.add("b")
-        it.engine.abort_requests([waiting_one])
+        it.engine.abort([waiting_one])
         it.history.wait_for([waiting_one])
-        it.engine.finish_requests([running_one])
+        it.engine.finish([running_one])
         it.history.wait_for([running_one])
         assert it.history.reasons([running_one, waiting_one]) == [FinishReason.STOP, FinishReason.ABORT]
         assert it.engine.snapshot().num_in_flight == depth
@@ -405,7 +406,7 @@ def test_a_broken_invariant_stops_the_engine_with_a_report(name: str, kind: type
         if kind is AddRequest:
             uids.append(it.add("one more"))
         elif kind is AbortRequests:
-            it.engine.abort_requests([uids[0]])
+            it.engine.abort([uids[0]])
         hang.let_go.set()
         assert_dead(it, uids, "OwnershipError: block 3 is owned twice")
         assert it.history.reasons(uids) == [FinishReason.ERROR] * len(uids)
@@ -417,10 +418,10 @@ def test_a_pass_that_raises_stops_the_engine_with_a_report(name: str) -> None:
         uids = [it.add(f"r{i}", max_tokens=30) for i in range(5)]
         schedule = it.manager._core.schedule
 
-        def third_time_unlucky(now: float = 0.0) -> Any:
+        def third_time_unlucky() -> Any:
             if it.manager._core._steps.last_id == 2:
                 raise AssertionError("a slot is lost")
-            return schedule(now)
+            return schedule()
 
         it.manager._core.schedule = third_time_unlucky  # type: ignore[method-assign]
         it.engine.start()
@@ -515,9 +516,9 @@ def test_having_been_idle_for_long_is_not_held_against_the_engine(name: str) -> 
     with running(name, start=False) as it:
         schedule = it.manager._core.schedule
 
-        def asked(now: float = 0.0) -> Any:
+        def asked() -> Any:
             seen.append(it.engine.is_stalled())
-            return schedule(now)
+            return schedule()
 
         it.engine.start()
         time.sleep(0.3)

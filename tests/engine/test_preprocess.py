@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from headway.engine import loop
+from headway.engine import writer
 from headway.engine.preprocess import Prepared, PreprocessPool
-from headway.request import FinishReason, Request, RequestError, SamplingParams, Span
+from headway.errors import RequestError
+from headway.request import FinishReason, Request, Span
+from headway.sampling import SamplingParams
 from headway.scheduler import PreprocessDone
 from tests.engine.running import eventually, running
 from tests.managers.driving import ALL, PATIENCE, VOCAB, answer_to, assert_nothing_held, hand_made
@@ -237,7 +239,7 @@ def test_without_a_preprocessor_such_a_request_is_refused_at_the_door(name: str)
         assert it.manager.door.num_inside == 0
         # Past that door it does not wait for somebody who will never come.
         past = it.manager.make_request("past", [], SamplingParams(), preprocess=b"hello")
-        it.manager.add_request(past)
+        it.manager.add(past)
         it.history.wait_for([past.uid])
         assert it.history.ends[past.uid].reason is FinishReason.ERROR
         assert "this engine has no preprocessor" in str(it.history.ends[past.uid].message)
@@ -279,7 +281,7 @@ def test_a_request_can_be_aborted_while_it_is_prepared_and_while_it_waits_for_th
     with running(name, preprocess=gate) as it:
         first, second, third = (it.add(request_id, preprocess=b"") for request_id in "abc")
         assert eventually(lambda: gate.begun == [first])
-        it.engine.abort_requests([first, second])
+        it.engine.abort([first, second])
         it.history.wait_for([first, second])
         gate.let_go.set()
         it.history.wait_for([third])
@@ -293,7 +295,7 @@ def test_a_request_can_be_aborted_while_it_is_prepared_and_while_it_waits_for_th
 
 
 def test_the_writer_sleeps_no_longer_than_until_the_next_deadline(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "_LONGEST_SLEEP", 10 * PATIENCE)
+    monkeypatch.setattr(writer, "_LONGEST_SLEEP", 10 * PATIENCE)
     gate = Gate()
     with running(name, preprocess=gate, preprocess_timeout=0.1) as it:
         uid = it.add("a", preprocess=b"")

@@ -12,9 +12,9 @@ import torch
 from headway.bench import tiny_models
 from headway.bench.reference import Draw, Reference, generate_greedily
 from headway.config import EngineConfig
-from headway.executor import flashinfer_attention, transformers
-from headway.executor.model_files import ModelFiles
-from headway.executor.transformers import TransformersExecutor
+from headway.executor import flashinfer_attention, transformers_executor
+from headway.executor.transformers_executor import TransformersExecutor
+from headway.model_files import ModelFiles
 from tests.executor import fake_flashinfer
 from tests.executor.recorded_graphs import RecordedGraphs
 
@@ -75,8 +75,8 @@ def as_on_cuda(monkeypatch: pytest.MonkeyPatch) -> RecordedGraphs:
     monkeypatch.setattr(flashinfer_attention, "DEVICES", ("cpu",))
     monkeypatch.setattr(flashinfer_attention, "DTYPES", (torch.float32, torch.bfloat16))
     monkeypatch.setattr(flashinfer_attention, "HEAD_DIMS", (16, 24))
-    monkeypatch.setattr(transformers, "CudaCapture", lambda: graphs)
-    monkeypatch.setattr(transformers, "_waits_for", lambda device: True)
+    monkeypatch.setattr(transformers_executor, "CudaCapture", lambda: graphs)
+    monkeypatch.setattr(transformers_executor, "_waits_for", lambda device: True)
     return graphs
 
 

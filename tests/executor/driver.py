@@ -13,7 +13,8 @@ from queue import SimpleQueue
 import numpy as np
 
 from headway.executor.base import Executor
-from headway.request import Request, SamplingParams
+from headway.request import Request
+from headway.sampling import SamplingParams
 from headway.scheduler.batch import Admission, Batch, Logprobs, StepResult
 
 GREEDY = SamplingParams(temperature=0, max_tokens=1000)

@@ -18,9 +18,9 @@ from headway.bench.reference import Reference, generate_greedily
 from headway.config import EngineConfig
 from headway.engine.engine import Engine
 from headway.executor import attention_backend
-from headway.executor.model_files import ModelFiles
-from headway.executor.transformers import TransformersExecutor
-from headway.request import SamplingParams
+from headway.executor.transformers_executor import TransformersExecutor
+from headway.model_files import ModelFiles
+from headway.sampling import SamplingParams
 from tests.engine.running import Recorder
 from tests.executor.driver import GREEDY, Driver
 from tests.executor.test_overlap import Job
@@ -188,7 +188,7 @@ def test_overlapped_steps_change_no_token(async_scheduling, folder, expected):
         for prompt in reference.prompts
     ]
     for uid, job in enumerate(jobs, start=1):
-        engine.add_request(f"r{uid}", job.prompt, job.sampling, uid=uid)
+        engine.add(f"r{uid}", job.prompt, job.sampling, uid=uid)
     engine.start()
     try:
         served.wait_for(range(1, len(jobs) + 1))

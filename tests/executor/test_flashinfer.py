@@ -17,8 +17,8 @@ from headway.executor.attention_plan import AttentionCall
 from headway.executor.flashinfer_attention import PagePlan, why_not
 from headway.executor.kv_tensors import LayerShape
 from headway.executor.transfer import HostArrays
-from headway.executor.transformers import TransformersExecutor
-from headway.request import SamplingParams
+from headway.executor.transformers_executor import TransformersExecutor
+from headway.sampling import SamplingParams
 from tests.executor import fake_flashinfer
 from tests.executor.conftest import NUM_OUTPUT
 from tests.executor.driver import GREEDY, Driver

@@ -13,7 +13,7 @@ from transformers.models.llama import modeling_llama
 from headway.bench import tiny_models
 from headway.config import EngineConfig
 from headway.executor.loader import choose_device, load_model
-from headway.executor.model_files import ModelFiles
+from headway.model_files import ModelFiles
 
 
 def save(config, folder):

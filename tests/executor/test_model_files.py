@@ -10,7 +10,7 @@ import pytest
 from transformers import BertConfig, GPT2Config, LlamaConfig, MambaConfig, T5Config
 
 from headway.config import EngineConfig
-from headway.executor.model_files import ModelFiles
+from headway.model_files import ModelFiles
 
 
 def resolve(model, **fields) -> ModelFiles:
@@ -200,6 +200,6 @@ class TestTokenizer:
 
 
 def test_the_module_itself_imports_neither_torch_nor_transformers():
-    code = "import sys, headway.executor.model_files; print([m for m in ('torch', 'transformers') if m in sys.modules])"
+    code = "import sys, headway.model_files; print([m for m in ('torch', 'transformers') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

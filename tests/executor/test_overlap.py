@@ -15,7 +15,8 @@ import pytest
 from headway.bench.reference import Reference
 from headway.config import EngineConfig
 from headway.engine.engine import Engine
-from headway.request import FinishReason, SamplingParams
+from headway.request import FinishReason
+from headway.sampling import SamplingParams
 from headway.scheduler import Effects
 from tests.engine.running import Recorder, eventually
 from tests.executor.conftest import LENGTHS, NUM_OUTPUT
@@ -63,7 +64,7 @@ class Served(Recorder):
 
     def _abort(self, uids: Sequence[int]) -> None:
         assert self.engine is not None
-        self.engine.abort_requests([uid for uid in uids if self.uids[uid].aborted])
+        self.engine.abort([uid for uid in uids if self.uids[uid].aborted])
 
     @property
     def answers(self) -> list[list[int]]:
@@ -94,7 +95,7 @@ def serve(
     engine = served.engine = Engine.from_config(config, served.take)
     for uid, job in enumerate(jobs, start=1):
         served.uids[uid] = job
-        engine.add_request(f"r{uid}", job.prompt, job.sampling, uid=uid)
+        engine.add(f"r{uid}", job.prompt, job.sampling, uid=uid)
     engine.start()
     try:
         served.wait_for(served.uids)

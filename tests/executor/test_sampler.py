@@ -9,7 +9,8 @@ import torch
 from headway.executor import sampler
 from headway.executor.sampler import Filters
 from headway.executor.sampling_state import SamplingState
-from headway.request import Request, SamplingParams
+from headway.request import Request
+from headway.sampling import SamplingParams
 from headway.scheduler.batch import Admission
 
 CPU = torch.device("cpu")

@@ -14,10 +14,10 @@ from transformers import AutoModelForCausalLM
 
 from headway.config import EngineConfig
 from headway.executor import kv_budget
-from headway.executor import transformers as transformers_module
-from headway.executor.model_files import ModelFiles
-from headway.executor.transformers import TransformersExecutor
-from headway.request import SamplingParams
+from headway.executor import transformers_executor as transformers_module
+from headway.executor.transformers_executor import TransformersExecutor
+from headway.model_files import ModelFiles
+from headway.sampling import SamplingParams
 from tests.executor.conftest import NUM_OUTPUT
 from tests.executor.driver import GREEDY, Driver
 

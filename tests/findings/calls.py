@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 from headway.config import Role
 from headway.managers import Manager
-from headway.request import Request, SamplingParams
+from headway.request import Request
+from headway.sampling import SamplingParams
 
 
 def a_request(manager: Manager, request_id: str = "new") -> Request:
@@ -28,6 +29,26 @@ COMMANDS: dict[str, Callable[[Manager], object]] = {
     "preempted_all": lambda manager: manager.preempted_all(),
     "clear_data": lambda manager: manager.clear_data(),
     "resume": lambda manager: manager.resume(),
+}
+
+# Calls for which nothing is to be done. They reach no mailbox.
+IDLE = {"reschedule_preempt_task", "recycle_abort_task"}
+
+# What the original's calls are made of, one plain verb per deed; tested in tests/managers.
+PLAIN_VERBS = {
+    "add",
+    "finish",
+    "abort",
+    "publish_output",
+    "reserve_prefill",
+    "start_prefill",
+    "reserve_decode",
+    "start_decode",
+    "drop_reservations",
+    "preempt_all",
+    "clear",
+    "await_steps",
+    "num_free_slots",
 }
 
 # Whatever waits for an answer; the second argument is the timeout.

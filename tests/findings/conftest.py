@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from headway.managers import lockfree
-from tests.managers.driving import ALL, Driver, make
+from headway.managers import lock_free
+from tests.findings.original import make
+from tests.managers.driving import ALL, Driver
 
 
 @pytest.fixture(params=ALL)
@@ -23,4 +24,4 @@ def driver(name: str) -> Driver:
 @pytest.fixture(autouse=True)
 def _turns_bounded_in_count_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that what one `drain` applies does not depend on how busy the machine is."""
-    monkeypatch.setattr(lockfree, "MAX_SECONDS_PER_TURN", 3600.0)
+    monkeypatch.setattr(lock_free, "MAX_SECONDS_PER_TURN", 3600.0)

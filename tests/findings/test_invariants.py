@@ -12,15 +12,18 @@ import numpy as np
 import pytest
 
 from headway.config import Role
+from headway.errors import DuplicateRequestError, EngineDeadError
 from headway.kvcache import OwnershipError
 from headway.managers import Mailbox
 from headway.managers.query import QueryDesk
-from headway.request import DuplicateRequestError, EngineDeadError, FinishReason, RequestStatus, SamplingParams
+from headway.request import FinishReason, RequestStatus
+from headway.sampling import SamplingParams
 from headway.scheduler import AbortRequests, Pause, ResetPrefixCache, Resume, StepResult
-from tests.engine.running import Device, Hang, eventually, running
+from tests.engine.running import Device, Hang, eventually
+from tests.findings.original import make, running
 from tests.findings.witness import SOON, Asked, comes
 from tests.managers.driving import Driver as ManagerDriver
-from tests.managers.driving import answer_to, make, prompt_of
+from tests.managers.driving import answer_to, prompt_of
 from tests.scheduler.driver import Driver, config
 
 # -- the mailbox -------------------------------------------------------------------------------------------------
@@ -366,7 +369,7 @@ def test_audit_after_every_step_stops_at_a_block_that_is_lost() -> None:
     driver.add(range(6), max_tokens=12)
     driver.step()
     driver.state.pool.take(1)  # nobody owns it
-    batch, _ = driver.core.schedule()
+    batch = driver.core.schedule()
     assert batch is not None
     with pytest.raises(OwnershipError, match="block ownership is broken"):
         driver.core.apply(driver.device.run(batch))
@@ -435,7 +438,7 @@ def test_end_of_every_request_is_told_once(name: str) -> None:
     """Aborted, finished, and come to its length at once; and the engine is shut down meanwhile."""
     with running(name, Device(base_s=0.001)) as it:
         uids = [it.add(f"r{i}", prompt_of(i, 5), max_tokens=1 + i % 5) for i in range(40)]
-        enders: tuple[Callable[[list[int]], None], ...] = (it.engine.abort_requests, it.engine.finish_requests)
+        enders: tuple[Callable[[list[int]], None], ...] = (it.manager.add_abort_req_ids, it.manager.finish_requests)
         threads = [threading.Thread(target=end, args=(uids[::3],)) for end in enders]
         for thread in threads:
             thread.start()

@@ -14,15 +14,18 @@ from typing import Any
 import pytest
 
 import headway
+from headway.adapters.fastdeploy import OriginalCalls, RequestManager
 from headway.config import Role
+from headway.errors import EngineDeadError, QueryError
 from headway.managers import MANAGERS, Manager
 from headway.managers.surface import Surface
-from headway.request import EngineDeadError, FinishReason, QueryError, SamplingParams
-from headway.scheduler import Batch, PreprocessDone, RequestManager, SlotTable
-from tests.engine.running import running
-from tests.findings.calls import QUERIES, role_for
+from headway.request import FinishReason
+from headway.sampling import SamplingParams
+from headway.scheduler import Batch, PreprocessDone, SlotTable
+from tests.findings.calls import PLAIN_VERBS, QUERIES, role_for
+from tests.findings.original import make, running
 from tests.findings.witness import SOON, Asked, comes
-from tests.managers.driving import ALL, Driver, answer_to, make, prompt_of
+from tests.managers.driving import ALL, Driver, answer_to, prompt_of
 
 SOURCE = Path(headway.__file__).parent
 
@@ -48,9 +51,9 @@ def somebody_else_holds(lock: Any) -> Iterator[None]:
 
 def test_F1_the_queries_here_are_all_there_are() -> None:
     """Whatever waits for an answer has a timeout."""
-    methods = inspect.getmembers(Surface, inspect.isfunction)
+    methods = inspect.getmembers(OriginalCalls, inspect.isfunction)
     with_timeout = {name for name, method in methods if "timeout" in inspect.signature(method).parameters}
-    assert {name for name in with_timeout if not name.startswith("_")} == set(QUERIES)
+    assert {name for name in with_timeout if not name.startswith("_")} - PLAIN_VERBS == set(QUERIES)
 
 
 @pytest.mark.parametrize("query", QUERIES)
@@ -134,12 +137,12 @@ def test_F2_no_slot_is_freed_on_the_callers_thread() -> None:
     uid = driver.add("a", max_tokens=20)
     driver.step()
     state = driver.manager._core._state
-    before = (state.slots.available_batch(), state.table.generation.tolist(), state.entries[uid].handle)
+    before = (state.slots.num_free_slots(), state.table.generation.tolist(), state.entries[uid].handle)
     for end in (driver.manager.finish_requests, driver.manager.finish_requests_async, driver.manager.add_abort_req_ids):
         end(["a"])
-        assert before == (state.slots.available_batch(), state.table.generation.tolist(), state.entries[uid].handle)
+        assert before == (state.slots.num_free_slots(), state.table.generation.tolist(), state.entries[uid].handle)
     driver.settle()
-    assert state.slots.available_batch() == 4
+    assert state.slots.num_free_slots() == 4
     driver.assert_empty()
 
 
@@ -318,11 +321,11 @@ def test_F4_a_switch_turned_while_an_engine_runs_changes_nothing(name: str, monk
             for value in ("0", "1"):
                 monkeypatch.setenv(switch, value)
                 uid = it.add(f"{switch}={value}")
-                it.engine.finish_requests([uid])
+                it.manager.finish_requests([uid])
                 uids = [uid, it.add(f"{switch}={value} again")]
                 it.history.wait_for(uids)
         assert it.engine.failure() is None
-        assert type(it.manager) is MANAGERS[name]  # type: ignore[index]
+        assert isinstance(it.manager, MANAGERS[name])  # type: ignore[index]
 
 
 def test_F4_recycling_is_one_call_whatever_the_manager(name: str) -> None:

@@ -12,12 +12,13 @@ import threading
 import pytest
 
 from headway.config import Role
-from headway.request import FinishReason, Request, RequestStatus, SamplingParams
+from headway.request import FinishReason, Request, RequestStatus
+from headway.sampling import SamplingParams
 from headway.scheduler import PreprocessDone
-from tests.engine.running import running
+from tests.findings.original import make, running
 from tests.findings.witness import SOON, Asked, comes
 from tests.managers.driving import Driver as ManagerDriver
-from tests.managers.driving import answer_to, make, prompt_of
+from tests.managers.driving import answer_to, prompt_of
 from tests.scheduler.driver import Driver, config
 
 # -- aborts were honoured at a decode visit alone ----------------------------------------------------------------

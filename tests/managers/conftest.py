@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from headway.managers import lockfree
+from headway.managers import lock_free
 from tests.managers.driving import ALL, PATIENCE, Driver, make
 
 
@@ -35,4 +35,4 @@ def eager_switching() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _turns_bounded_in_count_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that what one `drain` applies does not depend on how busy the machine is."""
-    monkeypatch.setattr(lockfree, "MAX_SECONDS_PER_TURN", PATIENCE)
+    monkeypatch.setattr(lock_free, "MAX_SECONDS_PER_TURN", PATIENCE)

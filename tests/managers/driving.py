@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from headway.config import SchedulerConfig
 from headway.executor.simulated import SimulatedTokens
 from headway.managers import MANAGERS, Manager
-from headway.managers.door import ModelLimits
-from headway.request import FinishReason, Request, SamplingParams
+from headway.model_limits import ModelLimits
+from headway.request import FinishReason, Request
+from headway.sampling import SamplingParams
 from headway.scheduler import Batch, Effects, RequestEnd, StepResult
 
 VOCAB = 32000
@@ -38,9 +39,16 @@ def config(**changes: Any) -> SchedulerConfig:
     return SchedulerConfig(**(limits | changes))
 
 
-def make(name: str, *, max_waiting: int = 4096, eos: tuple[int, ...] = (), **changes: Any) -> Manager:
+def make(
+    name: str,
+    *,
+    max_waiting: int = 4096,
+    eos: tuple[int, ...] = (),
+    managers: Mapping[Any, type[Manager]] = MANAGERS,
+    **changes: Any,
+) -> Manager:
     """A manager by its short name."""
-    return MANAGERS[name](config(**changes), limits=ModelLimits(VOCAB, eos), max_waiting=max_waiting)  # type: ignore[index]
+    return managers[name](config(**changes), limits=ModelLimits(VOCAB, eos), max_waiting=max_waiting)
 
 
 def prompt_of(seed: int, length: int) -> list[int]:
@@ -124,20 +132,19 @@ class Driver:
         self.manager = manager
         self.history = History()
         self.tokens = SimulatedTokens(manager.config.max_num_seqs, VOCAB)
-        self.next_pass: Callable[[], tuple[Batch | None, list[RequestEnd]]] = manager.schedule
+        self.next_pass: Callable[[], Batch | None] = manager.schedule
 
     def add(
         self, request_id: str = "a", prompt: Sequence[int] = (1, 2, 3), *, max_tokens: int | None = 4, **sampling: Any
     ) -> int:
         """Hand in a request; returns its uid."""
         request = self.manager.make_request(request_id, prompt, SamplingParams(max_tokens=max_tokens, **sampling))
-        self.manager.add_request(request)
+        self.manager.add(request)
         return request.uid
 
     def launch(self) -> Batch | None:
         """One scheduling pass."""
-        batch, _ = self.next_pass()
-        return batch
+        return self.next_pass()
 
     def result(self, batch: Batch) -> StepResult:
         """What the device makes of a batch; to be called once, in launch order."""
@@ -197,13 +204,13 @@ def assert_nothing_held(manager: Manager) -> None:
     """No request inside, every slot and block given back, ownership in order."""
     assert manager.door.num_inside == 0
     assert manager.door.inside() == []
-    assert manager.available_batch() == manager.config.max_num_seqs
+    assert manager.num_free_slots() == manager.config.max_num_seqs
     manager._core.audit()
     assert manager._core.requests() == []
     snapshot = manager._core.snapshot()
     assert (snapshot.num_running, snapshot.num_waiting, snapshot.num_in_flight) == (0, 0, 0)
     assert snapshot.num_blocks_free + snapshot.num_blocks_evictable == snapshot.num_blocks_total
-    assert manager._core.slots.available_batch() == manager.config.max_num_seqs
+    assert manager._core.slots.num_free_slots() == manager.config.max_num_seqs
 
 
 def hand_made(uid: int, request_id: str, prompt: Sequence[int] = (1, 2, 3), max_tokens: int = 4) -> Request:

@@ -26,7 +26,7 @@ from headway.managers import Manager, query
 from tests.managers.driving import PATIENCE
 
 _FOLDER = Path(managers.__file__).parent
-_FILES = frozenset(str(_FOLDER / f"{name}.py") for name in ("surface", "base", "door", "locked", "lockfree"))
+_FILES = frozenset(str(_FOLDER / f"{name}.py") for name in ("surface", "manager", "door", "locked", "lock_free"))
 _QUERY = str(_FOLDER / "query.py")  # has tests of its own for every moment; here it mostly counts as one step
 
 # Functions that touch nothing that others touch, or one such thing: an interruption before them says it all.

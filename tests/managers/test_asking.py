@@ -12,19 +12,18 @@ import numpy as np
 import pytest
 
 from headway.config import Role
-from headway.managers import Manager, base
-from headway.request import (
+from headway.errors import (
     DuplicateRequestError,
     EngineDeadError,
     EnginePausedError,
-    FinishReason,
     QueryError,
     QueueFullError,
-    Request,
     RequestError,
-    RequestStatus,
-    SamplingParams,
 )
+from headway.managers import Manager
+from headway.managers import manager as manager_module
+from headway.request import FinishReason, Request, RequestStatus
+from headway.sampling import SamplingParams
 from headway.scheduler import AuditReport, Effects, Message, Progress, Query, Scheduler
 from tests.managers.driving import PATIENCE, Asking, Driver, answer_to, asking, hand_made, make, prompt_of
 
@@ -40,22 +39,20 @@ class Question:
 
 
 QUESTIONS = {
-    "preallocate_resource_in_p": Question(Role.PREFILL, lambda m, request, t: m.preallocate_resource_in_p(request, t)),
-    "preallocate_resource_in_d": Question(Role.DECODE, lambda m, request, t: m.preallocate_resource_in_d(request, t)),
-    "has_resource_for_prefilled_req": Question(
-        Role.DECODE, lambda m, request, t: m.has_resource_for_prefilled_req(request, timeout=t)
+    "reserve_prefill": Question(Role.PREFILL, lambda m, request, t: m.reserve_prefill(request, timeout=t)),
+    "reserve_decode": Question(Role.DECODE, lambda m, request, t: m.reserve_decode(request, timeout=t)),
+    "reserve_decode for a moment": Question(
+        Role.DECODE, lambda m, request, t: m.reserve_decode(request, expires_after=1.0, timeout=t)
     ),
     "progress": Question(Role.MIXED, lambda m, request, t: m.progress("someone", timeout=t)),
     "progress of nobody": Question(Role.MIXED, lambda m, request, t: m.progress("nobody", timeout=t)),
     "audit": Question(Role.MIXED, lambda m, request, t: m.audit(timeout=t)),
     "reset_prefix_cache": Question(Role.MIXED, lambda m, request, t: m.reset_prefix_cache(timeout=t)),
-    "wait_worker_inflight_requests_finish": Question(
-        Role.MIXED, lambda m, request, t: m.wait_worker_inflight_requests_finish(t)
-    ),
+    "await_steps": Question(Role.MIXED, lambda m, request, t: m.await_steps(t)),
     "pause": Question(Role.MIXED, lambda m, request, t: m.pause(timeout=t)),
 }
-RESERVING = ["preallocate_resource_in_p", "preallocate_resource_in_d", "has_resource_for_prefilled_req"]
-IMMEDIATE = [name for name in QUESTIONS if name not in ("wait_worker_inflight_requests_finish", "pause")]
+RESERVING = ["reserve_prefill", "reserve_decode", "reserve_decode for a moment"]
+IMMEDIATE = [name for name in QUESTIONS if name not in ("await_steps", "pause")]
 
 
 def a_request(manager: Manager, request_id: str = "a", length: int = 9, max_tokens: int = 5) -> Request:
@@ -96,8 +93,8 @@ NOTHING = (0, 0, 0, 0, 0, 0)
 
 def test_a_reservation_holds_slot_and_blocks_in_the_callers_name(name: str) -> None:
     for role, ask, num_blocks in (
-        (Role.PREFILL, Manager.preallocate_resource_in_p, 3),
-        (Role.DECODE, Manager.preallocate_resource_in_d, 3),
+        (Role.PREFILL, Manager.reserve_prefill, 3),
+        (Role.DECODE, Manager.reserve_decode, 3),
     ):
         driver = Driver(make(name, role=role))
         request = a_request(driver.manager, length=11)  # P: 11 tokens; D: 12; in blocks of 4
@@ -109,8 +106,8 @@ def test_a_reservation_holds_slot_and_blocks_in_the_callers_name(name: str) -> N
         assert len(set(reservation.blocks.tolist())) == len(reservation.blocks) == num_blocks
         assert reservation.blocks.dtype == np.int32
         assert held(driver.manager) == (1, 1, num_blocks, 1, 1, 0)
-        assert driver.manager.available_batch() == 3
-        assert driver.manager.get_real_bsz() == 1
+        assert driver.manager.num_free_slots() == 3
+        assert driver.manager.snapshot().num_slots_spanned == 1
         assert driver.manager.snapshot().num_reserved == 1
 
 
@@ -119,7 +116,7 @@ def test_a_reservation_finds_what_is_cached(name: str) -> None:
     driver.next_pass = driver.manager.prefill_schedule
     driver.add("before", prompt_of(1, 9))
     driver.run()
-    reservation = driver.ask(bound(driver, "preallocate_resource_in_p"))
+    reservation = driver.ask(bound(driver, "reserve_prefill"))
     assert reservation.num_cached_tokens == 8
 
 
@@ -145,18 +142,18 @@ def test_without_room_the_answer_is_no_and_nothing_is_held(name: str, question: 
     assert not answer
     assert held(manager) == before
     assert manager.door.uids_of(["a"]) == ()
-    manager.pre_recycle_resource("first")
+    manager.drop_reservations("first")
     driver.run()
     assert driver.ask(bound(driver, question)), "with room again the same request id may ask again"
 
 
-def test_a_yes_of_has_resource_holds_what_it_promises(name: str) -> None:
+def test_a_yes_that_holds_for_a_moment_holds_what_it_promises(name: str) -> None:
     """A check before an act would be worth nothing: another one could come in between."""
     driver = Driver(make(name, role=Role.DECODE, max_num_seqs=1))
-    assert driver.ask(bound(driver, "has_resource_for_prefilled_req")) is True
-    assert driver.ask(bound(driver, "has_resource_for_prefilled_req", request_id="b")) is False
+    assert driver.ask(bound(driver, "reserve_decode for a moment")) is not None
+    assert driver.ask(bound(driver, "reserve_decode for a moment", request_id="b")) is None
     expected = answer_to(prompt_of(1, 9), 5)
-    driver.manager.add_prefilled_request("a", expected[0])
+    driver.manager.start_decode("a", expected[0])
     driver.run()
     assert list(driver.history.tokens.values()) == [expected]
     driver.assert_empty()
@@ -216,7 +213,7 @@ def test_a_query_is_answered_while_a_step_is_on_the_device(asked: Driver, questi
     assert (answer is None) == (question == "progress of nobody")
     assert asked.manager.snapshot().num_in_flight == 1, "the step is still out"
     asked.complete(batch)
-    asked.manager.pre_recycle_resource("a")
+    asked.manager.drop_reservations("a")
     asked.run()
     assert asked.history.reasons([uid]) == [FinishReason.LENGTH]
     asked.assert_empty()
@@ -226,7 +223,7 @@ def test_waiting_for_the_worker_ends_with_the_steps_that_were_out_and_not_with_l
     driver.add("a", max_tokens=9)
     first, second = driver.launch(), driver.launch()
     assert first is not None and second is not None
-    waiting = driver.asking(lambda: driver.manager.wait_worker_inflight_requests_finish(PATIENCE))
+    waiting = driver.asking(lambda: driver.manager.await_steps(PATIENCE))
     driver.manager.drain()
     third = driver.launch()
     assert third is not None
@@ -236,7 +233,7 @@ def test_waiting_for_the_worker_ends_with_the_steps_that_were_out_and_not_with_l
     assert waiting.answer() is None
     assert driver.manager.snapshot().num_in_flight == 1
     driver.complete(third)
-    assert driver.ask(lambda: driver.manager.wait_worker_inflight_requests_finish(PATIENCE)) is None
+    assert driver.ask(lambda: driver.manager.await_steps(PATIENCE)) is None
     driver.run()
 
 
@@ -245,7 +242,7 @@ def test_waiting_for_the_worker_has_an_end(driver: Driver) -> None:
     batch = driver.launch()
     assert batch is not None
     with pytest.raises(TimeoutError, match=r"the device was not idle within 0\.001 s$"):
-        driver.ask(lambda: driver.manager.wait_worker_inflight_requests_finish(SHORT))
+        driver.ask(lambda: driver.manager.await_steps(SHORT))
     assert len(driver.manager._desk) == 0
     driver.complete(batch)
     driver.run()
@@ -303,7 +300,7 @@ def test_a_reservation_comes_in_by_the_same_door_as_everybody(name: str, questio
             driver.ask(lambda request=request: QUESTIONS[question].ask(manager, request, PATIENCE))  # type: ignore[misc]
     with pytest.raises(QueueFullError):
         driver.add("b")
-    manager.pre_recycle_resource("a")
+    manager.drop_reservations("a")
     driver.settle()
     assert manager.door.num_inside == 0
 
@@ -312,19 +309,19 @@ def test_a_reservation_comes_in_by_the_same_door_as_everybody(name: str, questio
 def test_a_duplicate_is_refused_while_the_first_one_is_still_asking(asked: Driver, question: str) -> None:
     manager = asked.manager
     first, second = a_request(manager), a_request(manager)
-    if type(manager).__name__ == "ResourceManagerV2":
+    if type(manager).__name__ == "LockFreeManager":
         asking_first = asked.asking(lambda: QUESTIONS[question].ask(manager, first, PATIENCE))
     else:
         assert asked.ask(lambda: QUESTIONS[question].ask(manager, first, PATIENCE))
     with pytest.raises(DuplicateRequestError, match="'a'"):
         asked.ask(lambda: QUESTIONS[question].ask(manager, second, PATIENCE))
     with pytest.raises(DuplicateRequestError):
-        manager.add_request(second)
+        manager.add(second)
     asked.settle()
-    if type(manager).__name__ == "ResourceManagerV2":
+    if type(manager).__name__ == "LockFreeManager":
         assert asking_first.answer()
     assert held(manager)[0] == 1
-    manager.add_abort_req_ids("a")
+    manager.abort("a")
     asked.settle()
     assert list(asked.history.ends) == [first.uid]
     asked.assert_empty()
@@ -364,7 +361,7 @@ def test_the_loop_cannot_ask_itself_and_nothing_has_changed(asked: Driver, quest
     asked.manager.drain()
     assert (held(asked.manager), asked.manager.snapshot()) == before
     assert not asked.manager.door.paused, "not paused by half"
-    asked.manager.add_abort_req_ids([uid])
+    asked.manager.abort([uid])
     asked.run()
     asked.assert_empty()
 
@@ -394,7 +391,7 @@ def test_a_query_that_nobody_draws_times_out_and_never_runs(question: str, monke
         assert driver.ask(bound(driver, question)), "it may ask again"
 
 
-WAIT = "wait_worker_inflight_requests_finish"
+WAIT = "await_steps"
 
 
 @pytest.mark.parametrize("name", ["v0", "v1"])
@@ -412,11 +409,11 @@ def test_a_reservation_that_nobody_takes_up_ends_by_the_clock(
     asked: Driver, question: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [100.0]
-    monkeypatch.setattr(base.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(manager_module.time, "monotonic", lambda: now[0])
     assert asked.asking(bound(asked, question)) is not None
     asked.settle()
     config = asked.manager.config
-    seconds = config.hold_timeout if question.startswith("has") else config.reservation_timeout
+    seconds = 1.0 if "moment" in question else config.reservation_timeout
     assert asked.manager.snapshot().next_deadline == 100.0 + seconds
     now[0] += seconds - 0.01
     asked.settle()

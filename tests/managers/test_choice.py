@@ -8,9 +8,9 @@ from headway.managers import (
     MANAGERS,
     V1_SWITCH,
     V2_SWITCH,
-    ResourceManager,
-    ResourceManagerV1,
-    ResourceManagerV2,
+    LockedManager,
+    LockFreeManager,
+    StaticManager,
     choose_scheduler,
 )
 from headway.scheduler import DynamicAllocation, StaticAllocation
@@ -66,7 +66,7 @@ def test_an_unknown_name_is_refused_with_the_choices() -> None:
 
 def test_the_names_stand_for_two_axes() -> None:
     """Policy: static in v0 alone. Access: v0 and v1 share the lock, v2 has none."""
-    assert {"v0": ResourceManager, "v1": ResourceManagerV1, "v2": ResourceManagerV2} == MANAGERS
+    assert {"v0": StaticManager, "v1": LockedManager, "v2": LockFreeManager} == MANAGERS
     assert [kind.allocation for kind in MANAGERS.values()] == [StaticAllocation, DynamicAllocation, DynamicAllocation]
-    assert issubclass(ResourceManager, ResourceManagerV1)
-    assert not issubclass(ResourceManagerV2, ResourceManagerV1)
+    assert issubclass(StaticManager, LockedManager)
+    assert not issubclass(LockFreeManager, LockedManager)

@@ -10,38 +10,29 @@ import numpy as np
 import pytest
 
 from headway.config import Role
+from headway.errors import EngineDeadError, RequestError
 from headway.managers import Manager
-from headway.request import (
-    EngineDeadError,
-    FinishReason,
-    Request,
-    RequestError,
-    RequestStatus,
-    SamplingParams,
-    Span,
-)
+from headway.request import FinishReason, Request, RequestStatus, Span
+from headway.sampling import SamplingParams
 from headway.scheduler import Reservation
 from tests.managers.driving import Driver, answer_to, make, prompt_of
 
 OF_IDS: dict[str, Callable[[Manager, Any], None]] = {
-    "finish_requests": lambda manager, ids: manager.finish_requests(ids),
-    "finish_requests_async": lambda manager, ids: manager.finish_requests_async(ids),
-    "add_abort_req_ids": lambda manager, ids: manager.add_abort_req_ids(ids),
-    "reschedule_preempt_task": lambda manager, ids: manager.reschedule_preempt_task(ids),
-    "recycle_abort_task": lambda manager, ids: manager.recycle_abort_task(ids),
-    "cache_output_tokens": lambda manager, ids: manager.cache_output_tokens(ids),
-    "pre_recycle_resource": lambda manager, ids: manager.pre_recycle_resource(ids),
-    "add_request_in_p": lambda manager, ids: manager.add_request_in_p(ids),
-    "add_prefilled_request": lambda manager, ids: [manager.add_prefilled_request(one, 7) for one in ids],
+    "finish": lambda manager, ids: manager.finish(ids),
+    "abort": lambda manager, ids: manager.abort(ids),
+    "publish_output": lambda manager, ids: manager.publish_output(ids),
+    "drop_reservations": lambda manager, ids: manager.drop_reservations(ids),
+    "start_prefill": lambda manager, ids: manager.start_prefill(ids),
+    "start_decode": lambda manager, ids: [manager.start_decode(one, 7) for one in ids],
 }
 OF_ALL: dict[str, Callable[[Manager], None]] = {
-    "preempted_all": lambda manager: manager.preempted_all(),
-    "clear_data": lambda manager: manager.clear_data(),
+    "preempt_all": lambda manager: manager.preempt_all(),
+    "clear": lambda manager: manager.clear(),
     "resume": lambda manager: manager.resume(),
     "send_done": lambda manager: manager.send_done(1),
-    "add_request": lambda manager: manager.add_request(manager.make_request("new", [1], SamplingParams())),
+    "add": lambda manager: manager.add(manager.make_request("new", [1], SamplingParams())),
 }
-ENDING = {"finish_requests", "finish_requests_async", "add_abort_req_ids"}
+ENDING = {"finish", "abort"}
 
 
 def entry_of(driver: Driver, uid: int) -> Any:
@@ -62,7 +53,7 @@ def state_of(driver: Driver) -> tuple[Any, ...]:
 # -- what each of them does --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("finish", ["finish_requests", "finish_requests_async"])
+@pytest.mark.parametrize("finish", ["finish", "finish"])
 def test_finishing_ends_a_request_as_stopped_and_recycles_it_in_the_same_turn(driver: Driver, finish: str) -> None:
     done, other = driver.add("done", max_tokens=50), driver.add("other", prompt_of(1, 9), max_tokens=9)
     for _ in range(3):
@@ -73,7 +64,7 @@ def test_finishing_ends_a_request_as_stopped_and_recycles_it_in_the_same_turn(dr
     assert driver.history.ends[done].stop_token is None
     report = driver.manager._core.audit_report()
     assert [owner.name for owner in report.owners] == ["other"] and report.ok
-    assert driver.manager.available_batch() == 3
+    assert driver.manager.num_free_slots() == 3
     driver.run()
     assert driver.history.tokens[other] == answer_to(prompt_of(1, 9), 9)
     driver.assert_empty()
@@ -83,45 +74,10 @@ def test_a_finished_request_has_left_what_it_computed_in_the_cache(driver: Drive
     """Recycled does not mean forgotten."""
     driver.add("a", prompt_of(1, 17), max_tokens=9)
     driver.step()
-    driver.manager.finish_requests("a")
+    driver.manager.finish("a")
     again = driver.add("b", prompt_of(1, 17), max_tokens=1)
     driver.run()
     assert driver.history.started[again] == 16
-
-
-@pytest.mark.parametrize("name", ["v1", "v2"])
-def test_that_the_device_stopped_on_preempted_requests_is_no_news(name: str) -> None:
-    """They were queued when they were preempted; said late, it does not touch one that runs again."""
-    driver = Driver(make(name, max_num_seqs=2))
-    uids = [driver.add(f"r{i}", prompt_of(i, 9), max_tokens=9) for i in range(3)]
-    for _ in range(3):
-        driver.step()
-    driver.manager.preempted_all()
-    driver.settle()
-    assert [entry_of(driver, uid).status for uid in uids[:2]] == [RequestStatus.PREEMPTED] * 2
-    for moment in ("preempted", "running again"):
-        before = state_of(driver)
-        driver.manager.reschedule_preempt_task(["r0", uids[1], "r0"])
-        driver.settle()
-        assert state_of(driver) == before, moment
-        driver.step()
-    driver.run()
-    assert [driver.history.tokens[uid] for uid in uids] == [answer_to(prompt_of(i, 9), 9) for i in range(3)]
-    driver.assert_empty()
-
-
-def test_that_the_device_stopped_on_an_aborted_request_cannot_hit_a_newer_one_of_the_same_id(driver: Driver) -> None:
-    old = driver.add("a", max_tokens=50)
-    driver.step()
-    driver.manager.add_abort_req_ids("a")
-    driver.settle()
-    new = driver.add("a", prompt_of(1, 9), max_tokens=9)
-    driver.step()
-    driver.manager.recycle_abort_task(["a"])
-    driver.manager.recycle_abort_task([old])
-    driver.run()
-    assert driver.history.reasons([old, new]) == [FinishReason.ABORT, FinishReason.LENGTH]
-    assert driver.history.tokens[new] == answer_to(prompt_of(1, 9), 9)
 
 
 @pytest.mark.parametrize("told", [False, True])
@@ -134,7 +90,7 @@ def test_output_is_found_by_others_once_the_manager_is_told_to_cache_it(name: st
         driver.step()
     assert len(driver.history.tokens[first]) == 12
     if told:
-        driver.manager.cache_output_tokens(["first"])
+        driver.manager.publish_output(["first"])
     next_turn = driver.add("next", prompt + driver.history.tokens[first] + [1], max_tokens=1)
     driver.run()
     assert driver.history.started[next_turn] == (16 if told else 4)
@@ -145,7 +101,7 @@ def test_caching_the_output_of_a_request_that_does_not_decode_changes_nothing(dr
     driver.add("a", max_tokens=9)
     driver.manager.drain()
     before = state_of(driver)
-    driver.manager.cache_output_tokens("a")
+    driver.manager.publish_output("a")
     driver.settle()
     assert state_of(driver) == before
 
@@ -155,7 +111,7 @@ def test_preempting_all_sends_what_runs_back_to_its_place_and_every_answer_stays
     uids = [driver.add(f"r{i}", prompt_of(i, 9), max_tokens=9) for i in range(4)]
     for _ in range(3):
         driver.step()
-    driver.manager.preempted_all()
+    driver.manager.preempt_all()
     driver.settle()
     snapshot = driver.manager.snapshot()
     assert (snapshot.num_running, snapshot.num_waiting, snapshot.num_preemptions) == (0, 4, 2)
@@ -168,7 +124,7 @@ def test_preempting_all_sends_what_runs_back_to_its_place_and_every_answer_stays
 def test_clearing_ends_what_was_added_before_and_forgets_what_is_cached(driver: Driver) -> None:
     before = [driver.add(f"r{i}", prompt_of(1, 9), max_tokens=9) for i in range(6)]
     driver.step()
-    driver.manager.clear_data()
+    driver.manager.clear()
     after = driver.add("after", prompt_of(1, 9), max_tokens=3)
     driver.run()
     assert driver.history.reasons(before) == [FinishReason.ABORT] * 6
@@ -179,8 +135,8 @@ def test_clearing_ends_what_was_added_before_and_forgets_what_is_cached(driver: 
 
 def test_additions_that_were_queued_when_all_was_cleared_do_not_reappear(driver: Driver) -> None:
     uids = [driver.add(f"r{i}") for i in range(6)]
-    driver.manager.clear_data()
-    driver.manager.clear_data()
+    driver.manager.clear()
+    driver.manager.clear()
     driver.run()
     assert driver.history.reasons(uids) == [FinishReason.ABORT] * 6
     assert driver.step() is None
@@ -198,7 +154,7 @@ def reserved(name: str, role: Role, **changes: Any) -> tuple[Driver, Request, Re
     if role is Role.PREFILL:
         driver.next_pass = manager.prefill_schedule
     request = manager.make_request("a", prompt_of(1, 9), SamplingParams(max_tokens=5))
-    ask = manager.preallocate_resource_in_p if role is Role.PREFILL else manager.preallocate_resource_in_d
+    ask = manager.reserve_prefill if role is Role.PREFILL else manager.reserve_decode
     reservation = driver.ask(lambda: ask(request))
     assert reservation is not None
     return driver, request, reservation
@@ -207,7 +163,7 @@ def reserved(name: str, role: Role, **changes: Any) -> tuple[Driver, Request, Re
 def test_p_computes_a_preallocated_request_when_d_has_agreed_and_ends_it_when_its_kv_is_sent(name: str) -> None:
     driver, request, reservation = reserved(name, Role.PREFILL)
     assert driver.step() is None, "nothing is computed before D has agreed"
-    driver.manager.add_request_in_p(["a"])
+    driver.manager.start_prefill(["a"])
     batch = driver.launch()
     assert batch is not None
     effects = driver.manager.update(driver.result(batch))
@@ -224,7 +180,7 @@ def test_p_computes_a_preallocated_request_when_d_has_agreed_and_ends_it_when_it
 
 def test_kv_that_cannot_be_sent_ends_its_request_with_the_reason(name: str) -> None:
     driver, request, _ = reserved(name, Role.PREFILL)
-    driver.manager.add_request_in_p("a")
+    driver.manager.start_prefill("a")
     driver.step()
     driver.manager.send_done(request.uid, "D has gone away")
     driver.settle()
@@ -237,7 +193,7 @@ def test_d_decodes_from_the_token_that_came_with_the_kv(name: str) -> None:
     driver, request, _ = reserved(name, Role.DECODE)
     assert driver.step() is None, "nothing is computed before the KV has come"
     expected = answer_to(prompt_of(1, 9), 5)
-    driver.manager.add_prefilled_request("a", expected[0])
+    driver.manager.start_decode("a", expected[0])
     driver.run()
     assert driver.history.tokens[request.uid] == expected
     assert driver.history.reasons([request.uid]) == [FinishReason.LENGTH]
@@ -248,7 +204,7 @@ def test_d_decodes_from_the_token_that_came_with_the_kv(name: str) -> None:
 def test_a_first_token_that_is_none_is_refused_and_the_reservation_stays(name: str, token: Any) -> None:
     driver, request, _ = reserved(name, Role.DECODE)
     with pytest.raises(RequestError, match=r"the first token is .*; token ids are integers from 0 to 31999"):
-        driver.manager.add_prefilled_request("a", token)
+        driver.manager.start_decode("a", token)
     driver.settle()
     assert entry_of(driver, request.uid).status is RequestStatus.RESERVED
 
@@ -256,7 +212,7 @@ def test_a_first_token_that_is_none_is_refused_and_the_reservation_stays(name: s
 @pytest.mark.parametrize("role", [Role.PREFILL, Role.DECODE])
 def test_a_reservation_that_is_given_up_ends_its_request_and_holds_nothing(name: str, role: Role) -> None:
     driver, request, _ = reserved(name, role)
-    driver.manager.pre_recycle_resource(["a", "a"])
+    driver.manager.drop_reservations(["a", "a"])
     driver.settle()
     assert driver.history.reasons([request.uid]) == [FinishReason.ABORT]
     assert driver.history.ends[request.uid].message == "the reservation was dropped"
@@ -270,7 +226,7 @@ def test_what_is_for_reservations_leaves_every_other_request_alone(name: str, ro
         driver.next_pass = driver.manager.prefill_schedule
     uids = [driver.add(f"r{i}", prompt_of(i, 9), max_tokens=4) for i in range(3)]
     driver.step()
-    for command in ("pre_recycle_resource", "add_request_in_p", "add_prefilled_request"):
+    for command in ("drop_reservations", "start_prefill", "start_decode"):
         OF_IDS[command](driver.manager, uids)
     driver.run()
     count = 1 if role is Role.PREFILL else 4
@@ -281,9 +237,9 @@ def test_what_is_for_reservations_leaves_every_other_request_alone(name: str, ro
 @pytest.mark.parametrize("role", [Role.PREFILL, Role.DECODE])
 def test_a_reservation_is_taken_up_once(name: str, role: Role) -> None:
     driver, request, _ = reserved(name, role)
-    driver.manager.add_request_in_p(["a", "a"])
+    driver.manager.start_prefill(["a", "a"])
     for _ in range(2):
-        driver.manager.add_prefilled_request("a", answer_to(prompt_of(1, 9), 1)[0])
+        driver.manager.start_decode("a", answer_to(prompt_of(1, 9), 1)[0])
     driver.settle()
     driver.step()
     driver.manager.send_done(request.uid)
@@ -369,7 +325,7 @@ def test_ids_are_read_when_they_are_handed_in(driver: Driver) -> None:
         asked.append("now")
         yield "a"
 
-    driver.manager.add_abort_req_ids(ids())
+    driver.manager.abort(ids())
     assert asked == ["now"]
     driver.settle()
     assert driver.history.reasons([uid]) == [FinishReason.ABORT]
@@ -385,8 +341,8 @@ def test_a_prompt_its_spans_and_its_bias_may_be_changed_once_the_request_is_made
         spans=spans,  # type: ignore[arg-type]
     )
     second = manager.make_request("b", array, SamplingParams(max_tokens=3))
-    manager.add_request(first)
-    manager.add_request(second)
+    manager.add(first)
+    manager.add(second)
     prompt[0] = array[0] = 99
     bias[7] = 2.0
     spans.append(Span(0, 3, b"other"))
@@ -405,7 +361,7 @@ def test_what_a_reservation_says_is_the_callers_own(name: str) -> None:
     driver, _, reservation = reserved(name, Role.DECODE)
     reservation.blocks[:] = 0
     expected = answer_to(prompt_of(1, 9), 5)
-    driver.manager.add_prefilled_request("a", expected[0])
+    driver.manager.start_decode("a", expected[0])
     driver.settle()
     driver.manager._core.audit()
     driver.run()
@@ -435,7 +391,7 @@ def test_a_command_after_the_end_is_told_so(driver: Driver, command: str, known:
 def test_reads_need_no_life(driver: Driver) -> None:
     driver.add("a")
     driver.manager.close(FinishReason.ABORT)
-    assert driver.manager.available_batch() == 4
+    assert driver.manager.num_free_slots() == 4
     assert driver.manager.info()["num_inside"] == 0
-    assert driver.manager.get_real_bsz() == 0
+    assert driver.manager.snapshot().num_slots_spanned == 0
     driver.manager.wake()

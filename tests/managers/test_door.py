@@ -11,17 +11,11 @@ import numpy as np
 import pytest
 
 from headway.config import Role
+from headway.errors import DuplicateRequestError, EngineDeadError, QueueFullError, RequestError
 from headway.managers import Door
-from headway.managers.door import ModelLimits
-from headway.request import (
-    DuplicateRequestError,
-    EngineDeadError,
-    QueueFullError,
-    Request,
-    RequestError,
-    SamplingParams,
-    Span,
-)
+from headway.model_limits import ModelLimits
+from headway.request import Request, Span
+from headway.sampling import SamplingParams
 from tests.managers.driving import PATIENCE, config, hand_made
 
 EOS = 5

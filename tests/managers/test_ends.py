@@ -10,23 +10,18 @@ from typing import Any
 
 import pytest
 
+from headway.errors import DuplicateRequestError, EngineDeadError, QueueFullError
 from headway.managers import Manager
-from headway.request import (
-    DuplicateRequestError,
-    EngineDeadError,
-    FinishReason,
-    QueueFullError,
-    RequestStatus,
-    SamplingParams,
-)
+from headway.request import FinishReason, RequestStatus
+from headway.sampling import SamplingParams
 from headway.scheduler import DeviceLost, Effects, StepResult
 from tests.managers.driving import PATIENCE, Driver, History, answer_to, hand_made, make, prompt_of
 
 # -- finish and abort, in every state ----------------------------------------------------------------------------
 
 ENDINGS: dict[FinishReason, Callable[[Manager], Callable[..., None]]] = {
-    FinishReason.STOP: lambda manager: manager.finish_requests,
-    FinishReason.ABORT: lambda manager: manager.add_abort_req_ids,
+    FinishReason.STOP: lambda manager: manager.finish,
+    FinishReason.ABORT: lambda manager: manager.abort,
 }
 
 
@@ -101,7 +96,7 @@ def test_unknown_ids_are_a_no_op(driver: Driver, reason: FinishReason) -> None:
 
 
 def test_an_abort_for_an_unknown_id_does_not_hit_a_later_request_of_that_id(driver: Driver) -> None:
-    driver.manager.add_abort_req_ids(["a"])
+    driver.manager.abort(["a"])
     uid = driver.add("a", max_tokens=2)
     driver.run()
     assert driver.history.tokens[uid] == answer_to([1, 2, 3], 2)
@@ -122,7 +117,7 @@ def test_an_end_never_overtakes_its_own_add(driver: Driver, reason: FinishReason
 def test_several_ends_in_one_call(driver: Driver) -> None:
     uids = [driver.add(f"r{i}") for i in range(6)]
     driver.step()
-    driver.manager.add_abort_req_ids(["r1", uids[2], "r1", "unknown", "r5"])
+    driver.manager.abort(["r1", uids[2], "r1", "unknown", "r5"])
     driver.settle()
     assert list(driver.history.ends) == [uids[1], uids[2], uids[5]]
     driver.run()
@@ -135,7 +130,7 @@ def test_the_id_of_an_ended_request_is_free_at_once_and_its_late_token_is_not_th
     batch = driver.launch()
     assert batch is not None
     late = driver.result(batch)
-    driver.manager.add_abort_req_ids(["a"])
+    driver.manager.abort(["a"])
     driver.settle()
     second = driver.add("a", prompt_of(2, 3), max_tokens=3)
     driver.manager.drain()
@@ -180,22 +175,6 @@ def test_a_lost_device_ends_what_runs_and_what_waits_goes_on(name: str) -> None:
     driver.assert_empty()
 
 
-def test_what_a_pass_had_to_end_is_among_the_effects(driver: Driver) -> None:
-    uid = driver.add("a")
-    core = driver.manager._core
-
-    def cannot(now: float = 0.0) -> Any:
-        return None, [core._state.end(core._state.entries[uid], FinishReason.ERROR, message="no block left")]
-
-    core.schedule = cannot  # type: ignore[method-assign]
-    batch, errors = driver.manager.schedule()
-    effects = driver.manager.take_effects()
-    assert batch is None
-    assert effects.ended == errors
-    assert [(end.uid, end.message) for end in errors] == [(uid, "no block left")]
-    driver.assert_empty()
-
-
 @pytest.mark.parametrize("name", ["v0", "v1"])
 def test_what_breaks_under_a_callers_message_is_the_loops_business(name: str) -> None:
     """The caller is not bothered, nothing more is applied to a core that cannot be trusted, and the loop is told."""
@@ -208,9 +187,9 @@ def test_what_breaks_under_a_callers_message_is_the_loops_business(name: str) ->
         raise AssertionError("a block has two owners")
 
     manager._core.apply = broken  # type: ignore[method-assign]
-    manager.add_abort_req_ids(["a"])
+    manager.abort(["a"])
     driver.add("b")
-    manager.finish_requests(["b"])
+    manager.finish(["b"])
     assert len(applied) == 1
     manager.wait(1e9)
     for look in (manager.drain, manager.schedule, manager.prefill_schedule):
@@ -231,7 +210,7 @@ def test_closing_ends_everything_once_with_the_reason(name: str, reason: FinishR
     driver.step()
     batch = driver.launch()
     assert batch is not None
-    manager.add_abort_req_ids(["r1"])
+    manager.abort(["r1"])
     uids.append(driver.add("not applied yet"))
     driver.history.take(manager.close(reason, message))
     assert set(driver.history.ends) == set(uids)
@@ -243,7 +222,7 @@ def test_closing_ends_everything_once_with_the_reason(name: str, reason: FinishR
 
 def test_closing_hands_out_the_effects_nobody_has_looked_at(driver: Driver) -> None:
     driver.add("a")
-    driver.manager.add_abort_req_ids(["a"])
+    driver.manager.abort(["a"])
     driver.manager.drain()
     (end,) = driver.manager.close(FinishReason.ERROR, "late").ended
     assert (end.request_id, end.reason) == ("a", FinishReason.ABORT)
@@ -258,12 +237,12 @@ def test_after_closing_nothing_is_accepted_and_nothing_applied(driver: Driver) -
     driver.history.take(manager.close(FinishReason.ERROR, "it broke"))
     with pytest.raises(EngineDeadError, match="it broke"):
         driver.add("b")
-    for end in (manager.add_abort_req_ids, manager.finish_requests):
+    for end in (manager.abort, manager.finish):
         with pytest.raises(EngineDeadError, match="it broke"):
             end(["a", uid])
     manager.post_result(result)
     assert not manager.take_effects()
-    assert manager.available_batch() == 4
+    assert manager.num_free_slots() == 4
     assert driver.history.reasons([uid]) == [FinishReason.ERROR]
 
 
@@ -274,7 +253,7 @@ def test_an_abort_that_comes_while_the_manager_closes_loses_no_end(driver: Drive
     """The caller arrives when the last effects have been taken and the requests inside are about to be ended."""
     manager, uid = driver.manager, driver.add("a")
     driver.step()
-    caller = threading.Thread(target=manager.add_abort_req_ids, args=(["a"],))
+    caller = threading.Thread(target=manager.abort, args=(["a"],))
     inside = manager.door.inside
 
     def caller_first() -> Any:
@@ -314,7 +293,7 @@ def test_a_request_that_the_closing_ended_was_accepted_also_if_its_id_is_taken_a
 
     def add(uid: int) -> None:
         try:
-            manager.add_request(hand_made(uid, "same"))
+            manager.add(hand_made(uid, "same"))
             outcome[uid] = "accepted"
         except EngineDeadError:
             outcome[uid] = "refused"
@@ -353,7 +332,7 @@ def test_of_requests_that_race_with_the_closing_each_is_refused_or_ends_once(nam
             for number in itertools.count():  # until the door is closed
                 try:
                     request = manager.make_request(f"r{number}-{who // 2}", [1, 2, 3], SamplingParams())
-                    manager.add_request(request)
+                    manager.add(request)
                 except (DuplicateRequestError, QueueFullError):  # two threads use the same ids
                     continue
                 except EngineDeadError:
@@ -362,7 +341,7 @@ def test_of_requests_that_race_with_the_closing_each_is_refused_or_ends_once(nam
                 accepted[who].append(request.uid)
                 if number % 2:
                     with suppress(EngineDeadError):
-                        manager.add_abort_req_ids([request.uid])
+                        manager.abort([request.uid])
 
         threads = [threading.Thread(target=call, args=(who,), daemon=True) for who in range(num_threads)]
         for thread in threads:
@@ -388,7 +367,7 @@ def test_nothing_is_heard_of_a_request_after_its_end(driver: Driver, how: str) -
     batch = driver.launch()
     assert batch is not None
     if how == "aborted":
-        driver.manager.add_abort_req_ids(["a"])
+        driver.manager.abort(["a"])
         driver.settle()
         driver.manager.drain()
         effects = driver.manager.update(driver.result(batch))

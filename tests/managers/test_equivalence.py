@@ -18,8 +18,10 @@ import numpy as np
 import pytest
 
 from headway.config import Role
-from headway.managers import base, locked, lockfree, surface
-from headway.request import EnginePausedError, Request
+from headway.errors import EnginePausedError
+from headway.managers import lock_free, locked, surface
+from headway.managers import manager as manager_module
+from headway.request import Request
 from tests.managers.driving import Asking
 from tests.managers.world import World, world
 
@@ -72,11 +74,10 @@ class Script:
         manager, role = one.manager, one.manager.config.role
         self._deeds = [
             *[self._add] * (18 if role is Role.MIXED else 5),
-            lambda: manager.add_abort_req_ids(self._some()),
-            lambda: manager.finish_requests(self._some()),
-            lambda: manager.cache_output_tokens(self._some()),
-            lambda: manager.recycle_abort_task(self._some()),
-            manager.preempted_all,
+            lambda: manager.abort(self._some()),
+            lambda: manager.finish(self._some()),
+            lambda: manager.publish_output(self._some()),
+            manager.preempt_all,
             *[one.launch] * 40,
             *[one.post] * 40,
             lambda: one.post("out of memory"),
@@ -90,11 +91,11 @@ class Script:
             self._wait,
         ]
         if role is Role.MIXED:
-            self._deeds += [manager.clear_data, one.lose_device]
+            self._deeds += [manager.clear, one.lose_device]
         else:
             self._deeds += [self._reserve] * 12 + [self._start] * 12
             self._deeds += [one.send] * 6 + [lambda: one.send(error="the link is down")]
-            self._deeds += [lambda: manager.pre_recycle_resource(self._some())]
+            self._deeds += [lambda: manager.drop_reservations(self._some())]
 
     def turn(self) -> None:
         """One thing, applied before the next: whether words become a message at all depends on who is inside."""
@@ -129,7 +130,7 @@ class Script:
         one, manager = self._world, self._world.manager
         request_id = self._dice.choice([*one.reservations, "nobody"][-3:])
         if manager.config.role is Role.PREFILL:
-            manager.add_request_in_p([request_id])
+            manager.start_prefill([request_id])
         elif request_id in one.reservations:
             now = manager.snapshot()
             if now.step_id - now.num_in_flight >= one.reservations[request_id].after_step:
@@ -144,7 +145,7 @@ class Script:
 def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """The time, as managers see it. It stands still unless the script says otherwise."""
     one = SimpleNamespace(now=1000.0)
-    for module in (base, lockfree, locked, surface):
+    for module in (manager_module, lock_free, locked, surface):
         monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: one.now))
     return one
 
@@ -175,5 +176,5 @@ def test_v1_and_v2_decide_the_same(seed: int, role: Role, clock: SimpleNamespace
     first, second = life_of("v1", seed, role, clock), life_of("v2", seed, role, clock)
     for one, other in zip(first, second, strict=True):
         assert one == other
-    batches = [answer[0] for name, _, answer, _ in first if name != "apply" and answer[0] is not None]
+    batches = [answer for name, _, answer, _ in first if name != "apply" and answer is not None]
     assert len(batches) > 20, "a dull life proves nothing"

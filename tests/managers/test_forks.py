@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from headway.config import Role
-from headway.managers import base
+from headway.managers import manager as manager_module
 from headway.request import FinishReason, RequestStatus
 from tests.managers.driving import PATIENCE
 from tests.managers.world import World, orders, world
@@ -35,12 +35,12 @@ LOSE = op("lose device", lambda w: w.lose_device())
 
 ADD_A = op("add a", lambda w: w.add("a", PROMPT_A))
 ADD_C = op("add c", lambda w: w.add("c", PROMPT_C))
-ABORT_A = op("abort a", lambda w: w.manager.add_abort_req_ids("a"))
-FINISH_A = op("finish a", lambda w: w.manager.finish_requests("a"))
-DROP_A = op("drop a", lambda w: w.manager.pre_recycle_resource("a"))
+ABORT_A = op("abort a", lambda w: w.manager.abort("a"))
+FINISH_A = op("finish a", lambda w: w.manager.finish("a"))
+DROP_A = op("drop a", lambda w: w.manager.drop_reservations("a"))
 
-CLEAR = op("clear", lambda w: w.manager.clear_data())
-PREEMPT = op("preempt all", lambda w: w.manager.preempted_all())
+CLEAR = op("clear", lambda w: w.manager.clear())
+PREEMPT = op("preempt all", lambda w: w.manager.preempt_all())
 RESUME = op("resume", lambda w: w.manager.resume())
 ABORTING_PAUSE = op("pause: abort", lambda w: w.ask(lambda: w.manager.pause(timeout=PATIENCE)))
 KEEPING_PAUSE = op("pause: preempt", lambda w: w.ask(lambda: w.manager.pause("preempt", timeout=PATIENCE)))
@@ -162,19 +162,6 @@ def test_a_result_and_what_an_operator_does_meanwhile(name: str, result: Op, ope
     every_order(lambda: two_decoding(name), OPERATORS[operator], [result, LAUNCH, ANSWER], [ADD_C])
 
 
-def test_that_the_device_has_stopped_is_told_at_any_time(name: str) -> None:
-    """reschedule_preempt_task and recycle_abort_task, late or early."""
-
-    def then(w: World, order: list[str]) -> None:
-        assert reason_of(w) is reason_of(w, "b") is FinishReason.LENGTH
-
-    told = [
-        op("rescheduled", lambda w: w.manager.reschedule_preempt_task(["a", "b"])),
-        op("recycled", lambda w: w.manager.recycle_abort_task(["a", "b"])),
-    ]
-    every_order(lambda: two_decoding(name), [PREEMPT], told, [ANSWER, LAUNCH, ANSWER], then=then)
-
-
 # -- a slot that changes hands while a step is out ---------------------------------------------------------------
 
 
@@ -209,14 +196,14 @@ def test_a_late_result_behind_a_slot_that_has_a_new_owner(name: str, result: Op,
         ABORT_A,
         FINISH_A,
         DROP_A,
-        op("cache a", lambda w: w.manager.cache_output_tokens("a")),
-        op("start a", lambda w: w.manager.add_request_in_p("a")),
-        op("token for a", lambda w: w.manager.add_prefilled_request("a", 7)),
+        op("cache a", lambda w: w.manager.publish_output("a")),
+        op("start a", lambda w: w.manager.start_prefill("a")),
+        op("token for a", lambda w: w.manager.start_decode("a", 7)),
         op("sent a", lambda w: w.manager.send_done(w.uid("a"))),
         op("reset cache", lambda w: w.ask(w.manager.reset_prefix_cache)),
         op("audit", lambda w: w.ask(w.manager.audit)),
         op("progress", lambda w: w.ask(lambda: w.manager.progress("a"))),
-        op("wait", lambda w: w.ask(lambda: w.manager.wait_worker_inflight_requests_finish(PATIENCE))),
+        op("wait", lambda w: w.ask(lambda: w.manager.await_steps(PATIENCE))),
     ],
     ids=lambda command: command[0],
 )
@@ -263,7 +250,7 @@ def test_a_preparation_ends_while_its_request_does(name: str, fails: bool, end: 
 
 def test_a_preparation_ends_when_its_time_is_up(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr(base.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(manager_module.time, "monotonic", lambda: now[0])
 
     def start() -> World:
         now[0] = 0.0
@@ -291,7 +278,7 @@ def on_p(name: str) -> World:
     return w
 
 
-START_A = op("start a", lambda w: w.manager.add_request_in_p("a"))
+START_A = op("start a", lambda w: w.manager.start_prefill("a"))
 SENT = op("sent", lambda w: w.send())
 NOT_SENT = op("not sent", lambda w: w.send(error="D has gone away"))
 
@@ -316,7 +303,7 @@ def test_p_starts_computes_and_sends_while_its_request_is_given_up(name: str, en
 def test_p_sends_while_an_operator_acts(name: str, operator: str) -> None:
     def start() -> World:
         w = on_p(name)
-        w.manager.add_request_in_p("a")
+        w.manager.start_prefill("a")
         w.launch()
         w.post()
         w.drain()

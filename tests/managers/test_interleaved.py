@@ -9,16 +9,10 @@ from typing import Any
 import pytest
 
 from headway.config import Role
+from headway.errors import DuplicateRequestError, EngineDeadError, EnginePausedError, QueryError, QueueFullError
 from headway.managers import Manager
-from headway.request import (
-    DuplicateRequestError,
-    EngineDeadError,
-    EnginePausedError,
-    FinishReason,
-    QueryError,
-    QueueFullError,
-    SamplingParams,
-)
+from headway.request import FinishReason
+from headway.sampling import SamplingParams
 from headway.scheduler import AuditReport, Effects, Pause, Progress, Query, RequestEnd, Reservation
 from tests.managers.driving import assert_nothing_held, hand_made, make
 from tests.managers.interleaving import Stage, explore, on_stage
@@ -88,8 +82,8 @@ def settle(loop: Loop) -> None:
 # -- reservations: a timeout, or the end, at any moment ----------------------------------------------------------
 
 PREALLOCATE = {
-    Role.PREFILL: lambda manager, request: manager.preallocate_resource_in_p(request, 1.0),
-    Role.DECODE: lambda manager, request: manager.preallocate_resource_in_d(request, 1.0),
+    Role.PREFILL: lambda manager, request: manager.reserve_prefill(request, 1.0),
+    Role.DECODE: lambda manager, request: manager.reserve_decode(request, 1.0),
 }
 
 
@@ -105,7 +99,7 @@ def reserving(role: Role, plan: str) -> Callable[[Stage, Manager, Loop], None]:
             if not loop.closed:
                 assert [entry.uid for entry in manager._core.requests()] == [request.uid]
                 assert manager.door.uids_of(["a"]) == (request.uid,)
-                manager.pre_recycle_resource("a")
+                manager.drop_reservations("a")
                 loop.drain()
                 assert loop.count_ends(request.uid) == 1
         else:
@@ -152,8 +146,8 @@ def test_of_two_who_want_the_only_slot_one_gets_it(name: str, monkeypatch: pytes
     def play(stage: Stage, manager: Manager, loop: Loop) -> None:
         requests = {who: manager.make_request(who, [1, 2, 3], SamplingParams()) for who in ("first", "second")}
         outcome = stage.play(
-            first=lambda: manager.preallocate_resource_in_d(requests["first"], 1.0),
-            second=lambda: manager.preallocate_resource_in_d(requests["second"], 1.0),
+            first=lambda: manager.reserve_decode(requests["first"], 1.0),
+            second=lambda: manager.reserve_decode(requests["second"], 1.0),
             **turns(loop, 2),
         )
         got = [outcome["first"], outcome["second"]]
@@ -174,8 +168,8 @@ def test_an_abort_meets_the_reservation_or_nobody(name: str, patient: bool, monk
     def play(stage: Stage, manager: Manager, loop: Loop) -> None:
         request = manager.make_request("a", [1, 2, 3], SamplingParams())
         outcome = stage.play(
-            caller=lambda: manager.preallocate_resource_in_d(request, 1.0),
-            other=lambda: manager.add_abort_req_ids("a"),
+            caller=lambda: manager.reserve_decode(request, 1.0),
+            other=lambda: manager.abort("a"),
             **turns(loop, 2),
         )
         loop.drain()
@@ -195,7 +189,7 @@ ASKS: dict[str, tuple[Callable[[Manager], Any], type | None]] = {
     "progress of nobody": (lambda manager: manager.progress("nobody", 1.0), None),
     "audit": (lambda manager: manager.audit(1.0), AuditReport),
     "reset_prefix_cache": (lambda manager: manager.reset_prefix_cache(1.0), int),
-    "wait": (lambda manager: manager.wait_worker_inflight_requests_finish(1.0), None),
+    "wait": (lambda manager: manager.await_steps(1.0), None),
     "pause": (lambda manager: manager.pause(timeout=1.0), None),
 }
 
@@ -210,7 +204,7 @@ def test_whoever_asks_while_the_engine_ends_has_an_outcome(
 
     def play(stage: Stage, manager: Manager, loop: Loop) -> None:
         uid = hand_made(1, "someone").uid
-        manager.add_request(hand_made(1, "someone"))
+        manager.add(hand_made(1, "someone"))
         outcome = stage.play(caller=lambda: question(manager), loop=loop.acts("drain, close"))
         got = outcome["caller"]
         if isinstance(got, Exception):
@@ -245,7 +239,7 @@ def test_whoever_asks_the_writer_that_dies_of_it_has_an_outcome(name: str, monke
                 loop.close()
 
         request = manager.make_request("a", [1, 2, 3], SamplingParams())
-        outcome = stage.play(caller=lambda: manager.preallocate_resource_in_d(request, 1.0), loop=live)
+        outcome = stage.play(caller=lambda: manager.reserve_decode(request, 1.0), loop=live)
         assert isinstance(outcome["caller"], EngineDeadError)
         assert not loop.ended and manager.door.num_inside == 0
 
@@ -261,7 +255,7 @@ def test_a_request_is_refused_or_ends_once_whenever_the_engine_ends(
     name: str, plan: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def play(stage: Stage, manager: Manager, loop: Loop) -> None:
-        outcome = stage.play(caller=lambda: manager.add_request(hand_made(1, "a")), loop=loop.acts(plan))
+        outcome = stage.play(caller=lambda: manager.add(hand_made(1, "a")), loop=loop.acts(plan))
         refused = isinstance(outcome["caller"], EngineDeadError)
         assert refused or outcome["caller"] is None
         assert loop.count_ends(1) == int(not refused)
@@ -271,12 +265,12 @@ def test_a_request_is_refused_or_ends_once_whenever_the_engine_ends(
 
 
 @pytest.mark.parametrize("name", ACCESSES)
-@pytest.mark.parametrize("end", ["add_abort_req_ids", "finish_requests"])
+@pytest.mark.parametrize("end", ["abort", "finish"])
 def test_an_end_that_comes_while_the_manager_closes_loses_no_end_and_makes_no_second(
     name: str, end: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def play(stage: Stage, manager: Manager, loop: Loop) -> None:
-        manager.add_request(hand_made(1, "a"))
+        manager.add(hand_made(1, "a"))
         outcome = stage.play(caller=lambda: getattr(manager, end)("a"), loop=loop.close)
         assert outcome["caller"] is None or isinstance(outcome["caller"], EngineDeadError)
         assert loop.count_ends(1) == 1
@@ -291,8 +285,8 @@ def test_of_two_who_bring_the_same_id_one_comes_in(name: str, same: str, monkeyp
 
     def play(stage: Stage, manager: Manager, loop: Loop) -> None:
         outcome = stage.play(
-            first=lambda: manager.add_request(hand_made(1, "a")),
-            second=lambda: manager.add_request(hand_made(*second)),
+            first=lambda: manager.add(hand_made(1, "a")),
+            second=lambda: manager.add(hand_made(*second)),
         )
         got = [outcome["first"], outcome["second"]]
         assert sorted(map(str, map(type, got))) == sorted(map(str, (type(None), DuplicateRequestError)))
@@ -309,10 +303,8 @@ def test_an_abort_cannot_hit_somebody_whose_uid_a_refused_one_brought(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def play(stage: Stage, manager: Manager, loop: Loop) -> None:
-        manager.add_request(hand_made(1, "a"))
-        outcome = stage.play(
-            caller=lambda: manager.add_request(hand_made(1, "b")), other=lambda: manager.add_abort_req_ids("b")
-        )
+        manager.add(hand_made(1, "a"))
+        outcome = stage.play(caller=lambda: manager.add(hand_made(1, "b")), other=lambda: manager.abort("b"))
         assert isinstance(outcome["caller"], DuplicateRequestError)
         loop.drain()
         assert not loop.ended
@@ -325,8 +317,8 @@ def test_an_abort_cannot_hit_somebody_whose_uid_a_refused_one_brought(
 def test_the_last_place_is_given_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def play(stage: Stage, manager: Manager, loop: Loop) -> None:
         outcome = stage.play(
-            first=lambda: manager.add_request(hand_made(1, "a")),
-            second=lambda: manager.add_request(hand_made(2, "b")),
+            first=lambda: manager.add(hand_made(1, "a")),
+            second=lambda: manager.add(hand_made(2, "b")),
         )
         assert sum(isinstance(one, QueueFullError) for one in outcome.values()) == 1
         assert manager.door.num_inside == 1
@@ -340,10 +332,8 @@ def test_the_last_place_is_given_once(name: str, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("name", ACCESSES)
 def test_whatever_is_added_while_all_is_cleared_ends_once_or_stays(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def play(stage: Stage, manager: Manager, loop: Loop) -> None:
-        manager.add_request(hand_made(1, "before"))
-        outcome = stage.play(
-            caller=lambda: manager.add_request(hand_made(2, "during")), operator=manager.clear_data, **turns(loop)
-        )
+        manager.add(hand_made(1, "before"))
+        outcome = stage.play(caller=lambda: manager.add(hand_made(2, "during")), operator=manager.clear, **turns(loop))
         assert not any(outcome.values())
         loop.drain()
         assert loop.count_ends(1) == 1
@@ -360,7 +350,7 @@ def test_whoever_comes_while_the_engine_is_paused_is_refused_ended_or_kept(
 ) -> None:
     def play(stage: Stage, manager: Manager, loop: Loop) -> None:
         outcome = stage.play(
-            caller=lambda: manager.add_request(hand_made(1, "a")),
+            caller=lambda: manager.add(hand_made(1, "a")),
             operator=lambda: manager.pause(mode, timeout=1.0),
             **turns(loop, 2),
         )
@@ -373,7 +363,7 @@ def test_whoever_comes_while_the_engine_is_paused_is_refused_ended_or_kept(
         assert manager.door.num_inside == kept
         assert mode == "abort" or not loop.ended
         manager.resume()
-        batch, _ = manager.schedule()
+        batch = manager.schedule()
         assert (batch is not None) == bool(kept), "what was kept goes on"
 
     explored(name, monkeypatch, play, num_actors=3 if name == "v2" else 2, patient=False)

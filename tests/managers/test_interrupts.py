@@ -15,8 +15,10 @@ import pytest
 
 import headway
 from headway.config import Role
+from headway.errors import EngineDeadError
 from headway.managers import Manager
-from headway.request import EngineDeadError, FinishReason, SamplingParams
+from headway.request import FinishReason
+from headway.sampling import SamplingParams
 from headway.scheduler import Reservation
 from tests.managers.driving import PATIENCE, Asking, Driver, answer_to, make
 
@@ -91,7 +93,7 @@ def test_an_interrupted_addition_was_never_made_or_is_taken_back(name: str) -> N
     def act(interrupt: Interrupt) -> bool:
         manager = make(name)
         first = manager.make_request("a", [4, 5, 6], SamplingParams(max_tokens=4))
-        struck = interrupt.strikes(lambda: manager.add_request(first))
+        struck = interrupt.strikes(lambda: manager.add(first))
         for driver in is_usable(manager):
             if struck:
                 assert not driver.history.ends, "its caller never learned that it was accepted"
@@ -126,7 +128,7 @@ def test_an_interrupted_reservation_is_held_for_nobody(name: str, drawn: str) ->
         request = manager.make_request("a", [4, 5, 6], SamplingParams(max_tokens=4))
         answer: list[Any] = []
         try:
-            struck = interrupt.strikes(lambda: answer.append(manager.preallocate_resource_in_d(request, 0.001)))
+            struck = interrupt.strikes(lambda: answer.append(manager.reserve_decode(request, 0.001)))
         except TimeoutError:
             struck = False
         for driver in is_usable(manager):
@@ -135,15 +137,15 @@ def test_an_interrupted_reservation_is_held_for_nobody(name: str, drawn: str) ->
                 assert manager._core.requests() == []
             elif answer:
                 assert isinstance(answer[0], Reservation)
-                manager.pre_recycle_resource("a")
+                manager.drop_reservations("a")
                 driver.settle()
                 assert list(driver.history.ends) == [request.uid]
             again = manager.make_request("a", [1, 2, 3], SamplingParams(max_tokens=4))
-            asking = Asking(partial(manager.preallocate_resource_in_d, again, PATIENCE))
+            asking = Asking(partial(manager.reserve_decode, again, PATIENCE))
             while not asking.done():
                 driver.settle()
             assert asking.answer() is not None
-            manager.add_prefilled_request("a", answer_to([1, 2, 3], 1)[0])
+            manager.start_decode("a", answer_to([1, 2, 3], 1)[0])
             driver.run_out()
             assert driver.history.tokens[again.uid] == answer_to([1, 2, 3], 4)
             driver.assert_empty()
@@ -153,13 +155,13 @@ def test_an_interrupted_reservation_is_held_for_nobody(name: str, drawn: str) ->
 
 
 @pytest.mark.parametrize("name", ["v1", "v2"])
-@pytest.mark.parametrize("call", ["add_abort_req_ids", "pause", "resume", "clear_data", "audit", "progress"])
+@pytest.mark.parametrize("call", ["abort", "pause", "resume", "clear", "audit", "progress"])
 def test_whatever_is_interrupted_the_engine_goes_on(name: str, call: str) -> None:
     def act(interrupt: Interrupt) -> bool:
         manager = make(name)
         request = manager.make_request("someone", [1, 2, 3], SamplingParams(max_tokens=4))
-        manager.add_request(request)
-        arguments = {"add_abort_req_ids": ("someone",), "pause": ("preempt",), "audit": (0.001,)}
+        manager.add(request)
+        arguments = {"abort": ("someone",), "pause": ("preempt",), "audit": (0.001,)}
         arguments["progress"] = ("someone", 0.001)  # type: ignore[assignment]
         options = {"timeout": 0.001} if call == "pause" else {}
         try:

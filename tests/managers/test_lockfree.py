@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from headway.managers import Manager, lockfree
-from headway.request import SamplingParams
+from headway.managers import Manager, lock_free
+from headway.sampling import SamplingParams
 from headway.scheduler import Batch, Effects, Scheduler, StepResult
 from tests.managers.driving import ALL, PATIENCE, Driver, make, prompt_of
 
-SECONDS_PER_TURN = lockfree.MAX_SECONDS_PER_TURN  # before a fixture lifts it
+SECONDS_PER_TURN = lock_free.MAX_SECONDS_PER_TURN  # before a fixture lifts it
 
 # -- callers never wait ------------------------------------------------------------------------------------------
 
@@ -29,10 +29,10 @@ class Held:
         self._inside, self._go_on = threading.Event(), threading.Event()
         schedule = Scheduler.schedule
 
-        def held_up(core: Scheduler, now: float = 0.0) -> Any:
+        def held_up(core: Scheduler) -> Any:
             self._inside.set()
             assert self._go_on.wait(PATIENCE)
-            return schedule(core, now)
+            return schedule(core)
 
         monkeypatch.setattr(Scheduler, "schedule", held_up)
         self._writer = threading.Thread(target=self.manager.schedule)
@@ -54,10 +54,10 @@ class Held:
 
 def everything_a_caller_may_do(manager: Manager) -> None:
     request = manager.make_request("a", [1, 2, 3], SamplingParams())
-    manager.add_request(request)
-    manager.finish_requests(["a"])
-    manager.add_abort_req_ids([request.uid])
-    manager.available_batch()
+    manager.add(request)
+    manager.finish(["a"])
+    manager.abort([request.uid])
+    manager.num_free_slots()
     manager.snapshot()
     manager.post_result(StepResult(99, np.zeros(0, np.int32)))
 
@@ -76,7 +76,7 @@ def test_under_the_lock_they_do(name: str, monkeypatch: pytest.MonkeyPatch) -> N
 def test_reading_waits_for_nobody_under_any_manager(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def read(manager: Manager) -> None:
         manager.make_request("a", [1, 2, 3], SamplingParams())
-        manager.available_batch()
+        manager.num_free_slots()
         manager.snapshot()
 
     assert Held(name, monkeypatch).calls_return(read, within=PATIENCE)
@@ -85,7 +85,7 @@ def test_reading_waits_for_nobody_under_any_manager(name: str, monkeypatch: pyte
 def test_a_command_does_not_touch_the_core_until_the_writer_drains() -> None:
     driver = Driver(make("v2"))
     driver.add("a")
-    driver.manager.add_abort_req_ids(["a"])
+    driver.manager.abort(["a"])
     assert driver.manager.snapshot().num_requests_added == 0
     assert driver.manager._core.requests() == []
     assert not driver.manager.take_effects()
@@ -106,7 +106,7 @@ def test_a_pass_takes_into_account_what_was_handed_in_before_it() -> None:
 
 
 def test_a_flood_is_applied_a_bounded_share_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lockfree, "MAX_COMMANDS_PER_TURN", 3)
+    monkeypatch.setattr(lock_free, "MAX_COMMANDS_PER_TURN", 3)
     driver = Driver(make("v2"))
     for i in range(8):
         driver.add(f"r{i}")
@@ -123,7 +123,7 @@ def test_a_flood_is_applied_a_bounded_share_at_a_time(monkeypatch: pytest.Monkey
 
 
 def test_a_turn_is_bounded_in_time_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lockfree, "MAX_SECONDS_PER_TURN", -1.0)  # over before it begins: one message each
+    monkeypatch.setattr(lock_free, "MAX_SECONDS_PER_TURN", -1.0)  # over before it begins: one message each
     driver = Driver(make("v2"))
     for i in range(3):
         driver.add(f"r{i}")
@@ -133,20 +133,20 @@ def test_a_turn_is_bounded_in_time_too(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_flood_of_commands_does_not_hold_up_a_result(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lockfree, "MAX_COMMANDS_PER_TURN", 1)
+    monkeypatch.setattr(lock_free, "MAX_COMMANDS_PER_TURN", 1)
     driver = Driver(make("v2"))
     driver.add("a")
     batch = driver.launch()
     assert batch is not None
     for _ in range(100):
-        driver.manager.add_abort_req_ids(["nobody"])
+        driver.manager.abort(["nobody"])
     driver.manager.post_result(driver.result(batch))
     driver.manager.drain()
     assert driver.manager.snapshot().num_in_flight == 0
 
 
 def test_the_bounds_are_small_beside_a_step() -> None:
-    assert lockfree.MAX_COMMANDS_PER_TURN <= 4096
+    assert lock_free.MAX_COMMANDS_PER_TURN <= 4096
     assert SECONDS_PER_TURN <= 0.005
 
 
@@ -214,16 +214,16 @@ def live(name: str, ops: list[Op]) -> tuple[list[Any], Manager]:
                 request = manager.make_request(
                     request_id, prompt, SamplingParams(max_tokens=max_tokens), priority=priority
                 )
-                manager.add_request(request)
+                manager.add(request)
             case "abort":
-                manager.add_abort_req_ids(what)
+                manager.abort(what)
             case "finish":
-                manager.finish_requests(what)
+                manager.finish(what)
             case _:
                 manager.drain()
                 answer(None)
-                pending, errors = manager.schedule()
-                record.append((plain(pending), errors, manager.snapshot()))
+                pending = manager.schedule()
+                record.append((plain(pending), manager.snapshot()))
                 if kind != "launch only":  # else the commands that follow meet a step in flight
                     answer("the device failed" if kind == "fail" else None)
     assert manager.door.num_inside == 0
@@ -248,7 +248,7 @@ def test_a_caller_is_not_held_up_by_a_step_on_the_device() -> None:
     assert batch is not None
     began = time.monotonic()
     driver.add("b")
-    driver.manager.add_abort_req_ids(["a"])
+    driver.manager.abort(["a"])
     driver.settle()
     assert [end.request_id for end in driver.history.ends.values()] == ["a"]
     assert time.monotonic() - began < PATIENCE

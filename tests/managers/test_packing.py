@@ -7,8 +7,8 @@ from array import array
 import numpy as np
 import pytest
 
+from headway.errors import RequestError
 from headway.managers.packing import check_token_ids, pack
-from headway.request import RequestError
 
 LIMIT = 100
 LONG = 20_000  # looked through in one piece

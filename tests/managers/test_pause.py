@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from headway.config import Role
-from headway.managers import base
-from headway.managers.surface import PauseMode
-from headway.request import EnginePausedError, FinishReason, RequestStatus, SamplingParams
+from headway.config import PauseMode, Role
+from headway.errors import EnginePausedError
+from headway.managers import LockFreeManager
+from headway.managers import manager as manager_module
+from headway.request import FinishReason, RequestStatus
+from headway.sampling import SamplingParams
 from headway.scheduler import PreprocessDone
 from tests.managers.driving import PATIENCE, Driver, answer_to, make, prompt_of
 
@@ -30,7 +32,7 @@ def test_a_pause_refuses_at_once_and_not_when_the_loop_gets_to_it(driver: Driver
     with pytest.raises(EnginePausedError, match="paused; try again when it has been resumed"):
         driver.add("after")
     assert driver.manager.door.num_inside == (
-        1 if mode == "preempt" or type(driver.manager).__name__[-2:] == "V2" else 0
+        1 if mode == "preempt" or isinstance(driver.manager, LockFreeManager) else 0
     )
     driver.settle()
     assert not pausing.done(), "a step is on the device"
@@ -97,7 +99,7 @@ def test_preempting_keeps_everybody_accepted_before_and_their_answers(name: str,
     assert (snapshot.num_running, snapshot.num_waiting, snapshot.num_in_flight) == (0, 5, 0)
     assert driver.manager.door.num_inside == 5
     for next_pass in (driver.manager.schedule, driver.manager.prefill_schedule):
-        assert next_pass() == (None, []), "nothing is computed while it is paused"
+        assert next_pass() is None, "nothing is computed while it is paused"
     driver.manager.resume()
     driver.run()
     assert [driver.history.tokens[uid] for uid in uids] == [answer_to(prompt_of(i, 9), 9) for i in range(5)]
@@ -128,7 +130,7 @@ def test_an_abort_is_carried_out_while_the_engine_is_paused(driver: Driver) -> N
     kept, unwanted = driver.add("kept"), driver.add("unwanted")
     driver.step()
     driver.ask(lambda: driver.manager.pause("preempt"))
-    driver.manager.add_abort_req_ids("unwanted")
+    driver.manager.abort("unwanted")
     driver.settle()
     assert list(driver.history.ends) == [unwanted]
     driver.manager.resume()
@@ -138,10 +140,10 @@ def test_an_abort_is_carried_out_while_the_engine_is_paused(driver: Driver) -> N
 
 def test_a_deadline_passes_also_while_the_engine_is_paused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr(base.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(manager_module.time, "monotonic", lambda: now[0])
     driver = Driver(make(name))
     request = driver.manager.make_request("a", [], SamplingParams(), preprocess=b"an image")
-    driver.manager.add_request(request)
+    driver.manager.add(request)
     driver.settle()
     driver.asking(lambda: driver.manager.pause("preempt"))
     driver.settle()
@@ -168,7 +170,7 @@ def test_a_pause_that_the_device_holds_up_says_so_and_stays(driver: Driver, mode
         driver.add("b")
     driver.complete(batch)
     assert driver.launch() is None
-    assert driver.ask(lambda: driver.manager.wait_worker_inflight_requests_finish(PATIENCE)) is None
+    assert driver.ask(lambda: driver.manager.await_steps(PATIENCE)) is None
     driver.manager.resume()
     driver.run()
     assert driver.history.reasons([uid]) == [FinishReason.ABORT if mode == "abort" else FinishReason.LENGTH]
@@ -179,7 +181,7 @@ def test_a_pause_that_the_loop_has_not_got_to_holds_all_the_same(driver: Driver)
     """Under the mailbox its message is still there, and nobody comes in before it is applied, or after."""
     driver.add("a")
     pausing = driver.asking(lambda: driver.manager.pause(timeout=0.001))
-    if type(driver.manager).__name__ == "ResourceManagerV2":
+    if type(driver.manager).__name__ == "LockFreeManager":
         with pytest.raises(TimeoutError, match="paused all the same"):
             pausing.answer()
     with pytest.raises(EnginePausedError):
@@ -236,14 +238,14 @@ def test_counts_that_others_act_on_include_what_is_not_applied_yet(driver: Drive
     manager = driver.manager
     for i in range(3):
         driver.add(f"r{i}")
-        assert manager.available_batch() == 3 - i
+        assert manager.num_free_slots() == 3 - i
         assert manager.info()["num_inside"] == i + 1
     driver.ask(lambda: manager.pause("preempt"))
-    assert manager.available_batch() == 1, "what is kept will want its slots again"
+    assert manager.num_free_slots() == 1, "what is kept will want its slots again"
     manager.resume()
-    manager.clear_data()
+    manager.clear()
     driver.settle()
-    assert manager.available_batch() == 4
+    assert manager.num_free_slots() == 4
 
 
 def test_info_is_the_snapshot_by_name_and_who_is_inside(driver: Driver) -> None:
@@ -258,20 +260,20 @@ def test_info_is_the_snapshot_by_name_and_who_is_inside(driver: Driver) -> None:
     assert driver.manager.info()["num_running"] == 1
 
 
-def test_real_batch_size_is_the_highest_slot_in_use_and_one(driver: Driver) -> None:
-    assert driver.manager.get_real_bsz() == 0
+def test_slots_spanned_are_the_highest_slot_in_use_and_one(driver: Driver) -> None:
+    assert driver.manager.snapshot().num_slots_spanned == 0
     for i in range(3):
         driver.add(f"r{i}", max_tokens=9)
     driver.step()
-    assert driver.manager.get_real_bsz() == 3
-    driver.manager.add_abort_req_ids("r0")
+    assert driver.manager.snapshot().num_slots_spanned == 3
+    driver.manager.abort("r0")
     driver.settle()
-    assert driver.manager.get_real_bsz() == 3, "a worker still has to look at rows 0 to 2"
-    driver.manager.add_abort_req_ids("r2")
+    assert driver.manager.snapshot().num_slots_spanned == 3, "a worker still has to look at rows 0 to 2"
+    driver.manager.abort("r2")
     driver.settle()
-    assert driver.manager.get_real_bsz() == 2
+    assert driver.manager.snapshot().num_slots_spanned == 2
     driver.run()
-    assert driver.manager.get_real_bsz() == 0
+    assert driver.manager.snapshot().num_slots_spanned == 0
 
 
 # -- preparation -------------------------------------------------------------------------------------------------
@@ -280,11 +282,11 @@ def test_real_batch_size_is_the_highest_slot_in_use_and_one(driver: Driver) -> N
 def preparing(name: str, **changes: Any) -> tuple[Driver, int]:
     driver = Driver(make(name, **changes))
     request = driver.manager.make_request("image", [], SamplingParams(max_tokens=4), preprocess=b"an image")
-    driver.manager.add_request(request)
+    driver.manager.add(request)
     driver.manager.drain()
     effects = driver.manager.take_effects()
     assert effects.jobs == [request]
-    assert driver.manager.available_batch() == driver.manager.config.max_num_seqs - 1
+    assert driver.manager.num_free_slots() == driver.manager.config.max_num_seqs - 1
     return driver, request.uid
 
 
@@ -307,11 +309,11 @@ def test_a_request_ends_while_it_is_being_prepared_and_a_late_result_is_nobodys(
     assert entry.status is RequestStatus.PREPARING
     match how:
         case "abort":
-            driver.manager.add_abort_req_ids("image")
+            driver.manager.abort("image")
         case "finish":
-            driver.manager.finish_requests("image")
+            driver.manager.finish("image")
         case "clear":
-            driver.manager.clear_data()
+            driver.manager.clear()
         case "pause":
             driver.ask(driver.manager.pause)
             driver.manager.resume()
@@ -332,7 +334,7 @@ def test_a_reservation_does_not_outlive_a_reset_of_the_cache_in_a_pause(name: st
     driver = Driver(make(name, role=role))
     manager = driver.manager
     request = manager.make_request("a", prompt_of(1, 9), SamplingParams())
-    ask = manager.preallocate_resource_in_p if role is Role.PREFILL else manager.preallocate_resource_in_d
+    ask = manager.reserve_prefill if role is Role.PREFILL else manager.reserve_decode
     assert driver.ask(lambda: ask(request))
     driver.ask(lambda: manager.pause("preempt", reset_prefix_cache=False))
     driver.settle()

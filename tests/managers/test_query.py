@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
+from headway.errors import EngineDeadError, QueryError
 from headway.managers.query import QueryCell, QueryDesk, checked_timeout
-from headway.request import EngineDeadError, QueryError
 from tests.managers.driving import PATIENCE
 
 SHORT = 0.001  # seconds; for waits that are meant to end by timeout

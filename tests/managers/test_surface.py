@@ -8,8 +8,10 @@ import time
 import pytest
 
 from headway.config import Role
+from headway.errors import DuplicateRequestError, QueueFullError, RequestError
 from headway.managers import MANAGERS, Manager
-from headway.request import DuplicateRequestError, FinishReason, QueueFullError, RequestError, SamplingParams
+from headway.request import FinishReason
+from headway.sampling import SamplingParams
 from headway.scheduler import Effects, Snapshot, StepResult
 from tests.managers.driving import ALL, Driver, answer_to, hand_made, make, prompt_of
 
@@ -21,10 +23,10 @@ PUBLIC = [name for name, _ in inspect.getmembers(Manager, inspect.isfunction) if
 
 def test_the_surface_has_the_names_its_users_know() -> None:
     assert {
-        "add_request",
-        "finish_requests",
-        "add_abort_req_ids",
-        "available_batch",
+        "add",
+        "finish",
+        "abort",
+        "num_free_slots",
         "snapshot",
         "schedule",
         "prefill_schedule",
@@ -51,20 +53,20 @@ def test_no_manager_adds_to_the_surface(name: str) -> None:
 
 def test_available_batch_counts_what_was_accepted_before_anything_is_applied(driver: Driver) -> None:
     manager = driver.manager
-    assert manager.available_batch() == 4
+    assert manager.num_free_slots() == 4
     for i in range(6):
         driver.add(f"r{i}")
-        assert manager.available_batch() == max(0, 3 - i)
+        assert manager.num_free_slots() == max(0, 3 - i)
     driver.run()
-    assert manager.available_batch() == 4
+    assert manager.num_free_slots() == 4
 
 
 def test_available_batch_counts_what_was_ended_once_that_is_applied(driver: Driver) -> None:
     driver.add("a")
     driver.add("b")
-    driver.manager.add_abort_req_ids(["a"])
+    driver.manager.abort(["a"])
     driver.settle()
-    assert driver.manager.available_batch() == 3
+    assert driver.manager.num_free_slots() == 3
 
 
 def test_a_snapshot_never_changes(driver: Driver) -> None:
@@ -108,7 +110,7 @@ def test_applying_a_command_publishes_what_it_changed(driver: Driver) -> None:
     driver.add()
     driver.manager.drain()
     assert driver.manager.snapshot().num_waiting == 1
-    driver.manager.add_abort_req_ids(["a"])
+    driver.manager.abort(["a"])
     driver.manager.drain()
     assert driver.manager.snapshot().num_waiting == 0
 
@@ -146,9 +148,9 @@ def test_a_duplicate_is_refused_and_the_first_goes_on(driver: Driver) -> None:
 @pytest.mark.parametrize("second_id", ["a", "b"])
 def test_a_uid_handed_in_twice_harms_nobody(driver: Driver, second_id: str) -> None:
     manager = driver.manager
-    manager.add_request(hand_made(7, "a"))
+    manager.add(hand_made(7, "a"))
     with pytest.raises(DuplicateRequestError):
-        manager.add_request(hand_made(7, second_id))
+        manager.add(hand_made(7, second_id))
     driver.run()
     assert driver.history.tokens[7] == answer_to([1, 2, 3], 4)
     driver.assert_empty()
@@ -156,7 +158,7 @@ def test_a_uid_handed_in_twice_harms_nobody(driver: Driver, second_id: str) -> N
 
 def test_a_request_that_the_core_refuses_ends_with_an_error(driver: Driver) -> None:
     """The door lets none such in; a request made by hand may be one."""
-    driver.manager.add_request(hand_made(7, "a", max_tokens=1000))
+    driver.manager.add(hand_made(7, "a", max_tokens=1000))
     other = driver.add("b")
     driver.run()
     assert driver.history.ends[7].reason is FinishReason.ERROR
@@ -200,7 +202,7 @@ def test_update_returns_all_that_came_about_since_the_last_look(driver: Driver) 
     driver.add("b")
     batch = driver.launch()
     assert batch is not None
-    driver.manager.add_abort_req_ids(["b"])
+    driver.manager.abort(["b"])
     driver.manager.drain()
     effects = driver.manager.update(driver.result(batch))
     assert [end.request_id for end in effects.ended] == ["b"]
@@ -235,7 +237,7 @@ def test_a_result_that_is_unknown_or_told_twice_changes_nothing(driver: Driver) 
 def test_the_loop_is_woken_by_what_was_handed_in(driver: Driver) -> None:
     """`wait` returns at once when there is something to do, else after its timeout."""
     driver.manager.wait(0.0)
-    for tell in (lambda: driver.add("a"), lambda: driver.manager.add_abort_req_ids(["a"])):
+    for tell in (lambda: driver.add("a"), lambda: driver.manager.abort(["a"])):
         tell()
         driver.manager.wait(1e9)
         driver.settle()
@@ -300,7 +302,7 @@ def test_a_small_pool_preempts_under_dynamic_allocation_and_queues_under_static(
 
 def test_effects_are_handed_out_once(driver: Driver) -> None:
     driver.add()
-    driver.manager.add_abort_req_ids(["a"])
+    driver.manager.abort(["a"])
     driver.manager.drain()
     assert len(driver.manager.take_effects().ended) == 1
     assert driver.manager.take_effects() == Effects()
@@ -312,6 +314,6 @@ def test_all_names_are_covered() -> None:
 
 def test_make_request_checks_and_hands_nothing_in(driver: Driver) -> None:
     driver.manager.make_request("a", [1, 2], SamplingParams())
-    assert driver.manager.available_batch() == 4
+    assert driver.manager.num_free_slots() == 4
     with pytest.raises(RequestError, match="token id 32000; ids are integers from 0 to 31999"):
         driver.manager.make_request("a", [32000], SamplingParams())

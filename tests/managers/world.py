@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 
 from headway.config import Role
+from headway.errors import EnginePausedError, QueueFullError
 from headway.managers import Manager
-from headway.request import EnginePausedError, FinishReason, QueueFullError, Request, SamplingParams
+from headway.request import FinishReason, Request
+from headway.sampling import SamplingParams
 from headway.scheduler import DeviceLost, PreprocessDone, Reservation, Sending, StepResult
 from tests.managers.driving import Asking, History, T, asking, assert_nothing_held, make
 from tests.oracle_device import OracleDevice, _extend, _root, answer_of
@@ -62,7 +64,7 @@ class World:
         """False: it was refused for now."""
         request = self.make(request_id, prompt, max_tokens, **options)
         try:
-            self.manager.add_request(request)
+            self.manager.add(request)
         except (EnginePausedError, QueueFullError):
             return False
         self.requests[request_id] = request
@@ -81,7 +83,7 @@ class World:
         """Preallocate, on P or on D."""
         manager, request = self.manager, self.make(request_id, prompt, max_tokens)
         is_p = manager.config.role is Role.PREFILL
-        preallocate = manager.preallocate_resource_in_p if is_p else manager.preallocate_resource_in_d
+        preallocate = manager.reserve_prefill if is_p else manager.reserve_decode
 
         def question() -> Reservation | None:
             reservation = preallocate(request)
@@ -98,14 +100,14 @@ class World:
         entry = self.manager._core._state.entries.get(request.uid)
         if entry is not None and entry.handle is not None:  # else the blocks are no longer its own
             self.device.receive(request, self.reservations[request_id].blocks.tolist())
-        self.manager.add_prefilled_request(request_id, answer_of(request)[0][0])
+        self.manager.start_decode(request_id, answer_of(request)[0][0])
 
     # -- device, jobs, sender ------------------------------------------------------------------------------------
 
     def launch(self) -> None:
         """A pass, and what it makes goes to the device, up to two steps."""
         if len(self.in_flight) < 2:
-            batch, _ = self._pass()
+            batch = self._pass()
             self._take_in()
             if batch is not None:
                 self.in_flight.append(self.device.run(batch))
@@ -158,7 +160,7 @@ class World:
         for _ in range(max_turns):
             if not self.manager.door.num_inside and not self.in_flight and not self.sending:
                 break
-            self.manager.pre_recycle_resource(list(self.reservations))
+            self.manager.drop_reservations(list(self.reservations))
             self.prepare()
             self.send()
             self.drain()

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from headway.config import Role, SchedulerConfig
-from headway.request import Request, SamplingParams, Span
+from headway.request import Request, Span
+from headway.sampling import SamplingParams
 from headway.scheduler import (
     AbortRequests,
     AddRequest,
@@ -38,7 +39,7 @@ from headway.scheduler import (
     StepResult,
     Tick,
 )
-from headway.scheduler.state import State
+from headway.scheduler.state.state import State
 from headway.simulation.device import OracleDevice
 from headway.simulation.digests import Words, answer_of, prompt_of
 
@@ -209,8 +210,7 @@ class Driver:
     def launch(self) -> Batch | None:
         """Schedule one step and let the device compute it; its result is not applied yet."""
         prefill_only = self.config.role is Role.PREFILL
-        batch, errors = self.core.prefill_schedule(self.now) if prefill_only else self.core.schedule(self.now)
-        self.note(Effects(ended=errors))
+        batch = self.core.prefill_schedule() if prefill_only else self.core.schedule()
         if batch is not None:
             self.batches.append(batch)
             self.in_flight.append(self.device.run(batch))
@@ -291,7 +291,7 @@ class Driver:
         assert (snapshot.num_running, snapshot.num_waiting, snapshot.num_in_flight) == (0, 0, 0)
         assert (snapshot.num_preparing, snapshot.num_reserved, snapshot.num_sending) == (0, 0, 0)
         assert snapshot.num_blocks_free + snapshot.num_blocks_evictable == snapshot.num_blocks_total
-        assert self.core.slots.available_batch() == snapshot.num_slots and snapshot.num_slots_spanned == 0
+        assert self.core.slots.num_free_slots() == snapshot.num_slots and snapshot.num_slots_spanned == 0
         assert snapshot.num_requests_added == snapshot.num_requests_ended == len(self.histories)
         assert snapshot.next_deadline is None
         self._check()

@@ -6,7 +6,7 @@ import pytest
 
 from headway.config import Role
 from headway.scheduler import Policies, PreemptAll, StaticAllocation
-from headway.scheduler.reserve import BlocksReserve, NoReserve, RatioReserve
+from headway.scheduler.policies.reserve import BlocksReserve, NoReserve, RatioReserve
 from tests.scheduler.driver import Driver, config
 
 

@@ -12,7 +12,7 @@ from headway.config import Role
 from headway.kvcache import OwnershipError
 from headway.scheduler import Audit, AuditReport, Owner
 from headway.scheduler.audit import BLOCKS_PER_LOOK, SLOTS_PER_LOOK, STEPS_PER_LOOK
-from headway.scheduler.slots import Phase
+from headway.scheduler.state.slot_table import Phase
 from tests.scheduler.driver import Driver, config
 
 ROUND = -(-39 // BLOCKS_PER_LOOK) * STEPS_PER_LOOK  # steps in which every block of the small pool is looked at
@@ -32,7 +32,7 @@ def busy() -> Driver:
 def noticed(driver: Driver, at_most: int) -> str:
     """What is said of it, by the result of one of so many steps. The driver's own full audit is left out."""
     for _ in range(at_most):
-        batch, _ = driver.core.schedule()
+        batch = driver.core.schedule()
         assert batch is not None
         try:
             driver.core.apply(driver.device.run(batch))

@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headway.config import Role, SchedulerConfig
-from headway.request import Request, SamplingParams, Span
-from headway.scheduler.chunks import ChunkPlan, end_of_chunk
-from headway.scheduler.encoder import EncoderCache
+from headway.request import Request, Span
+from headway.sampling import SamplingParams
 from headway.scheduler.fitting import never_fits
+from headway.scheduler.passes.chunk_plan import ChunkPlan, end_of_chunk
+from headway.scheduler.state.encoder_cache import EncoderCache
 
 SAMPLING = SamplingParams()
 

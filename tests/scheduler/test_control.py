@@ -7,7 +7,7 @@ import pytest
 from headway.request import RequestStatus, Span
 from headway.scheduler import (
     AwaitSteps,
-    ClearData,
+    Clear,
     PreemptAll,
     ResetPrefixCache,
     StaticAllocation,
@@ -60,7 +60,7 @@ class TestClear:
         """What was added before it ends; what comes after it is not touched."""
         driver = busy()
         before = list(driver.histories)
-        driver.tell(ClearData())
+        driver.tell(Clear())
         after = driver.add(range(12), max_tokens=4)
         driver.run()
         assert {driver.ended(driver.histories[uid].request) for uid in before} == {
@@ -73,7 +73,7 @@ class TestClear:
         driver = Driver(config())
         driver.add(range(9), max_tokens=1)
         driver.run()
-        driver.tell(ClearData())
+        driver.tell(Clear())
         assert len(driver.state.prefix) == 0
         late = driver.add(range(9), max_tokens=1)
         driver.run()
@@ -82,7 +82,7 @@ class TestClear:
     @pytest.mark.parametrize("depth", [1, 2])
     def test_lets_nothing_of_a_step_in_flight_through(self, depth: int) -> None:
         driver = busy(depth)
-        driver.tell(ClearData())
+        driver.tell(Clear())
         late = driver.add(range(20), max_tokens=4)
         driver.launch()
         for _ in range(depth):
@@ -93,12 +93,12 @@ class TestClear:
 
     def test_of_an_empty_engine_does_nothing(self) -> None:
         driver = Driver(config())
-        assert not driver.tell(ClearData())
+        assert not driver.tell(Clear())
 
     def test_does_not_resume_a_paused_one(self) -> None:
         driver = busy()
         driver.pause()
-        driver.tell(ClearData())
+        driver.tell(Clear())
         driver.add([7])
         driver.answer()
         assert driver.launch() is None

@@ -6,7 +6,7 @@ import pytest
 from headway.config import Role, SchedulerConfig
 from headway.request import FinishReason
 from headway.scheduler import AddRequest, Logprobs, PreemptAll, Scheduler, StepResult
-from headway.scheduler.decoding import DecodeRows
+from headway.scheduler.passes.decode_rows import DecodeRows
 from headway.simulation.digests import answer_of
 from tests.scheduler.driver import Driver, config
 
@@ -375,8 +375,8 @@ class TestPrefillInstance:
         driver = Driver(config())
         driver.add([1, 2], max_tokens=9)
         driver.step()
-        batch, errors = driver.core.prefill_schedule()
-        assert batch is None and not errors
+        batch = driver.core.prefill_schedule()
+        assert batch is None
 
 
 class TestLogprobs:
@@ -441,6 +441,6 @@ class TestSteadyState:
         assert snapshot.num_prompt_tokens == 9 + 1
         assert snapshot.num_generation_tokens == 8
         assert (snapshot.num_prefix_query_tokens, snapshot.num_prefix_hit_tokens) == (18, 8)
-        assert snapshot.num_slots == 4 and driver.core.slots.available_batch() == 4
+        assert snapshot.num_slots == 4 and driver.core.slots.num_free_slots() == 4
         assert snapshot.kv_cache_usage == 0.0 and not snapshot.has_work
         assert Scheduler(SchedulerConfig()).snapshot().num_blocks_total == 4095

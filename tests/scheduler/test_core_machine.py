@@ -12,17 +12,18 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from headway.config import Role, SchedulerConfig
-from headway.request import FinishReason, QueryError, Request, RequestStatus, Span
+from headway.errors import QueryError
+from headway.request import FinishReason, Request, RequestStatus, Span
 from headway.scheduler import (
     Audit,
     AwaitSteps,
-    CacheOutputTokens,
-    ClearData,
+    Clear,
     DropReservations,
     DynamicAllocation,
     Effects,
     PreemptAll,
     PreprocessDone,
+    PublishOutput,
     ReserveDecode,
     ReservePrefill,
     ResetPrefixCache,
@@ -31,7 +32,6 @@ from headway.scheduler import (
     StartDecode,
     StartPrefill,
     StaticAllocation,
-    StoppedRequests,
     never_fits,
 )
 from headway.simulation.digests import EOS, answer_of
@@ -150,8 +150,7 @@ class CoreMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def tell_what_is_harmless(self, data: st.DataObject) -> None:
         uid = data.draw(st.sampled_from(sorted(self.driver.histories)))
-        for message in (StoppedRequests((uid,)), CacheOutputTokens((uid,))):
-            assert not self.driver.tell(message)
+        assert not self.driver.tell(PublishOutput((uid,)))
         if uid not in self.reserved:
             for message in (StartPrefill((uid,)), StartDecode(uid, 3), DropReservations((uid,))):
                 assert not self.driver.tell(message)
@@ -253,7 +252,7 @@ class CoreMachine(RuleBasedStateMachine):
             self.note(self.driver.lose_device(), alive - queued - self.preparing.keys())
             assert queued | self.preparing.keys() == self.alive()
         elif what == "clear":
-            self.note(self.driver.tell(ClearData()), alive)
+            self.note(self.driver.tell(Clear()), alive)
             assert not self.alive() and not len(self.driver.state.prefix)
         else:
             mode, reset = data.draw(st.sampled_from(("abort", "preempt", "preempt"))), data.draw(st.booleans())

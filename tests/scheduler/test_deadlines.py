@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headway.scheduler.deadlines import Deadlines
+from headway.scheduler.state.deadlines import Deadlines
 
 
 def test_without_deadlines_there_is_no_next() -> None:

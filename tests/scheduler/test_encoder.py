@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from headway.request import Span
-from headway.scheduler.encoder import EncoderCache
+from headway.scheduler.state.encoder_cache import EncoderCache
 
 A, B, C, D = (bytes([i]) * 32 for i in range(4))
 

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headway.config import SchedulerConfig
-from headway.request import Request, SamplingParams
-from headway.scheduler.line import AgedPriority, StrictPriority, line_of
+from headway.request import Request
+from headway.sampling import SamplingParams
+from headway.scheduler.policies.line import AgedPriority, StrictPriority, line_of
 
 PROMPT = np.ones(1, dtype=np.int32)
 

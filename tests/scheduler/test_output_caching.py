@@ -4,12 +4,12 @@ import pytest
 
 from headway.config import Role
 from headway.request import Request
-from headway.scheduler import CacheOutputTokens, PreemptAll
+from headway.scheduler import PreemptAll, PublishOutput
 from tests.scheduler.driver import Driver, config
 
 
 def told(driver: Driver, request: Request) -> None:
-    assert not driver.tell(CacheOutputTokens((request.uid,)))
+    assert not driver.tell(PublishOutput((request.uid,)))
 
 
 def found_of(driver: Driver, request: Request) -> int:
@@ -124,7 +124,7 @@ def test_of_requests_that_do_not_decode_it_changes_nothing() -> None:
     before = driver.core.snapshot()
     for request in (prefilling, waiting, preparing):
         told(driver, request)
-    assert not driver.tell(CacheOutputTokens((77,)))
+    assert not driver.tell(PublishOutput((77,)))
     assert driver.core.snapshot() == before
     driver.prepared(preparing)
     driver.run()

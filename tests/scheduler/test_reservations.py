@@ -3,7 +3,7 @@
 import pytest
 
 from headway.config import Role
-from headway.request import QueryError
+from headway.errors import QueryError
 from headway.scheduler import (
     DropReservations,
     Pause,

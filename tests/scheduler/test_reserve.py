@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from headway.config import ReserveName, SchedulerConfig
-from headway.scheduler.reserve import BlocksReserve, NoReserve, RatioReserve, Reserve, reserve_of
-from headway.scheduler.slots import SlotTable
+from headway.scheduler.policies.reserve import BlocksReserve, NoReserve, RatioReserve, Reserve, reserve_of
+from headway.scheduler.state.slot_table import SlotTable
 
 
 def table_of(**columns: list[int]) -> SlotTable:

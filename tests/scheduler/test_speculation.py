@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from headway.scheduler import PreemptAll, StaticAllocation
-from headway.scheduler.slots import Phase
+from headway.scheduler.state.slot_table import Phase
 from tests.scheduler.driver import Driver, config
 
 

@@ -15,19 +15,18 @@ from headway.config import Role
 from headway.request import FinishReason, Request, RequestStatus
 from headway.scheduler import (
     AbortRequests,
-    CacheOutputTokens,
-    ClearData,
+    Clear,
     DropReservations,
     Effects,
     FinishRequests,
     Pause,
     PreprocessDone,
+    PublishOutput,
     Resume,
     SendDone,
     StartDecode,
     StartPrefill,
     StepResult,
-    StoppedRequests,
 )
 from tests.scheduler.driver import Driver, config
 
@@ -177,7 +176,7 @@ EVERYWHERE = set(SCENES)
 DEEDS = {
     "finish": Deed(lambda d, r: d.finish(r.uid), STOP, EVERYWHERE),
     "abort": Deed(lambda d, r: d.abort(r.uid), ABORT, EVERYWHERE),
-    "clear": Deed(lambda d, r: d.tell(ClearData()), ABORT, EVERYWHERE),
+    "clear": Deed(lambda d, r: d.tell(Clear()), ABORT, EVERYWHERE),
     "pause, abort": Deed(lambda d, r: d.tell(Pause(abort=True, reset_prefix_cache=False)), ABORT, EVERYWHERE),
     "pause, preempt": Deed(lambda d, r: d.tell(Pause(abort=False, reset_prefix_cache=False)), ABORT, set()),
     "pause, reset": Deed(lambda d, r: d.tell(Pause(abort=False, reset_prefix_cache=True)), ABORT, RESERVED),
@@ -250,8 +249,7 @@ def everything_comes_late(driver: Driver, request: Request, flying: list[StepRes
         SendDone(uid),
         FinishRequests((uid, uid)),
         AbortRequests((uid,)),
-        CacheOutputTokens((uid,)),
-        StoppedRequests((uid,)),
+        PublishOutput((uid,)),
     ):
         before = driver.core.snapshot()
         assert not driver.tell(message)
@@ -290,7 +288,6 @@ def test_what_is_said_of_a_request_that_still_runs_but_means_another_state_chang
         StartDecode(request.uid, 3),
         DropReservations((request.uid,)),
         SendDone(request.uid),
-        StoppedRequests((request.uid,)),
     ):
         assert not driver.tell(message)
         assert driver.progress(request) == before

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headway.config import SchedulerConfig
-from headway.scheduler.slots import SlotTable
-from headway.scheduler.victims import LastInLine, LeastWaste, candidates, victim_policy_of
+from headway.scheduler.policies.victims import LastInLine, LeastWaste, candidates, victim_policy_of
+from headway.scheduler.state.slot_table import SlotTable
 
 BLOCK_SIZE = 4
 

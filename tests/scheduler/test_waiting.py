@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headway.scheduler import waiting
-from headway.scheduler.waiting import LOOKAHEAD, RUN_LENGTH, WaitingQueue
+from headway.scheduler.state.state import waiting_queue
+from headway.scheduler.state.waiting_queue import LOOKAHEAD, RUN_LENGTH, WaitingQueue
 
 
 @dataclass(eq=False)
@@ -146,7 +146,7 @@ def test_like_a_sorted_list(data: st.DataObject) -> None:
     ranks = data.draw(st.lists(st.sampled_from([-1.0, 0.0, 0.5, 2.0]), min_size=50, max_size=50))
     outside = [Queued((rank, i)) for i, rank in enumerate(ranks)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(waiting, "RUN_LENGTH", 4)
+        patch.setattr(waiting_queue, "RUN_LENGTH", 4)
         queue = queue_of(*outside[25:])
         model = sorted(outside[25:], key=lambda one: one.place_in_line)
         del outside[25:]

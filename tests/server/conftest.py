@@ -6,7 +6,7 @@ from typing import Any
 import httpx
 import pytest
 
-from headway.engine.client import EngineClient
+from headway.client.engine_client import EngineClient
 from headway.server.api import create_app
 from tests.server.fakes import MODEL, FakeLink, fake_client
 

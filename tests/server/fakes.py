@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from headway.engine import wire
-from headway.engine.client import EngineClient
-from headway.executor.model_files import ModelFiles
+from headway import wire
+from headway.client.engine_client import EngineClient
+from headway.model_files import ModelFiles
 from headway.request import FinishReason
 from headway.scheduler.batch import Logprobs
-from headway.scheduler.effects import Effects, RequestEnd, Snapshot, TokenOutputs
+from headway.scheduler.effects import Effects, RequestEnd, TokenOutputs
+from headway.scheduler.snapshot import Snapshot
 from tests.tiny_tokenizer import CHAT_TEMPLATE, byte_ids, byte_tokenizer
 
 MODEL = "tiny"

@@ -9,8 +9,8 @@ from typing import Any
 import httpx
 import pytest
 
-from headway.engine import wire
-from headway.request import EngineDeadError, QueryError, QueueFullError
+from headway import wire
+from headway.errors import EngineDeadError, QueryError, QueueFullError
 from headway.scheduler.audit import AuditReport, Owner
 from tests.server.conftest import Api
 
@@ -153,7 +153,7 @@ async def test_an_engine_that_dies_meanwhile_is_an_answer_too(make_api: MakeApi)
 async def test_an_engine_that_does_not_answer_is_not_waited_for_for_ever(
     make_api: MakeApi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("headway.engine.client.ANSWER_MARGIN", 0.01)
+    monkeypatch.setattr("headway.client.engine_client.ANSWER_MARGIN", 0.01)
     api = make_api(admin_api=True)
     response = await api.post("/pause?timeout=0.01")
     assert (response.status_code, code_of(response)) == (504, "timeout")

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from headway.engine import wire
+from headway import wire
 from headway.request import FinishReason
 from headway.scheduler.effects import RequestEnd
 from tests.server.conftest import Api
@@ -502,7 +502,7 @@ async def test_health_follows_the_engine(api: Api) -> None:
 
 
 async def test_an_engine_that_is_silent_is_not_healthy(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("headway.engine.client.SILENCE_LIMIT", 0.0)
+    monkeypatch.setattr("headway.client.engine_client.SILENCE_LIMIT", 0.0)
     response = await api.get("/health")
     assert response.status_code == 503 and "has not answered" in error_of(response)["message"]
 

@@ -10,18 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from headway.client.engine_client import EngineClient, Event, Prompt
 from headway.config import EngineConfig
-from headway.engine.client import EngineClient, Event, Prompt
-from headway.request import (
-    DuplicateRequestError,
-    EngineDeadError,
-    EnginePausedError,
-    FinishReason,
-    QueueFullError,
-    RequestError,
-    RequestOutput,
-    SamplingParams,
-)
+from headway.errors import DuplicateRequestError, EngineDeadError, EnginePausedError, QueueFullError, RequestError
+from headway.outputs import RequestOutput
+from headway.request import FinishReason
+from headway.sampling import SamplingParams
 from tests.server.running import save_without_weights
 
 SIMULATED = ("--executor", "simulated", "--base-s", "0.002")

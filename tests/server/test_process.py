@@ -17,10 +17,11 @@ import pytest
 import zmq
 import zmq.asyncio
 
+from headway import wire
+from headway.client.link import EngineStartError, ProcessLink
 from headway.config import EngineConfig
-from headway.engine import wire
-from headway.engine.link import EngineStartError, ProcessLink
-from headway.request import FinishReason, SamplingParams
+from headway.request import FinishReason
+from headway.sampling import SamplingParams
 from headway.scheduler.audit import AuditReport
 from headway.scheduler.effects import Effects, RequestEnd
 

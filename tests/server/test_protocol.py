@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from headway.request import RequestError
+from headway.errors import RequestError
 from headway.server.protocol import (
     ChatCompletionRequest,
     CompletionRequest,

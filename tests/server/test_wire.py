@@ -6,21 +6,22 @@ import msgspec
 import numpy as np
 import pytest
 
+from headway import wire
 from headway.config import EngineConfig, Role
-from headway.engine import wire
-from headway.request import (
+from headway.errors import (
     DuplicateRequestError,
     EngineDeadError,
     EnginePausedError,
-    FinishReason,
     QueryError,
     QueueFullError,
     RequestError,
-    SamplingParams,
 )
+from headway.request import FinishReason
+from headway.sampling import SamplingParams
 from headway.scheduler.audit import AuditReport, Owner
 from headway.scheduler.batch import Logprobs
-from headway.scheduler.effects import Effects, RequestEnd, Snapshot, TokenOutputs
+from headway.scheduler.effects import Effects, RequestEnd, TokenOutputs
+from headway.scheduler.snapshot import Snapshot
 
 FIRST, SECOND = 0 << wire.UID_BITS, 1 << wire.UID_BITS  # the first uids of two API processes
 

@@ -16,17 +16,17 @@ from headway.cli import main
 from headway.config import Role
 from headway.kvcache import BlockPool, PrefixCache
 from headway.request import FinishReason
-from headway.scheduler import Answer, Batch, Effects, RequestEnd, Scheduler
+from headway.scheduler import Answer, Batch, Effects, Scheduler
 from headway.scheduler.batch import IntArray
-from headway.scheduler.control import Control
-from headway.scheduler.deadlines import Deadlines
-from headway.scheduler.decoding import DecodeRows
-from headway.scheduler.encoder import EncoderCache
-from headway.scheduler.entry import Entry
-from headway.scheduler.results import Results
-from headway.scheduler.state import State
-from headway.scheduler.steps import Chunk, LaunchedStep
-from headway.scheduler.waiting import WaitingQueue
+from headway.scheduler.handlers.control import Control
+from headway.scheduler.handlers.results import Results
+from headway.scheduler.passes.decode_rows import DecodeRows
+from headway.scheduler.passes.steps import Chunk, LaunchedStep
+from headway.scheduler.state.deadlines import Deadlines
+from headway.scheduler.state.encoder_cache import EncoderCache
+from headway.scheduler.state.entry import Entry
+from headway.scheduler.state.state import State
+from headway.scheduler.state.waiting_queue import WaitingQueue
 from headway.simulation.events import EVENTS, Event, EventTrace, read_events
 from headway.simulation.minimise import minimise
 from headway.simulation.setting import Setting
@@ -225,10 +225,10 @@ def a_preempted_request_is_never_let_in_again(patch: pytest.MonkeyPatch) -> None
 def whoever_computes_is_preempted_before_the_result_is_in(patch: pytest.MonkeyPatch) -> None:
     schedule = Scheduler.schedule
 
-    def schedule_and_preempt(self: Scheduler, now: float) -> tuple[Batch | None, list[RequestEnd]]:
-        batch, errors = schedule(self, now)
+    def schedule_and_preempt(self: Scheduler) -> Batch | None:
+        batch = schedule(self)
         self._control.preempt_all()
-        return batch, errors
+        return batch
 
     patch.setattr(Scheduler, "schedule", schedule_and_preempt)
 

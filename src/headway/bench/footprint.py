@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from headway.config import SchedulerConfig
-from headway.request import Request, SamplingParams
+from headway.request import Request
+from headway.sampling import SamplingParams
 from headway.scheduler import AddRequest, Scheduler, StepResult
 
 BLOCK_SIZE = 16
@@ -73,7 +74,7 @@ def _add(scheduler: Scheduler, uid: int, prompt: int, output: int) -> None:
 
 
 def _run_step(scheduler: Scheduler) -> None:
-    batch, _ = scheduler.schedule()
+    batch = scheduler.schedule()
     assert batch is not None, "nobody can be let in"
     scheduler.apply(StepResult(batch.step_id, np.ones(np.count_nonzero(batch.samples), dtype=np.int32)))
 

@@ -20,6 +20,7 @@ import numpy as np
 import typer
 import zmq
 
+from headway import wire
 from headway.bench import plot
 from headway.bench.busy_engine import MAX_MODEL_LEN, VOCAB_SIZE, BusyEngine
 from headway.bench.plot import PlotOption
@@ -27,9 +28,9 @@ from headway.bench.report import Row, percentile
 from headway.bench.sink import Sink
 from headway.bench.tables import Column, JsonOption, show
 from headway.config import EngineConfig, SchedulerName
-from headway.engine import interpreter, wire
+from headway.engine import interpreter
 from headway.engine.process import Output
-from headway.request import SamplingParams
+from headway.sampling import SamplingParams
 
 PROMPT_TOKENS = 128
 MIN_STEPS = 100  # for a 99th percentile
@@ -106,7 +107,7 @@ class Intake(threading.Thread):
             time.sleep(max(0.0, due - time.perf_counter()))
             if self._stopping:
                 return
-            self._busy.engine.add_request(f"{self._number}-{count}", prompt, sampling)
+            self._busy.engine.add(f"{self._number}-{count}", prompt, sampling)
 
 
 class Sample(NamedTuple):

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from headway.config import EngineConfig
-from headway.request import SamplingParams
+from headway.sampling import SamplingParams
 from headway.scheduler.effects import Effects
 
 BLOCK_SIZE = 16
@@ -124,7 +124,7 @@ class Headway(Generator):
         self._engine.reset_prefix_cache()
         sampling = SamplingParams(max_tokens=new_tokens, temperature=0, ignore_eos=True)
         started = time.perf_counter()
-        uids = [self._engine.add_request(str(index), prompt, sampling) for index, prompt in enumerate(prompts)]
+        uids = [self._engine.add(str(index), prompt, sampling) for index, prompt in enumerate(prompts)]
         rows = {uid: index for index, uid in enumerate(uids)}
         answers = Answers([[] for _ in uids], [[] for _ in uids])
         ended = 0

@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 from headway import __version__
 from headway.bench.workloads import BLOCK_SIZE, ENDLESS, VOCAB_SIZE, Capacity
 from headway.config import ReserveName, SchedulerConfig
-from headway.engine.wire import pack_tokens, unpack_tokens
 from headway.executor.simulated import SimulatedTokens
-from headway.managers.door import Door, ModelLimits
-from headway.request import Request, SamplingParams
+from headway.managers.door import Door
+from headway.model_limits import ModelLimits
+from headway.request import Request
+from headway.sampling import SamplingParams
 from headway.scheduler import (
     AbortRequests,
     AddRequest,
@@ -24,7 +25,8 @@ from headway.scheduler import (
     Scheduler,
     StepResult,
 )
-from headway.scheduler.reserve import RatioReserve
+from headway.scheduler.policies.reserve import RatioReserve
+from headway.wire import pack_tokens, unpack_tokens
 
 NAME = "headway"
 VERSION = __version__
@@ -90,7 +92,7 @@ class HeadwaySystem:
         self._scheduler.apply(AddRequest(request))
 
     def schedule(self) -> Batch | None:
-        return self._scheduler.schedule()[0]
+        return self._scheduler.schedule()
 
     def size(self, batch: Batch) -> tuple[int, int]:
         return len(batch), batch.num_tokens

@@ -26,7 +26,8 @@ from headway.bench.report import Row, percentile
 from headway.bench.tables import Column, JsonOption, show
 from headway.config import SchedulerName
 from headway.engine import interpreter
-from headway.request import QueueFullError, SamplingParams
+from headway.errors import QueueFullError
+from headway.sampling import SamplingParams
 
 SCHEDULERS: tuple[SchedulerName, ...] = ("v1", "v2")
 PROMPT_TOKENS = 512
@@ -106,18 +107,18 @@ class Producer(threading.Thread):
         mine, request_id = self._mine, f"{self._number}-{self._count}"
         if kind == ADD:
             packed = self._packed[self._count % _PROMPTS]
-            return lambda: mine.append(self._engine.add_request(request_id, packed, self._sampling))
+            return lambda: mine.append(self._engine.add(request_id, packed, self._sampling))
         if kind == ADD_LIST or not mine:
             tokens = self._lists[self._count % _PROMPTS]
-            return lambda: mine.append(self._engine.add_request(request_id, tokens, self._sampling))
+            return lambda: mine.append(self._engine.add(request_id, tokens, self._sampling))
         if kind == FINISH:
             uid = [mine.popleft()]
-            return lambda: self._engine.finish_requests(uid)
+            return lambda: self._engine.finish(uid)
         if kind == ABORT:
             uid = [mine.pop()]
-            return lambda: self._engine.abort_requests(uid)
+            return lambda: self._engine.abort(uid)
         uid = [mine[0]]
-        return lambda: self._manager.cache_output_tokens(uid)
+        return lambda: self._manager.publish_output(uid)
 
 
 class Sample(NamedTuple):

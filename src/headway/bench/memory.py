@@ -27,8 +27,8 @@ from headway.bench.tables import Column, JsonOption, show
 from headway.config import SchedulerConfig
 from headway.engine.engine import Engine
 from headway.executor.simulated import SimulatedExecutor, StepTimeModel
-from headway.managers import ResourceManagerV2
-from headway.request import SamplingParams
+from headway.managers import LockFreeManager
+from headway.sampling import SamplingParams
 from headway.scheduler import Effects
 
 FOOTPRINT = "headway.bench.footprint"  # not imported: it is run
@@ -111,7 +111,7 @@ class Soak:
             num_blocks=8_192,
         )
         executor = SimulatedExecutor(StepTimeModel(base_s=0.002), max_num_seqs=RUNNING, vocab_size=VOCAB_SIZE)
-        self._engine = Engine(ResourceManagerV2(config), executor, self._take)
+        self._engine = Engine(LockFreeManager(config), executor, self._take)
         self._stems = self._rng.integers(0, VOCAB_SIZE, (PROMPTS, 256), dtype=np.int32)
 
     def run(self) -> None:
@@ -170,7 +170,7 @@ class Soak:
             tail = self._rng.integers(0, VOCAB_SIZE, length, dtype=np.int32)
             prompt = np.concatenate((self._stems[stem], tail))
             sampling = SamplingParams(max_tokens=output, ignore_eos=True)
-            uids.append(self._engine.add_request(f"{number}-{i}", prompt, sampling))
+            uids.append(self._engine.add(f"{number}-{i}", prompt, sampling))
         self._inside += len(uids)
         self.requests += len(uids)
         lots = self._rng.random(len(uids))
@@ -179,8 +179,8 @@ class Soak:
         self._later.append((aborted, finished))
         if len(self._later) > 50:  # by now they wait, run, or have ended
             aborted, finished = self._later.popleft()
-            self._engine.abort_requests(aborted)
-            self._engine.finish_requests(finished)
+            self._engine.abort(aborted)
+            self._engine.finish(finished)
             self.aborted += len(aborted)
 
 

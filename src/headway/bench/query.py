@@ -1,6 +1,6 @@
 """What an answer costs its caller, and what a flood of finishes costs the loop.
 
-    ask      `preallocate_resource_in_d` from another thread while steps of fixed length run
+    ask      `reserve_decode` from another thread while steps of fixed length run
     finish   one call that ends many of the running requests, from the call until the loop is free for its next pass
 
 on the simulated device, for the manager with one lock (V1) and the one with the mailbox (V2), in the same run.
@@ -26,7 +26,7 @@ from headway.config import Role, SchedulerConfig, SchedulerName
 from headway.engine.engine import Engine
 from headway.executor.simulated import SimulatedExecutor, SimulatedTokens, StepTimeModel
 from headway.managers import MANAGERS, Manager
-from headway.request import SamplingParams
+from headway.sampling import SamplingParams
 from headway.scheduler import StepResult
 
 SCHEDULERS: tuple[SchedulerName, ...] = ("v1", "v2")
@@ -111,7 +111,7 @@ def _config(running: int) -> SchedulerConfig:
 def _add(manager: Manager, name: str) -> None:
     prompt = np.random.default_rng(len(name)).integers(1, VOCAB_SIZE, PROMPT_TOKENS)
     sampling = SamplingParams(max_tokens=None, ignore_eos=True)
-    manager.add_request(manager.make_request(name, prompt, sampling))
+    manager.add(manager.make_request(name, prompt, sampling))
 
 
 def ask_while_steps_run(
@@ -135,10 +135,10 @@ def ask_while_steps_run(
             request = manager.make_request(f"asked-{i}", prompt, SamplingParams(max_tokens=8))
             loops.append(_loop_us())
             started = time.perf_counter()
-            reservation = manager.preallocate_resource_in_d(request, timeout=60.0)
+            reservation = manager.reserve_decode(request, timeout=60.0)
             latencies.append((time.perf_counter() - started) * 1e3)
             assert reservation is not None, "there was room"
-            manager.pre_recycle_resource([request.uid])
+            manager.drop_reservations([request.uid])
     finally:
         engine.shutdown()
     return QueryRow(
@@ -173,13 +173,13 @@ def finish_many(scheduler: SchedulerName, running: int, finishes: int) -> Finish
         while batch is None or batch.num_decodes < running or len(usual) < 20:
             started = time.perf_counter()
             manager.drain()
-            batch, _ = manager.schedule()
+            batch = manager.schedule()
             usual.append(time.perf_counter() - started)
             assert batch is not None
             manager.update(StepResult(batch.step_id, device.sample(batch)))
         ids = [f"running-{i}" for i in range(0, running, running // finishes)][:finishes]
         started = time.perf_counter()
-        manager.finish_requests(ids)
+        manager.finish(ids)
         told = time.perf_counter()
         manager.drain()
         manager.schedule()
@@ -225,7 +225,7 @@ def command(
             for scheduler in SCHEDULERS
         ),
         QUERY_COLUMNS,
-        "preallocate_resource_in_d while steps run, ms in the caller; the original V2 answers between steps",
+        "reserve_decode while steps run, ms in the caller; the original V2 answers between steps",
         as_json=as_json,
     )
     show(

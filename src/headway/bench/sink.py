@@ -10,7 +10,7 @@ from typing import Self
 
 import zmq
 
-from headway.engine import wire
+from headway import wire
 
 _END = b""
 _QUIET_MS = 1_000  # after the end: nothing more is on its way

@@ -15,7 +15,7 @@ from headway.config import EngineConfig
 
 if TYPE_CHECKING:
     from headway.llm import LLM
-    from headway.request import SamplingParams
+    from headway.sampling import SamplingParams
 
 
 @takes_engine

@@ -12,10 +12,11 @@ import typer
 
 from headway.commands.options import load_llm, takes_engine, takes_sampling
 from headway.config import EngineConfig
-from headway.request import FinishReason, SamplingParams
+from headway.request import FinishReason
+from headway.sampling import SamplingParams
 
 if TYPE_CHECKING:
-    from headway.request import RequestOutput
+    from headway.outputs import RequestOutput
 
 
 @takes_engine

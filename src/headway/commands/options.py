@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from headway.config import EngineConfig
-from headway.request import SamplingParams
+from headway.sampling import SamplingParams
 
 if TYPE_CHECKING:
     from headway.llm import LLM

@@ -9,17 +9,19 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from headway.config import EngineConfig, SchedulerConfig
-from headway.engine.loop import NO_PREPROCESSOR, OnEffects, OnSending, WriterLoop
+from headway.config import EngineConfig, PauseMode, SchedulerConfig
 from headway.engine.preprocess import Prepared, PreprocessPool
+from headway.engine.writer import NO_PREPROCESSOR, OnEffects, OnSending, WriterLoop
+from headway.errors import RequestError
 from headway.executor.base import Executor
-from headway.executor.model_files import ModelFiles
 from headway.managers import MANAGERS, Manager, choose_scheduler
-from headway.managers.door import ModelLimits
-from headway.managers.surface import PauseMode
-from headway.request import Request, RequestError, SamplingParams, Span
+from headway.model_files import ModelFiles
+from headway.model_limits import ModelLimits
+from headway.request import Request, Span
+from headway.sampling import SamplingParams
 from headway.scheduler.audit import AuditReport
-from headway.scheduler.effects import Progress, Snapshot
+from headway.scheduler.effects import Progress
+from headway.scheduler.snapshot import Snapshot
 
 Preprocess = Callable[[Request], Prepared]
 
@@ -77,7 +79,7 @@ class Engine:
     ) -> Engine:
         """Load the model and build everything around it. Raises ValueError, in one line, for what cannot work."""
         # Here, and not above, because it brings torch, which nothing else needs.
-        from headway.executor.transformers import TransformersExecutor
+        from headway.executor.transformers_executor import TransformersExecutor
 
         files = ModelFiles.resolve(config)
         executor = TransformersExecutor(files, config)
@@ -145,7 +147,7 @@ class Engine:
 
     # -- requests ------------------------------------------------------------------------------------------------
 
-    def add_request(
+    def add(
         self,
         request_id: str,
         prompt: Sequence[int] | NDArray[np.integer],
@@ -177,20 +179,20 @@ class Engine:
             spans=tuple(spans),
             preprocess=preprocess,
         )
-        self._manager.add_request(request)
+        self._manager.add(request)
         return request.uid
 
     def check_request(self, prompt: Sequence[int] | NDArray[np.integer], sampling: SamplingParams) -> None:
-        """Raise the RequestError that `add_request` would raise for these; hands nothing in."""
+        """Raise the RequestError that `add` would raise for these; hands nothing in."""
         self._manager.make_request("", prompt, sampling, uid=0)
 
-    def finish_requests(self, uids: Iterable[int]) -> None:
+    def finish(self, uids: Iterable[int]) -> None:
         """End requests whose answer is complete (a stop string). Unknown ones are a no-op."""
-        self._manager.finish_requests(uids)
+        self._manager.finish(uids)
 
-    def abort_requests(self, uids: Iterable[int]) -> None:
+    def abort(self, uids: Iterable[int]) -> None:
         """End requests that nobody wants any more. Unknown ones are a no-op."""
-        self._manager.add_abort_req_ids(uids)
+        self._manager.abort(uids)
 
     def progress(self, request: int | str, timeout: float = 5.0) -> Progress | None:
         """How far a request is, by uid or request id; None if there is no such request (any more)."""

@@ -1,6 +1,6 @@
 """The engine process: an `Engine` between two ZeroMQ threads, and nothing per token.
 
-    sockets -- intake (main thread) --> Engine.add_request, abort, finish --> mailbox --> WRITER
+    sockets -- intake (main thread) --> Engine.add, abort, finish --> mailbox --> WRITER
                             '---------> ControlDesk: pause, audit ...   ---------^         |
     sockets <-- output thread <-- queue <-----'------------- Effects ----------------------'
 
@@ -28,14 +28,14 @@ from functools import partial
 import msgspec
 import zmq
 
-from headway.engine import interpreter, wire
-from headway.engine.desk import ControlDesk
+from headway import wire
+from headway.engine import interpreter
+from headway.engine.control_desk import ControlDesk
 from headway.engine.engine import Engine
-from headway.engine.loop import OnEffects
-from headway.executor.model_files import first_line
+from headway.engine.writer import OnEffects
+from headway.errors import EngineDeadError, first_line
 from headway.executor.simulated import SimulatedExecutor, StepTimeModel
-from headway.managers.door import ModelLimits
-from headway.request import EngineDeadError
+from headway.model_limits import ModelLimits
 from headway.scheduler.effects import Effects
 
 STDIN = 0  # read past Python's buffers, whose locks a thread that waits would hold at exit
@@ -74,7 +74,7 @@ class Intake:
                     self._abort(uids)
                 case wire.Finish(uids):
                     with contextlib.suppress(EngineDeadError):  # as below
-                        self._engine.finish_requests(uids)
+                        self._engine.finish(uids)
                 case wire.Ask():
                     self._desk.take(message)
                 case wire.Shutdown(grace):
@@ -86,7 +86,7 @@ class Intake:
         try:
             for add in adds:
                 prompt = wire.unpack_tokens(add.prompt)
-                self._engine.add_request(
+                self._engine.add(
                     add.request_id,
                     prompt,
                     add.sampling,
@@ -107,7 +107,7 @@ class Intake:
 
     def _abort(self, uids: Sequence[int]) -> None:
         with contextlib.suppress(EngineDeadError):  # then they have ended, and the next pulse says why
-            self._engine.abort_requests(uids)
+            self._engine.abort(uids)
 
     def _reply(self, uid: int, message: wire.ToClient) -> None:
         self._replies[wire.client_of(uid)].send(wire.encode(message))
@@ -273,7 +273,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.executor == "simulated":
         build = partial(simulate, StepTimeModel(args.base_s, args.per_token_s, args.per_seq_s))
     else:
-        import headway.executor.transformers  # noqa: F401  takes seconds: meanwhile the parent finds the model
+        import headway.executor.transformers_executor  # noqa: F401  takes seconds: meanwhile the parent finds the model
     launch = read_launch()
     return 1 if launch is None else run(launch, build)
 

@@ -3,9 +3,9 @@
 Two axes. Policy (static or dynamic allocation) belongs to the core; access (lock or mailbox) belongs here. The
 combinations carry the names that their users know:
 
-    ResourceManager     v0   static allocation    one lock
-    ResourceManagerV1   v1   dynamic allocation   one lock
-    ResourceManagerV2   v2   dynamic allocation   mailbox, no lock between callers and the step (the default)
+    StaticManager     v0   static allocation    one lock
+    LockedManager   v1   dynamic allocation   one lock
+    LockFreeManager   v2   dynamic allocation   mailbox, no lock between callers and the step (the default)
 
 Owns the door (validation, ids, bounded intake), the mailbox and the locks; no lock lives anywhere else. Starts no
 thread and does no I/O.
@@ -17,20 +17,20 @@ import os
 from collections.abc import Mapping
 
 from headway.config import SchedulerName
-from headway.managers.base import Manager
 from headway.managers.door import Door
-from headway.managers.locked import ResourceManagerV1
-from headway.managers.lockfree import ResourceManagerV2
+from headway.managers.lock_free import LockFreeManager
+from headway.managers.locked import LockedManager
 from headway.managers.mailbox import Mailbox
-from headway.managers.static import ResourceManager
+from headway.managers.manager import Manager
+from headway.managers.static import StaticManager
 
 V1_SWITCH = "ENABLE_V1_KVCACHE_SCHEDULER"
 V2_SWITCH = "ENABLE_V2_KVCACHE_SCHEDULER"
 
 MANAGERS: dict[SchedulerName, type[Manager]] = {
-    "v0": ResourceManager,
-    "v1": ResourceManagerV1,
-    "v2": ResourceManagerV2,
+    "v0": StaticManager,
+    "v1": LockedManager,
+    "v2": LockFreeManager,
 }
 
 
@@ -53,10 +53,10 @@ def choose_scheduler(name: SchedulerName | None = None, environ: Mapping[str, st
 __all__ = [
     "MANAGERS",
     "Door",
+    "LockFreeManager",
+    "LockedManager",
     "Mailbox",
     "Manager",
-    "ResourceManager",
-    "ResourceManagerV1",
-    "ResourceManagerV2",
+    "StaticManager",
     "choose_scheduler",
 ]

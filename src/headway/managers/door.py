@@ -11,33 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headway.config import Role, SchedulerConfig
+from headway.errors import DuplicateRequestError, EngineDeadError, EnginePausedError, QueueFullError, RequestError
 from headway.managers.packing import check_token_ids, pack
-from headway.request import (
-    DuplicateRequestError,
-    EngineDeadError,
-    EnginePausedError,
-    QueueFullError,
-    Request,
-    RequestError,
-    SamplingParams,
-    Span,
-)
+from headway.model_limits import ModelLimits
+from headway.request import Request, Span
+from headway.sampling import SamplingParams
 from headway.scheduler import never_fits
 
 MAX_PRIORITY = 2**31  # either way; ranks are float64, which keep such priorities and some ageing exact
-
-
-@dataclass(frozen=True, slots=True)
-class ModelLimits:
-    """What the door must know of the model and of what runs it.
-
-    vocab_size None: token ids are only checked to be non-negative. encodes_media: whether images and videos (spans) can
-    be computed.
-    """
-
-    vocab_size: int | None = None
-    eos_token_ids: tuple[int, ...] = ()
-    encodes_media: bool = True
 
 
 @dataclass(slots=True, eq=False)

@@ -6,12 +6,12 @@ import threading
 import time
 
 from headway.config import SchedulerConfig
-from headway.managers.base import Manager, Scheduled
-from headway.managers.door import ModelLimits
-from headway.scheduler import Command, Effects, Message, Query, Result
+from headway.managers.manager import Manager
+from headway.model_limits import ModelLimits
+from headway.scheduler import Batch, Command, Effects, Message, Query, Result
 
 
-class ResourceManagerV1(Manager):
+class LockedManager(Manager):
     """Dynamic allocation under one global lock.
 
     A caller applies its own command, so it waits while a pass or another caller holds the lock. The reference that
@@ -51,12 +51,12 @@ class ResourceManagerV1(Manager):
                 self._tick()
                 self._publish()
 
-    def schedule(self) -> Scheduled:
+    def schedule(self) -> Batch | None:
         with self._lock:
             self.drain()
             return self._run_pass(prefill_only=False)
 
-    def prefill_schedule(self) -> Scheduled:
+    def prefill_schedule(self) -> Batch | None:
         with self._lock:
             self.drain()
             return self._run_pass(prefill_only=True)

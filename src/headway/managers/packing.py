@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from headway.request import RequestError
+from headway.errors import RequestError
 
 _PIECE = 500  # numbers that NumPy looks through without letting go of the interpreter
 _LONGEST_IN_PIECES = 16_384  # tokens; the time for more is better left to others

@@ -35,7 +35,7 @@ from collections import deque
 from numbers import Real
 from typing import Any
 
-from headway.request import EngineDeadError, QueryError
+from headway.errors import EngineDeadError, QueryError
 
 _ONLY = "outcome"
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from headway.managers.base import Scheduled
-from headway.managers.locked import ResourceManagerV1
-from headway.scheduler import StaticAllocation
+from headway.managers.locked import LockedManager
+from headway.scheduler import Batch, StaticAllocation
 
 
-class ResourceManager(ResourceManagerV1):
+class StaticManager(LockedManager):
     """The first of the family (v0): static allocation under one lock. It never preempts, and runs fewer at once."""
 
     allocation = StaticAllocation
 
-    def prefill_schedule(self) -> Scheduled:
+    def prefill_schedule(self) -> Batch | None:
         """The same as `schedule()`: this manager knows no pass of its own for prefill instances."""
         return self.schedule()

@@ -1,4 +1,4 @@
-"""What callers can do, by the original's names; written once for all managers."""
+"""What callers can do, written once for all managers."""
 
 from __future__ import annotations
 
@@ -6,23 +6,25 @@ import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from headway.config import SchedulerConfig
-from headway.managers.door import Door, ModelLimits
+from headway.config import PauseMode, SchedulerConfig
+from headway.errors import EngineDeadError, RequestError
+from headway.managers.door import Door
 from headway.managers.query import QueryDesk, checked_timeout
-from headway.request import EngineDeadError, Request, RequestError, SamplingParams, Span
+from headway.model_limits import ModelLimits
+from headway.request import Request, Span
+from headway.sampling import SamplingParams
 from headway.scheduler import (
     AbortRequests,
     AddRequest,
     Audit,
     AuditReport,
     AwaitSteps,
-    CacheOutputTokens,
-    ClearData,
+    Clear,
     Command,
     DropReservations,
     FinishRequests,
@@ -30,6 +32,7 @@ from headway.scheduler import (
     Pause,
     PreemptAll,
     Progress,
+    PublishOutput,
     Query,
     Reservation,
     ReserveDecode,
@@ -39,19 +42,19 @@ from headway.scheduler import (
     Snapshot,
     StartDecode,
     StartPrefill,
-    StoppedRequests,
 )
 
 logger = logging.getLogger(__name__)
 
 Ids = str | int | Iterable[str | int]
-PauseMode = Literal["abort", "preempt"]
 
 _NOBODY = -1  # no request has this uid
 
 
 class Surface(ABC):
-    """Everything that any thread may call. `ids` are request ids or uids, one or several; unknown ones are a no-op.
+    """Everything that any thread may call, one plain verb per deed.
+
+    `ids` are request ids or uids, one or several; unknown ones are a no-op.
 
     Commands hand in and return. Queries wait for an answer, at most `timeout` seconds (above 0): TimeoutError means
     that nothing was carried out and nothing is held. Both raise EngineDeadError once the engine has stopped.
@@ -90,7 +93,7 @@ class Surface(ABC):
             arrival_time=time.monotonic(),
         )
 
-    def add_request(self, request: Request) -> None:
+    def add(self, request: Request) -> None:
         """Hand in a request. It will end exactly once, with a RequestEnd.
 
         Raises DuplicateRequestError, QueueFullError, EnginePausedError or EngineDeadError; then nothing was handed in.
@@ -104,75 +107,57 @@ class Surface(ABC):
         if self._closed and self.door.leave(request.uid):  # it was closed while we were at the door
             raise EngineDeadError(self._reason())
 
-    def finish_requests(self, ids: Ids) -> None:
+    def finish(self, ids: Ids) -> None:
         """End requests whose answer is complete; slots and blocks are recycled with it."""
         self._tell_of(ids, FinishRequests, "FinishRequests")
 
-    def finish_requests_async(self, ids: Ids) -> None:
-        """The same: no caller ever waits for the recycling."""
-        self.finish_requests(ids)
-
-    def add_abort_req_ids(self, ids: Ids) -> None:
+    def abort(self, ids: Ids) -> None:
         """End requests that nobody wants any more, whatever they are doing."""
         self._tell_of(ids, AbortRequests, "AbortRequests")
 
-    def reschedule_preempt_task(self, ids: Ids) -> None:
-        """The device has stopped working on preempted requests. They were queued when they were preempted; nothing
-        waits for this, and a late one disturbs nobody."""
-        self._tell_of(ids, StoppedRequests, "StoppedRequests")
-
-    def recycle_abort_task(self, ids: Ids) -> None:
-        """The device has stopped working on aborted requests. They were recycled when they were aborted; nothing waits
-        for this, and a late one cannot hit a newer request of the same id."""
-        self._tell_of(ids, StoppedRequests, "StoppedRequests")
-
-    def cache_output_tokens(self, ids: Ids) -> None:
+    def publish_output(self, ids: Ids) -> None:
         """Let other requests find what these have generated so far, in whole blocks. With `enable_output_caching` that
         happens by itself."""
-        self._tell_of(ids, CacheOutputTokens, "CacheOutputTokens")
+        self._tell_of(ids, PublishOutput, "PublishOutput")
 
-    def add_request_in_p(self, ids: Ids) -> None:
-        """P: D has agreed; compute these preallocated requests."""
+    def start_prefill(self, ids: Ids) -> None:
+        """P: D has agreed; compute these reserved requests."""
         self._tell_of(ids, StartPrefill, "StartPrefill")
 
-    def add_prefilled_request(self, request_id: str | int, token: int) -> None:
-        """D: the KV of a preallocated request has come, and its first output token; decode from there."""
+    def start_decode(self, request_id: str | int, token: int) -> None:
+        """D: the KV of a reserved request has come, and its first output token; decode from there."""
         limit = self.door.num_token_ids
         if not isinstance(token, (int, np.integer)) or not 0 <= token < limit:
             raise RequestError(f"the first token is {token!r}; token ids are integers from 0 to {limit - 1}")
         self._tell_of(request_id, lambda uids: StartDecode(uids[0], int(token)), "StartDecode")
 
-    def pre_recycle_resource(self, ids: Ids) -> None:
-        """Give up preallocated requests, as the other side has failed. Others are left alone."""
+    def drop_reservations(self, ids: Ids) -> None:
+        """Give up reserved requests, as the other side has failed. Others are left alone."""
         self._tell_of(ids, DropReservations, "DropReservations")
 
     # -- queries -------------------------------------------------------------------------------------------------
 
-    def preallocate_resource_in_p(self, request: Request, timeout: float = 5.0) -> Reservation | None:
+    def reserve_prefill(self, request: Request, timeout: float = 5.0) -> Reservation | None:
         """P: slot, blocks for the prompt, and what the prefix cache has of it. None: no room now, nothing is held.
 
         A yes is an accepted request: it ends exactly once, at the latest when nobody takes it up
-        (`add_request_in_p`) within `reservation_timeout`.
-        Raises QueryError on an engine of another role, and what `add_request` raises.
+        (`start_prefill`) within `reservation_timeout`.
+        Raises QueryError on an engine of another role, and what `add` raises.
         """
         return self._reserve(request, lambda reply: ReservePrefill(reply, request), timeout)
 
-    def preallocate_resource_in_d(self, request: Request, timeout: float = 5.0) -> Reservation | None:
+    def reserve_decode(
+        self, request: Request, timeout: float = 5.0, *, expires_after: float | None = None
+    ) -> Reservation | None:
         """D: slot, and blocks for prompt and first token, under the reserve rule; refused while anybody waits. None:
         no room now, nothing is held.
 
         A yes is an accepted request: it ends exactly once, at the latest when nobody takes it up
-        (`add_prefilled_request`) within `reservation_timeout`.
-        Raises QueryError on an engine of another role, and what `add_request` raises.
+        (`start_decode`) within `expires_after` seconds; None: `reservation_timeout`.
+        Raises QueryError on an engine of another role, and what `add` raises.
         """
-        seconds = self.config.reservation_timeout
+        seconds = self.config.reservation_timeout if expires_after is None else expires_after
         return self._reserve(request, lambda reply: ReserveDecode(reply, request, seconds), timeout)
-
-    def has_resource_for_prefilled_req(self, request: Request, timeout: float = 5.0) -> bool:
-        """D, where the KV arrives in a host buffer first: is there room for it? A yes holds the room for
-        `hold_timeout` seconds, as `preallocate_resource_in_d` does for longer."""
-        seconds = self.config.hold_timeout
-        return self._reserve(request, lambda reply: ReserveDecode(reply, request, seconds), timeout) is not None
 
     def progress(self, request_id: str | int, timeout: float = 5.0) -> Progress | None:
         """How far a request is; None if it is not here."""
@@ -187,17 +172,17 @@ class Surface(ABC):
 
     # -- control -------------------------------------------------------------------------------------------------
 
-    def preempted_all(self) -> None:
+    def preempt_all(self) -> None:
         """Everything that runs goes back to its place in the queue, and is computed again from prompt and output."""
         self._tell(PreemptAll())
 
-    def wait_worker_inflight_requests_finish(self, timeout: float) -> None:
+    def await_steps(self, timeout: float) -> None:
         """Return when every step that is in flight now has been answered for. Raises TimeoutError."""
         self._await_steps(timeout)
 
-    def clear_data(self) -> None:
+    def clear(self) -> None:
         """End every request that was added before (ABORT) and forget what is cached. Later ones are not touched."""
-        self._tell(ClearData())
+        self._tell(Clear())
 
     def reset_prefix_cache(self, timeout: float = 5.0) -> int:
         """Forget what is cached; returns how many blocks were. Requests go on."""
@@ -229,13 +214,9 @@ class Surface(ABC):
 
     # -- reads ---------------------------------------------------------------------------------------------------
 
-    def available_batch(self) -> int:
+    def num_free_slots(self) -> int:
         """Slots that no accepted request has a claim on, those not yet applied included."""
         return max(0, self.config.max_num_seqs - self.door.num_inside)
-
-    def get_real_bsz(self) -> int:
-        """Highest slot in use + 1, as last published: the rows that a worker has to look at."""
-        return self.snapshot().num_slots_spanned
 
     def info(self) -> dict[str, Any]:
         """The numbers of the snapshot by name, and num_inside: requests accepted and not ended."""

@@ -6,32 +6,21 @@ bit. It imports kvcache, request, config and numpy, and nothing above them.
 
     scheduler = Scheduler(SchedulerConfig(...))
     effects = scheduler.apply(AddRequest(request), now)      # messages in, effects out
-    batch, errors = scheduler.schedule(now)                  # a step's work order
+    batch = scheduler.schedule()                             # a step's work order
     effects = scheduler.apply(StepResult(batch.step_id, tokens), now)
 """
 
-from headway.scheduler.allocation import Allocation, DynamicAllocation, StaticAllocation
 from headway.scheduler.audit import AuditReport, Owner
 from headway.scheduler.batch import Admission, Batch, Logprobs, StepResult
 from headway.scheduler.core import Scheduler
-from headway.scheduler.effects import (
-    Answer,
-    Effects,
-    Progress,
-    RequestEnd,
-    Reservation,
-    Sending,
-    Snapshot,
-    TokenOutputs,
-)
+from headway.scheduler.effects import Answer, Effects, Progress, RequestEnd, Reservation, Sending, TokenOutputs
 from headway.scheduler.fitting import never_fits
 from headway.scheduler.messages import (
     AbortRequests,
     AddRequest,
     Audit,
     AwaitSteps,
-    CacheOutputTokens,
-    ClearData,
+    Clear,
     Command,
     DeviceLost,
     DropReservations,
@@ -41,6 +30,7 @@ from headway.scheduler.messages import (
     Pause,
     PreemptAll,
     PreprocessDone,
+    PublishOutput,
     Query,
     ReserveDecode,
     ReservePrefill,
@@ -50,11 +40,13 @@ from headway.scheduler.messages import (
     SendDone,
     StartDecode,
     StartPrefill,
-    StoppedRequests,
     Tick,
 )
-from headway.scheduler.policies import Policies
-from headway.scheduler.slots import NoFreeSlotError, RequestManager, SlotHandle, SlotTable
+from headway.scheduler.policies.allocation import Allocation, DynamicAllocation, StaticAllocation
+from headway.scheduler.policies.policies import Policies
+from headway.scheduler.snapshot import Snapshot
+from headway.scheduler.state.slot_pool import NoFreeSlotError, SlotHandle, SlotPool
+from headway.scheduler.state.slot_table import SlotTable
 
 __all__ = [
     "AbortRequests",
@@ -66,8 +58,7 @@ __all__ = [
     "AuditReport",
     "AwaitSteps",
     "Batch",
-    "CacheOutputTokens",
-    "ClearData",
+    "Clear",
     "Command",
     "DeviceLost",
     "DropReservations",
@@ -84,9 +75,9 @@ __all__ = [
     "PreemptAll",
     "PreprocessDone",
     "Progress",
+    "PublishOutput",
     "Query",
     "RequestEnd",
-    "RequestManager",
     "Reservation",
     "ReserveDecode",
     "ReservePrefill",
@@ -97,13 +88,13 @@ __all__ = [
     "SendDone",
     "Sending",
     "SlotHandle",
+    "SlotPool",
     "SlotTable",
     "Snapshot",
     "StartDecode",
     "StartPrefill",
     "StaticAllocation",
     "StepResult",
-    "StoppedRequests",
     "Tick",
     "TokenOutputs",
     "never_fits",

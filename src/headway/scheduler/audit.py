@@ -9,8 +9,8 @@ import numpy as np
 
 from headway.kvcache import OwnershipError
 from headway.request import RequestStatus
-from headway.scheduler.slots import Phase
-from headway.scheduler.state import State
+from headway.scheduler.state.slot_table import Phase
+from headway.scheduler.state.state import State
 
 # Blocks and slots are looked at in turn, several together after every few steps: that way they cost a microsecond a
 # step at most, and little is brought into the processor's caches that the step has no use for.
@@ -95,7 +95,7 @@ class Auditor:
         return AuditReport(
             problems=tuple(problems + self._slot_problems()),
             num_requests=len(state.entries),
-            num_slots_used=state.table.capacity - state.slots.available_batch(),
+            num_slots_used=state.table.capacity - state.slots.num_free_slots(),
             num_blocks_referenced=counts.referenced,
             num_blocks_free=counts.free,
             num_blocks_evictable=counts.evictable,
@@ -127,8 +127,8 @@ class Auditor:
     def _slot_problems(self) -> list[str]:
         state, table, problems = self._state, self._state.table, []
         seated = [entry for entry in state.occupants if entry is not None]
-        if len(seated) + state.slots.available_batch() != table.capacity:
-            free = state.slots.available_batch()
+        if len(seated) + state.slots.num_free_slots() != table.capacity:
+            free = state.slots.num_free_slots()
             problems.append(f"{len(seated)} slots have an occupant and {free} are free, of {table.capacity}")
         for slot, entry in enumerate(state.occupants):
             if (entry is None) != (table.phase[slot] == Phase.EMPTY):

@@ -8,24 +8,19 @@ from typing import Any
 
 from headway.config import Role, SchedulerConfig
 from headway.request import FinishReason, Request, RequestStatus
-from headway.scheduler.admission import Admissions
-from headway.scheduler.allocation import Allocation
 from headway.scheduler.audit import Auditor, AuditReport
 from headway.scheduler.batch import Batch, StepResult
-from headway.scheduler.chunks import ChunkPlan
-from headway.scheduler.control import Control
-from headway.scheduler.decoding import DecodeRows
-from headway.scheduler.displacement import Displacement
-from headway.scheduler.effects import Answer, Effects, RequestEnd, Snapshot
+from headway.scheduler.effects import Answer, Effects
 from headway.scheduler.fitting import never_fits
-from headway.scheduler.growth import NO_PLACES, DecodePlaces, Growth
+from headway.scheduler.handlers.control import Control
+from headway.scheduler.handlers.reservations import Reservations
+from headway.scheduler.handlers.results import Results
 from headway.scheduler.messages import (
     AbortRequests,
     AddRequest,
     Audit,
     AwaitSteps,
-    CacheOutputTokens,
-    ClearData,
+    Clear,
     DeviceLost,
     DropReservations,
     FinishRequests,
@@ -34,6 +29,7 @@ from headway.scheduler.messages import (
     Pause,
     PreemptAll,
     PreprocessDone,
+    PublishOutput,
     ReserveDecode,
     ReservePrefill,
     ResetPrefixCache,
@@ -41,15 +37,19 @@ from headway.scheduler.messages import (
     SendDone,
     StartDecode,
     StartPrefill,
-    StoppedRequests,
     Tick,
 )
-from headway.scheduler.policies import Policies
-from headway.scheduler.reservations import Reservations
-from headway.scheduler.results import Results
-from headway.scheduler.slots import RequestManager
-from headway.scheduler.state import State
-from headway.scheduler.steps import Chunk, Steps
+from headway.scheduler.passes.admissions import Admissions
+from headway.scheduler.passes.chunk_plan import ChunkPlan
+from headway.scheduler.passes.decode_rows import DecodeRows
+from headway.scheduler.passes.displacement import Displacement
+from headway.scheduler.passes.growth import NO_PLACES, DecodePlaces, Growth
+from headway.scheduler.passes.steps import Chunk, Steps
+from headway.scheduler.policies.allocation import Allocation
+from headway.scheduler.policies.policies import Policies
+from headway.scheduler.snapshot import Snapshot
+from headway.scheduler.state.slot_pool import SlotPool
+from headway.scheduler.state.state import State
 
 _TIMED_OUT = {
     RequestStatus.PREPARING: "its preparation took longer than preprocess_timeout",
@@ -85,13 +85,12 @@ class Scheduler:
             AddRequest: self._add,
             FinishRequests: lambda message, now, effects: self._end_all(message.uids, FinishReason.STOP, effects),
             AbortRequests: lambda message, now, effects: self._end_all(message.uids, FinishReason.ABORT, effects),
-            StoppedRequests: lambda message, now, effects: None,
-            CacheOutputTokens: self._cache_output_tokens,
+            PublishOutput: self._publish_output,
             StartPrefill: lambda message, now, effects: reservations.start_prefill(message, effects),
             StartDecode: lambda message, now, effects: reservations.start_decode(message, effects),
             DropReservations: lambda message, now, effects: reservations.drop(message, effects),
             PreemptAll: lambda message, now, effects: control.preempt_all(),
-            ClearData: lambda message, now, effects: control.clear(effects),
+            Clear: lambda message, now, effects: control.clear(effects),
             Pause: lambda message, now, effects: control.pause(message, effects),
             Resume: lambda message, now, effects: control.resume(),
             Tick: self._tick,
@@ -157,7 +156,7 @@ class Scheduler:
         entries = {uid: entry for uid in uids if (entry := self._state.entries.get(uid)) is not None}
         effects.ended += self._state.end_all(entries.values(), reason)
 
-    def _cache_output_tokens(self, message: CacheOutputTokens, now: float, effects: Effects) -> None:
+    def _publish_output(self, message: PublishOutput, now: float, effects: Effects) -> None:
         state = self._state
         for uid in message.uids:
             entry = state.entries.get(uid)
@@ -195,14 +194,13 @@ class Scheduler:
 
     # -- passes --------------------------------------------------------------------------------------------------
 
-    def schedule(self, now: float = 0.0) -> tuple[Batch | None, list[RequestEnd]]:
+    def schedule(self) -> Batch | None:
         """The next step: all decodes, then prefill chunks, then newcomers, within `max_num_batched_tokens`.
 
-        Returns the batch, None when there is nothing to compute, and the requests that this pass had to end: none, as
-        whoever is served here can be served to its end.
+        None when there is nothing to compute. A pass ends no request: what is admitted can be served to its end.
         """
         if self._state.paused:
-            return None, []
+            return None
         state, config = self._state, self.config
         if config.enable_priority_preemption and len(state.waiting):
             self._displacement.make_room()
@@ -212,17 +210,17 @@ class Scheduler:
         budget = config.max_num_batched_tokens - len(decodes) * config.tokens_per_decode
         admits = num_preemptions == state.counters.preemptions  # else a newcomer would take the blocks just won
         chunks = self._next_chunks(budget, decodes if admits else None)
-        return self._launch(decodes, places, chunks), []
+        return self._launch(decodes, places, chunks)
 
-    def prefill_schedule(self, now: float = 0.0) -> tuple[Batch | None, list[RequestEnd]]:
+    def prefill_schedule(self) -> Batch | None:
         """The pass of a prefill instance: running prefills alone, the whole budget, no waiting queue, no allocation.
 
         A request got slot and blocks when its message was applied, or when enough of them were given back.
         """
         if self._state.paused:
-            return None, []
+            return None
         chunks = self._next_chunks(self.config.max_num_batched_tokens, None)
-        return self._launch(DecodeRows.none(self._state.table), NO_PLACES, chunks), []
+        return self._launch(DecodeRows.none(self._state.table), NO_PLACES, chunks)
 
     def _next_chunks(self, budget: int, decodes: DecodeRows | None) -> list[Chunk]:
         """The chunks of the running prefills, then, unless `decodes` is None, of newcomers.
@@ -297,7 +295,7 @@ class Scheduler:
         return [entry.request for entry in self._state.entries.values()]
 
     @property
-    def slots(self) -> RequestManager:
+    def slots(self) -> SlotPool:
         """Who gets which slot."""
         return self._state.slots
 

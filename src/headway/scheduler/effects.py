@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from headway.request import FinishReason, Request, RequestStatus
 from headway.scheduler.batch import IntArray, Logprobs, LongArray
@@ -107,44 +106,3 @@ class Effects:
 
     def __bool__(self) -> bool:
         return bool(self.started or self.tokens or self.sending or self.ended or self.jobs or self.answers)
-
-
-class Snapshot(NamedTuple):
-    """The state in numbers, O(1) to make, immutable, published after every turn of the writer.
-
-    Gauges (now): num_running to num_blocks_*, paused, next_deadline. Counters (since the start): the rest.
-    """
-
-    step_id: int = 0
-    num_running: int = 0  # slots that compute
-    num_waiting: int = 0
-    num_preparing: int = 0
-    num_reserved: int = 0  # slots held for P/D, which compute nothing yet
-    num_sending: int = 0  # prompts whose KV is on its way; they hold blocks, no slot
-    num_in_flight: int = 0  # steps launched, result not yet applied
-    num_slots: int = 0
-    num_slots_spanned: int = 0  # highest slot in use + 1
-    num_blocks_total: int = 0  # block 0 not counted
-    num_blocks_free: int = 0
-    num_blocks_evictable: int = 0
-    paused: bool = False
-    next_deadline: float | None = None  # seconds, on the clock of `apply` and `schedule`
-    num_requests_added: int = 0
-    num_requests_ended: int = 0
-    num_preemptions: int = 0
-    num_prompt_tokens: int = 0  # tokens computed in prefill chunks
-    num_generation_tokens: int = 0
-    num_prefix_query_tokens: int = 0
-    num_prefix_hit_tokens: int = 0
-
-    @property
-    def kv_cache_usage(self) -> float:
-        """Share of the pool that requests refer to, 0 to 1."""
-        if not self.num_blocks_total:
-            return 0.0
-        return 1.0 - (self.num_blocks_free + self.num_blocks_evictable) / self.num_blocks_total
-
-    @property
-    def has_work(self) -> bool:
-        """Whether there is something that a step can be made of, or a step without its result."""
-        return bool(self.num_in_flight or (not self.paused and (self.num_running or self.num_waiting)))

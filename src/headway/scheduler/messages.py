@@ -38,18 +38,7 @@ class AbortRequests:
 
 
 @dataclass(frozen=True, slots=True)
-class StoppedRequests:
-    """The device side says that it has stopped working on these preempted or aborted requests.
-
-    Nothing waits for it: a preempted request is queued, and an aborted one recycled, the moment it happens. So this
-    changes nothing; above all, one that comes late cannot touch a request that runs again.
-    """
-
-    uids: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class CacheOutputTokens:
+class PublishOutput:
     """Publish the full blocks of these running requests, generated tokens included, to the prefix cache."""
 
     uids: tuple[int, ...]
@@ -83,7 +72,7 @@ class PreemptAll:
 
 
 @dataclass(frozen=True, slots=True)
-class ClearData:
+class Clear:
     """End every request (ABORT) and forget what is cached. What is added after it is not touched."""
 
 
@@ -112,13 +101,12 @@ Command = (
     AddRequest
     | FinishRequests
     | AbortRequests
-    | StoppedRequests
-    | CacheOutputTokens
+    | PublishOutput
     | StartPrefill
     | StartDecode
     | DropReservations
     | PreemptAll
-    | ClearData
+    | Clear
     | Pause
     | Resume
 )

@@ -13,8 +13,8 @@ from pydantic import TypeAdapter
 from pydantic.json_schema import models_json_schema
 
 from headway import __version__
-from headway.engine.client import EngineClient, Prompt
-from headway.request import SamplingParams
+from headway.client.engine_client import EngineClient, Prompt
+from headway.sampling import SamplingParams
 from headway.server import admin, errors
 from headway.server.chat import ChatFace, render
 from headway.server.completions import CompletionFace

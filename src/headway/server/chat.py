@@ -5,8 +5,8 @@ from __future__ import annotations
 import inspect
 from typing import TYPE_CHECKING, Any
 
-from headway.engine.token_processor import RequestDelta
-from headway.request import RequestError, RequestOutput, TokenLogprob
+from headway.errors import RequestError
+from headway.outputs import RequestDelta, RequestOutput, TokenLogprob
 from headway.server.generate import Face
 from headway.server.protocol import Conversation
 from headway.server.responses import (

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from headway.engine.client import Prompt
-from headway.engine.token_processor import RequestDelta
-from headway.request import RequestOutput, TokenLogprob
+from headway.client.engine_client import Prompt
+from headway.outputs import RequestDelta, RequestOutput, TokenLogprob
 from headway.server.generate import Face
 from headway.server.responses import Completion, CompletionChoice, CompletionLogprobs, Usage
 

@@ -10,8 +10,8 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from headway.engine.client import GenerationError
-from headway.request import (
+from headway.client.engine_client import GenerationError
+from headway.errors import (
     DuplicateRequestError,
     EngineDeadError,
     EnginePausedError,

@@ -17,9 +17,8 @@ from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from headway.engine.client import Event, Generation, Prompt
-from headway.engine.token_processor import RequestDelta
-from headway.request import RequestOutput
+from headway.client.engine_client import Event, Generation, Prompt
+from headway.outputs import RequestDelta, RequestOutput
 from headway.server.errors import ClientDisconnected, as_api_error
 from headway.server.responses import PromptTokensDetails, Usage
 

@@ -13,9 +13,10 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from headway.engine.token_processor import Processed
-from headway.request import FinishReason, RequestMetrics
-from headway.scheduler.effects import Snapshot
+from headway.client.token_processor import Processed
+from headway.outputs import RequestMetrics
+from headway.request import FinishReason
+from headway.scheduler.snapshot import Snapshot
 
 PREFIX = "headway"
 ALIAS = "vllm"

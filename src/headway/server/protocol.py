@@ -21,7 +21,8 @@ from pydantic import (
     model_validator,
 )
 
-from headway.request import MAX_LOGPROBS, RequestError, SamplingParams
+from headway.errors import RequestError
+from headway.sampling import MAX_LOGPROBS, SamplingParams
 
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's default for /v1/completions
 

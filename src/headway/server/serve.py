@@ -19,8 +19,8 @@ from collections.abc import Iterator, Sequence
 import uvicorn
 from fastapi import FastAPI
 
+from headway.client.engine_client import EngineClient, EngineStartError
 from headway.config import EngineConfig
-from headway.engine.client import EngineClient, EngineStartError
 from headway.server.api import create_app
 from headway.server.service import Service
 

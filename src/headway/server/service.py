@@ -9,7 +9,7 @@ from fastapi import Request, Response
 from msgspec import Struct
 from pydantic import TypeAdapter
 
-from headway.engine.client import EngineClient
+from headway.client.engine_client import EngineClient
 from headway.server.errors import ApiError
 from headway.server.generate import encode_json
 from headway.server.metrics import ServerMetrics

@@ -64,7 +64,7 @@ def _check_empty(simulation: Simulation) -> None:
     now = simulation.core.snapshot
     idle = now.num_blocks_free + now.num_blocks_evictable == now.num_blocks_total
     require(idle and not now.has_work and not now.num_slots_spanned, "held for nobody", f"{now}")
-    free = simulation.core.scheduler.slots.available_batch()
+    free = simulation.core.scheduler.slots.num_free_slots()
     require(free == now.num_slots, "held for nobody", f"{free} of {now.num_slots} slots are free")
     require(now.next_deadline is None, "held for nobody", f"a deadline: {now}")
     require(not simulation.history.num_unanswered, "not answered", f"{simulation.history.num_unanswered} queries")

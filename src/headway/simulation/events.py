@@ -26,7 +26,7 @@ EVENTS: dict[str, tuple[str, ...]] = {
     "add": Shape._fields,
     "abort": ("uids",),
     "finish": ("uids",),
-    "stopped": ("uids",),
+    "look": ("uids",),
     "publish": ("uids",),
     "prepared": ("uid", "outcome"),  # one of PREPARATIONS
     # P and D

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from headway.config import Role
-from headway.request import FinishReason, QueryError, Request
+from headway.errors import QueryError
+from headway.request import FinishReason, Request
 from headway.scheduler import (
     DropReservations,
     Effects,

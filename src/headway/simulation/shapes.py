@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from headway.request import Request, SamplingParams, Span
+from headway.request import Request, Span
+from headway.sampling import SamplingParams
 from headway.simulation.digests import VOCAB, mix, prompt_of
 
 STOP_TOKENS = (1, 17, 33)

@@ -21,8 +21,7 @@ from headway.scheduler import (
     Audit,
     AuditReport,
     AwaitSteps,
-    CacheOutputTokens,
-    ClearData,
+    Clear,
     DeviceLost,
     FinishRequests,
     GetProgress,
@@ -30,10 +29,10 @@ from headway.scheduler import (
     PreemptAll,
     PreprocessDone,
     Progress,
+    PublishOutput,
     ResetPrefixCache,
     Resume,
     StepResult,
-    StoppedRequests,
     Tick,
 )
 from headway.simulation.device import DeviceError, OracleDevice
@@ -204,11 +203,11 @@ class Simulation:
     def _finish(self, *uids: int) -> None:
         self.core.tell(FinishRequests(uids), self.core.must_end(uids, STOP))
 
-    def _stopped(self, *uids: int) -> None:
-        self.core.tell_in_vain(StoppedRequests(uids))
+    def _look(self, *uids: int) -> None:
+        self.core.look(uids)
 
     def _publish(self, *uids: int) -> None:
-        self.core.tell(CacheOutputTokens(uids))
+        self.core.tell(PublishOutput(uids))
 
     def _prepared(self, uid: int, outcome: int) -> None:
         life = self.history.live.get(uid)
@@ -257,7 +256,7 @@ class Simulation:
         require(running <= last, "not preempted", f"{running} requests run, {last} of them in flight")
 
     def _clear(self) -> None:
-        self.core.tell(ClearData(), self.core.must_end(list(self.history.live), ABORT))
+        self.core.tell(Clear(), self.core.must_end(list(self.history.live), ABORT))
         self.device.change_weights()
 
     def _reset_cache(self) -> None:

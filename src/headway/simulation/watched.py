@@ -62,6 +62,15 @@ class WatchedCore:
         self._note(effects, NOBODY_ENDS)
         require(self.snapshot == before, "something of nothing", f"{type(message).__name__} changed the state")
 
+    def look(self, uids: Iterable[int]) -> None:
+        """The reads that the owner has. They tell of these requests if they live, and change nothing."""
+        before, known = self.snapshot, {request.uid for request in self.scheduler.requests()}
+        strange = [uid for uid in uids if (uid in known) != (uid in self.history.live)]
+        require(not strange, "not told of", f"requests {strange} live here or there alone")
+        require(self.scheduler.audit_report().ok, "audit", "a read found a problem")
+        self._note(Effects(), NOBODY_ENDS)
+        require(self.snapshot == before, "something of nothing", "a read changed the state")
+
     def refuses(self, message: Message, error: type[Exception]) -> None:
         """A message that must be refused with this error, and change nothing."""
         before = self.snapshot
@@ -98,12 +107,12 @@ class WatchedCore:
 
     def schedule(self) -> Batch | None:
         """A pass. It ends nobody: whoever was let in can be served."""
-        batch, errors = self._schedule(self.now)
+        batch = self._schedule()
         if batch is not None:
             require(not self.paused, "a step while paused", f"step {batch.step_id}")
             self.in_flight.add(batch.step_id)
             self.decisions.take_batch(batch)
-        self._note(Effects(ended=errors), NOBODY_ENDS)
+        self._note(Effects(), NOBODY_ENDS)
         return batch
 
     def step_over(self, step_id: int) -> None:

@@ -113,7 +113,7 @@ class System:
         )
 
     def add(self, request: Request) -> None:
-        self._scheduler.add_request(request)
+        self._scheduler.add(request)
 
     def schedule(self) -> Any:
         return self._scheduler.schedule()
@@ -138,7 +138,7 @@ class System:
         return sum(output.finish_reason is not None for client in outputs.values() for output in client.outputs)
 
     def end(self, request: Request) -> None:
-        self._scheduler.finish_requests(request.request_id, RequestStatus.FINISHED_ABORTED)
+        self._scheduler.finish(request.request_id, RequestStatus.FINISHED_ABORTED)
 
     def forget_cached(self) -> None:
         assert self._scheduler.reset_prefix_cache()

@@ -1,0 +1,97 @@
+"""One answer in the making, and what is told of it while it comes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from headway.client.detokenizer import Detokenizer, StopScanner
+from headway.outputs import RequestDelta, RequestOutput, TokenLogprob
+from headway.request import FinishReason
+from headway.sampling import SamplingParams
+from headway.scheduler.effects import RequestEnd
+
+
+class Ending(NamedTuple):
+    """How an answer ended."""
+
+    reason: FinishReason | None
+    stop_reason: int | str | None = None
+    error: str | None = None
+
+
+ONGOING = Ending(None)
+
+
+@dataclass(slots=True)
+class OpenRequest:
+    """What the answers of one request share. live: answers that have not ended."""
+
+    request_id: str
+    uids: tuple[int, ...]
+    sampling: SamplingParams
+    output: RequestOutput
+    stream: bool
+    live: int
+    num_cached_tokens: int = 0
+
+
+@dataclass(slots=True)
+class OpenSequence:
+    """One answer in the making. `token_ids`, `text` and `logprobs` are what was not given out yet.
+
+    scanner: None without stop strings; text is then made only when it is given out. With them it is made with
+        each token, for the text decides whether another is wanted.
+    num_given: tokens given out.
+    """
+
+    request: OpenRequest
+    index: int
+    detokenizer: Detokenizer
+    scanner: StopScanner | None
+    logprobs: list[dict[int, TokenLogprob]] | None
+    cumulative_logprob: float = 0.0
+    token_ids: list[int] = field(default_factory=list)
+    text: str = ""
+    num_given: int = 0
+    last_time: float | None = None
+
+    def scan(self, piece: str) -> str | None:
+        """Adds text; returns the stop string that it completes."""
+        assert self.scanner is not None
+        past_min_tokens = self.num_given + len(self.token_ids) > self.request.sampling.min_tokens
+        text, stop = self.scanner.feed(piece, search=past_min_tokens)
+        self.text += text
+        return stop
+
+    def hides_last(self, end: RequestEnd) -> bool:
+        """Whether the last token is the one that stopped the sequence, and so no part of the text."""
+        return (
+            end.stop_token is not None
+            and self.token_ids[-1:] == [end.stop_token]
+            and not self.request.sampling.include_stop_str_in_output
+        )
+
+    def take_delta(self, ending: Ending) -> RequestDelta:
+        """What was not given out yet; it is, now."""
+        request = self.request
+        token_ids, self.token_ids = self.token_ids, []
+        text, self.text = self.text, ""
+        logprobs = self.logprobs
+        if logprobs is not None:
+            self.logprobs = []
+        self.num_given += len(token_ids)
+        return RequestDelta(
+            request_id=request.request_id,
+            index=self.index,
+            text=text,
+            token_ids=token_ids,
+            logprobs=logprobs,
+            finish_reason=ending.reason,
+            stop_reason=ending.stop_reason,
+            error=ending.error,
+            num_tokens=self.num_given,
+            num_cached_tokens=request.num_cached_tokens,
+            finished=not request.live,
+            metrics=request.output.metrics,
+        )

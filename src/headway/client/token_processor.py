@@ -1,0 +1,294 @@
+"""From token ids to answers: text, stop strings, logprobs, finish reasons.
+
+The same object serves `LLM` (in the engine's process) and the API process (in another). Whoever holds it
+registers a request before its sequences go to the engine, passes on every `Effects`, and tells the engine of the uids
+that a stop string ended. It is plain Python: no threads, no clock, and it never touches scheduling state. One
+thread (or one event loop) uses it at a time.
+
+    add(...) ;  process(effects, now) -> Processed ;  discard(request_id)
+
+A request of n answers is n sequences, each with a uid and a scheduler request of its own (see `expand`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from headway.client.detokenizer import Detokenizer, StopScanner, make_decode
+from headway.client.sequence import ONGOING, Ending, OpenRequest, OpenSequence
+from headway.errors import DuplicateRequestError
+from headway.outputs import CompletionOutput, RequestDelta, RequestMetrics, RequestOutput, TokenLogprob
+from headway.request import FinishReason
+from headway.sampling import SamplingParams
+from headway.scheduler.batch import Logprobs
+from headway.scheduler.effects import Effects, RequestEnd, TokenOutputs
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["Processed", "RequestDelta", "TokenProcessor", "expand"]
+
+
+def expand(request_id: str, sampling: SamplingParams) -> list[tuple[str, SamplingParams]]:
+    """(request id, parameters) of each of the request's n answers, as the engine takes them.
+
+    Answer i is drawn with seed + i, so that the answers of a seeded request differ and repeat.
+    """
+    if sampling.n == 1:
+        return [(request_id, sampling)]
+    return [
+        (f"{request_id}-{i}", replace(sampling, n=1, seed=_shift_seed(sampling.seed, i))) for i in range(sampling.n)
+    ]
+
+
+def _shift_seed(seed: int | None, offset: int) -> int | None:
+    if seed is None:
+        return None
+    return (seed + offset + 2**63) % 2**64 - 2**63  # seeds are int64
+
+
+@dataclass(slots=True)
+class Processed:
+    """What came of one `Effects`.
+
+    deltas: of streaming requests, at most one per answer.
+    outputs: requests that do not stream and are complete now.
+    stop_uids: sequences that a stop string ended, for `engine.finish`: the engine does not know yet.
+    num_tokens: output tokens counted.
+    first_token_latencies, inter_token_latencies: seconds, one for each answer that got its first tokens, or
+        more of them; for histograms.
+    """
+
+    deltas: list[RequestDelta] = field(default_factory=list)
+    outputs: list[RequestOutput] = field(default_factory=list)
+    stop_uids: list[int] = field(default_factory=list)
+    num_tokens: int = 0
+    first_token_latencies: list[float] = field(default_factory=list)
+    inter_token_latencies: list[float] = field(default_factory=list)
+
+
+class TokenProcessor:
+    """Follows every request from `add` to its end.
+
+    tokenizer: None leaves all text empty (then stop strings cannot be found).
+    eos_token_ids: tokens whose stop_reason is None, as they need no explanation.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase | None, eos_token_ids: Sequence[int] = ()) -> None:
+        self._decode = {skip: make_decode(tokenizer, skip_special_tokens=skip) for skip in (False, True)}
+        self._eos_token_ids = frozenset(eos_token_ids)
+        self._requests: dict[str, OpenRequest] = {}
+        self._sequences: dict[int, OpenSequence] = {}  # live ones, by uid; a late token for any other is dropped
+        self._token_text: dict[int, str] = {}  # for logprobs; no larger than the vocabulary
+
+    def __len__(self) -> int:
+        """Requests that have not ended."""
+        return len(self._requests)
+
+    def __contains__(self, request_id: str) -> bool:
+        return request_id in self._requests
+
+    def add(
+        self,
+        request_id: str,
+        uids: Sequence[int],
+        sampling: SamplingParams,
+        *,
+        prompt: str | None = None,
+        prompt_token_ids: Sequence[int],
+        now: float,
+        stream: bool = False,
+    ) -> None:
+        """Register a request before its sequences go to the engine.
+
+        uids: one for each of the `sampling.n` answers, unique for ever.
+        stream: True reports every change (`Processed.deltas`), False the whole (`Processed.outputs`).
+        now: seconds, on the clock of all calls; the arrival.
+
+        Raises DuplicateRequestError if a request of this id has not ended.
+        """
+        if request_id in self._requests:
+            raise DuplicateRequestError(f"request id {request_id!r} is in use")
+        assert len(uids) == sampling.n, "one uid per answer"
+        assert self._sequences.keys().isdisjoint(uids), "uids are never used twice"
+        output = RequestOutput(
+            request_id=request_id,
+            prompt=prompt,
+            prompt_token_ids=prompt_token_ids,
+            outputs=[CompletionOutput(index) for index in range(sampling.n)],
+            metrics=RequestMetrics(arrival_time=now),
+        )
+        request = OpenRequest(request_id, tuple(uids), sampling, output, stream, live=len(uids))
+        self._requests[request_id] = request
+        decode = self._decode[sampling.skip_special_tokens]
+        for index, uid in enumerate(uids):
+            self._sequences[uid] = OpenSequence(
+                request,
+                index,
+                Detokenizer(decode, prompt_token_ids),
+                StopScanner(sampling.stop, sampling.include_stop_str_in_output) if sampling.stop else None,
+                logprobs=None if sampling.logprobs is None else [],
+            )
+
+    def discard(self, request_id: str) -> list[int]:
+        """Forget a request: nothing more is reported of it. Returns the uids that had not ended, for
+        `engine.abort`; an id that is not known is a no-op."""
+        request = self._requests.pop(request_id, None)
+        if request is None:
+            return []
+        return [uid for uid in request.uids if self._sequences.pop(uid, None) is not None]
+
+    def fail_all(self, message: str, now: float) -> Processed:
+        """End everything with an error, for an engine that will not answer any more."""
+        ended = [
+            RequestEnd(uid, sequence.request.request_id, FinishReason.ERROR, message=message)
+            for uid, sequence in self._sequences.items()
+        ]
+        return self.process(Effects(ended=ended), now)
+
+    def process(self, effects: Effects, now: float) -> Processed:
+        """Take in what the engine did. What it says of sequences that ended or were discarded is dropped."""
+        processed = Processed()
+        for uid, num_cached_tokens in effects.started:
+            sequence = self._sequences.get(uid)
+            # Of n answers the first tells: the others may find the blocks that it has just computed.
+            if sequence is not None and sequence.index == 0:
+                sequence.request.num_cached_tokens = num_cached_tokens
+
+        ends = {end.uid: end for end in effects.ended}
+        changed: dict[int, OpenSequence] = {}
+        stopped: dict[int, str] = {}  # uid -> the stop string found
+        for outputs in effects.tokens:
+            processed.num_tokens += self._take_tokens(outputs, ends, changed, stopped)
+        for sequence in changed.values():
+            _record_times(sequence, now, processed)
+        for uid in ends:
+            sequence = self._sequences.pop(uid, None)
+            if sequence is not None:
+                changed[uid] = sequence
+
+        for uid, sequence in changed.items():
+            if uid in stopped:
+                if uid not in ends:
+                    processed.stop_uids.append(uid)
+                self._finish(sequence, Ending(FinishReason.STOP, stopped[uid]), now, processed)
+            elif uid in ends:
+                self._finish(sequence, self._complete_text(sequence, ends[uid]), now, processed)
+            elif sequence.request.stream:
+                if sequence.scanner is None:
+                    step = sequence.detokenizer.step
+                    sequence.text = "".join([step(token) for token in sequence.token_ids])
+                processed.deltas.append(sequence.take_delta(ONGOING))
+        return processed
+
+    def _take_tokens(
+        self,
+        outputs: TokenOutputs,
+        ends: dict[int, RequestEnd],
+        changed: dict[int, OpenSequence],
+        stopped: dict[int, str],
+    ) -> int:
+        """Append one step's tokens to their sequences; returns how many belonged to a live one."""
+        logprobs = _LogprobRows(outputs.logprobs) if outputs.logprobs is not None else None
+        sequences = self._sequences
+        count = 0
+        for row, (uid, token) in enumerate(zip(outputs.uids.tolist(), outputs.tokens.tolist(), strict=True)):
+            sequence = sequences.get(uid)
+            if sequence is None:
+                continue
+            count += 1
+            sequence.token_ids.append(token)
+            changed[uid] = sequence
+            if logprobs is not None and sequence.logprobs is not None:
+                self._add_logprobs(sequence, token, logprobs, row)
+            if sequence.scanner is None or (uid in ends and sequence.hides_last(ends[uid])):
+                continue
+            stop = sequence.scan(sequence.detokenizer.step(token))
+            if stop is not None:
+                stopped[uid] = stop
+                del sequences[uid]  # what comes after the stop is no part of the answer
+        return count
+
+    def _add_logprobs(self, sequence: OpenSequence, token: int, rows: _LogprobRows, row: int) -> None:
+        assert sequence.logprobs is not None
+        at = rows.index[row]
+        logprob = rows.sampled[at]
+        position = {token: TokenLogprob(logprob, rows.ranks[at], self._text_of(token))}
+        k = sequence.request.sampling.logprobs or 0
+        top = zip(rows.top_ids[at][:k], rows.top[at][:k], strict=True)
+        for rank, (other, value) in enumerate(top, start=1):
+            if other != token:
+                position[other] = TokenLogprob(value, rank, self._text_of(other))
+        sequence.logprobs.append(position)
+        sequence.cumulative_logprob += logprob
+
+    def _text_of(self, token: int) -> str:
+        text = self._token_text.get(token)
+        if text is None:
+            text = self._token_text[token] = self._decode[False]([token])
+        return text
+
+    def _complete_text(self, sequence: OpenSequence, end: RequestEnd) -> Ending:
+        """The engine ended the sequence: make the rest of its text, which may still hold a stop string."""
+        if sequence.scanner is None:
+            shown = sequence.token_ids[:-1] if sequence.hides_last(end) else sequence.token_ids
+            sequence.text = sequence.detokenizer.finish(shown)
+        else:
+            stop = sequence.scan(sequence.detokenizer.finish())
+            if stop is not None:
+                return Ending(FinishReason.STOP, stop)
+            sequence.text += sequence.scanner.rest()
+        return Ending(end.reason, self._stop_reason(sequence, end), end.message)
+
+    def _stop_reason(self, sequence: OpenSequence, end: RequestEnd) -> int | None:
+        sampling = sequence.request.sampling
+        if end.stop_token is None or end.stop_token not in sampling.stop_token_ids:
+            return None
+        is_eos = end.stop_token in self._eos_token_ids and not sampling.ignore_eos
+        return None if is_eos else end.stop_token
+
+    def _finish(self, sequence: OpenSequence, ending: Ending, now: float, processed: Processed) -> None:
+        request = sequence.request
+        request.live -= 1
+        if not request.live:
+            del self._requests[request.request_id]
+            request.output.metrics.finished_time = now
+        if request.stream:
+            processed.deltas.append(sequence.take_delta(ending))
+            return
+        answer = request.output.outputs[sequence.index]
+        answer.text = sequence.text
+        answer.token_ids = sequence.token_ids
+        answer.logprobs = sequence.logprobs
+        answer.cumulative_logprob = None if sequence.logprobs is None else sequence.cumulative_logprob
+        answer.finish_reason, answer.stop_reason, answer.error = ending
+        if not request.live:
+            request.output.num_cached_tokens = request.num_cached_tokens
+            request.output.finished = True
+            processed.outputs.append(request.output)
+
+
+class _LogprobRows:
+    """A step's logprobs as lists, which Python reads faster than arrays one element at a time."""
+
+    __slots__ = ("index", "ranks", "sampled", "top", "top_ids")
+
+    def __init__(self, logprobs: Logprobs) -> None:
+        self.index = {row: at for at, row in enumerate(logprobs.rows.tolist())}
+        self.sampled: list[float] = logprobs.sampled.tolist()
+        self.ranks: list[int] = logprobs.ranks.tolist()
+        self.top_ids: list[list[int]] = logprobs.top_ids.tolist()
+        self.top: list[list[float]] = logprobs.top.tolist()
+
+
+def _record_times(sequence: OpenSequence, now: float, processed: Processed) -> None:
+    metrics = sequence.request.output.metrics
+    if sequence.last_time is None:
+        processed.first_token_latencies.append(now - metrics.arrival_time)
+        if metrics.first_token_time is None:
+            metrics.first_token_time = now
+    else:
+        processed.inter_token_latencies.append(now - sequence.last_time)
+    sequence.last_time = metrics.last_token_time = now

@@ -1,0 +1,197 @@
+"""The writer: the one thread that drives a manager and an executor."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from headway.config import Role
+from headway.engine.preprocess import PreprocessPool
+from headway.errors import first_line
+from headway.executor.base import Executor
+from headway.managers import Manager
+from headway.request import FinishReason
+from headway.scheduler.effects import Effects, Sending
+from headway.scheduler.messages import DeviceLost, PreprocessDone
+
+logger = logging.getLogger(__name__)
+
+OnEffects = Callable[[Effects], None]
+OnSending = Callable[[Sending], None]
+
+SHUT_DOWN = "the engine was shut down"  # what those are told who were inside
+NO_CONNECTOR = "no connector: this engine has nothing to send KV with"
+NO_PREPROCESSOR = "this engine has no preprocessor"
+
+_LONGEST_SLEEP = 0.5  # seconds; a sleeping writer looks around this often, so that its health can be seen
+_STALL_SECONDS = 10.0  # work, nothing on the device, and no progress for so long: something is wrong
+
+
+class WriterLoop:
+    """Takes what happened, keeps the device busy, tells what came of it.
+
+    The only place where it waits is `manager.wait`. A failing step ends its requests and nothing else. A step that
+    does not answer within `step_timeout` seconds is given up: what runs ends with an error, and the executor is
+    restarted; if it cannot be, or if an invariant breaks, the engine says so, ends every request and stops.
+
+    on_effects: gets `started`, `tokens` and `ended` on this thread; must not block.
+    on_sending: gets each prompt whose KV has to go to D, on this thread, after the effects that bring its token; must
+        not block, and sees to it that `manager.send_done` follows. None: there is nothing to send with.
+    pool: prepares requests; the loop starts and stops it. None: there is no preprocessor.
+    async_scheduling: launch the next step while one computes, on executors that take two; else each launch waits for
+        the result of the step before it.
+    """
+
+    def __init__(
+        self,
+        manager: Manager,
+        executor: Executor,
+        on_effects: OnEffects,
+        *,
+        on_sending: OnSending | None = None,
+        pool: PreprocessPool | None = None,
+        async_scheduling: bool = True,
+        step_timeout: float = 300.0,
+    ) -> None:
+        self._manager = manager
+        self._executor = executor
+        self._on_effects = on_effects
+        self._on_sending = on_sending
+        self._pool = pool
+        self._max_in_flight = executor.max_in_flight if async_scheduling else 1
+        self._step_timeout = step_timeout
+        self._schedule = manager.prefill_schedule if manager.config.role is Role.PREFILL else manager.schedule
+        self._stopping = False
+        self._failure: str | None = None
+        self._seen: tuple[int, int] = (0, 0)
+        self._progress_at = time.monotonic()
+        self._thread = threading.Thread(target=self._run, name="headway-writer", daemon=True)
+
+    @property
+    def failure(self) -> str | None:
+        """Why the loop stopped by itself, in one line; None while it has not."""
+        return self._failure
+
+    def is_stalled(self) -> bool:
+        """Whether there is work and no progress: a dead or stuck writer, or a device that does not answer."""
+        if self._failure is not None:
+            return True
+        if not self._manager.door.num_inside:
+            return False
+        on_device = self._manager.snapshot().num_in_flight > 0
+        patience = self._step_timeout if on_device else _STALL_SECONDS
+        return time.monotonic() - self._progress_at > patience + _LONGEST_SLEEP
+
+    def start(self) -> None:
+        """Start the device, the pool and the writer."""
+        self._executor.start(self._manager.post_result)
+        if self._pool is not None:
+            self._pool.start()
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End every request that is left and stop. Idempotent; returns when the thread has ended."""
+        self._stopping = True
+        self._manager.wake()
+        if self._thread.ident is None:  # never started, so nobody else ends what was handed in
+            self._run()
+        elif self._thread.is_alive():
+            self._thread.join()
+        if self._pool is not None:
+            self._pool.shutdown()
+        self._executor.shutdown()
+
+    # -- the thread ----------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            try:
+                while not self._stopping and self._failure is None:
+                    self._turn()
+            except BaseException as error:  # whatever it is: nobody else would end what is inside
+                self._give_up(error)
+        finally:
+            self._close()
+
+    def _give_up(self, error: BaseException) -> None:
+        self._failure = f"the engine stopped: {type(error).__name__}"  # in case what it says cannot even be made
+        self._failure = f"{self._failure}: {first_line(error)}"
+        logger.critical("the writer stops: an invariant is broken", exc_info=error)
+
+    def _close(self) -> None:
+        """End whoever is inside, callers that wait for an answer included, and tell."""
+        reason = FinishReason.ABORT if self._failure is None else FinishReason.ERROR
+        try:
+            effects = self._manager.close(reason, self._failure or SHUT_DOWN)
+            effects.jobs, effects.sending = [], []  # there is nobody left to do them for
+            if effects:
+                self._on_effects(effects)
+        except BaseException as error:
+            self._give_up(error)
+        if self._pool is not None:
+            self._pool.shutdown(timeout=0.0)
+
+    def _turn(self) -> None:
+        manager, executor = self._manager, self._executor
+        manager.wait(self._patience())
+        manager.drain()
+        self._watch()
+        if self._failure is not None:
+            return
+        while manager.snapshot().num_in_flight < self._max_in_flight:
+            batch = self._schedule()
+            if batch is None:
+                break
+            executor.launch(batch)
+        self._carry_out(manager.take_effects())
+
+    def _carry_out(self, effects: Effects) -> None:
+        """Jobs go to the pool, KV to the connector, the rest to whoever holds the engine."""
+        jobs, sending = effects.jobs, effects.sending
+        effects.jobs, effects.sending = [], []
+        for request in jobs:
+            if self._pool is not None:
+                self._pool.submit(request)
+            else:  # it came by the manager, past the engine's own check
+                self._manager.post_result(PreprocessDone(request.uid, error=NO_PREPROCESSOR))
+        if self._pool is not None:
+            for end in effects.ended:
+                self._pool.cancel(end.uid)
+        if effects:
+            self._on_effects(effects)
+        for one in sending:
+            if self._on_sending is not None:
+                self._on_sending(one)
+            else:
+                self._manager.send_done(one.uid, NO_CONNECTOR)
+
+    def _patience(self) -> float:
+        """How long the writer may sleep: not past a deadline of the core's, nor past the watchdog's next look."""
+        snapshot, now = self._manager.snapshot(), time.monotonic()
+        until = now + _LONGEST_SLEEP
+        if snapshot.num_in_flight:
+            until = min(until, self._progress_at + self._step_timeout)
+        if snapshot.next_deadline is not None:
+            until = min(until, snapshot.next_deadline)
+        return max(until - now, 0.0)
+
+    def _watch(self) -> None:
+        """Note progress; give up a step that does not answer."""
+        snapshot, now = self._manager.snapshot(), time.monotonic()
+        seen = (snapshot.step_id, snapshot.num_in_flight)
+        # Where nothing runs because P or D holds the room, the wait is for another engine, and has a deadline.
+        held = not (snapshot.num_in_flight or snapshot.num_running) and (snapshot.num_reserved or snapshot.num_sending)
+        if seen != self._seen or held or not snapshot.has_work:
+            self._seen, self._progress_at = seen, now
+        elif snapshot.num_in_flight and now - self._progress_at >= self._step_timeout:
+            oldest = snapshot.step_id - snapshot.num_in_flight + 1  # steps are answered in launch order
+            reason = f"step {oldest} did not answer within step_timeout ({self._step_timeout:g} s)"
+            logger.error("%s; its requests fail", reason)
+            self._progress_at = now
+            if self._executor.restart():
+                self._manager.post_result(DeviceLost(reason))
+                self._manager.drain()
+            else:
+                self._failure = f"the engine stopped: {reason}, and the device cannot be restarted"

@@ -1,0 +1,205 @@
+"""Runs a Hugging Face decoder, one packed forward per step.
+
+launch(batch) -> device thread:
+  1 admissions and table changes go into the mirrors
+  2 token ids, positions, cache slots and the attention plan are made on the host, and sent in one copy
+  3 one forward of [1, T] tokens, or the replay of a graph; the ids of decodes never leave the device
+  4 sampling, of the rows that sample
+  5 a copy of the tokens sets out for the host
+on CUDA the device thread goes on with the next step here, and another one waits; on a CPU there is nothing to wait for
+  6 tokens on the host -> on_done(StepResult)
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from headway.config import EngineConfig
+from headway.errors import first_line
+from headway.executor.attention_backend import choose_backend
+from headway.executor.attention_plan import token_positions
+from headway.executor.base import Executor, OnDone
+from headway.executor.decode_graphs import CudaCapture, DecodeGraphs
+from headway.executor.device_thread import DeviceThread
+from headway.executor.flashinfer_attention import PagePlan
+from headway.executor.kv_budget import choose_num_blocks
+from headway.executor.kv_tensors import KVTensors
+from headway.executor.loader import LoadedModel, choose_device, load_model
+from headway.executor.sampling_state import Sampled, SamplingState
+from headway.executor.transfer import HostArrays, HostCopies, on
+from headway.model_files import ModelFiles
+from headway.scheduler.batch import Batch, IntArray, Logprobs, StepResult
+
+logger = logging.getLogger(__name__)
+
+_STOP_TIMEOUT = 5.0  # seconds that shutdown waits for the step that runs
+
+
+@dataclass(frozen=True, slots=True)
+class _Launched:
+    """A step on the device. Nothing in `result` may be read before `arrived` was waited for."""
+
+    result: StepResult
+    arrived: HostCopies
+
+    def fetch(self) -> StepResult:
+        self.arrived.wait()
+        return self.result
+
+
+class TransformersExecutor(Executor):
+    """A model on one device, its KV cache, and the state of every slot.
+
+    num_blocks: blocks of the KV cache, block 0 included; what the scheduler may hand out.
+
+    Raises ValueError when the model is not supported, or when the KV cache cannot hold one request of
+    `files.max_model_len` tokens.
+    """
+
+    max_in_flight = 2  # all that a step needs of the one before it is on the device, or read on the device's thread
+
+    def __init__(self, files: ModelFiles, config: EngineConfig) -> None:
+        device = self._device = choose_device(config.device)
+        slots = config.max_num_seqs
+        blocks_per_request = -(-files.max_model_len // config.block_size)
+        # One row more than there are slots, which stays as it is: the slot of the rows that pad a graph.
+        self._tables = np.zeros((slots + 1, blocks_per_request), np.int32)
+        self._last_tokens = torch.zeros(slots + 1, dtype=torch.int64, device=device)
+        self._known_tokens: list[IntArray] = [np.empty(0, np.int32)] * slots
+        self._thread: DeviceThread | None = None
+        with on(device):
+            model = load_model(files, device, config.dtype)
+            self._model: LoadedModel | None = model
+            self._sampling = SamplingState(slots, model.vocab_size, config.seed, device)
+            self._backend = choose_backend(
+                config.attention_backend,
+                model,
+                block_size=config.block_size,
+                max_rows=slots,
+                blocks_per_request=blocks_per_request,
+            )
+            with_graphs = self._backend.takes_graphs and not config.enforce_eager
+            self._graphs: DecodeGraphs | None = None
+            if with_graphs:
+                self._graphs = DecodeGraphs(model, slots, padding_slot=slots)
+            self.num_blocks = choose_num_blocks(config, model, files.max_model_len, self._sampling, self._graphs)
+            model.attention.kv = KVTensors(model.layers, self.num_blocks, config.block_size, model.dtype, device)
+            if self._graphs is not None:
+                self._capture(self._graphs)
+        room = f"{self.num_blocks} KV blocks of {config.block_size} tokens"
+        graphs = "no graphs" if self._graphs is None else f"{len(self._graphs.sizes)} graphs"
+        backend = f"attention by {self._backend.name}, {graphs}"
+        logger.info("%s on %s in %s: %s, %s", files.name, device, model.dtype, room, backend)
+
+    def start(self, on_done: OnDone) -> None:
+        if self._thread is not None or self._model is None:
+            raise RuntimeError("this executor was started already")
+        if _waits_for(self._device):
+            self._thread = DeviceThread(self._enqueue, on_done, fetch=_Launched.fetch)
+        else:
+            self._thread = DeviceThread(lambda batch: self._enqueue(batch).fetch(), on_done)
+
+    def launch(self, batch: Batch) -> None:
+        if self._thread is None:
+            raise RuntimeError("this executor is not running")
+        self._thread.launch(batch)
+
+    def restart(self) -> bool:
+        """False: neither a thread in native code nor a kernel that hangs can be given up from outside."""
+        return False
+
+    def shutdown(self) -> None:
+        thread, self._thread = self._thread, None
+        if thread is not None and not thread.stop(_STOP_TIMEOUT):
+            logger.warning("a step did not end within %.0f s of the shutdown; its memory stays", _STOP_TIMEOUT)
+            return
+        self._release()
+
+    def _release(self) -> None:
+        model, self._model, self._graphs = self._model, None, None
+        if model is not None:
+            model.attention.close()
+            if self._device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def _capture(self, graphs: DecodeGraphs) -> None:
+        """Capture the graphs, or go on without."""
+        try:
+            graphs.capture(CudaCapture(), self._tables, self._backend.settings.block_size)
+        except RuntimeError as error:  # what a model does in its forward may be such that no graph can hold it
+            logger.warning("decodes run without CUDA graphs, as with --enforce-eager: %s", first_line(error))
+            self._graphs = None
+
+    @torch.inference_mode()
+    def _enqueue(self, batch: Batch) -> _Launched:
+        """Put a step on the device, and wait for nothing that is there."""
+        self._apply_changes(batch)
+        model, device, graphs = self._model, self._device, self._graphs
+        assert model is not None
+        graph_size = None if graphs is None else graphs.size_for(batch)
+        rows = batch if graphs is None or graph_size is None else graphs.pad(batch, graph_size)
+        sampling_rows = np.flatnonzero(rows.samples)
+        arrays = HostArrays()
+        plan = self._backend.plan(rows, self._tables, arrays, graph_size)
+        positions = arrays.add(token_positions(rows))
+        prompt_ids = arrays.add(self._chunk_tokens(rows))
+        decode_slots = arrays.add(rows.slots[: rows.num_decodes])
+        keep = arrays.add(np.cumsum(rows.num_new_tokens)[sampling_rows] - 1)
+        sampled_slots = arrays.add(rows.slots[sampling_rows])
+        with on(device):
+            arrays.send(device)
+            input_ids = torch.cat([self._last_tokens[decode_slots.tensor], prompt_ids.tensor])
+            if graph_size is not None:
+                assert graphs is not None and isinstance(plan, PagePlan)
+                logits = graphs.forward(input_ids, positions.tensor, plan)[: len(batch)]
+            else:
+                logits = model.forward(input_ids, positions.tensor, plan, keep.tensor)
+            copies = HostCopies(device)
+            if len(sampling_rows):
+                next_positions = (batch.positions + batch.num_new_tokens)[sampling_rows]
+                sampled = self._sampling.sample(logits, batch.slots[sampling_rows], next_positions)
+                self._last_tokens[sampled_slots.tensor] = sampled.tokens
+                tokens = copies.add(sampled.tokens.to(torch.int32))
+                result = StepResult(batch.step_id, tokens, _report(sampled, copies))
+            else:
+                result = StepResult(batch.step_id, np.empty(0, np.int32))
+            copies.send()
+        return _Launched(result, copies)
+
+    def _apply_changes(self, batch: Batch) -> None:
+        """Bring the mirrors up to date; also for a step that fails afterwards, as the core has gone on."""
+        self._tables[batch.table_slots, batch.table_columns] = batch.table_blocks
+        for admission in batch.admissions:
+            self._known_tokens[admission.slot] = admission.tokens
+            self._sampling.admit(admission)
+
+    def _chunk_tokens(self, batch: Batch) -> IntArray:
+        """Ids of the tokens of all prefill chunks, in row order."""
+        ends = batch.positions + batch.num_new_tokens
+        chunks = [
+            self._known_tokens[batch.slots[row]][batch.positions[row] : ends[row]]
+            for row in range(batch.num_decodes, len(batch))
+        ]
+        return np.concatenate(chunks) if chunks else np.empty(0, np.int32)
+
+
+def _waits_for(device: torch.device) -> bool:
+    """Whether the device works by itself, so that somebody must wait for it."""
+    return device.type == "cuda"
+
+
+def _report(sampled: Sampled, copies: HostCopies) -> Logprobs | None:
+    found = sampled.logprobs
+    if found is None:
+        return None
+    return Logprobs(
+        rows=sampled.logprob_rows.astype(np.int32),
+        sampled=copies.add(found.chosen.float()),
+        ranks=copies.add(found.ranks.to(torch.int32)),
+        top_ids=copies.add(found.top_ids.to(torch.int32)),
+        top=copies.add(found.top.float()),
+    )

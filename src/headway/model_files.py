@@ -1,0 +1,217 @@
+"""What a model is, as its files tell: found, checked and described before any weight is read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from headway.config import EngineConfig
+from headway.errors import first_line
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+# Names under which configs keep the number of positions the model was made for; the first one present counts.
+_LENGTH_FIELDS = (
+    "max_position_embeddings",
+    "n_positions",
+    "n_ctx",
+    "max_seq_len",
+    "max_sequence_length",
+    "seq_length",
+    "model_max_length",
+)
+_CAUSAL_SUFFIXES = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+_SAMPLING_FIELDS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+_WEIGHTS = ("*.safetensors", "*.bin")
+_DESCRIPTION = ("*.json", "*.txt", "*.model", "*.jinja", "*.py")  # config, tokenizer, chat template, model code
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """A decoder-only language model on disk.
+
+    path: the local folder; a hub id is resolved to its snapshot folder.
+    name: the name under which it is served.
+    max_model_len: tokens of the longest request; the smaller of what the model was made for and what the user set.
+    eos_token_ids: from the generation config, else from the config; sorted.
+    default_sampling: those of temperature, top_p, top_k, min_p and repetition_penalty that the model's generation
+        config names.
+    tokenizer: folder or hub id the tokenizer is loaded from.
+    """
+
+    path: Path
+    name: str
+    hf_config: PretrainedConfig
+    vocab_size: int
+    max_model_len: int
+    eos_token_ids: tuple[int, ...]
+    default_sampling: dict[str, Any]
+    tokenizer: str
+    trust_remote_code: bool = False
+
+    @classmethod
+    def resolve(cls, config: EngineConfig) -> ModelFiles:
+        """Find the model named by `config` and read what it says of itself; downloads it when it is a hub id.
+
+        Raises ValueError, in one line that names the value, for a model that is not there or cannot be served.
+        """
+        path = _find(config)
+        hf_config = _read_config(path, config.trust_remote_code)
+        _check_causal(hf_config, path)
+        text_config = hf_config.get_text_config()
+        max_model_len = _max_model_len(text_config, config.max_model_len, path)
+        _check_rope(text_config, max_model_len, path)
+        generation = _read_json(path / "generation_config.json")
+        return cls(
+            path=path,
+            name=config.served_model_name or config.model or "headway-default",
+            hf_config=hf_config,
+            vocab_size=int(text_config.vocab_size),
+            max_model_len=max_model_len,
+            eos_token_ids=_eos_token_ids(generation, hf_config, text_config),
+            default_sampling={name: generation[name] for name in _SAMPLING_FIELDS if generation.get(name) is not None},
+            tokenizer=config.tokenizer or str(path),
+            trust_remote_code=config.trust_remote_code,
+        )
+
+    def load_tokenizer(self) -> PreTrainedTokenizerBase:
+        """The model's tokenizer. Raises ValueError when there is none or it cannot be read."""
+        from transformers import AutoTokenizer
+
+        try:
+            loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+                self.tokenizer, trust_remote_code=self.trust_remote_code
+            )
+        except Exception as error:  # which types depends on the kind of tokenizer and on its version
+            raise ValueError(f"cannot load a tokenizer from {self.tokenizer!r}: {first_line(error)}") from error
+        return loaded
+
+
+def _find(config: EngineConfig) -> Path:
+    if config.model is None:
+        from headway.default_model import PATH
+
+        path = PATH
+    else:
+        path = Path(config.model).expanduser()
+        if not path.exists():
+            path = _download(config.model, config.revision)
+    if not path.is_dir():
+        raise ValueError(f"model {config.model!r} is a file; a folder with config.json and weights is needed")
+    if not (path / "config.json").is_file():
+        raise ValueError(f"model folder {str(path)!r} has no config.json")
+    return path
+
+
+def _download(model: str, revision: str | None) -> Path:
+    if model.startswith((".", "/", "~")) or model.count("/") > 1 or not model:
+        raise ValueError(f"model folder {model!r} does not exist")
+    from huggingface_hub import snapshot_download
+
+    try:
+        path = Path(snapshot_download(model, revision=revision, allow_patterns=[*_DESCRIPTION, _WEIGHTS[0]]))
+        if not any(path.glob(_WEIGHTS[0])):  # an old repository: fetch the other format only then
+            path = Path(snapshot_download(model, revision=revision, allow_patterns=[*_DESCRIPTION, _WEIGHTS[1]]))
+    except Exception as error:  # the client raises its own types, those of its HTTP library, and OSError
+        raise ValueError(
+            f"model {model!r} is neither a local folder nor a hub model that could be fetched: {first_line(error)}"
+        ) from error
+    return path
+
+
+def _read_config(path: Path, trust_remote_code: bool) -> PretrainedConfig:
+    from transformers import AutoConfig
+
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except Exception as error:  # configs validate themselves, each with error types of its own
+        raise ValueError(f"cannot read the config of model {str(path)!r}: {first_line(error)}") from error
+    return config
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"cannot read {str(path)!r}: {first_line(error)}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{str(path)!r} must hold an object, got {type(content).__name__}")
+    return content
+
+
+def _check_causal(config: PretrainedConfig, path: Path) -> None:
+    names = tuple(config.architectures or ())
+    what = f"model {str(path)!r} ({', '.join(names) or config.model_type})"
+    if getattr(config, "is_encoder_decoder", False):
+        raise ValueError(f"{what} is an encoder-decoder; only decoder-only language models are supported")
+    remote = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+    if names and not remote and not any(name.endswith(_CAUSAL_SUFFIXES) for name in names):
+        raise ValueError(f"{what} is not a causal language model")
+    if getattr(config.get_text_config(), "vocab_size", None) is None:
+        raise ValueError(f"{what} has no vocab_size in its config: it is not a language model")
+
+
+def _max_model_len(config: PretrainedConfig, wanted: int | None, path: Path) -> int:
+    values = (getattr(config, name, None) for name in _LENGTH_FIELDS)
+    limit = next((value for value in values if isinstance(value, int) and value > 0), None)
+    if wanted is None:
+        if limit is None:
+            raise ValueError(f"the config of model {str(path)!r} names no longest length: set max_model_len")
+        return limit
+    if wanted < 2:
+        raise ValueError(f"max_model_len must be at least 2, got {wanted}")
+    if limit is not None and wanted > limit:
+        raise ValueError(f"max_model_len ({wanted}) exceeds what model {str(path)!r} was made for ({limit})")
+    return wanted
+
+
+def _check_rope(config: PretrainedConfig, max_model_len: int, path: Path) -> None:
+    """Refuse rotary embeddings whose frequencies depend on the longest position of a forward.
+
+    One forward mixes requests of all lengths, so a long one would change the numbers of a short one beside it.
+    """
+    for rope in _rope_settings(config):
+        kind = rope.get("rope_type", rope.get("type"))
+        if kind == "dynamic":
+            raise ValueError(
+                f"model {str(path)!r} has dynamic NTK rope scaling, which depends on the longest request of a batch: "
+                "not supported"
+            )
+        if kind == "longrope":
+            boundary = rope.get("original_max_position_embeddings") or getattr(
+                config, "original_max_position_embeddings", None
+            )
+            if boundary is None or max_model_len > boundary:
+                raise ValueError(
+                    f"model {str(path)!r} has longrope scaling, which depends on the longest request of a batch beyond "
+                    f"{boundary} tokens: max_model_len is {max_model_len}, set it to at most {boundary}"
+                )
+
+
+def _rope_settings(config: PretrainedConfig) -> list[Mapping[str, Any]]:
+    found: list[Mapping[str, Any]] = []
+    for field in ("rope_parameters", "rope_scaling"):
+        settings = getattr(config, field, None)
+        if isinstance(settings, Mapping):
+            # Some models keep one set per layer type: {"sliding_attention": {...}, "full_attention": {...}}
+            found += [settings, *(value for value in settings.values() if isinstance(value, Mapping))]
+    return found
+
+
+def _eos_token_ids(
+    generation: Mapping[str, Any], config: PretrainedConfig, text_config: PretrainedConfig
+) -> tuple[int, ...]:
+    for value in (
+        generation.get("eos_token_id"),
+        getattr(config, "eos_token_id", None),
+        getattr(text_config, "eos_token_id", None),
+    ):
+        if value is not None:
+            return tuple(sorted({int(token) for token in (value if isinstance(value, list) else [value])}))
+    return ()

@@ -1,0 +1,113 @@
+"""How the next token is chosen, and when an answer stops."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from headway.errors import RequestError
+
+MAX_LOGPROBS = 20
+MAX_STOP_STRINGS = 16
+MAX_STOP_TOKEN_IDS = 64
+MAX_N = 128
+MAX_LOGIT_BIAS = 1024
+
+
+def _number(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise RequestError(f"{name} must be a number, got {value!r}")
+
+
+def _integer(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise RequestError(f"{name} must be an integer, got {value!r}")
+
+
+def _in_range(name: str, value: float, low: float, high: float) -> None:
+    _number(name, value)
+    if not low <= value <= high:  # also refuses NaN
+        raise RequestError(f"{name} must be in [{low:g}, {high:g}], got {value}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How the next token is chosen and when to stop. Names and defaults follow vLLM's.
+
+    n: how many answers to the same prompt.
+    temperature: 0 is greedy.
+    top_k: 0 or -1 keeps the whole vocabulary.
+    seed: the same seed, prompt and parameters give the same tokens, whatever else runs and however often the
+        request is preempted; None draws a fresh one.
+    max_tokens: None means as many as `max_model_len` allows.
+    min_tokens: stop tokens are masked until so many tokens are generated.
+    logprobs: top alternatives to report per token (0: only the sampled one); None reports nothing.
+    logit_bias: token id -> value added to its logit, -100 to 100.
+
+    Raises RequestError (a ValueError) that names the value and the limit.
+    """
+
+    n: int = 1
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: dict[int, float] | None = None
+    max_tokens: int | None = 16
+    min_tokens: int = 0
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    include_stop_str_in_output: bool = False
+    skip_special_tokens: bool = True
+    logprobs: int | None = None
+
+    def __post_init__(self) -> None:
+        stop = self.stop if self.stop is not None else ()
+        object.__setattr__(self, "stop", (stop,) if isinstance(stop, str) else tuple(stop))
+        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids or ()))
+        for name in ("n", "top_k", "min_tokens"):
+            _integer(name, getattr(self, name))
+        for name in ("seed", "max_tokens", "logprobs"):
+            if getattr(self, name) is not None:
+                _integer(name, getattr(self, name))
+        for name in ("top_p", "repetition_penalty"):
+            _number(name, getattr(self, name))
+        _in_range("n", self.n, 1, MAX_N)
+        _in_range("temperature", self.temperature, 0, 100)
+        if not 0 < self.top_p <= 1:
+            raise RequestError(f"top_p must be in (0, 1], got {self.top_p}")
+        if self.top_k < -1:
+            raise RequestError(f"top_k must be -1 or 0 (off) or at least 1, got {self.top_k}")
+        _in_range("min_p", self.min_p, 0, 1)
+        _in_range("presence_penalty", self.presence_penalty, -2, 2)
+        _in_range("frequency_penalty", self.frequency_penalty, -2, 2)
+        if not (self.repetition_penalty > 0 and math.isfinite(self.repetition_penalty)):
+            raise RequestError(f"repetition_penalty must be above 0, got {self.repetition_penalty}")
+        if self.seed is not None:
+            _in_range("seed", self.seed, -(2**63), 2**63 - 1)
+        if self.max_tokens is not None and self.max_tokens < 1:
+            raise RequestError(f"max_tokens must be at least 1, got {self.max_tokens}")
+        if self.min_tokens < 0:
+            raise RequestError(f"min_tokens must be at least 0, got {self.min_tokens}")
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise RequestError(f"min_tokens ({self.min_tokens}) must not exceed max_tokens ({self.max_tokens})")
+        if self.logprobs is not None:
+            _in_range("logprobs", self.logprobs, 0, MAX_LOGPROBS)
+        if len(self.stop) > MAX_STOP_STRINGS:
+            raise RequestError(f"stop takes at most {MAX_STOP_STRINGS} strings, got {len(self.stop)}")
+        if any(not s for s in self.stop):
+            raise RequestError("stop must not contain an empty string")
+        if len(self.stop_token_ids) > MAX_STOP_TOKEN_IDS:
+            raise RequestError(f"stop_token_ids takes at most {MAX_STOP_TOKEN_IDS} ids, got {len(self.stop_token_ids)}")
+        if self.logit_bias is not None:
+            if len(self.logit_bias) > MAX_LOGIT_BIAS:
+                raise RequestError(f"logit_bias takes at most {MAX_LOGIT_BIAS} tokens, got {len(self.logit_bias)}")
+            for token, bias in self.logit_bias.items():
+                _in_range(f"logit_bias[{token}]", bias, -100, 100)

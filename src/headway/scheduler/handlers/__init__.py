@@ -1,0 +1,1 @@
+"""What a message does to the state."""

@@ -1,0 +1,137 @@
+"""Steps: from what was decided to a batch, and the record of it until its result is in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headway.request import Span
+from headway.scheduler.batch import Batch, IntArray
+from headway.scheduler.passes.admissions import Admissions, News
+from headway.scheduler.passes.chunk_plan import spans_near
+from headway.scheduler.passes.decode_rows import DecodeRows
+from headway.scheduler.passes.growth import DecodePlaces, TableGrowth
+from headway.scheduler.state.entry import Entry
+from headway.scheduler.state.slot_pool import SlotHandle
+from headway.scheduler.state.slot_table import DRAIN
+from headway.scheduler.state.state import State
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """`count` known tokens of a request, from `start`. samples: they are the last ones, a new token follows."""
+
+    entry: Entry
+    handle: SlotHandle
+    start: int
+    count: int
+    samples: bool
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the request still runs in the slot for which the chunk was made."""
+        return self.entry.handle == self.handle
+
+    def spans(self) -> Sequence[Span]:
+        """Those that it computes, wholly or, where the rest was cached, their ends."""
+        return spans_near(self.entry.request.spans, self.start, self.start + self.count - 1)
+
+
+class LaunchedStep(NamedTuple):
+    """A step the device works on.
+
+    places: intp [num_decodes]; where in the table's tail_tokens each decoded token goes.
+    filling: intp; the decode rows whose token is the last of its block. filled: int32; these blocks.
+    at_limit: intp; the decode rows whose next token is their last by length.
+    newcomers: the slots of its admissions.
+    """
+
+    batch: Batch
+    decodes: DecodeRows
+    places: NDArray[np.intp]
+    filling: NDArray[np.intp]
+    filled: IntArray
+    at_limit: NDArray[np.intp]
+    chunks: tuple[Chunk, ...]
+    newcomers: tuple[SlotHandle, ...]
+
+
+_NO_ROWS = np.zeros(0, dtype=np.intp)
+
+
+class Steps:
+    """Makes batches and remembers those in flight."""
+
+    def __init__(self, state: State, admissions: Admissions) -> None:
+        self._state = state
+        self._admissions = admissions
+        self.last_id = 0
+        self.in_flight: dict[int, LaunchedStep] = {}
+
+    def launch(self, decodes: DecodeRows, places: DecodePlaces, chunks: list[Chunk]) -> Batch | None:
+        """The batch of these decodes and chunks; None if there are neither."""
+        if not len(decodes) and not chunks:
+            return None
+        table, state = self._state.table, self._state
+        rows = decodes.rows
+        positions, offsets, growth = places
+        filling = (offsets == state.offset_mask).nonzero()[0]
+        filled = table.tail_block[rows[filling]]
+        table.num_computed[rows] = positions + 1
+        at_limit = _NO_ROWS
+        if len(rows):
+            decodes.steps_to_limit -= 1
+            if not decodes.steps_to_limit:
+                at_limit = (table.num_computed[rows] == table.limit[rows] - 1).nonzero()[0]
+                table.phase[rows[at_limit]] = DRAIN
+                table.epoch += 1
+        self.last_id += 1
+        news = self._admissions.take_news()
+        batch = self._batch(decodes, positions, growth, chunks, news)
+        newcomers = tuple(handle for handle, _, _ in news)
+        self.in_flight[batch.step_id] = LaunchedStep(
+            batch, decodes, decodes.tails + offsets, filling, filled, at_limit, tuple(chunks), newcomers
+        )
+        return batch
+
+    def _batch(
+        self, decodes: DecodeRows, positions: IntArray, growth: TableGrowth, chunks: list[Chunk], news: list[News]
+    ) -> Batch:
+        slots, counts, samples = decodes.slots, decodes.ones, decodes.trues
+        num_tokens = len(decodes)
+        if chunks:
+            slots = np.append(slots, np.array([chunk.handle.slot for chunk in chunks], dtype=np.int32))
+            positions = np.append(positions, np.array([chunk.start for chunk in chunks], dtype=np.int32))
+            counts = np.append(counts, np.array([chunk.count for chunk in chunks], dtype=np.int32))
+            samples = np.append(samples, np.array([chunk.samples for chunk in chunks], dtype=np.bool_))
+            num_chunk_tokens = sum(chunk.count for chunk in chunks)
+            num_tokens += num_chunk_tokens
+            self._state.counters.prompt_tokens += num_chunk_tokens
+        if news:
+            tables = [blocks for _, _, blocks in news]
+            new_slots = np.array([handle.slot for handle, _, _ in news], dtype=np.int32)
+            growth = TableGrowth(
+                np.append(growth.slots, np.repeat(new_slots, [len(blocks) for blocks in tables])),
+                np.concatenate((growth.columns, *(np.arange(len(blocks), dtype=np.int32) for blocks in tables))),
+                np.concatenate((growth.blocks, *tables)),
+            )
+        encode, evicted = self._state.encoder.take_changes()
+        return Batch(
+            step_id=self.last_id,
+            num_decodes=len(decodes),
+            num_tokens=num_tokens,
+            slots=slots,
+            positions=positions,
+            num_new_tokens=counts,
+            samples=samples,
+            table_slots=growth.slots,
+            table_columns=growth.columns,
+            table_blocks=growth.blocks,
+            admissions=tuple(admission for _, admission, _ in news),
+            encode=tuple(encode),
+            encoder_evicted=tuple(evicted),
+        )

@@ -1,0 +1,1 @@
+"""The rules that can be chosen, one object each."""

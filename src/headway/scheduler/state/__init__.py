@@ -1,0 +1,1 @@
+"""What the writer owns: requests, slots, blocks, the queue. All of it changes here and nowhere else."""

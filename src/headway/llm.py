@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, Self
 from headway.config import EngineConfig
 from headway.engine.engine import Engine
 from headway.engine.token_processor import Processed, RequestDelta, TokenProcessor, expand
-from headway.executor.model_files import ModelFiles, first_line
+from headway.error_text import first_line
+from headway.executor.model_files import ModelFiles
 from headway.prompts import Conversation, Prompt, as_list, ids_of, one_each, text_of
 from headway.request import EngineDeadError, QueueFullError, RequestError, RequestOutput, SamplingParams
 from headway.scheduler.audit import AuditReport

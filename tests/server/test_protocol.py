@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
+from headway.error_text import describe
 from headway.request import RequestError
 from headway.server.protocol import (
     ChatCompletionRequest,
@@ -15,7 +16,6 @@ from headway.server.protocol import (
     TokenizeBody,
     TokenizeChatRequest,
     TokenizeRequest,
-    describe,
 )
 
 USER = [{"role": "user", "content": "hi"}]

@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 from headway.config import Role
 from headway.engine.preprocess import PreprocessPool
+from headway.error_text import first_line
 from headway.executor.base import Executor
-from headway.executor.model_files import first_line
 from headway.managers import Manager
 from headway.request import FinishReason
 from headway.scheduler.effects import Effects, Sending

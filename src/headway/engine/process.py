@@ -32,7 +32,7 @@ from headway.engine import interpreter, wire
 from headway.engine.desk import ControlDesk
 from headway.engine.engine import Engine
 from headway.engine.loop import OnEffects
-from headway.executor.model_files import first_line
+from headway.error_text import first_line
 from headway.executor.simulated import SimulatedExecutor, StepTimeModel
 from headway.managers.door import ModelLimits
 from headway.request import EngineDeadError

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 import torch
 
+from headway.error_text import first_line
 from headway.executor.attention_plan import AttentionPlan, PlanSettings
 from headway.executor.attention_proof import prove
 from headway.executor.decode_kernel import DecodeKernel
 from headway.executor.flashinfer_attention import FlashInferAttention, PagePlan, why_not
 from headway.executor.loader import LoadedModel
-from headway.executor.model_files import first_line
 from headway.executor.transfer import HostArrays
 from headway.scheduler.batch import Batch, IntArray
 

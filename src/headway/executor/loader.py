@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PretrainedConfig
 from transformers.utils import logging as transformers_logging
 
+from headway.error_text import first_line
 from headway.executor.attention import NAME, PagedAttention, UnsupportedAttentionError
 from headway.executor.attention_plan import AttentionCall, AttentionPlan, PlanSettings, Window, token_positions
 from headway.executor.flashinfer_attention import PagePlan
 from headway.executor.kv_tensors import LayerShape
-from headway.executor.model_files import ModelFiles, first_line
+from headway.executor.model_files import ModelFiles
 from headway.executor.packed_linear import can_pack, pack_linears
 from headway.executor.transfer import HostArrays
 from headway.scheduler.batch import Batch

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headway.config import EngineConfig
+from headway.error_text import first_line
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -88,12 +89,6 @@ class ModelFiles:
         except Exception as error:  # which types depends on the kind of tokenizer and on its version
             raise ValueError(f"cannot load a tokenizer from {self.tokenizer!r}: {first_line(error)}") from error
         return loaded
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, in one line."""
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
 
 
 def _find(config: EngineConfig) -> Path:

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from headway.config import EngineConfig
+from headway.error_text import first_line
 from headway.executor.attention_backend import choose_backend
 from headway.executor.attention_plan import token_positions
 from headway.executor.base import Executor, OnDone
@@ -28,7 +29,7 @@ from headway.executor.flashinfer_attention import PagePlan
 from headway.executor.kv_budget import choose_num_blocks
 from headway.executor.kv_tensors import KVTensors
 from headway.executor.loader import LoadedModel, choose_device, load_model
-from headway.executor.model_files import ModelFiles, first_line
+from headway.executor.model_files import ModelFiles
 from headway.executor.sampling_state import Sampled, SamplingState
 from headway.executor.transfer import HostArrays, HostCopies, on
 from headway.scheduler.batch import Batch, IntArray, Logprobs, StepResult

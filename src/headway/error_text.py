@@ -23,7 +23,7 @@ def describe(error: ValidationError) -> tuple[str, str | None]:
     first = max((one for one in errors if _path(one["loc"])[:1] == field_of_first), key=lambda one: len(one["loc"]))
     path = _path(first["loc"])
     field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
-    message = first["msg"].removeprefix("Value error, ")
+    message = _SHAPES.get(first["type"]) or first["msg"].removeprefix("Value error, ")
     match first["type"]:
         case "extra_forbidden":
             return f"unknown field {field!r}", field
@@ -45,4 +45,10 @@ def _path(location: tuple[str | int, ...]) -> list[str | int]:
     return [part for part in location if isinstance(part, int) or not _BRANCH.match(part)]
 
 
+# The words for shapes that pydantic itself chooses by where the input comes from, JSON or Python: one for both.
+_SHAPES = {
+    "model_type": "Input should be an object",
+    "dict_type": "Input should be an object",
+    "list_type": "Input should be a list",
+}
 _BRANCH = re.compile(r"(str|int|float|bool|none)$|list\[|constrained-|function-|#")

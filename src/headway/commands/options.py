@@ -181,7 +181,7 @@ ChatTemplateOption = Annotated[
     str | None,
     typer.Option(
         "--chat-template",
-        metavar="FILE|TEXT|NAME",
+        metavar="TEMPLATE",
         help="Chat template: a file, the text itself, or the name of one of the tokenizer's.",
         show_default="the model's",
     ),

@@ -90,7 +90,7 @@ class Conversation(StrictModel):
 
     add_generation_prompt: end with the opening of the assistant's answer.
     continue_final_message: leave the last message open, so that the answer goes on with it.
-    chat_template: the text of a template or the name of one of the tokenizer's, instead of the one that is set.
+    chat_template: the text of a template or the name of one of the tokenizer's, instead of the template that is set.
     chat_template_kwargs: more variables for the template.
     """
 

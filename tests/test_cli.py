@@ -217,6 +217,14 @@ def test_chat_starts_over_on_demand_and_keeps_the_system_message(run, stdin, mod
     assert run("chat", "--model", model, "--system", "S") == (0, expected, "")
 
 
+def test_chat_takes_a_template_from_a_file(run, stdin, tmp_path):
+    template = tmp_path / "template.jinja"
+    template.write_text("{{ messages[-1].content }}!")
+    stdin("hi\n")
+    model = write_echo_model(tmp_path, chat_template=False)
+    assert run("chat", "--model", model, "--chat-template", template) == (0, "hi!\n", "")
+
+
 def test_chat_with_a_model_that_has_no_template_is_refused(run, stdin, tmp_path):
     stdin("hi\n")
     code, out, err = run("chat", "--model", write_echo_model(tmp_path, chat_template=False))
@@ -276,12 +284,21 @@ def test_serve_passes_its_options_on_and_exits_with_the_servers_code(monkeypatch
     assert calls == [
         (
             (EngineConfig(model="some/model"), "0.0.0.0", 0),
-            {"shutdown_grace": 2.0, "access_log": True, "admin_api": False},
+            {
+                "shutdown_grace": 2.0,
+                "access_log": True,
+                "admin_api": False,
+                "chat_template": None,
+                "trust_request_chat_template": False,
+            },
         )
     ]
     calls.clear()
     assert run("serve", "--enable-admin-api")[0] == 3
     assert calls[0][1]["admin_api"] is True
+    calls.clear()
+    assert run("serve", "--chat-template", "rag", "--trust-request-chat-template")[0] == 3
+    assert (calls[0][1]["chat_template"], calls[0][1]["trust_request_chat_template"]) == ("rag", True)
 
 
 @pytest.mark.parametrize("command", ["bench", "accuracy"])

@@ -276,8 +276,9 @@ def test_chat_writes_conversations_by_the_models_template(llm):
     [
         ([], "at least one message"),
         ([[]], "at least one message"),
-        ([{"content": "x"}], "message 0 must be a mapping with a role"),
-        ([{"role": "user", "content": "x"}, "y"], "message 1 must be a mapping"),
+        ([{"content": "x"}], r"the field 'messages\[0\].role' is required"),
+        ([{"role": "user", "content": "x"}, "y"], r"messages\[1\] must be a mapping with a role"),
+        ([[{"role": "user", "content": "x"}], [{"role": "user"}]], "conversation 1: a message of role 'user' needs"),
     ],
     ids=str,
 )
@@ -296,7 +297,7 @@ def test_a_model_without_a_chat_template_says_so(gate, tmp_path):
     with LLM(str(write_echo_model(tmp_path, chat_template=False)), **SMALL) as llm:
         with pytest.raises(ValueError, match="no chat template"):
             llm.chat([{"role": "user", "content": "x"}])
-        assert texts(llm.chat([{"role": "user", "content": "x"}], LONG, chat_template="T")) == ["T"]
+        assert texts(llm.chat([{"role": "user", "content": "x"}], LONG, chat_template="{{ 'T' }}")) == ["T"]
 
 
 # When things end early --------------------------------------------------------------------------------------

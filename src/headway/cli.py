@@ -16,7 +16,7 @@ import typer
 
 from headway import __version__
 from headway.commands import chat, doctor, generate, simtest
-from headway.commands.options import takes_model_and_engine
+from headway.commands.options import ChatTemplateOption, takes_model_and_engine
 from headway.config import EngineConfig
 from headway.errors import EngineDeadError
 
@@ -100,12 +100,24 @@ def serve(
             "those alone whom you let stop the server.",
         ),
     ] = False,
+    chat_template: ChatTemplateOption = None,
+    trust_request_chat_template: Annotated[
+        bool,
+        typer.Option(
+            "--trust-request-chat-template",
+            help="Let requests bring a chat template: a program that may take any time and memory.",
+        ),
+    ] = False,
 ) -> None:
     """Serve a model by OpenAI's HTTP API."""
     from headway.server.serve import serve
 
     options: dict[str, Any] = {"shutdown_grace": shutdown_grace, "access_log": access_log, "admin_api": admin_api}
-    raise typer.Exit(serve(config, host, port, **options))
+    templates: dict[str, Any] = {
+        "chat_template": chat_template,
+        "trust_request_chat_template": trust_request_chat_template,
+    }
+    raise typer.Exit(serve(config, host, port, **options, **templates))
 
 
 _PASS_ON = {

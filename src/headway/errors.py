@@ -1,4 +1,4 @@
-"""The errors that callers get, and how an error is told in one line."""
+"""The errors that callers get."""
 
 from __future__ import annotations
 
@@ -25,9 +25,3 @@ class EngineDeadError(RuntimeError):
 
 class QueryError(RuntimeError):
     """A query that cannot be answered: asked of an engine of the wrong role, or by the thread that must answer it."""
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, in one line."""
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__

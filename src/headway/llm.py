@@ -15,13 +15,18 @@ from dataclasses import dataclass, fields, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from pydantic import ValidationError
+
+from headway.client.chat_template import ChatTemplate
+from headway.client.conversation import Conversation
 from headway.client.token_processor import Processed, TokenProcessor, expand
 from headway.config import EngineConfig
 from headway.engine.engine import Engine
-from headway.errors import EngineDeadError, QueueFullError, RequestError, first_line
+from headway.error_text import describe
+from headway.errors import EngineDeadError, QueueFullError, RequestError
 from headway.model_files import ModelFiles
 from headway.outputs import RequestDelta, RequestOutput
-from headway.prompts import Conversation, Prompt, as_list, ids_of, one_each, text_of
+from headway.prompts import Messages, Prompt, as_list, ids_of, one_each, text_of
 from headway.sampling import SamplingParams
 from headway.scheduler.audit import AuditReport
 from headway.scheduler.effects import Effects
@@ -53,16 +58,18 @@ class LLM:
             outputs = llm.generate(["1+1=", "2+2="], SamplingParams(temperature=0))
 
     model: a local folder or a hub id; None is the small model that comes with Headway.
+    chat_template: instead of the model's own: a file, the text of a template, or the name of one of the tokenizer's.
     settings: the fields of `EngineConfig`, by name (scheduler, device, dtype, max_model_len, ...).
 
     For one thread at a time; many clients at once are what the server is for. Raises TypeError for a setting that
     does not exist and ValueError, naming value and limit, for one that cannot work.
     """
 
-    def __init__(self, model: str | None = None, **settings: Any) -> None:
+    def __init__(self, model: str | None = None, *, chat_template: str | None = None, **settings: Any) -> None:
         config = _engine_config(model, settings)
         self.files = ModelFiles.resolve(config)
         self.tokenizer: PreTrainedTokenizerBase = self.files.load_tokenizer()
+        self._chat_template = ChatTemplate(self.tokenizer, self.files.name, chat_template)
         # The engine gets the folder: a hub id must not resolve to one revision here and to another there.
         self.config = replace(config, model=str(self.files.path), served_model_name=self.files.name)
         self._effects: queue.SimpleQueue[Effects] = queue.SimpleQueue()
@@ -103,7 +110,7 @@ class LLM:
 
     def chat(
         self,
-        messages: Conversation | Sequence[Conversation],
+        messages: Messages | Sequence[Messages],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         use_tqdm: bool = True,
@@ -114,10 +121,19 @@ class LLM:
 
         messages: [{"role": ..., "content": ...}, ...], or a list of such lists.
         template_options: as `render_chat` takes them.
+
+        Raises RequestError for a conversation that `render_chat` refuses, naming its index if there are several.
         """
         single = bool(messages) and isinstance(messages[0], Mapping)
         conversations: list[Any] = [messages] if single else list(messages)
-        texts = [self.render_chat(one, **template_options) for one in conversations]
+        texts = []
+        for index, one in enumerate(conversations):
+            try:
+                texts.append(self.render_chat(one, **template_options))
+            except RequestError as error:
+                if single:
+                    raise
+                raise RequestError(f"conversation {index}: {error}") from error
         token_ids = self._encode(texts, add_special_tokens=False)
         return self._answer(self._make_jobs(texts, token_ids, sampling_params, priority), use_tqdm)
 
@@ -134,7 +150,7 @@ class LLM:
 
     def stream_chat(
         self,
-        messages: Conversation,
+        messages: Messages,
         sampling_params: SamplingParams | None = None,
         *,
         priority: int = 0,
@@ -147,38 +163,29 @@ class LLM:
 
     def render_chat(
         self,
-        messages: Conversation,
+        messages: Messages,
         *,
-        chat_template: str | None = None,
         add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        chat_template: str | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> str:
         """The prompt that a conversation makes, special tokens written out.
 
-        chat_template: instead of the model's own. chat_template_kwargs: more variables for it.
-        Raises ValueError without a template, and for messages that it does not take.
+        The options are those of `Conversation`, and the refusals are those of the server: raises RequestError without
+        a template, for messages that are none, and for what the template refuses.
         """
-        import jinja2
-
-        if not messages:
-            raise ValueError("a conversation needs at least one message")
-        for i, message in enumerate(messages):
-            if not isinstance(message, Mapping) or "role" not in message:
-                raise ValueError(f"message {i} must be a mapping with a role and a content, got {message!r}")
-        if chat_template is None and self.tokenizer.chat_template is None:
-            raise ValueError(f"the tokenizer of model {self.files.name!r} has no chat template; use a plain prompt")
+        options: dict[str, Any] = {
+            "add_generation_prompt": add_generation_prompt,
+            "continue_final_message": continue_final_message,
+            "chat_template": chat_template,
+            "chat_template_kwargs": None if chat_template_kwargs is None else dict(chat_template_kwargs),
+        }
         try:
-            return str(
-                self.tokenizer.apply_chat_template(
-                    [dict(message) for message in messages],
-                    chat_template=chat_template,
-                    add_generation_prompt=add_generation_prompt,
-                    tokenize=False,
-                    **(chat_template_kwargs or {}),
-                )
-            )
-        except (jinja2.TemplateError, TypeError, KeyError) as error:
-            raise ValueError(f"the chat template does not take these messages: {first_line(error)}") from error
+            conversation = Conversation.model_validate({"messages": messages, **options})
+        except ValidationError as error:
+            raise RequestError(describe(error)[0]) from None
+        return self._chat_template.render(conversation)
 
     def default_sampling_params(self) -> SamplingParams:
         """What the model's generation config asks for, else the defaults."""

@@ -13,7 +13,7 @@ import numpy as np
 from headway.errors import RequestError
 
 Prompt = str | Sequence[int] | Mapping[str, Any]
-Conversation = Sequence[Mapping[str, Any]]
+Messages = Sequence[Mapping[str, Any]]
 
 
 def is_token_ids(prompt: object) -> bool:

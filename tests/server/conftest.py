@@ -10,18 +10,21 @@ from headway.client.engine_client import EngineClient
 from headway.server.api import create_app
 from tests.server.fakes import MODEL, FakeLink, fake_client
 
+_SERVICE_OPTIONS = ("admin_api", "chat_template", "trust_request_chat_template")
+
 
 class Api:
     """The application over a fake engine, and a client of it that needs no port.
 
-    admin_api: as in `create_app`. peer: the address from which requests come.
+    peer: the address from which requests come. behaviour: options of `create_app` and of `fake_client`.
     """
 
-    def __init__(self, *, admin_api: bool = False, peer: str = "127.0.0.1", **behaviour: Any) -> None:
+    def __init__(self, *, peer: str = "127.0.0.1", **behaviour: Any) -> None:
         self.client: EngineClient
         self.link: FakeLink
+        service = {name: behaviour.pop(name) for name in _SERVICE_OPTIONS if name in behaviour}
         self.client, self.link = fake_client(**behaviour)
-        self.app = create_app(self.client, MODEL, admin_api=admin_api)
+        self.app = create_app(self.client, MODEL, **service)
         transport = httpx.ASGITransport(self.app, raise_app_exceptions=False, client=(peer, 1234))
         self.http = httpx.AsyncClient(transport=transport, base_url="http://test")
         self.get = self.http.get

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -485,6 +486,41 @@ async def test_the_chat_template_gets_the_clients_own_variables(api: Api) -> Non
     api.client.tokenizer.chat_template = "{{ mood }}"
     body = (await post(api, "/tokenize", messages=USER, chat_template_kwargs={"mood": "gay"})).json()
     assert body["count"] == 3
+
+
+TEMPLATE = "{{ messages[-1].content }}!"
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/tokenize"])
+async def test_a_template_in_a_request_needs_the_operators_trust(make_api: MakeApi, path: str) -> None:
+    response = await post(make_api(), path, messages=USER, chat_template=TEMPLATE)
+    assert response.status_code == 400
+    error = error_of(response)
+    assert "--trust-request-chat-template" in error["message"] and error["param"] == "chat_template"
+    trusting = make_api(trust_request_chat_template=True)
+    assert (await post(trusting, path, messages=USER, chat_template=TEMPLATE)).status_code == 200
+
+
+@pytest.mark.parametrize("trust", [False, True])
+async def test_no_template_comes_in_by_the_back_door(make_api: MakeApi, trust: bool) -> None:
+    kwargs = {"chat_template": TEMPLATE}
+    response = await post(
+        make_api(trust_request_chat_template=trust), "/tokenize", messages=USER, chat_template_kwargs=kwargs
+    )
+    assert response.status_code == 400 and "must not set 'chat_template'" in error_of(response)["message"]
+
+
+async def test_a_request_reads_no_file_of_the_servers(make_api: MakeApi, tmp_path: Path) -> None:
+    file = tmp_path / "template.jinja"
+    file.write_text(TEMPLATE)
+    trusting = make_api(trust_request_chat_template=True)
+    response = await post(trusting, "/tokenize", messages=USER, chat_template=str(file))
+    assert response.status_code == 400 and str(file)[:90] in error_of(response)["message"]
+
+
+async def test_the_operators_template_stands_for_the_models(make_api: MakeApi) -> None:
+    api = make_api(chat_template=TEMPLATE)
+    assert (await post(api, "/tokenize", messages=USER)).json()["count"] == len("hi!")
 
 
 # -- health, draining, metrics

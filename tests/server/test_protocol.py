@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
+from headway.error_text import describe
 from headway.errors import RequestError
 from headway.server.protocol import (
     ChatCompletionRequest,
@@ -15,7 +16,6 @@ from headway.server.protocol import (
     TokenizeBody,
     TokenizeChatRequest,
     TokenizeRequest,
-    describe,
 )
 
 USER = [{"role": "user", "content": "hi"}]
@@ -64,7 +64,7 @@ def test_any_other_prompt_is_refused(given: Any) -> None:
         ({"prompt": "a", "n": True}, "n: Input should be a valid integer, got True", "n"),
         ({"prompt": "a", "max_tokens": 1.5}, "max_tokens: Input should be a valid integer, got 1.5", "max_tokens"),
         ({"prompt": "a", "stop": ["x", 3]}, "stop[1]: Input should be a valid string, got 3", "stop[1]"),
-        ({"prompt": "a", "suffix": "z"}, "suffix is not supported by this server", None),
+        ({"prompt": "a", "suffix": "z"}, "suffix is not supported: leave it out", None),
         ("[]", "the body must be a JSON object", None),
         ("3", "the body must be a JSON object", None),
     ],
@@ -159,7 +159,7 @@ def test_max_completion_tokens_is_max_tokens() -> None:
 )
 def test_what_this_server_does_not_do_is_refused_by_name(unsupported: dict[str, Any]) -> None:
     message, _ = complaint(ChatCompletionRequest, {"messages": USER, **unsupported})
-    assert message == f"{next(iter(unsupported))} is not supported by this server"
+    assert message == f"{next(iter(unsupported))} is not supported: leave it out"
 
 
 def test_asking_for_nothing_unsupported_is_fine() -> None:
@@ -169,7 +169,7 @@ def test_asking_for_nothing_unsupported_is_fine() -> None:
 @pytest.mark.parametrize(
     ("messages", "message"),
     [
-        ([], "messages: List should have at least 1 item"),
+        ([], "messages is empty: a conversation needs at least one message"),
         ([{"role": "robot", "content": "a"}], "messages[0].role: Input should be"),
         ([{"role": "user"}], "a message of role 'user' needs content"),
         ([{"role": "user", "content": 3}], "messages[0].content: Input should be a valid string, got 3"),
@@ -184,10 +184,10 @@ def test_messages_that_cannot_be_read_are_refused(messages: Any, message: str) -
     assert complaint(ChatCompletionRequest, {"messages": messages})[0].startswith(message)
 
 
-def test_content_parts_are_joined() -> None:
+def test_content_parts_are_lines_of_one_string() -> None:
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
     (message,) = chat(messages=[{"role": "user", "content": parts, "name": "me"}]).messages
-    assert message.for_template() == {"role": "user", "content": "ab", "name": "me"}
+    assert message.for_template() == {"role": "user", "content": "a\nb", "name": "me"}
 
 
 def test_an_answer_may_be_sent_back_as_it_came() -> None:

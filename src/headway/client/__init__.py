@@ -1,1 +1,1 @@
-"""The API process's side of an engine, and tokens to text."""
+"""The API process's side of an engine: conversations to text, text to tokens and back, requests in progress."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from headway.commands.options import load_llm, takes_engine, takes_sampling
+from headway.commands.options import ChatTemplateOption, load_llm, takes_engine, takes_sampling
 from headway.config import EngineConfig
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ def command(
     config: EngineConfig,
     given: dict[str, Any],
     system: Annotated[str | None, typer.Option(help="What the model is told first.", show_default=False)] = None,
+    chat_template: ChatTemplateOption = None,
 ) -> None:
     """Talk with a model.
 
@@ -31,7 +32,7 @@ def command(
     after the other, in one conversation.
     """
     opening: list[dict[str, str]] = [] if system is None else [{"role": "system", "content": system}]
-    with load_llm(config) as llm:
+    with load_llm(config, chat_template) as llm:
         sampling = replace(llm.default_sampling_params(), **given)
         llm.render_chat([{"role": "user", "content": "Hello"}])  # without a chat template, say so now
         messages = list(opening)

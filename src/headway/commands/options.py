@@ -177,8 +177,20 @@ takes_model_and_engine = _takes("config", _engine_config, {**_ENGINE, "model": _
 takes_sampling = _takes("given", _given, _sampling_options())
 
 
-def load_llm(config: EngineConfig) -> LLM:
+ChatTemplateOption = Annotated[
+    str | None,
+    typer.Option(
+        "--chat-template",
+        metavar="TEMPLATE",
+        help="Chat template: a file, the text itself, or the name of one of the tokenizer's.",
+        show_default="the model's",
+    ),
+]
+
+
+def load_llm(config: EngineConfig, chat_template: str | None = None) -> LLM:
     """Load the model, which takes the imports that other commands can do without."""
     from headway.llm import LLM
 
-    return LLM(**{field.name: getattr(config, field.name) for field in fields(config)})
+    settings = {field.name: getattr(config, field.name) for field in fields(config)}
+    return LLM(chat_template=chat_template, **settings)

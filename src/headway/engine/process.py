@@ -33,7 +33,8 @@ from headway.engine import interpreter
 from headway.engine.control_desk import ControlDesk
 from headway.engine.engine import Engine
 from headway.engine.writer import OnEffects
-from headway.errors import EngineDeadError, first_line
+from headway.error_text import first_line
+from headway.errors import EngineDeadError
 from headway.executor.simulated import SimulatedExecutor, StepTimeModel
 from headway.model_limits import ModelLimits
 from headway.scheduler.effects import Effects

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from headway.config import Role
 from headway.engine.preprocess import PreprocessPool
-from headway.errors import first_line
+from headway.error_text import first_line
 from headway.executor.base import Executor
 from headway.managers import Manager
 from headway.request import FinishReason

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from headway.errors import first_line
+from headway.error_text import first_line
 from headway.executor.attention_plan import AttentionPlan, PlanSettings
 from headway.executor.attention_proof import prove
 from headway.executor.decode_kernel import DecodeKernel

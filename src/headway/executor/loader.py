@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PretrainedConfig
 from transformers.utils import logging as transformers_logging
 
-from headway.errors import first_line
+from headway.error_text import first_line
 from headway.executor.attention import NAME, PagedAttention, UnsupportedAttentionError
 from headway.executor.attention_plan import AttentionCall, AttentionPlan, PlanSettings, Window, token_positions
 from headway.executor.flashinfer_attention import PagePlan

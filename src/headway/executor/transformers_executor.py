@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from headway.config import EngineConfig
-from headway.errors import first_line
+from headway.error_text import first_line
 from headway.executor.attention_backend import choose_backend
 from headway.executor.attention_plan import token_positions
 from headway.executor.base import Executor, OnDone

@@ -16,7 +16,7 @@ from headway import __version__
 from headway.client.engine_client import EngineClient, Prompt
 from headway.sampling import SamplingParams
 from headway.server import admin, errors
-from headway.server.chat import ChatFace, render
+from headway.server.chat import ChatFace
 from headway.server.completions import CompletionFace
 from headway.server.errors import ApiError
 from headway.server.generate import Face, respond
@@ -39,10 +39,13 @@ _DETOKENIZE = TypeAdapter(DetokenizeRequest)
 router = APIRouter()
 
 
-def create_app(client: EngineClient, model_name: str, *, admin_api: bool = False) -> FastAPI:
-    """The application that serves `client`'s engine under the name `model_name`. admin_api: see `admin.py`."""
+def create_app(client: EngineClient, model_name: str, **options: Any) -> FastAPI:
+    """The application that serves `client`'s engine under the name `model_name`. options: as `Service` takes them.
+
+    Raises ValueError for a chat template that cannot be had.
+    """
     app = FastAPI(title="Headway", version=__version__)
-    app.state.service = Service(client, model_name, admin_api=admin_api)
+    app.state.service = Service(client, model_name, **options)
     for one in (router, admin.admin, admin.debug):
         app.include_router(one)
     errors.install(app)
@@ -104,7 +107,7 @@ async def chat_completions(request: Request) -> Response:
     body = await read_body(request, _CHAT)
     service.check_model(body.model)
     sampling = body.sampling(service.client.files.default_sampling)
-    text = render(service.client.tokenizer, body)
+    text = service.render(body)
     # The template has written the special tokens already.
     prompts = [Prompt(await service.client.encode(text, add_special_tokens=False), text)]
     face = ChatFace(
@@ -176,7 +179,7 @@ async def tokenize(request: Request) -> Response:
     client = service.client
     body = await read_body(request, _TOKENIZE)
     service.check_model(body.model)
-    text = render(client.tokenizer, body) if isinstance(body, TokenizeChatRequest) else body.prompt
+    text = service.render(body) if isinstance(body, TokenizeChatRequest) else body.prompt
     tokens = await client.encode(text, add_special_tokens=body.add_special_tokens)
     strings = list(client.tokenizer.convert_ids_to_tokens(tokens)) if body.return_token_strs else None
     return answer(Tokens(len(tokens), client.limits.max_model_len, tokens, strings))

@@ -1,14 +1,11 @@
-"""How conversations become prompts, and how answers look in /v1/chat/completions."""
+"""How answers look in /v1/chat/completions."""
 
 from __future__ import annotations
 
-import inspect
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from headway.errors import RequestError
 from headway.outputs import RequestDelta, RequestOutput, TokenLogprob
 from headway.server.generate import Face
-from headway.server.protocol import Conversation
 from headway.server.responses import (
     ChatChoice,
     ChatChunk,
@@ -21,33 +18,6 @@ from headway.server.responses import (
     TopLogprob,
     Usage,
 )
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-
-def render(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> str:
-    """The conversation as the model's chat template writes it. Raises RequestError if it does not."""
-    from jinja2 import TemplateError
-
-    if tokenizer.chat_template is None:
-        raise RequestError("the model has no chat template: use /v1/completions")
-    extra = conversation.chat_template_kwargs or {}
-    for name in extra:
-        if name in inspect.signature(tokenizer.apply_chat_template).parameters:
-            raise RequestError(f"chat_template_kwargs must not set {name!r}")
-    try:
-        text = tokenizer.apply_chat_template(
-            [message.for_template() for message in conversation.messages],
-            tokenize=False,
-            add_generation_prompt=conversation.add_generation_prompt,
-            continue_final_message=conversation.continue_final_message,
-            **extra,
-        )
-    except (TemplateError, TypeError, ValueError) as error:
-        # What a template refuses (two messages of one role in a row, no system role) it says by raising.
-        raise RequestError(f"the chat template does not take this conversation: {error}") from error
-    return str(text)
 
 
 class ChatFace(Face):

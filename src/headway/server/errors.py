@@ -11,6 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from headway.client.engine_client import GenerationError
+from headway.error_text import describe
 from headway.errors import (
     DuplicateRequestError,
     EngineDeadError,
@@ -19,7 +20,6 @@ from headway.errors import (
     QueueFullError,
     RequestError,
 )
-from headway.server.protocol import describe
 
 logger = logging.getLogger(__name__)
 

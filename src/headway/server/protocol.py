@@ -7,20 +7,17 @@ is one that asks for something this server does not do: nothing is silently igno
 
 from __future__ import annotations
 
-import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Discriminator,
     Field,
     PlainValidator,
     Tag,
-    ValidationError,
     model_validator,
 )
 
+from headway.client.conversation import Conversation, StrictModel, refuse_unsupported
 from headway.errors import RequestError
 from headway.sampling import MAX_LOGPROBS, SamplingParams
 
@@ -33,11 +30,7 @@ Int64 = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
 Prompt = str | list[int]
 
 
-class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-
-class _Bookkeeping(_Body):
+class _Bookkeeping(StrictModel):
     """Official fields that SDKs send and that change no answer here."""
 
     user: str | None = None
@@ -49,16 +42,10 @@ class _Bookkeeping(_Body):
     prompt_cache_retention: str | None = None
 
 
-class StreamOptions(_Body):
+class StreamOptions(StrictModel):
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
     include_obfuscation: bool | None = None  # padding against traffic analysis: none is added
-
-
-def _refuse_unsupported(unsupported: dict[str, Any]) -> None:
-    for name, value in unsupported.items():
-        if value is not None and value != [] and value != {}:
-            raise ValueError(f"{name} is not supported by this server")
 
 
 class _Generate(_Bookkeeping):
@@ -174,7 +161,7 @@ class CompletionRequest(_Generate):
 
     @model_validator(mode="after")
     def _refuse(self) -> CompletionRequest:
-        _refuse_unsupported({"suffix": self.suffix})
+        refuse_unsupported({"suffix": self.suffix})
         if self.best_of is not None and self.best_of != (self.n or 1):
             raise ValueError(
                 f"best_of ({self.best_of}) must equal n ({self.n or 1}): answers are not ranked and dropped"
@@ -186,68 +173,6 @@ class CompletionRequest(_Generate):
     def sampling(self, defaults: dict[str, Any]) -> SamplingParams:
         """Raises RequestError for values out of range. defaults: the model's own."""
         return self._sampling(max_tokens=self.max_tokens, logprobs=self.logprobs, defaults=defaults)
-
-
-class ContentPart(_Body):
-    model_config = ConfigDict(extra="allow", strict=True)  # an image part is refused for its type, not its fields
-
-    type: str
-    text: str | None = None
-
-    @model_validator(mode="after")
-    def _only_text(self) -> ContentPart:
-        if self.type != "text":
-            raise ValueError(f"content parts of type {self.type!r} are not supported: this server takes text")
-        if self.text is None:
-            raise ValueError("a content part of type 'text' needs the field 'text'")
-        for unknown in self.model_extra or ():
-            raise ValueError(f"unknown field {unknown!r} in a content part of type 'text'")
-        return self
-
-
-class ChatMessage(_Body):
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[ContentPart] | None = None
-    name: str | None = None
-    # What an assistant's message carries when it is sent back as it came: only empty values are taken.
-    refusal: str | None = None
-    annotations: list[Any] | None = None
-    audio: Any = None
-    function_call: Any = None
-    tool_calls: Any = None
-
-    @model_validator(mode="after")
-    def _refuse(self) -> ChatMessage:
-        _refuse_unsupported({"audio": self.audio, "function_call": self.function_call, "tool_calls": self.tool_calls})
-        if self.content is None and self.role != "assistant":
-            raise ValueError(f"a message of role {self.role!r} needs content")
-        return self
-
-    def for_template(self) -> dict[str, str]:
-        """The message as chat templates read it."""
-        if isinstance(self.content, list):
-            content = "".join(part.text or "" for part in self.content)
-        else:
-            content = self.content or ""
-        message = {"role": self.role, "content": content}
-        if self.name is not None:
-            message["name"] = self.name
-        return message
-
-
-class Conversation(_Body):
-    """What turns messages into a prompt."""
-
-    messages: Annotated[list[ChatMessage], Field(min_length=1)]
-    add_generation_prompt: bool = True
-    continue_final_message: bool = False
-    chat_template_kwargs: dict[str, Any] | None = None
-
-    @model_validator(mode="after")
-    def _one_way_to_go_on(self) -> Conversation:
-        if self.add_generation_prompt and self.continue_final_message:
-            raise ValueError("continue_final_message needs add_generation_prompt to be false")
-        return self
 
 
 class ChatCompletionRequest(_Generate, Conversation):
@@ -274,7 +199,7 @@ class ChatCompletionRequest(_Generate, Conversation):
 
     @model_validator(mode="after")
     def _refuse(self) -> ChatCompletionRequest:
-        _refuse_unsupported(
+        refuse_unsupported(
             {
                 "tools": self.tools,
                 "tool_choice": None if self.tool_choice == "none" else self.tool_choice,
@@ -310,7 +235,7 @@ class ChatCompletionRequest(_Generate, Conversation):
         return self._sampling(max_tokens=max_tokens, logprobs=logprobs, defaults=defaults)
 
 
-class TokenizeRequest(_Body):
+class TokenizeRequest(StrictModel):
     """POST /tokenize with a text."""
 
     model: str | None = None
@@ -327,7 +252,7 @@ class TokenizeChatRequest(Conversation):
     return_token_strs: bool | None = None
 
 
-class DetokenizeRequest(_Body):
+class DetokenizeRequest(StrictModel):
     """POST /detokenize."""
 
     model: str | None = None
@@ -338,36 +263,3 @@ TokenizeBody = Annotated[
     Annotated[TokenizeRequest, Tag("#text")] | Annotated[TokenizeChatRequest, Tag("#chat")],
     Discriminator(lambda body: "#chat" if isinstance(body, dict) and "messages" in body else "#text"),
 ]
-
-
-def describe(error: ValidationError) -> tuple[str, str | None]:
-    """The complaint in one line, and the field it is about."""
-    errors = error.errors(include_url=False, include_context=False)
-    # Where a field may be one of several things, each of them complains; the deepest complaint is the best guess.
-    field_of_first = _path(errors[0]["loc"])[:1]
-    first = max((one for one in errors if _path(one["loc"])[:1] == field_of_first), key=lambda one: len(one["loc"]))
-    path = _path(first["loc"])
-    field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
-    message = first["msg"].removeprefix("Value error, ")
-    match first["type"]:
-        case "extra_forbidden":
-            return f"unknown field {field!r}", field
-        case "missing":
-            return f"the field {field!r} is required", field
-        case "json_invalid":
-            return f"the body is not valid JSON in UTF-8: {message.removeprefix('Invalid JSON: ')}", None
-        case "value_error":
-            return message, field or None
-    if not path:
-        return "the body must be a JSON object", None
-    value = first.get("input")
-    shown = repr(value) if isinstance(value, (str, int, float, bool, type(None))) else type(value).__name__
-    return f"{field}: {message}, got {shown[:100]}", field
-
-
-def _path(location: tuple[str | int, ...]) -> list[str | int]:
-    """Where an error is, without the names of union branches that pydantic puts between ("str", "list[str]")."""
-    return [part for part in location if isinstance(part, int) or not _BRANCH.match(part)]
-
-
-_BRANCH = re.compile(r"(str|int|float|bool|none)$|list\[|constrained-|function-|#")

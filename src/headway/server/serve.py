@@ -14,7 +14,8 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import uvicorn
 from fastapi import FastAPI
@@ -42,19 +43,30 @@ def serve(
     engine_args: Sequence[str] = (),
     access_log: bool = False,
     admin_api: bool = False,
+    chat_template: str | None = None,
+    trust_request_chat_template: bool = False,
 ) -> int:
     """Serve until a signal comes; returns the exit status.
 
     Prints "Headway serving MODEL at URL" on standard output once requests are taken. port 0 is any free one.
     shutdown_grace: seconds that running requests may go on after the signal.
     engine_args: for the engine process, see `python -m headway.engine.process --help`.
-    admin_api: serve /pause, /resume, /is_paused and /reset_prefix_cache, and /debug/ownership to everybody.
+    admin_api: serve /pause, /resume, /is_paused and /reset_prefix_cache, and /debug/ownership to every host.
+    chat_template: instead of the model's own: a file, the text of a template, or the name of one of the tokenizer's.
+    trust_request_chat_template: let requests bring a template, whose cost nothing bounds.
 
-    What keeps it from starting (the port, the model) is said in one line on standard error; the status is then 2.
+    What keeps it from starting (the port, the model, the template) is said in one line on standard error; the status
+    is then 2.
     """
+    make_app = partial(
+        create_app,
+        admin_api=admin_api,
+        chat_template=chat_template,
+        trust_request_chat_template=trust_request_chat_template,
+    )
     try:
         with bind(host, port) as listening:
-            return asyncio.run(_serve(config, listening, host, shutdown_grace, engine_args, access_log, admin_api))
+            return asyncio.run(_serve(config, listening, host, shutdown_grace, engine_args, access_log, make_app))
     except OSError as error:
         print(f"headway: cannot serve at {host}:{port}: {error.strerror or error}", file=sys.stderr)
     except (EngineStartError, ValueError) as error:
@@ -87,7 +99,7 @@ async def _serve(
     shutdown_grace: float,
     engine_args: Sequence[str],
     access_log: bool,
-    admin_api: bool,
+    make_app: Callable[[EngineClient, str], FastAPI],
 ) -> int:
     with _signals() as stop:
         start = asyncio.ensure_future(EngineClient.start(config, engine_args=engine_args))
@@ -102,8 +114,8 @@ async def _serve(
         gc.collect()
         gc.freeze()  # what was loaded lives as long as the process: keep collections off it, the last one too
         try:
+            app = make_app(client, client.files.name)
             listening.listen(_BACKLOG)
-            app = create_app(client, client.files.name, admin_api=admin_api)
             await _run(app, client, listening, host, stop, shutdown_grace, access_log)
         finally:
             await client.shutdown()

@@ -9,6 +9,8 @@ from fastapi import Request, Response
 from msgspec import Struct
 from pydantic import TypeAdapter
 
+from headway.client.chat_template import ChatTemplate
+from headway.client.conversation import Conversation
 from headway.client.engine_client import EngineClient
 from headway.server.errors import ApiError
 from headway.server.generate import encode_json
@@ -20,11 +22,24 @@ MAX_BODY = 64 * 2**20  # bytes
 
 
 class Service:
-    """draining: the server is about to stop and takes no new work. admin_api: see `admin.py`."""
+    """draining: the server is about to stop and takes no new work. admin_api: see `admin.py`.
 
-    def __init__(self, client: EngineClient, model_name: str, *, admin_api: bool = False) -> None:
+    chat_template: as `ChatTemplate` takes it. trust_request_chat_template: let requests bring templates.
+    """
+
+    def __init__(
+        self,
+        client: EngineClient,
+        model_name: str,
+        *,
+        admin_api: bool = False,
+        chat_template: str | None = None,
+        trust_request_chat_template: bool = False,
+    ) -> None:
         self.client = client
         self.model_name = model_name
+        self._chat_template = ChatTemplate(client.tokenizer, model_name, chat_template)
+        self._trust_request_chat_template = trust_request_chat_template
         self.admin_api = admin_api
         self.created = int(time.time())
         self.metrics = ServerMetrics(model_name, lambda: client.snapshot)
@@ -45,6 +60,17 @@ class Service:
                 code="model_not_found",
                 param="model",
             )
+
+    def render(self, conversation: Conversation) -> str:
+        """The prompt of a conversation. Raises RequestError, and ApiError for a template that is not trusted."""
+        if conversation.chat_template is not None and not self._trust_request_chat_template:
+            raise ApiError(
+                400,
+                "chat_template is off in requests: start the server with --trust-request-chat-template, or with the "
+                "template itself (--chat-template)",
+                param="chat_template",
+            )
+        return self._chat_template.render(conversation)
 
 
 def service_of(request: Request) -> Service:

@@ -1,0 +1,163 @@
+"""How a conversation becomes a prompt, for `LLM.chat` and the server alike."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from headway.client.conversation import Conversation
+from headway.errors import RequestError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_DEFAULT, _WITH_TOOLS = "default", "tool_use"  # names of templates that are chosen unasked, as transformers has them
+_VARIABLES = {"tools", "documents"}  # parameters of transformers' renderer that are nothing but variables
+_WRITTEN_HERE = {"messages", "conversations"}  # names that transformers' renderer gives to what it passes on
+
+
+class ChatTemplate:
+    """Writes conversations by a chat template.
+
+    tokenizer: brings the model's own template, or several that have names; it is asked anew for each conversation.
+    model: what errors call the model.
+    template: instead of the tokenizer's default: a file, the text of a template, or the name of one of the tokenizer's.
+
+    Templates run in transformers' sandbox (they cannot reach Python's internals or change what they are given), but
+    nothing bounds their time or memory: whose templates are taken is for the caller to decide.
+
+    Raises ValueError for a `template` that is not there or is no valid template.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, model: str, template: str | None = None) -> None:
+        self._tokenizer = tokenizer
+        self._model = model
+        self._template = None if template is None else self._load(template)
+
+    def render(self, conversation: Conversation) -> str:
+        """The prompt, special tokens written out: it is to be tokenised without adding any.
+
+        Raises RequestError without a template, for one of an unknown name, for kwargs that are no variables, and for
+        whatever the template raises, in its own words.
+        """
+        variables = conversation.chat_template_kwargs or {}
+        self._check_variables(variables)
+        return self._write(
+            conversation, self._choose(conversation.chat_template, with_tools=variables.get("tools") is not None)
+        )
+
+    def _write(self, conversation: Conversation, template: str) -> str:
+        try:
+            text = self._tokenizer.apply_chat_template(
+                [message.for_template() for message in conversation.messages],
+                chat_template=template,
+                add_generation_prompt=conversation.add_generation_prompt,
+                continue_final_message=conversation.continue_final_message,
+                tokenize=False,
+                **(conversation.chat_template_kwargs or {}),
+            )
+        except Exception as error:  # a template is a program: it may raise anything, above all to refuse messages
+            raise RequestError(f"the chat template does not take this conversation: {_said(error)}") from error
+        return str(text)
+
+    def _choose(self, given: str | None, *, with_tools: bool) -> str:
+        """The text of the template to write by. given: what the request asks for."""
+        named = self._named()
+        if given is not None:
+            if given in named:
+                return named[given]
+            if _is_text(given):
+                return given
+            raise RequestError(f"chat_template {given!r:.100} is neither {self._known()}, nor the text of a template")
+        if self._template is not None:
+            return self._template
+        if with_tools and _WITH_TOOLS in named:
+            return named[_WITH_TOOLS]
+        if _DEFAULT in named:
+            return named[_DEFAULT]
+        if named:
+            raise RequestError(
+                f"model {self._model!r} has several chat templates and none called {_DEFAULT!r}: choose one of "
+                f"{', '.join(sorted(named))} (chat_template)"
+            )
+        raise RequestError(
+            f"model {self._model!r} has no chat template: give one (chat_template, --chat-template), or send a prompt "
+            "instead of messages"
+        )
+
+    def _load(self, template: str) -> str:
+        named = self._named()
+        if template in named:
+            text = named[template]
+        elif _is_text(template):
+            text = template
+        else:
+            text = self._read(template)
+        self._check_syntax(text, template)
+        return text
+
+    def _read(self, file: str) -> str:
+        try:
+            path = Path(file).expanduser()
+            if not path.is_file():
+                raise ValueError(
+                    f"chat_template {file!r} is neither {self._known()}, nor a file, nor the text of a template"
+                )
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"cannot read chat_template {file!r:.100}: {error}") from error
+        if not _is_text(text):
+            raise ValueError(f"chat_template {file!r} is a file that holds no template: there is no brace in it")
+        return text
+
+    def _check_syntax(self, text: str, given: str) -> None:
+        """Find now and not in every request that a template is broken. A template may well refuse this greeting."""
+        from jinja2 import TemplateSyntaxError
+
+        greeting = Conversation.model_validate({"messages": [{"role": "user", "content": "hi"}]})
+        try:
+            self._write(greeting, text)
+        except RequestError as error:
+            if isinstance(error.__cause__, TemplateSyntaxError):
+                raise ValueError(f"chat_template {given!r:.100} is no valid template: {error.__cause__}") from error
+
+    def _named(self) -> dict[str, str]:
+        """The tokenizer's templates by their names; a single one is called "default"."""
+        own = self._tokenizer.chat_template
+        if own is None:
+            return {}
+        if isinstance(own, str):
+            return {_DEFAULT: own}
+        if isinstance(own, Mapping):
+            return dict(own)
+        return {one["name"]: one["template"] for one in own}
+
+    def _known(self) -> str:
+        names = ", ".join(sorted(self._named())) or "there is none"
+        return f"the name of one of the model's templates ({names})"
+
+    def _check_variables(self, variables: Mapping[str, object]) -> None:
+        if not variables:
+            return
+        set_here = {*inspect.signature(self._tokenizer.apply_chat_template).parameters, *_WRITTEN_HERE} - _VARIABLES
+        for name in variables:
+            if name in Conversation.model_fields:
+                raise RequestError(f"chat_template_kwargs must not set {name!r}: give it beside chat_template_kwargs")
+            if name in set_here:
+                raise RequestError(f"chat_template_kwargs must not set {name!r}: it is no variable of a template")
+
+
+def _is_text(template: str) -> bool:
+    """Whether this can be the text of a template: without a brace it would write no message."""
+    return "{" in template
+
+
+def _said(error: Exception) -> str:
+    """All that an error says; jinja's and transformers' own say what is wrong, others need their type for that."""
+    from jinja2 import TemplateError
+
+    text = str(error).strip()
+    known = isinstance(error, TemplateError | ValueError) and text
+    return text if known else f"{type(error).__name__}: {text}".removesuffix(": ")

@@ -1,0 +1,54 @@
+"""What an error says, in one line."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of its text, or its type where it has none."""
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+def describe(error: ValidationError) -> tuple[str, str | None]:
+    """What is wrong with a body or with an argument, in one line, and the field that it is about."""
+    errors = error.errors(include_url=False, include_context=False)
+    # Where a field may be one of several things, each of them complains; the deepest complaint is the best guess.
+    field_of_first = _path(errors[0]["loc"])[:1]
+    first = max((one for one in errors if _path(one["loc"])[:1] == field_of_first), key=lambda one: len(one["loc"]))
+    path = _path(first["loc"])
+    field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
+    message = _SHAPES.get(first["type"]) or first["msg"].removeprefix("Value error, ")
+    match first["type"]:
+        case "extra_forbidden":
+            return f"unknown field {field!r}", field
+        case "missing":
+            return f"the field {field!r} is required", field
+        case "json_invalid":
+            return f"the body is not valid JSON in UTF-8: {message.removeprefix('Invalid JSON: ')}", None
+        case "value_error":
+            return message, field or None
+    if not path:
+        return "the body must be a JSON object", None
+    value = first.get("input")
+    shown = repr(value) if isinstance(value, (str, int, float, bool, type(None))) else type(value).__name__
+    return f"{field}: {message}, got {shown[:100]}", field
+
+
+def _path(location: tuple[str | int, ...]) -> list[str | int]:
+    """Where an error is, without the names of union branches that pydantic puts between ("str", "list[str]")."""
+    return [part for part in location if isinstance(part, int) or not _BRANCH.match(part)]
+
+
+# The words for shapes that pydantic itself chooses by where the input comes from, JSON or Python: one for both.
+_SHAPES = {
+    "model_type": "Input should be an object",
+    "dict_type": "Input should be an object",
+    "list_type": "Input should be a list",
+}
+_BRANCH = re.compile(r"(str|int|float|bool|none)$|list\[|constrained-|function-|#")

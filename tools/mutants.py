@@ -20,7 +20,7 @@ its syntax tree: line breaks and comments do not matter. `new` comes instead of 
 `new` needs stands in `new`. Without `old`, the whole place is replaced. All else stays as it is, byte for byte.
 
 A move of code within src/ changes nothing here. A name that changes in src/ changes in tests/mutants by the same
-substitution of text: `grep -rlw OLD src tests | xargs sed -i "s/\\\\bOLD\\\\b/NEW/g"` is enough.
+substitution of text: `grep -rlw OLD src tests | xargs sed -i "s/\\bOLD\\b/NEW/g"` is enough.
 
 Tests run in a copy of src/ and tests/, so the tree is never touched and the copy is what is imported; they must pass
 there before anything is changed, else red would prove nothing. A test that hangs is red too: it is stopped.

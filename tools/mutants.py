@@ -2,22 +2,37 @@
 
     python tools/mutants.py [NAME ...]          all mutants of tests/mutants, or those named
 
-A mutant is a patch against src/ that begins with
+A mutant is a file NAME.toml:
 
-    Finding: F2                                 what it brings back, as the tests are named after
-    Mutation: a finish frees the slot at once   how
-    Red: tests/findings/test_x.py::test_y       a test that must fail then, with or without parameters; any number
+    finding = "F2"                              # what it brings back, as the tests are named after
+    mutation = "A finish frees the slot."       # how
+    red = ["tests/findings/test_x.py::test_y"]  # tests that must fail then, with or without parameters
+
+    [[edit]]                                    # one or more
+    in = "Scheduler._end_all"
+    old = 'self._state.end_all(entries.values(), reason)'
+    new = 'self._state.end_all(decoding, reason)'
+
+`in` names a place: a function, a class, a method or a name that is assigned, with the classes around it but without its
+file, so that code moves freely. Only where two places share a name, the module comes before it: "decoding.candidates".
+`old` is an expression, a run of whole statements, or a decorator's expression. It stands in the place exactly once, by
+its syntax tree: line breaks and comments do not matter. `new` comes instead of it and may be empty; an import that
+`new` needs stands in `new`. Without `old`, the whole place is replaced. All else stays as it is, byte for byte.
+
+A move of code within src/ changes nothing here. A name that changes in src/ changes in tests/mutants by the same
+substitution of text: `grep -rlw OLD src tests | xargs sed -i "s/\\bOLD\\b/NEW/g"` is enough.
 
 Tests run in a copy of src/ and tests/, so the tree is never touched and the copy is what is imported; they must pass
 there before anything is changed, else red would prove nothing. A test that hangs is red too: it is stopped.
 
 Exit status: 0 if every named test of every mutant failed; 1 if a mutant lives, does not apply, cannot be imported, or
-the tests are red without any; 2 if there is nothing to run with.
+the tests are red without any; 2 if there is no mutant of a name.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import os
 import re
 import shutil
@@ -25,49 +40,155 @@ import signal
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
-from collections.abc import Iterable, Mapping, Sequence
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cache
+from itertools import accumulate
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 SECONDS_PER_TEST = 15  # the named tests take a second or two
 SECONDS_PER_MUTANT = 90  # for what cannot be interrupted from within
 
-_HEADER = re.compile(r"^(Finding|Mutation|Red): (\S.*)$")
-_TARGET = re.compile(r"^\+\+\+ b/(\S+)", re.MULTILINE)
+_Code = ast.expr | ast.stmt
+
+
+@cache
+def _tree(code: str | bytes) -> ast.Module:
+    """Raises ValueError for what is no Python, in one line."""
+    try:
+        return ast.parse(code)
+    except SyntaxError as error:
+        raise ValueError(f"no Python: {error.msg}, line {error.lineno}: {(error.text or '').strip()}") from error
+
+
+def _definitions(scope: ast.AST, around: str = "") -> Iterator[tuple[str, ast.stmt]]:
+    """What a module, a class or a function defines, with dotted names."""
+    for node in getattr(scope, "body", ()):
+        match node:
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+                yield around + name, node
+                yield from _definitions(node, f"{around}{name}.")
+            case ast.Assign(targets=[ast.Name(id=name)]) | ast.AnnAssign(target=ast.Name(id=name)):
+                yield around + name, node
+
+
+def _expressions(node: ast.AST, wanted: ast.expr) -> Iterator[tuple[_Code, _Code]]:
+    """Where an expression stands in a node: (it, it), as a run of one."""
+    if isinstance(node, ast.expr) and ast.dump(node) == ast.dump(wanted):
+        yield node, node
+    elif not isinstance(node, ast.JoinedStr):  # Python 3.11 does not say where things stand in an f-string
+        for child in ast.iter_child_nodes(node):
+            yield from _expressions(child, wanted)
+
+
+def _runs(place: ast.stmt, wanted: Sequence[ast.stmt], source: bytes) -> Iterator[tuple[_Code, _Code]]:
+    """Where statements stand in a place one after the other: (first, last)."""
+    lists = [value for node in ast.walk(place) for _, value in ast.iter_fields(node) if isinstance(value, list)]
+    dumps = [ast.dump(node) for node in wanted]
+    for nodes in ([place], *lists):
+        for at in range(len(nodes) - len(wanted) + 1):
+            run = nodes[at : at + len(wanted)]
+            same = run and [ast.dump(node) for node in run if isinstance(node, ast.stmt)] == dumps
+            # An `elif` is an `if` in the tree, but what replaces it could not be one in the text.
+            if same and not source.startswith(b"elif", _span(source, run[0], run[-1])[0]):
+                yield run[0], run[-1]
+
+
+def _span(source: bytes, first: _Code, last: _Code) -> tuple[int, int]:
+    """Where code begins, decorators included, and ends, in bytes."""
+    lines = list(accumulate(map(len, source.splitlines(keepends=True)), initial=0))
+    line = min(node.lineno for node in (first, *getattr(first, "decorator_list", ())))
+    assert last.end_lineno is not None and last.end_col_offset is not None
+    return lines[line - 1] + first.col_offset, lines[last.end_lineno - 1] + last.end_col_offset
+
+
+@dataclass(frozen=True)
+class Edit:
+    """Code that comes instead of other code. place: a dotted name. old: None for the whole place."""
+
+    place: str
+    old: str | None
+    new: str
+
+    def find(self, sources: Mapping[Path, bytes]) -> tuple[Path, ast.stmt]:
+        """The place. Raises ValueError unless there is one; sources: paths relative to the root of imports."""
+        found = []
+        for path, source in sources.items():
+            module = ".".join(path.with_suffix("").parts).removesuffix(".__init__")
+            if not all(part.encode() in source or part in module for part in self.place.split(".")):
+                continue  # reading is fast, parsing is not
+            for name, node in _definitions(_tree(source)):
+                if f".{self.place}".endswith(f".{name}") and f".{module}.{name}".endswith(f".{self.place}"):
+                    found.append((path, node, f"{module}.{name}"))
+        if not found:
+            raise ValueError("no such place")
+        if len(found) > 1:
+            raise ValueError(f"{len(found)} places have this name: {', '.join(name for _, _, name in found)}")
+        return found[0][:2]
+
+    def applied(self, source: bytes, place: ast.stmt) -> bytes:
+        """A file's text with the edit; place: a node of it. Raises ValueError if `old` is not there exactly once."""
+        new = textwrap.dedent(self.new).strip()
+        old = [place] if self.old is None else _tree(textwrap.dedent(self.old).strip()).body
+        match old, _tree(new).body:
+            case [ast.Expr(wanted)], [ast.Expr()]:
+                found = list(_expressions(place, wanted))
+                new = f"({new})"
+            case _:
+                found = list(_runs(place, old, source))
+        if len(found) != 1:
+            raise ValueError(f"`old` stands there {len(found)} times, not once: {' '.join((self.old or '').split())}")
+        first, last = found[0]
+        begin, end = _span(source, first, last)
+        indent = first.col_offset if isinstance(first, ast.stmt) else 0
+        mutated = source[:begin] + textwrap.indent(new, " " * indent)[indent:].encode() + source[end:]
+        _tree(mutated)
+        return mutated
 
 
 @dataclass(frozen=True)
 class Mutant:
-    """One patch. tests: node ids; of one without parameters at least one case must fail."""
+    """One file. tests: node ids; of one without parameters at least one case must fail."""
 
     name: str
-    patch: Path
     finding: str
     mutation: str
     tests: tuple[str, ...]
-    files: tuple[str, ...]
+    edits: tuple[Edit, ...]
 
     @classmethod
-    def read(cls, patch: Path) -> Mutant:
-        """Raises ValueError if the head says less than it must."""
-        text = patch.read_text()
-        head, _, _ = text.partition("\n--- ")
-        said: dict[str, list[str]] = {"Finding": [], "Mutation": [], "Red": []}
-        for line in head.splitlines():
-            if match := _HEADER.match(line):
-                said[match[1]].append(match[2])
-        files = tuple(_TARGET.findall(text))
-        if len(said["Finding"]) != 1 or len(said["Mutation"]) != 1 or not said["Red"] or not files:
-            raise ValueError(f"{patch.name} must say one Finding, one Mutation, at least one Red, and have a diff")
-        return cls(patch.stem, patch, said["Finding"][0], said["Mutation"][0], tuple(said["Red"]), files)
+    def read(cls, file: Path) -> Mutant:
+        """Raises ValueError if the file says less than it must, or more."""
+        said = tomllib.loads(file.read_text())
+        edits = said.get("edit", [])
+        if said.keys() != {"finding", "mutation", "red", "edit"} or not said["red"] or not edits:
+            raise ValueError(f"{file.name} must say finding, mutation, red and at least one [[edit]]")
+        if not all({"in", "new"} <= edit.keys() <= {"in", "old", "new"} for edit in edits):
+            raise ValueError(f"{file.name}: each [[edit]] must say in, old (if not all of the place) and new")
+        made = tuple(Edit(edit["in"], edit.get("old"), edit["new"]) for edit in edits)
+        return cls(file.stem, said["finding"], said["mutation"], tuple(said["red"]), made)
+
+    def changed(self, root: Path) -> dict[Path, bytes]:
+        """The files under `root`, where imports begin, that it changes. Raises ValueError if an edit does not apply."""
+        sources = {path.relative_to(root): path.read_bytes() for path in sorted(root.rglob("*.py"))}
+        changed: dict[Path, bytes] = {}
+        for edit in self.edits:
+            try:
+                path, place = edit.find(sources | changed)
+                changed[path] = edit.applied((sources | changed)[path], place)
+            except ValueError as error:
+                raise ValueError(f"{edit.place}: {error}") from error
+        return {root / path: source for path, source in changed.items()}
 
 
 def read_all(folder: Path) -> list[Mutant]:
     """The mutants of a folder by name."""
-    return [Mutant.read(patch) for patch in sorted(folder.glob("*.patch"))]
+    return [Mutant.read(file) for file in sorted(folder.glob("*.toml"))]
 
 
 @dataclass(frozen=True)
@@ -115,17 +236,12 @@ class Copy:
         )
         return Path(done.stdout.strip()).resolve()
 
-    def apply(self, mutant: Mutant, *, check_only: bool = False) -> str | None:
-        """Change the copy. Returns why it cannot be, in one line, or None."""
-        command = ["git", "apply", "-C1", "--whitespace=nowarn", *(["--check"] if check_only else [])]
-        done = subprocess.run(
-            [*command, mutant.patch.resolve()], cwd=self.folder, env=self._environment, capture_output=True, text=True
-        )
-        for file in mutant.files:
-            path = self.folder / file
+    def apply(self, mutant: Mutant) -> None:
+        """Change the copy. Raises ValueError if the mutant does not apply."""
+        for path, source in mutant.changed(self.folder / "src").items():
+            path.write_bytes(source)
             for compiled in path.parent.glob(f"__pycache__/{path.stem}.*"):
                 compiled.unlink()
-        return " ".join(done.stderr.split()) or "git apply failed" if done.returncode else None
 
     def test(self, tests: Iterable[str], seconds: float) -> Outcome:
         """Run these tests, in at most so many seconds."""
@@ -181,9 +297,10 @@ def try_out(mutant: Mutant, base: Copy) -> Verdict:
 
     with tempfile.TemporaryDirectory(prefix="mutant-") as folder:
         copy = Copy.of(base.folder, Path(folder))
-        refused = copy.apply(mutant)
-        if refused is not None:
-            return verdict(False, f"DOES NOT APPLY: {refused}")
+        try:
+            copy.apply(mutant)
+        except ValueError as error:
+            return verdict(False, f"DOES NOT APPLY: {error}")
         outcome = copy.test(mutant.tests, SECONDS_PER_MUTANT)
     if outcome.error is not None:
         return verdict(False, f"CANNOT BE TESTED: {outcome.error}")
@@ -228,9 +345,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("names", nargs="*", help="mutants to try; all by default")
     parser.add_argument("--jobs", type=int, default=2, help="how many at a time (default: 2)")
     args = parser.parse_args(argv)
-    if shutil.which("git") is None:
-        print("mutants are applied with git, which is not installed", file=sys.stderr)
-        return 2
     mutants = read_all(ROOT / "tests" / "mutants")
     unknown = set(args.names) - {mutant.name for mutant in mutants}
     if unknown or not mutants:

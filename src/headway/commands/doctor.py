@@ -24,7 +24,7 @@ def command(
 ) -> None:
     """Ask a running server which request owns which slot and blocks.
 
-    Exit code 0: all is in order. 1: there is a problem, or the engine has stopped.
+    Exit code 0: all is in order. 1: there is a problem, or the engine is dead.
     2: the server does not answer. A server answers this question to its own host
     only; with --enable-admin-api, to any host.
     """

@@ -287,7 +287,7 @@ class TestPagePlan:
         assert plan.page_starts.tolist() == [0, 1, 2, 4, 6, 8]
         assert plan.pages.tensor.tolist() == [13, 10, 7, 8, 4, 5, 1, 2]
         assert plan.last_lengths.tolist() == [1, 4, 1, 4, 4]
-        assert plan.slots.tensor.tolist()[:3] == [13 * 4, 10 * 4 + 3, 8 * 4]
+        assert plan.places.tensor.tolist()[:3] == [13 * 4, 10 * 4 + 3, 8 * 4]
         assert not plan.decodes_only
         assert {a.dtype for a in (plan.page_starts, plan.last_lengths, plan.query_starts)} == {np.dtype(np.int32)}
 

@@ -1,7 +1,7 @@
-"""What happens next, drawn from a seed: traffic, and everything that can go wrong with it.
+"""Draws the next event from a seed: traffic, and every fault that can happen to it.
 
-Each seed draws its own habits first: which kinds of events it knows at all, and how often each comes. Runs that leave
-things out reach states that runs with a little of everything never do.
+Each seed first draws its habits: which kinds of events it uses, and how often. Runs without some kinds of events reach
+states that runs with a little of every kind never reach.
 """
 
 from __future__ import annotations

@@ -19,11 +19,12 @@ from typing import Annotated
 
 import typer
 
-from headway.bench import churn, gap, intake, memory, plot, preempt, prefix, query, step, throughput
-from headway.bench.contenders import PeerName
+from headway.bench import plot, throughput
 from headway.bench.machine import described, machine
 from headway.bench.report import Row
 from headway.bench.tables import Column, markdown, plain_columns
+from headway_lab.benches import churn, gap, intake, memory, preempt, prefix, query, step
+from headway_lab.schedulers.contenders import PeerName
 
 HEADWAY = (sys.executable, "-m", "headway.cli")
 CIRCUMSTANCES = ("command", "date", "took_s", "exit_code", *machine())  # of a row that are none of its figures

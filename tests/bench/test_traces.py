@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from headway.simulation.traces import TraceError, TraceRequest, read_trace, scaled
+from headway.bench.traces import TraceError, TraceRequest, read_trace, scaled
 
 EXCERPTS = Path(__file__).parents[2] / "benchmarks" / "traces"
 

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from headway.simulation.traces import TraceRequest
-from headway.simulation.workload import SyntheticTraffic, arrival_times, from_trace, synthetic
+from headway.bench.traces import TraceRequest
+from headway.bench.workload import SyntheticTraffic, arrival_times, from_trace, synthetic
 
 TOKENS = np.arange(100, 160, dtype=np.int32)
 

@@ -1,10 +1,10 @@
 """`headway bench churn` tells what a request costs, part by part, and refuses what it cannot measure."""
 
 import pytest
+from headway_lab.benches import churn
+from headway_lab.schedulers.contenders import Contender
+from headway_lab.schedulers.workloads import Churn
 
-from headway.bench import churn
-from headway.bench.contenders import Contender
-from headway.bench.workloads import Churn
 from headway.cli import main
 from tests.bench.printed import rows_of
 

@@ -2,10 +2,11 @@
 
 import pytest
 import typer
+from headway_lab.schedulers.contenders import HEADWAY, contenders, in_turn, sums, with_reserve
+from headway_lab.schedulers.workloads import Preemption
 
-from headway.bench.contenders import HEADWAY, compared, contenders, in_turn, pooled, sums, with_reserve
-from headway.bench.peers import PeerError
-from headway.bench.workloads import Preemption
+from headway.bench.child_process import ChildError
+from headway.bench.rounds import compared, pooled
 
 
 def rounds(log, name, values):
@@ -50,7 +51,7 @@ def test_headway_comes_first_and_each_peer_once(fake_peers):
 
 def test_a_peer_that_fails_while_it_measures_ends_the_command_with_its_last_words(fake_peers, capsys):
     with pytest.raises(typer.Exit) as ended, contenders(["vllm"]):
-        raise PeerError("vllm ended: out of memory")
+        raise ChildError("vllm ended: out of memory")
     assert ended.value.exit_code == 1
     assert capsys.readouterr().err == "headway: vllm ended: out of memory\n"
 

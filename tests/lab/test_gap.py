@@ -1,10 +1,10 @@
 """`headway bench gap` times what the device waits between steps, and refuses what it cannot measure."""
 
 import pytest
+from headway_lab.benches import gap
+from headway_lab.benches.gap import CONTENDERS, MIN_STEPS, ROUNDS, Sample, Traffic
+from headway_lab.rigs.busy_engine import BusyEngine
 
-from headway.bench import gap
-from headway.bench.busy_engine import BusyEngine
-from headway.bench.gap import CONTENDERS, Sample, Traffic
 from headway.cli import main
 from headway.executor.simulated import StepTimes
 from tests.bench.printed import rows_of
@@ -15,9 +15,8 @@ SMALL = ["bench", "gap", "--step-ms", "2", "--running", "8", "--threads", "2", "
 @pytest.mark.parametrize("contender", CONTENDERS)
 def test_requests_come_and_go_and_every_step_leaves_in_one_message(contender) -> None:
     sample = gap.run(contender, Traffic(running=8, step_s=0.002, rate=200.0, threads=2, seconds=0.3))
-    assert len(sample.gaps) > 20 and min(sample.gaps) >= 0
+    assert len(sample.gaps) >= MIN_STEPS // ROUNDS and min(sample.gaps) >= 0
     assert sample.idle == pytest.approx(sum(sample.gaps)) and 0 <= sample.idle < sample.whole
-    assert max(sample.running) > 0
 
 
 def test_a_gap_is_from_the_end_of_a_step_to_the_next_and_a_turn_to_the_launch_it_makes_room_for() -> None:

@@ -2,12 +2,15 @@
 
 import subprocess
 import sys
+import time
 
 import pytest
+from headway_lab.benches import memory
+from headway_lab.benches.memory import FOOTPRINT, Resident, Soak, bytes_each
+from headway_lab.rigs import footprint
 
-from headway.bench import footprint, memory
-from headway.bench.memory import FOOTPRINT, Resident, Soak, bytes_each
 from headway.cli import main
+from headway.engine.engine import Engine
 from tests.bench.printed import rows_of
 
 
@@ -45,11 +48,33 @@ def test_growth_is_from_the_first_warm_tenth_to_the_last() -> None:
     assert soak.row()["growth_percent"] == pytest.approx(0.5)
 
 
+class StepClock:
+    """Time that passes in steps of the engine, however long they take: a sleep lasts one step at least."""
+
+    engine: Engine
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        step_id = self.engine.snapshot().step_id
+        until = time.monotonic() + 60
+        while self.engine.snapshot().step_id == step_id:
+            assert time.monotonic() < until, "the engine makes no steps"
+            time.sleep(0.0005)
+        self.now += seconds
+
+
 def test_a_soak_aborts_finishes_and_shares_and_ends_with_nobody_left() -> None:
-    soak = Soak(seconds=1.5)
+    clock = StepClock()
+    soak = Soak(0.6, clock=clock, sleep=clock.sleep)
+    clock.engine = soak._engine
     soak.run()
     row = soak.row()
-    assert row["requests"] > 300 and row["aborted"] > 0 and row["steps"] > 50
+    assert row["requests"] > 300 and row["aborted"] > 0 and row["steps"] >= 300
     snapshot = soak._engine.snapshot()
     assert snapshot.num_prefix_hit_tokens > 0
     assert len(soak.samples) >= 20
@@ -77,11 +102,10 @@ def test_tables_and_a_picture_of_the_soak(
     few: None, monkeypatch: pytest.MonkeyPatch, tmp_path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("matplotlib").rcParams["svg.fonttype"] = "none"
-    monkeypatch.setattr(memory, "MIN_SECONDS", 1.0)
-    monkeypatch.setattr(memory, "MAX_GROWTH", 10.0)  # it is not warm by then
+    monkeypatch.setattr(Soak, "run", lambda soak: soak.samples.extend(Resident(float(s), 2**20) for s in range(10)))
     monkeypatch.setattr(memory, "_footprint", lambda what, count: 8 * count)
     file = tmp_path / "memory.svg"
-    assert main(["bench", "memory", "--seconds", "1", "--plot", str(file)]) == 0
+    assert main(["bench", "memory", "--seconds", "10", "--plot", str(file)]) == 0
     out = capsys.readouterr().out
     assert "bytes each" in out and "growth" in out and "cached: a full block" in out
     assert "Resident memory" in file.read_text()

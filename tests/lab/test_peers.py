@@ -8,10 +8,10 @@ from pathlib import Path
 from textwrap import dedent
 
 import pytest
+from headway_lab.peers import environment, process
+from headway_lab.schedulers.workloads import Churn, LongPrompt, Preemption, SteadyDecode
 
-from headway.bench import peers, workloads
-from headway.bench.peers import environment, process
-from headway.bench.workloads import Churn, LongPrompt, Preemption, SteadyDecode
+from headway.bench.child_process import ChildError
 from headway.cli import main
 
 STEADY = SteadyDecode(running=2, steps=10, rounds=2)
@@ -73,14 +73,13 @@ WITHOUT_HEADWAY = "import runpy, sys; sys.modules['headway'] = None; sys.argv = 
 def peer_of(tmp_path: Path, driver: str) -> process.Peer:
     file = tmp_path / "fake_system.py"
     file.write_text(dedent(driver))
-    return process.Peer([sys.executable, "-c", WITHOUT_HEADWAY, str(process.RUNNER), workloads.__file__, str(file)])
+    return process.Peer([sys.executable, "-c", WITHOUT_HEADWAY, *process.RUNNER, str(file)])
 
 
 @pytest.fixture
 def peer(tmp_path: Path):
-    peer = peer_of(tmp_path, DRIVER)
-    yield peer
-    peer.close()
+    with peer_of(tmp_path, DRIVER) as peer:
+        yield peer
 
 
 def test_a_peer_says_who_it_is(peer: process.Peer) -> None:
@@ -103,7 +102,7 @@ def test_rounds_of_several_workloads_may_be_taken_in_turn(peer: process.Peer) ->
 
 
 def test_a_peer_that_dies_leaves_its_last_words(peer: process.Peer) -> None:
-    with pytest.raises(peers.PeerError, match=r"(?s)exit code 1.*warm: 256"):
+    with pytest.raises(ChildError, match=r"(?s)the process failed.*warm: 256"):
         list(peer.run(LongPrompt(repeats=1, rounds=1, tokens=256)))  # it has no prefix cache
 
 
@@ -124,21 +123,24 @@ def test_the_process_ends_with_the_command(tmp_path: Path, monkeypatch: pytest.M
     peer = peer_of(tmp_path, DRIVER)
     monkeypatch.setattr(process, "Peer", lambda command: peer)
     monkeypatch.setitem(process.PEERS, "vllm", lambda: Path(sys.executable))
-    with pytest.raises(KeyboardInterrupt), peers.open_peer("vllm"):
+    with pytest.raises(KeyboardInterrupt), process.open_peer("vllm"):
         raise KeyboardInterrupt
     assert peer._process.returncode is not None
 
 
-@pytest.mark.parametrize("file", ["runner.py", "vllm_system.py", "transformers_system.py"])
-def test_what_runs_in_the_peers_process_imports_nothing_of_headway(file: str) -> None:
-    tree = ast.parse((process.HERE / file).read_text())
+RUN_THERE = [Path(file) for file in process.RUNNER] + [process.HERE / f"{name}_system.py" for name in process.PEERS]
+
+
+@pytest.mark.parametrize("file", RUN_THERE, ids=lambda file: file.name)
+def test_what_runs_in_the_peers_process_imports_nothing_of_headway(file: Path) -> None:
+    tree = ast.parse(file.read_text())
     imported = {node.module for node in tree.body if isinstance(node, ast.ImportFrom)}
     imported |= {alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
     assert not [name for name in imported if name and name.startswith("headway")]
 
 
 def test_transformers_runs_every_workload(monkeypatch: pytest.MonkeyPatch) -> None:
-    with peers.open_peer("transformers") as peer:
+    with process.open_peer("transformers") as peer:
         assert peer.name == "transformers"
         (steady,) = peer.run(SteadyDecode(running=3, steps=5, rounds=1))
         assert len(steady["update_us"]) == 5

@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
+from headway_lab.benches import query
 
-from headway.bench import query
 from headway.cli import main
 
 
@@ -59,9 +59,9 @@ def test_as_a_table_and_drawn(
         (["--step-ms", "0"], "above 0"),
         (["--step-ms", "nan"], "above 0"),
         (["--running", "0"], "at least 1"),
-        (["--pause-ms", "1,,2"], "numbers from 0 to 1000"),
+        (["--pause-ms", "1,,2"], "numbers in [0, 1000]"),
         (["--plot", "query.txt"], "must end in .png or .svg"),
-        (["--pause-ms", "-1"], "numbers from 0 to 1000"),
+        (["--pause-ms", "-1"], "numbers in [0, 1000]"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(

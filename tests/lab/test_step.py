@@ -1,10 +1,10 @@
 """`headway bench step` prints what it promises, and refuses what it cannot measure."""
 
 import pytest
+from headway_lab.benches import step
+from headway_lab.schedulers.contenders import HEADWAY
+from headway_lab.schedulers.workloads import SteadyDecode
 
-from headway.bench import step
-from headway.bench.contenders import HEADWAY
-from headway.bench.workloads import SteadyDecode
 from headway.cli import main
 from tests.bench.printed import rows_of
 
@@ -41,7 +41,7 @@ def test_waiting_and_features_stand_beside_the_plain_step(capsys: pytest.Capture
 def test_steps_after_a_sleep_stand_beside_those_without(capsys: pytest.CaptureFixture[str]) -> None:
     slept = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("headway.bench.workloads.time.sleep", slept.append)
+        patch.setattr("headway_lab.schedulers.workloads.time.sleep", slept.append)
         assert main(["bench", "step", "--running", "2,4", "--steps", "100", "--pause-ms", "3", "--json"]) == 0
     rows = rows_of(capsys)
     assert [(row["running"], row["pause_ms"]) for row in rows] == [(2, 0), (2, 3), (4, 0), (4, 3)]
@@ -95,8 +95,8 @@ def test_it_draws(fake_peers: list[str], tmp_path, capsys: pytest.CaptureFixture
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--running", "0"], "positive numbers"),
-        (["--running", "many"], "positive numbers"),
+        (["--running", "0"], "whole numbers in [1, "),
+        (["--running", "many"], "whole numbers in [1, "),
         (["--steps", "99"], "at least 100 for a 99th percentile"),
         (["--waiting", "-1"], "at least 0"),
         (["--pause-ms", "-1"], "must be in [0, 1000]"),

@@ -2,13 +2,15 @@
 
 import json
 import sys
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
+from headway_lab import suite
+from headway_lab.suite import DRAWS, PEERS, Entry
 
-from headway.bench import app, suite
+from headway.bench import ENTRY_POINTS
 from headway.bench.machine import machine
-from headway.bench.suite import DRAWS, PEERS, Entry
 from headway.bench.tables import Column
 from headway.cli import main
 
@@ -110,7 +112,7 @@ def test_the_page_keeps_what_was_measured_before(run_all) -> None:
 
 
 def test_every_entry_names_a_command_that_there_is() -> None:
-    commands = {command.name for command in app.registered_commands}
+    commands = {"serve", "throughput", *entry_points(group=ENTRY_POINTS).names}
     for entry in suite.SUITE:
         for full in (False, True):
             assert entry.arguments(full, [])[0] in commands - {"all"}

@@ -4,10 +4,9 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-
-from headway.bench import workloads
-from headway.bench.headway_system import HeadwaySystem
-from headway.bench.workloads import Capacity, Churn, LongPrompt, Preemption, SteadyDecode
+from headway_lab.schedulers import workloads
+from headway_lab.schedulers.headway_system import HeadwaySystem
+from headway_lab.schedulers.workloads import Capacity, Churn, LongPrompt, Preemption, SteadyDecode
 
 
 class Watched(HeadwaySystem):

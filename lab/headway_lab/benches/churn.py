@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from headway.bench import plot
-from headway.bench.contenders import (
-    Contender,
-    PeerOption,
-    Rounds,
-    compared,
-    contenders,
-    in_turn,
-    pooled,
-    sums,
-)
+from headway.bench.benchmark import Table, run_benchmark
 from headway.bench.plot import PlotOption
 from headway.bench.report import Row, percentile
-from headway.bench.tables import Column, JsonOption, show
-from headway.bench.workloads import Churn, Samples
+from headway.bench.rounds import Rounds, Samples, compared, pooled
+from headway.bench.tables import Column, JsonOption
+from headway_lab.schedulers.contenders import (
+    Contender,
+    PeerOption,
+    contenders,
+    in_turn,
+    sums,
+)
+from headway_lab.schedulers.workloads import Churn
 
 MIN_STEPS = 100  # for a 99th percentile
 WARM_UP = 1_000  # requests, or twice as many as there are at a time
@@ -102,7 +102,6 @@ def command(
         raise typer.BadParameter(
             f"must be at least {least} for a 99th percentile of the steps, got {requests}", param_hint="--requests"
         )
-    plot.check(plot_file)
     num_blocks = max(20_000, 2 * concurrent * -(-(prompt + output) // 16))
     workload = Churn(
         -(-requests // ROUNDS),
@@ -114,12 +113,17 @@ def command(
         max_num_batched_tokens=max(8_192, concurrent),
         num_blocks=num_blocks,
     )
-    with contenders(peer) as systems:
-        title = f"Churn, {prompt} tokens in, {output} out, {concurrent} at a time: µs per request"
-        rows = show(measure(workload, systems), COLUMNS, title, as_json=as_json)
-    if plot_file is not None:
+    title = f"Churn, {prompt} tokens in, {output} out, {concurrent} at a time: µs per request"
+
+    def rows() -> Iterator[Row]:
+        with contenders(peer) as systems:
+            yield from measure(workload, systems)
+
+    def draw(rows: Sequence[Row], file: Path) -> None:
         stacks = {
             f"{row['system']} {row['version']}": {part[:-3]: row[f"{part}_per_request"] for part in PARTS}
             for row in rows
         }
-        plot.bars(plot_file, title, "µs of the scheduler per request", stacks)
+        plot.bars(file, title, "µs of the scheduler per request", stacks)
+
+    run_benchmark(Table(title, COLUMNS, rows()), as_json=as_json, plot_file=plot_file, draw=draw)

@@ -21,15 +21,17 @@ import typer
 import zmq
 
 from headway.bench import plot
-from headway.bench.busy_engine import MAX_MODEL_LEN, VOCAB_SIZE, BusyEngine
+from headway.bench.benchmark import Table, run_benchmark
 from headway.bench.plot import PlotOption
 from headway.bench.report import Row, percentile
-from headway.bench.sink import Sink
-from headway.bench.tables import Column, JsonOption, show
+from headway.bench.tables import Column, JsonOption
+from headway.commands.lists import numbers, whole_numbers
 from headway.config import EngineConfig, SchedulerName
 from headway.engine import interpreter, wire
 from headway.engine.process import Output
 from headway.request import SamplingParams
+from headway_lab.rigs.busy_engine import MAX_MODEL_LEN, VOCAB_SIZE, BusyEngine
+from headway_lab.rigs.sink import Sink
 
 PROMPT_TOKENS = 128
 MIN_STEPS = 100  # for a 99th percentile
@@ -138,8 +140,9 @@ def run(contender: Contender, traffic: Traffic) -> Sample:
             output.start(busy.engine)
             sample = _measure(busy, traffic)
         output.stop()
+        sink.least = len(sample.gaps)
     context.destroy()
-    if sink.steps < len(sample.gaps):
+    if sink.steps < sink.least:
         raise RuntimeError(f"{sink.steps} messages came out of {len(sample.gaps)} steps")
     return sample
 
@@ -147,7 +150,7 @@ def run(contender: Contender, traffic: Traffic) -> Sample:
 def _measure(busy: BusyEngine, traffic: Traffic) -> Sample:
     for i in range(traffic.running):  # at all ages, as if traffic had gone on for long
         busy.add(f"first-{i}", 1 + i * traffic.max_tokens // traffic.running)
-    busy.wait_until_running(traffic.running // 2)
+    busy.wait_until_let_in(traffic.running)
     threads = [Intake(busy, traffic, number) for number in range(traffic.threads)]
     for thread in threads:
         thread.start()
@@ -158,6 +161,7 @@ def _measure(busy: BusyEngine, traffic: Traffic) -> Sample:
     while time.perf_counter() < until:
         running.append(busy.engine.snapshot().num_running)
         time.sleep(0.05)
+    busy.wait_for_steps(first, MIN_STEPS // ROUNDS)  # later than that only where the machine is slow
     steps = busy.steps[first:]
     for thread in threads:
         thread.stop()
@@ -198,9 +202,17 @@ def _rounded(value: float | None) -> float | None:
 
 def command(
     step_ms: Annotated[
-        str, typer.Option(metavar="MS,...", help="Milliseconds that a step of the simulated device takes.")
-    ] = "10",
-    running: Annotated[str, typer.Option(metavar="N,...", help="Requests that run at the same time.")] = "256,1024",
+        Sequence[float],
+        typer.Option(
+            parser=numbers(0.1, 1000),
+            metavar="MS,...",
+            help="Milliseconds that a step of the simulated device takes.",
+        ),
+    ] = (10,),
+    running: Annotated[
+        Sequence[int],
+        typer.Option(parser=whole_numbers(1, 16_384), metavar="N,...", help="Requests that run at the same time."),
+    ] = (256, 1024),
     request_rate: Annotated[float, typer.Option(help="Requests that come per second, in total.")] = 500.0,
     threads: Annotated[int, typer.Option(help="Threads that hand them in.")] = 16,
     seconds: Annotated[float, typer.Option(help="How long each contender runs, in two parts.")] = 4.0,
@@ -212,11 +224,7 @@ def command(
     A turn is what the loop takes from the end of a step to the next launch; what of it the device has to wait is the
     gap.
     """
-    traffics = [
-        Traffic(count, ms / 1e3, request_rate, threads, seconds)
-        for ms in numbers(step_ms, "--step-ms", 0.1, 1000)
-        for count in whole_numbers(running, "--running", 1, 16_384)
-    ]
+    traffics = [Traffic(count, ms / 1e3, request_rate, threads, seconds) for ms in step_ms for count in running]
     if not 0 < request_rate <= 100_000:
         raise typer.BadParameter(f"must be in (0, 100000], got {request_rate:g}", param_hint="--request-rate")
     if not 1 <= threads <= 256:
@@ -234,42 +242,14 @@ def command(
             f"answers of {longest.max_tokens} tokens; prompt and answer must fit max_model_len ({MAX_MODEL_LEN})",
             param_hint="--running",
         )
-    plot.check(plot_file)
-    with interpreter.settled():
-        rows = show(
-            (row for traffic in traffics for row in measure(traffic)),
-            COLUMNS,
-            f"Idle time of the device between steps, {request_rate:g} requests/s by {threads} threads",
-            as_json=as_json,
-        )
-    if plot_file is not None:
-        _draw(rows, plot_file)
 
+    def rows() -> Iterator[Row]:
+        with interpreter.settled():
+            for traffic in traffics:
+                yield from measure(traffic)
 
-def whole_numbers(text: str, option: str, low: int, high: int) -> list[int]:
-    """The same, whole ones."""
-    try:
-        values = [int(part) for part in text.split(",")]
-    except ValueError:
-        values = []
-    if not values or not all(low <= value <= high for value in values):
-        raise typer.BadParameter(
-            f"must be whole numbers in [{low}, {high}] with commas between them, got {text!r}", param_hint=option
-        )
-    return values
-
-
-def numbers(text: str, option: str, low: float, high: float) -> list[float]:
-    """Numbers with commas between them. Raises BadParameter."""
-    try:
-        values = [float(part) for part in text.split(",")]
-    except ValueError:
-        values = []
-    if not values or not all(low <= value <= high for value in values):
-        raise typer.BadParameter(
-            f"must be numbers in [{low:g}, {high:g}] with commas between them, got {text!r}", param_hint=option
-        )
-    return values
+    title = f"Idle time of the device between steps, {request_rate:g} requests/s by {threads} threads"
+    run_benchmark(Table(title, COLUMNS, rows()), as_json=as_json, plot_file=plot_file, draw=_draw)
 
 
 def _draw(rows: Sequence[Row], file: Path) -> None:

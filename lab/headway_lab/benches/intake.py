@@ -12,6 +12,7 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -19,14 +20,15 @@ import numpy as np
 import typer
 
 from headway.bench import plot
-from headway.bench.busy_engine import MAX_MODEL_LEN, BusyEngine
-from headway.bench.gap import numbers, whole_numbers
+from headway.bench.benchmark import Table, run_benchmark
 from headway.bench.plot import PlotOption
 from headway.bench.report import Row, percentile
-from headway.bench.tables import Column, JsonOption, show
+from headway.bench.tables import Column, JsonOption
+from headway.commands.lists import numbers, whole_numbers
 from headway.config import SchedulerName
 from headway.engine import interpreter
 from headway.request import QueueFullError, SamplingParams
+from headway_lab.rigs.busy_engine import MAX_MODEL_LEN, BusyEngine
 
 SCHEDULERS: tuple[SchedulerName, ...] = ("v1", "v2")
 PROMPT_TOKENS = 512
@@ -65,9 +67,9 @@ class Latency(NamedTuple):
 
 
 class Producer(threading.Thread):
-    """Makes its share of the calls, at random moments, until its time is up. mine: uids of its requests, oldest first.
+    """Makes its share of the calls, at random moments, until its time is up; each kind at least once.
 
-    latencies: by kind of call.
+    mine: uids of its requests, oldest first. latencies: by kind of call.
     """
 
     def __init__(self, busy: BusyEngine, load: Load, number: int, mine: Sequence[int]) -> None:
@@ -84,7 +86,7 @@ class Producer(threading.Thread):
         clock, load = time.perf_counter, self._load
         rng = np.random.default_rng(self._number)
         due = began = clock()
-        while due < began + load.seconds and clock() < began + 2 * load.seconds:
+        while self._count < len(CYCLE) or (due < began + load.seconds and clock() < began + 2 * load.seconds):
             if math.isinf(load.rate):
                 due = clock()
             else:
@@ -136,7 +138,7 @@ def run(scheduler: SchedulerName, load: Load) -> Sample:
     )
     with busy:
         uids = [busy.add(f"first-{i}", max_tokens) for i in range(load.running)]
-        busy.wait_until_running(load.running)
+        busy.wait_until_let_in(load.running)
         producers = [Producer(busy, load, i, uids[i :: load.producers]) for i in range(load.producers)]
         first, began = len(busy.steps), time.perf_counter()
         if producers:
@@ -146,6 +148,7 @@ def run(scheduler: SchedulerName, load: Load) -> Sample:
                 producer.join()
         else:
             time.sleep(load.seconds)
+        busy.wait_for_steps(first, MIN_STEPS // ROUNDS)  # later than that only where the machine is slow
         seconds, steps = time.perf_counter() - began, busy.steps[first:]
     latencies: dict[Kind, list[Latency]] = defaultdict(list)
     for producer in producers:
@@ -254,11 +257,22 @@ STEP_COLUMNS = (
 
 
 def command(
-    producers: Annotated[str, typer.Option(metavar="N,...", help="Threads that hand in work.")] = "4",
-    running: Annotated[str, typer.Option(metavar="N,...", help="Requests that decode meanwhile.")] = "64,1024",
+    producers: Annotated[
+        Sequence[int],
+        typer.Option(parser=whole_numbers(1, 256), metavar="N,...", help="Threads that hand in work."),
+    ] = (4,),
+    running: Annotated[
+        Sequence[int],
+        typer.Option(parser=whole_numbers(1, 16_384), metavar="N,...", help="Requests that decode meanwhile."),
+    ] = (64, 1024),
     rate: Annotated[
-        str, typer.Option(metavar="RATE,...", help="Calls per second of all threads together; inf: flat out.")
-    ] = "500,8000,inf",
+        Sequence[float],
+        typer.Option(
+            parser=numbers(1, math.inf),
+            metavar="RATE,...",
+            help="Calls per second of all threads together; inf: flat out.",
+        ),
+    ] = (500, 8000, math.inf),
     seconds: Annotated[
         float | None,
         typer.Option(help="How long each of them runs, in two parts.", show_default="what a 99.9th percentile takes"),
@@ -273,39 +287,36 @@ def command(
     """
     if not 0.1 <= step_ms <= 1000:
         raise typer.BadParameter(f"must be in [0.1, 1000], got {step_ms:g}", param_hint="--step-ms")
-    rates = numbers(rate, "--rate", 1, math.inf)
     loads = [
         Load(threads, count, calls, _seconds(calls, seconds, step_ms / 1e3), step_ms / 1e3)
-        for count in whole_numbers(running, "--running", 1, 16_384)
-        for calls in rates
-        for threads in whole_numbers(producers, "--producers", 1, 256)
+        for count in running
+        for calls in rate
+        for threads in producers
     ]
-    quiet = [
-        Load(0, count, 0.0, _seconds(math.inf, seconds, step_ms / 1e3), step_ms / 1e3)
-        for count in dict.fromkeys(load.running for load in loads)
-    ]
-    plot.check(plot_file)
-    with interpreter.settled():
-        unloaded = {load.running: measure(load) for load in quiet}
-        measured = [(load, unloaded[load.running]) for load in quiet] + [(load, measure(load)) for load in loads]
-    rows = show(
-        (row for load, samples in measured for row in call_rows(load, samples)),
-        CALL_COLUMNS,
-        f"Calls while the loop makes steps of {step_ms:g} ms",
+    quiet = {count: Load(0, count, 0.0, _seconds(math.inf, seconds, step_ms / 1e3), step_ms / 1e3) for count in running}
+
+    @cache
+    def measured() -> list[tuple[Load, dict[SchedulerName, Sample]]]:
+        with interpreter.settled():
+            return [(load, measure(load)) for load in (*quiet.values(), *loads)]
+
+    def calls_of_all() -> Iterator[Row]:
+        for load, samples in measured():
+            yield from call_rows(load, samples)
+
+    def steps_of_all() -> Iterator[Row]:
+        unloaded = {load.running: samples for load, samples in measured()[: len(quiet)]}
+        for load, samples in measured():
+            for scheduler in SCHEDULERS:
+                yield step_row(scheduler, load, samples[scheduler], unloaded[load.running][scheduler])
+
+    run_benchmark(
+        Table(f"Calls while the loop makes steps of {step_ms:g} ms", CALL_COLUMNS, calls_of_all()),
+        Table("The loop's turns meanwhile", STEP_COLUMNS, steps_of_all()),
         as_json=as_json,
+        plot_file=plot_file,
+        draw=_draw,
     )
-    show(
-        (
-            step_row(scheduler, load, samples[scheduler], unloaded[load.running][scheduler])
-            for load, samples in measured
-            for scheduler in SCHEDULERS
-        ),
-        STEP_COLUMNS,
-        "The loop's turns meanwhile",
-        as_json=as_json,
-    )
-    if plot_file is not None:
-        _draw(rows, plot_file)
 
 
 def _seconds(rate: float, seconds: float | None, step_s: float) -> float:
@@ -323,7 +334,7 @@ def _seconds(rate: float, seconds: float | None, step_s: float) -> float:
     return seconds
 
 
-def _draw(rows: Sequence[Row], file: Path) -> None:
+def _draw(rows: Sequence[Row], turns: Sequence[Row], file: Path) -> None:
     """99th percentiles inside the call, with the most producers and the most running."""
     busiest = max(row["producers"] for row in rows), max(row["running"] for row in rows)
     series: dict[str, tuple[list[float], list[float]]] = {}

@@ -13,25 +13,27 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Annotated, NamedTuple
 
 import numpy as np
 import typer
-from rich.console import Console
 
 from headway.bench import plot
+from headway.bench.benchmark import Table, run_benchmark
 from headway.bench.plot import PlotOption
 from headway.bench.report import Row
-from headway.bench.tables import Column, JsonOption, show
+from headway.bench.tables import Column, JsonOption
 from headway.config import SchedulerConfig
 from headway.engine.engine import Engine
 from headway.executor.simulated import SimulatedExecutor, StepTimeModel
 from headway.managers import ResourceManagerV2
 from headway.request import SamplingParams
 from headway.scheduler import Effects
+from headway_lab.rigs.footprint import resident_bytes
 
-FOOTPRINT = "headway.bench.footprint"  # not imported: it is run
+FOOTPRINT = "headway_lab.rigs.footprint"  # not imported: it is run
 COUNTS = {"slots": (4_096, 32_768), "running": (1_024, 9_216), "blocks": (65_536, 524_288), "cached": (65_536, 262_144)}
 MEANINGS = {
     "slots": "an empty slot",
@@ -47,6 +49,7 @@ SAMPLES_PER_WINDOW = 20
 MAX_GROWTH = 0.01
 
 RUNNING = 128
+PAUSE_S = 0.002  # between two looks at how many requests have ended
 PROMPTS = 64  # beginnings that requests share
 VOCAB_SIZE = 32_000
 ABORTED = 0.15
@@ -94,13 +97,20 @@ class Resident(NamedTuple):
 
 
 class Soak:
-    """An engine under changing load. samples: its resident memory over time."""
+    """An engine under changing load, for so many seconds of `clock`. samples: its resident memory over time."""
 
-    def __init__(self, seconds: float, seed: int = 0) -> None:
+    def __init__(
+        self,
+        seconds: float,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
         self.seconds = seconds
+        self._clock, self._sleep = clock, sleep
         self.samples: list[Resident] = []
         self.requests = self.aborted = self.steps = 0
-        self._rng = np.random.default_rng(seed)
+        self._rng = np.random.default_rng(0)
         self._inside = 0
         self._ends: deque[int] = deque()  # how many ended, from the writer's thread
         self._later: deque[tuple[list[int], list[int]]] = deque()  # to be aborted, to be finished
@@ -116,21 +126,19 @@ class Soak:
 
     def run(self) -> None:
         """Returns when the time is over and every request has ended."""
-        from headway.bench.footprint import resident_bytes
-
         self._engine.start()
-        started = time.monotonic()
+        started = self._clock()
         next_sample = 0.0
         try:
             for number in itertools.count():
-                now = time.monotonic() - started
+                now = self._clock() - started
                 if now >= self.seconds:
                     break
                 if now >= next_sample:
                     self.samples.append(Resident(now, resident_bytes()))
                     next_sample += self.seconds * WINDOW / SAMPLES_PER_WINDOW
                 self._add_some(number)
-                time.sleep(0.002)
+                self._sleep(PAUSE_S)
             self.steps = self._engine.snapshot().step_id
         finally:
             self._engine.shutdown()
@@ -200,19 +208,28 @@ def command(
         )
     if plot_file is not None and not seconds:
         raise typer.BadParameter("draws the soak, which --seconds 0 leaves out", param_hint="--plot")
-    plot.check(plot_file)
-    rows = show(_weights(), COLUMNS, "Resident bytes of the scheduler's state", as_json=as_json)
-    if not as_json:
-        Console().print("\n".join(f"{row['what']}: {row['meaning']}" for row in rows), style="dim")
+    weights = Table(
+        "Resident bytes of the scheduler's state",
+        COLUMNS,
+        _weights(),
+        notes=[f"{what}: {meaning}" for what, meaning in MEANINGS.items()],
+    )
     if not seconds:
+        run_benchmark(weights, as_json=as_json)
         return
     soak = Soak(seconds)
-    soak.run()
-    (row,) = show([soak.row()], SOAK_COLUMNS, "Soak", as_json=as_json)
-    if plot_file is not None:
+
+    def soaked() -> Iterator[Row]:
+        soak.run()
+        yield soak.row()
+
+    def draw(weights: Sequence[Row], soaks: Sequence[Row], file: Path) -> None:
         mib = [sample.bytes / 2**20 for sample in soak.samples]
         series = {"resident": ([sample.seconds for sample in soak.samples], mib)}
-        plot.lines(plot_file, "Resident memory of an engine under load", "seconds", "resident, MiB", series, log=False)
+        plot.lines(file, "Resident memory of an engine under load", "seconds", "resident, MiB", series, log=False)
+
+    tables = weights, Table("Soak", SOAK_COLUMNS, soaked())
+    _, (row,) = run_benchmark(*tables, as_json=as_json, plot_file=plot_file, draw=draw)
     if row["growth_percent"] >= MAX_GROWTH * 100:
         raise typer.Exit(1)
 

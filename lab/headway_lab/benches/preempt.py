@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from headway.bench import plot
-from headway.bench.contenders import (
+from headway.bench.benchmark import Table, run_benchmark
+from headway.bench.plot import PlotOption
+from headway.bench.report import Row, percentile
+from headway.bench.rounds import Rounds, Samples, compared, pooled
+from headway.bench.tables import Column, JsonOption
+from headway_lab.schedulers.contenders import (
     HEADWAY,
     Contender,
     PeerOption,
-    Rounds,
-    compared,
     contenders,
     in_turn,
-    pooled,
     sums,
     with_reserve,
 )
-from headway.bench.plot import PlotOption
-from headway.bench.report import Row, percentile
-from headway.bench.tables import Column, JsonOption, show
-from headway.bench.workloads import BLOCK_SIZE, MAX_MODEL_LEN, Preemption, Samples
+from headway_lab.schedulers.workloads import BLOCK_SIZE, MAX_MODEL_LEN, Preemption
 
 OWN = (HEADWAY, with_reserve("blocks"), with_reserve("none"))
 NO_RESERVE = len(OWN) - 1  # whose admissions are those of engines without such a rule
@@ -127,7 +127,6 @@ def command(
         raise typer.BadParameter(
             f"must be above {longest}, which one request needs, got {num_blocks}", param_hint="--num-blocks"
         )
-    plot.check(plot_file)
     workload = Preemption(
         runs,
         requests,
@@ -139,13 +138,18 @@ def command(
         max_model_len=min(MAX_MODEL_LEN, (num_blocks - 1) * BLOCK_SIZE),
     )
     title = f"{requests} requests of {prompt} + {output} tokens in {num_blocks:,} blocks: µs per step"
-    with contenders(peer) as systems:
-        rows = show(measure(workload, systems), COLUMNS, title, as_json=as_json)
-    if plot_file is not None:
+
+    def rows() -> Iterator[Row]:
+        with contenders(peer) as systems:
+            yield from measure(workload, systems)
+
+    def draw(rows: Sequence[Row], file: Path) -> None:
         stacks = {
             f"{row['system']} {row['version']}\n{row['times_minimal_tokens']} × the tokens": {
                 part: row[f"{part}_us"] for part in ("schedule", "update")
             }
             for row in rows
         }
-        plot.bars(plot_file, title, "µs per step, medians", stacks)
+        plot.bars(file, title, "µs per step, medians", stacks)
+
+    run_benchmark(Table(title, COLUMNS, rows()), as_json=as_json, plot_file=plot_file, draw=draw)

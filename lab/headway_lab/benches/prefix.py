@@ -5,16 +5,19 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from headway.bench import plot
-from headway.bench.contenders import HEADWAY, Contender, PeerOption, Rounds, compared, contenders, in_turn, pooled
+from headway.bench.benchmark import Table, run_benchmark
 from headway.bench.plot import PlotOption
 from headway.bench.report import Row
-from headway.bench.tables import Column, JsonOption, show
-from headway.bench.workloads import BLOCK_SIZE, LongPrompt, Samples
+from headway.bench.rounds import Rounds, Samples, compared, pooled
+from headway.bench.tables import Column, JsonOption
+from headway_lab.schedulers.contenders import HEADWAY, Contender, PeerOption, contenders, in_turn
+from headway_lab.schedulers.workloads import BLOCK_SIZE, LongPrompt
 
 MIN_REPEATS = 5
 ROUNDS = 5
@@ -87,12 +90,14 @@ def command(
         raise typer.BadParameter(f"must be at least {MIN_REPEATS}, got {repeats}", param_hint="--repeats")
     if not 8 * BLOCK_SIZE <= tokens <= 65_536:
         raise typer.BadParameter(f"must be from {8 * BLOCK_SIZE} to 65536, got {tokens}", param_hint="--tokens")
-    plot.check(plot_file)
     workload = LongPrompt(-(-repeats // ROUNDS), ROUNDS, tokens)
     title = f"A prompt of {tokens:,} tokens: µs to create and to schedule it"
-    with contenders(peer) as systems:
-        rows = show(measure(workload, systems), COLUMNS, title, as_json=as_json)
-    if plot_file is not None:
+
+    def rows() -> Iterator[Row]:
+        with contenders(peer) as systems:
+            yield from measure(workload, systems)
+
+    def draw(rows: Sequence[Row], file: Path) -> None:
         stacks = {
             f"{row['system']}, {row['form']}, {state}": {
                 part: row[f"{state}_{part}_us"] for part in ("create", "schedule")
@@ -100,4 +105,6 @@ def command(
             for row in rows
             for state in STATES
         }
-        plot.bars(plot_file, title, "µs", stacks)
+        plot.bars(file, title, "µs", stacks)
+
+    run_benchmark(Table(title, COLUMNS, rows()), as_json=as_json, plot_file=plot_file, draw=draw)

@@ -13,15 +13,20 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 import typer
 
 from headway.bench import plot
+from headway.bench.benchmark import Table, run_benchmark
 from headway.bench.plot import PlotOption
-from headway.bench.tables import Column, JsonOption, show
+from headway.bench.report import Row
+from headway.bench.tables import Column, JsonOption
+from headway.commands.lists import numbers
 from headway.config import Role, SchedulerConfig, SchedulerName
 from headway.engine.engine import Engine
 from headway.executor.simulated import SimulatedExecutor, SimulatedTokens, StepTimeModel
@@ -203,7 +208,10 @@ def command(
     step_ms: Annotated[float, typer.Option(help="Milliseconds that a step of the simulated device takes.")] = 30.0,
     running: Annotated[int, typer.Option(help="Requests that decode while queries are asked.")] = 64,
     queries: Annotated[int, typer.Option(help="Queries to time, one at a time.")] = 300,
-    pause_ms: Annotated[str, typer.Option(help="Mean milliseconds between two of them; several, by commas.")] = "1,30",
+    pause_ms: Annotated[
+        Sequence[float],
+        typer.Option(parser=numbers(0, 1000), metavar="MS,...", help="Mean milliseconds between two of them."),
+    ] = (1, 30),
     as_json: JsonOption = False,
     plot_file: PlotOption = None,
 ) -> None:
@@ -216,42 +224,29 @@ def command(
         raise typer.BadParameter(f"must be above 0 and at most 1000, got {step_ms}", param_hint="--step-ms")
     if running < 1:
         raise typer.BadParameter(f"must be at least 1, got {running}", param_hint="--running")
-    pauses = _pauses(pause_ms)
-    plot.check(plot_file)
-    asked = show(
+    asked = Table(
+        "preallocate_resource_in_d while steps run, ms in the caller; the original V2 answers between steps",
+        QUERY_COLUMNS,
         (
             asdict(ask_while_steps_run(scheduler, step_ms, running, queries, pause))
-            for pause in pauses
+            for pause in pause_ms
             for scheduler in SCHEDULERS
         ),
-        QUERY_COLUMNS,
-        "preallocate_resource_in_d while steps run, ms in the caller; the original V2 answers between steps",
-        as_json=as_json,
     )
-    show(
-        (asdict(finish_many(scheduler, RUNNING, count)) for count in FINISHES for scheduler in SCHEDULERS),
-        FINISH_COLUMNS,
+    finished = Table(
         f"One call ends many of {RUNNING:,} running requests, ms; the original's column is of another day and machine",
-        as_json=as_json,
+        FINISH_COLUMNS,
+        (asdict(finish_many(scheduler, RUNNING, count)) for count in FINISHES for scheduler in SCHEDULERS),
     )
-    if plot_file is not None:
-        stacks = {
-            f"{row['scheduler']}, asked every {row['pause_ms']:g} ms": {
-                "p50": row["p50_ms"] * 1e3,
-                "up to p99": (row["p99_ms"] - row["p50_ms"]) * 1e3,
-            }
-            for row in asked
+    run_benchmark(asked, finished, as_json=as_json, plot_file=plot_file, draw=_draw)
+
+
+def _draw(asked: Sequence[Row], finished: Sequence[Row], file: Path) -> None:
+    stacks = {
+        f"{row['scheduler']}, asked every {row['pause_ms']:g} ms": {
+            "p50": row["p50_ms"] * 1e3,
+            "up to p99": (row["p99_ms"] - row["p50_ms"]) * 1e3,
         }
-        plot.bars(plot_file, "A query while steps run", "µs in the caller", stacks)
-
-
-def _pauses(text: str) -> list[float]:
-    try:
-        pauses = [float(part) for part in text.split(",")]
-    except ValueError:
-        pauses = []
-    if not pauses or not all(0 <= pause <= 1000 for pause in pauses):
-        raise typer.BadParameter(
-            f"must be numbers from 0 to 1000 with commas between them, got {text!r}", param_hint="--pause-ms"
-        )
-    return pauses
+        for row in asked
+    }
+    plot.bars(file, "A query while steps run", "µs in the caller", stacks)

@@ -11,21 +11,21 @@ from typing import Annotated
 import typer
 
 from headway.bench import plot
-from headway.bench.contenders import (
+from headway.bench.benchmark import Table, run_benchmark
+from headway.bench.plot import PlotOption
+from headway.bench.report import Row, percentile
+from headway.bench.rounds import Rounds, Samples, compared, pooled
+from headway.bench.tables import Column, JsonOption
+from headway.commands.lists import whole_numbers
+from headway_lab.schedulers.contenders import (
     Contender,
     PeerName,
     PeerOption,
-    Rounds,
-    compared,
     contenders,
     in_turn,
-    pooled,
     sums,
 )
-from headway.bench.plot import PlotOption
-from headway.bench.report import Row, percentile
-from headway.bench.tables import Column, JsonOption, show
-from headway.bench.workloads import Samples, SteadyDecode
+from headway_lab.schedulers.workloads import SteadyDecode
 
 MIN_STEPS = 100  # for a 99th percentile
 MAX_PAUSE_MS = 1_000
@@ -91,8 +91,13 @@ def _row(workload: SteadyDecode, system: Contender, rounds: Rounds) -> Row:
 
 def command(
     running: Annotated[
-        str, typer.Option(metavar="N,...", help="Requests that decode at the same time; several are run one by one.")
-    ] = "64,256,1024,4096,16384",
+        Sequence[int],
+        typer.Option(
+            parser=whole_numbers(1, 1_000_000),
+            metavar="N,...",
+            help="Requests that decode at the same time; several are run one by one.",
+        ),
+    ] = (64, 256, 1024, 4096, 16384),
     steps: Annotated[
         int | None, typer.Option(help="Steps to time.", show_default="960 at 64 running, fewer for more, 100 at least")
     ] = None,
@@ -121,7 +126,6 @@ def command(
     Steps follow each other at once, but for the rows with a pause. Beside every round a plain Python loop of 20,000
     additions is timed, which tells how fast the machine was just then.
     """
-    counts = _counts(running)
     if steps is not None and steps < MIN_STEPS:
         raise typer.BadParameter(
             f"must be at least {MIN_STEPS} for a 99th percentile, got {steps}", param_hint="--steps"
@@ -135,38 +139,30 @@ def command(
             "transformers' continuous batching has no priorities and no reserve to switch on; measure it without",
             param_hint="--features",
         )
-    plot.check(plot_file)
-    with contenders(peer) as systems:
-        rows = show(
-            _measure_all(counts, steps, waiting, features, pause_ms / 1e3, prefix_caching, systems),
-            COLUMNS,
-            "Steady decode, µs per step",
-            as_json=as_json,
-        )
-    if plot_file is not None:
-        _draw(rows, plot_file)
 
-
-def _measure_all(
-    counts: Sequence[int],
-    steps: int | None,
-    waiting: int,
-    features: bool,
-    pause_s: float,
-    prefix_caching: bool,
-    systems: Sequence[Contender],
-) -> Iterator[Row]:
-    fewer: dict[object, Row] = {}  # the plain row of each system at the count before
-    for count in counts:
+    def workloads(count: int) -> list[SteadyDecode]:
         total = steps or max(MIN_STEPS, 61_440 // max(count, 64))
         plain = SteadyDecode(count, -(-total // ROUNDS), ROUNDS, prefix_caching=prefix_caching)
-        workloads = [plain]
+        chosen = [plain]
         if waiting:
-            workloads.append(replace(plain, waiting=waiting))
+            chosen.append(replace(plain, waiting=waiting))
         if features:
-            workloads.append(replace(plain, features=True, waiting=max(waiting, WAITING_WITH_FEATURES)))
-        if pause_s:
-            workloads.append(replace(plain, pause_s=pause_s))
+            chosen.append(replace(plain, features=True, waiting=max(waiting, WAITING_WITH_FEATURES)))
+        if pause_ms:
+            chosen.append(replace(plain, pause_s=pause_ms / 1e3))
+        return chosen
+
+    def rows() -> Iterator[Row]:
+        with contenders(peer) as systems:
+            yield from _measure_all([workloads(count) for count in running], systems)
+
+    table = Table("Steady decode, µs per step", COLUMNS, rows())
+    run_benchmark(table, as_json=as_json, plot_file=plot_file, draw=_draw)
+
+
+def _measure_all(sizes: Sequence[Sequence[SteadyDecode]], systems: Sequence[Contender]) -> Iterator[Row]:
+    fewer: dict[object, Row] = {}  # the plain row of each system at the size before
+    for workloads in sizes:
         for row in measure(workloads, systems):
             if not row["waiting"] and not row["pause_ms"]:
                 row["us_per_extra_running"] = _slope(fewer.get(row["system"]), row)
@@ -179,18 +175,6 @@ def _slope(fewer: Row | None, more: Row) -> float | None:
     if fewer is None or more["running"] <= fewer["running"]:
         return None
     return round((more["total_us"] - fewer["total_us"]) / (more["running"] - fewer["running"]), 4)
-
-
-def _counts(running: str) -> list[int]:
-    try:
-        counts = [int(part) for part in running.split(",")]
-    except ValueError:
-        counts = []
-    if not counts or min(counts) < 1:
-        raise typer.BadParameter(
-            f"must be positive numbers with commas between them, got {running!r}", param_hint="--running"
-        )
-    return counts
 
 
 def _draw(rows: Sequence[Row], file: Path) -> None:

@@ -1,54 +1,44 @@
-"""The far end of a peer's pipe: runs workloads with the scheduler of this environment.
+"""The far end of a peer's process: runs workloads with the scheduler of this environment.
 
-    python runner.py WORKLOADS_FILE DRIVER_FILE
+    python runner.py ANSWERING_FILE WORKLOADS_FILE DRIVER_FILE
 
-Standard input and output, a line of JSON each, question and answer:
+Questions and answers, the first of them unasked:
 
-    (at the start)                                      {"name": ..., "version": ...}
-    {"open": 1, "workload": "Churn", "fields": {...}}   {"opened": 1}
-    {"next": 1}                                         {"samples": {...}} or {"end": 1}
-    {"close": 1}                                        {"closed": 1}
+                                                        {"name": ..., "version": ...}
+    {"open": 1, "workload": "Churn", "fields": {...}}   null
+    {"next": 1}                                         the samples of a round; null after the last
 
-It imports the standard library and, by file, the workloads and the driver; a driver has NAME, VERSION and System.
+It imports the standard library and the three files; a driver has NAME, VERSION and System.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import json
-import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 
-def main(workloads_file: str, driver_file: str) -> None:
-    """Answer until standard input ends."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever the peer prints is no answer
+def begin(workloads_file: str, driver_file: str) -> tuple[dict[str, str], Callable[[Any], Any]]:
+    """Load both; returns who this is, and the function that answers a question."""
     workloads, driver = _load(workloads_file), _load(driver_file)
     runs: dict[int, Iterator[Any]] = {}
 
-    def answer(**fields: Any) -> None:
-        print(json.dumps(fields), file=answers, flush=True)
-
-    answer(name=driver.NAME, version=driver.VERSION)
-    for line in sys.stdin:
-        match json.loads(line):
+    def answer(question: Any) -> Any:
+        match question:
             case {"open": key, "workload": name, "fields": fields}:
                 runs[key] = workloads.BY_NAME[name](**fields).run(driver.System)
-                answer(opened=key)
+                return None
             case {"next": key}:
                 samples = next(runs[key], None)
                 if samples is None:
-                    answer(end=key)
-                else:
-                    answer(samples=samples)
-            case {"close": key}:
-                del runs[key]
-                answer(closed=key)
+                    del runs[key]
+                return samples
+        raise ValueError(f"unknown question {question!r}")
+
+    return {"name": driver.NAME, "version": driver.VERSION}, answer
 
 
 def _load(file: str) -> ModuleType:
@@ -63,4 +53,5 @@ def _load(file: str) -> ModuleType:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    _answering, *_files = sys.argv[1:]
+    _load(_answering).answer_questions(lambda: begin(*_files))

@@ -27,7 +27,7 @@ from transformers.generation.continuous_batching.requests import RequestState
 from transformers.generation.continuous_batching.scheduler import FIFOScheduler
 
 if TYPE_CHECKING:
-    from headway.bench.workloads import Capacity
+    from headway_lab.schedulers.workloads import Capacity
 
 NAME = "transformers"
 VERSION = transformers.__version__

@@ -41,14 +41,13 @@ from vllm.v1.request import Request, RequestStatus
 from vllm.v1.structured_output import StructuredOutputManager
 
 if TYPE_CHECKING:
-    from headway.bench.workloads import Capacity
+    from headway_lab.schedulers.workloads import Capacity
 
 NAME = "vllm"
 VERSION = vllm.__version__
 
 BLOCK_SIZE = 16
 TOKEN = 7_000  # what every request is answered
-NUM_LOGPROBS = 5
 EOS = 2
 
 _folder = tempfile.TemporaryDirectory(prefix="headway-peer-")  # goes with the process
@@ -106,7 +105,7 @@ class System:
         return Request(
             request_id=name,
             prompt_token_ids=prompt,
-            sampling_params=_sampling(max_tokens, self._features),
+            sampling_params=self._sampling(max_tokens),
             pooling_params=None,
             priority=priority if self._features else 0,
             block_hasher=self._hasher,
@@ -130,7 +129,7 @@ class System:
             req_ids=names,
             req_id_to_index={name: i for i, name in enumerate(names)},
             sampled_token_ids=sampled,
-            logprobs=_logprobs(len(names)) if self._features else None,
+            logprobs=_logprobs(len(names), self._features["logprobs"]) if self._features else None,
         )
 
     def update(self, batch: Any, result: ModelRunnerOutput) -> int:
@@ -147,32 +146,14 @@ class System:
     def num_preemptions(self) -> int:
         return self._num_preemptions
 
-
-def _sampling(max_tokens: int, features: bool) -> SamplingParams:
-    sampling = SamplingParams(max_tokens=max_tokens, ignore_eos=True)
-    if features:
-        sampling = SamplingParams(
-            max_tokens=max_tokens,
-            ignore_eos=True,
-            temperature=0.8,
-            top_p=0.95,
-            top_k=50,
-            min_p=0.01,
-            seed=1,
-            presence_penalty=0.1,
-            frequency_penalty=0.1,
-            repetition_penalty=1.1,
-            logit_bias={5: 1.0},
-            min_tokens=8,
-            stop_token_ids=[31_998, 31_999],
-            logprobs=NUM_LOGPROBS,
-        )
-    sampling.update_from_generation_config({}, EOS)
-    return sampling
+    def _sampling(self, max_tokens: int) -> SamplingParams:
+        sampling = SamplingParams(max_tokens=max_tokens, ignore_eos=True, **self._features)
+        sampling.update_from_generation_config({}, EOS)
+        return sampling
 
 
-def _logprobs(rows: int) -> LogprobsLists:
-    width = NUM_LOGPROBS + 1
+def _logprobs(rows: int, num_logprobs: int) -> LogprobsLists:
+    width = num_logprobs + 1
     ids = np.full((rows, width), TOKEN, dtype=np.int32)
     return LogprobsLists(ids, np.full((rows, width), -1.0, dtype=np.float32), np.ones(rows, dtype=np.int32))
 

@@ -22,7 +22,7 @@ from headway.scheduler import Effects
 VOCAB_SIZE = 32_000
 MAX_MODEL_LEN = 8_192
 BLOCK_SIZE = 16
-_PATIENCE = 60.0  # seconds for all to run
+_PATIENCE = 120.0  # seconds for what is waited for; far more than a busy machine takes
 
 
 class BusyEngine:
@@ -90,10 +90,22 @@ class BusyEngine:
         """Seconds from the end of each of these consecutive steps to the launch that its result makes room for."""
         return [later.launched - step.ended for step, later in zip(steps, steps[self.depth :])]
 
-    def wait_until_running(self, count: int) -> None:
-        """Until so many requests decode. Raises RuntimeError if that does not come about."""
+    def wait_until_let_in(self, count: int) -> None:
+        """Until so many requests have come, and none of them waits any more. Raises RuntimeError if that never is."""
+
+        def are_in() -> bool:
+            snapshot = self.engine.snapshot()
+            return snapshot.num_requests_added >= count and not snapshot.num_waiting
+
+        self._wait_until(are_in, f"{count} requests are let in")
+
+    def wait_for_steps(self, first: int, count: int) -> None:
+        """Until `steps` holds so many whose times can be told, from `first` on: `gaps` and `turns` want some more."""
+        self._wait_until(lambda: len(self.steps) >= first + count + self.depth, f"{count} steps are made")
+
+    def _wait_until(self, is_so: Callable[[], bool], what: str) -> None:
         until = time.monotonic() + _PATIENCE
-        while self.engine.snapshot().num_running < count or self.engine.snapshot().num_waiting:
+        while not is_so():
             if time.monotonic() > until:
-                raise RuntimeError(f"{self.engine.snapshot().num_running} of {count} requests run after {_PATIENCE} s")
+                raise RuntimeError(f"not within {_PATIENCE:g} s: {what}; now {self.engine.snapshot()}")
             time.sleep(0.002)

@@ -1,6 +1,6 @@
 """What the scheduler's state takes of this process's memory; run as a program of its own, for a clean measurement.
 
-    python -m headway.bench.footprint WHAT COUNT        prints the bytes that became resident, as one number
+    python -m headway_lab.rigs.footprint WHAT COUNT        prints the bytes that became resident, as one number
 
 WHAT: slots     a table of COUNT slots that nobody runs in
       running   COUNT requests that decode, each of PROMPT tokens, and their blocks
@@ -11,11 +11,10 @@ WHAT: slots     a table of COUNT slots that nobody runs in
 from __future__ import annotations
 
 import gc
-import resource
 import sys
-from pathlib import Path
 
 import numpy as np
+import psutil  # type: ignore[import-untyped]
 
 from headway.config import SchedulerConfig
 from headway.request import Request, SamplingParams
@@ -27,15 +26,12 @@ LONG_PROMPT = 16_384
 MAX_MODEL_LEN = 32_768
 VOCAB_SIZE = 32_000
 WHATS = ("slots", "running", "blocks", "cached")
-_STATM = Path("/proc/self/statm")
 
 
 def resident_bytes() -> int:
-    """Resident memory of this process; where /proc is missing, the most that it ever was."""
-    if _STATM.exists():
-        return int(_STATM.read_text().split()[1]) * resource.getpagesize()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    """Resident memory of this process."""
+    resident: int = psutil.Process().memory_info().rss
+    return resident
 
 
 def build(what: str, count: int) -> Scheduler:

@@ -12,12 +12,12 @@ from typing import Annotated
 
 import typer
 
-from headway.bench import headway_system, peers
-from headway.bench.report import Row
-from headway.bench.workloads import Samples, Workload
+from headway.bench.child_process import ChildError
+from headway.bench.rounds import Rounds, Samples
 from headway.config import ReserveName
-
-Rounds = list[Samples]
+from headway_lab.peers import process
+from headway_lab.schedulers import headway_system
+from headway_lab.schedulers.workloads import Workload
 
 
 class PeerName(StrEnum):
@@ -66,9 +66,9 @@ def contenders(names: Sequence[PeerName] | None) -> Iterator[list[Contender]]:
     """
     try:
         with ExitStack() as stack:
-            others = [stack.enter_context(peers.open_peer(name)) for name in dict.fromkeys(names or ())]
+            others = [stack.enter_context(process.open_peer(name)) for name in dict.fromkeys(names or ())]
             yield [HEADWAY, *(Contender(peer.name, peer.version, peer.run) for peer in others)]
-    except peers.PeerError as error:
+    except ChildError as error:
         print("headway:", error, file=sys.stderr)
         raise typer.Exit(1) from error
 
@@ -79,21 +79,6 @@ def in_turn(runs: Sequence[Iterator[Samples]]) -> list[Rounds]:
     All have the same number of rounds. Only one computes at a time.
     """
     return [list(rounds) for rounds in zip(*zip(*runs, strict=True), strict=True)]
-
-
-def pooled(rounds: Rounds) -> Samples:
-    """The samples of all rounds together."""
-    return {name: [value for samples in rounds for value in samples[name]] for name in rounds[0]}
-
-
-def compared(theirs: Rounds, ours: Rounds, cost: Callable[[Samples], float], name: str = "times_headway") -> Row:
-    """How many times our cost theirs is: over all rounds, and in the rounds where it is least and most."""
-    each = [cost(their) / cost(our) for their, our in zip(theirs, ours, strict=True)]
-    return {
-        name: round(cost(pooled(theirs)) / cost(pooled(ours)), 2),
-        f"{name}_low": round(min(each), 2),
-        f"{name}_high": round(max(each), 2),
-    }
 
 
 def sums(samples: Mapping[str, Sequence[float]], *names: str) -> list[float]:

@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headway import __version__
-from headway.bench.workloads import BLOCK_SIZE, ENDLESS, VOCAB_SIZE, Capacity
 from headway.config import ReserveName, SchedulerConfig
 from headway.engine.wire import pack_tokens, unpack_tokens
 from headway.executor.simulated import SimulatedTokens
@@ -25,28 +24,10 @@ from headway.scheduler import (
     StepResult,
 )
 from headway.scheduler.reserve import RatioReserve
+from headway_lab.schedulers.workloads import BLOCK_SIZE, ENDLESS, FEATURES, VOCAB_SIZE, Capacity
 
 NAME = "headway"
 VERSION = __version__
-
-_STOP_TOKENS = (VOCAB_SIZE - 2, VOCAB_SIZE - 1)  # never sampled
-_NUM_LOGPROBS = 5
-_FEATURES = SamplingParams(
-    max_tokens=ENDLESS,
-    ignore_eos=True,
-    temperature=0.8,
-    top_p=0.95,
-    top_k=50,
-    min_p=0.01,
-    seed=1,
-    presence_penalty=0.1,
-    frequency_penalty=0.1,
-    repetition_penalty=1.1,
-    logit_bias={5: 1.0},
-    min_tokens=8,
-    stop_token_ids=_STOP_TOKENS,
-    logprobs=_NUM_LOGPROBS,
-)
 
 
 class HeadwaySystem:
@@ -60,7 +41,7 @@ class HeadwaySystem:
 
     def __init__(self, capacity: Capacity, reserve: ReserveName = "ratio") -> None:
         config = SchedulerConfig(
-            max_num_seqs=capacity.max_num_seqs + capacity.features,
+            max_num_seqs=capacity.max_num_seqs + bool(capacity.features),
             max_num_batched_tokens=capacity.max_num_batched_tokens,
             max_model_len=capacity.max_model_len,
             block_size=BLOCK_SIZE,
@@ -73,8 +54,10 @@ class HeadwaySystem:
             policies = replace(policies, reserve=RatioReserve(BLOCK_SIZE, decay=0.0, horizon=capacity.max_model_len))
         self._scheduler = Scheduler(config, policies=policies)
         self._door = Door(config, ModelLimits(VOCAB_SIZE), max_waiting=0)
-        self._tokens = SimulatedTokens(config.max_num_seqs, VOCAB_SIZE - len(_STOP_TOKENS))
-        self._features = capacity.features
+        self._tokens = SimulatedTokens(config.max_num_seqs, VOCAB_SIZE - len(FEATURES["stop_token_ids"]))
+        self._sampling: SamplingParams | None = None  # of every request, where all features are wanted
+        if capacity.features:
+            self._sampling = SamplingParams(max_tokens=ENDLESS, ignore_eos=True, **capacity.features)
 
     def pack(self, tokens: NDArray[np.int32]) -> bytes:
         """What the API process sends: the bytes of an int32 array."""
@@ -82,8 +65,8 @@ class HeadwaySystem:
 
     def create(self, name: str, prompt: bytes | list[int], max_tokens: int, priority: int) -> Request:
         tokens = unpack_tokens(prompt) if isinstance(prompt, bytes) else prompt
-        if self._features:
-            return self._door.make_request(name, tokens, _FEATURES, priority=priority)
+        if self._sampling is not None:
+            return self._door.make_request(name, tokens, self._sampling, priority=priority)
         return self._door.make_request(name, tokens, SamplingParams(max_tokens=max_tokens, ignore_eos=True))
 
     def add(self, request: Request) -> None:
@@ -97,7 +80,7 @@ class HeadwaySystem:
 
     def compute(self, batch: Batch) -> StepResult:
         tokens = self._tokens.sample(batch)
-        return StepResult(batch.step_id, tokens, _logprobs(tokens) if self._features else None)
+        return StepResult(batch.step_id, tokens, _logprobs(tokens) if self._sampling is not None else None)
 
     def update(self, batch: Batch, result: StepResult) -> int:
         """With the step's numbers for whoever reads them, as other schedulers make them here too."""
@@ -118,6 +101,6 @@ class HeadwaySystem:
 
 def _logprobs(tokens: NDArray[np.int32]) -> Logprobs:
     rows = np.arange(len(tokens), dtype=np.int32)
-    top_ids = np.repeat(tokens[:, None], _NUM_LOGPROBS, axis=1)
+    top_ids = np.repeat(tokens[:, None], FEATURES["logprobs"], axis=1)
     top = np.full(top_ids.shape, -1.0, dtype=np.float32)
     return Logprobs(rows, top[:, 0].copy(), np.ones_like(rows), top_ids, top)

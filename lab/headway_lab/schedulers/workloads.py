@@ -6,19 +6,25 @@
     preemption       more requests than the pool has blocks for
 
 A workload drives a `System` and yields what it has timed round by round, so that the rounds of several systems can be
-run in turn. This file is run in the peers' environments too: it imports numpy, and nothing of headway.
+run in turn. Times are in µs of the thread's CPU time: a scheduler never sleeps, and so a busy machine, which takes the
+processor away for a while, does not count.
+
+This file is run in the peers' environments too: it imports numpy, and nothing of headway.
 """
 
 from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from headway.bench.rounds import Samples
 
 BLOCK_SIZE = 16
 VOCAB_SIZE = 32_000
@@ -31,16 +37,28 @@ ROOM = 2  # where the pool must suffice: so many times what is used, as some kee
 REFERENCE_ITERATIONS = 20_000
 SETTLE = 5  # steps of a round that are not timed: until then the processor's caches hold what another round left there
 
-Samples = dict[str, list[float]]
-"""Of one round, by name. Times in µs of the thread's CPU time: a scheduler never sleeps, and so a busy machine, which
-takes the processor away for a while, does not count."""
+FEATURES: dict[str, Any] = {
+    "temperature": 0.8,
+    "top_p": 0.95,
+    "top_k": 50,
+    "min_p": 0.01,
+    "seed": 1,
+    "presence_penalty": 0.1,
+    "frequency_penalty": 0.1,
+    "repetition_penalty": 1.1,
+    "logit_bias": {5: 1.0},
+    "min_tokens": 8,
+    "stop_token_ids": [VOCAB_SIZE - 2, VOCAB_SIZE - 1],  # never sampled
+    "logprobs": 5,
+}
+"""Sampling parameters of a request with every feature on, by the names that Headway and vLLM share."""
 
 
 @dataclass(frozen=True)
 class Capacity:
     """What a system is made for. num_blocks: of BLOCK_SIZE tokens, counting one that is never handed out.
 
-    features: all that a request can have: penalties, logprobs, seeds, stop tokens, priorities, a reserve.
+    features: sampling parameters that every request has; where there are any, priorities and a reserve are on too.
     """
 
     max_num_seqs: int
@@ -48,7 +66,7 @@ class Capacity:
     max_model_len: int
     num_blocks: int
     prefix_caching: bool = True
-    features: bool = False
+    features: Mapping[str, Any] = field(default_factory=dict)
 
 
 class System(Protocol):
@@ -129,7 +147,7 @@ class SteadyDecode:
                 max_model_len=MAX_MODEL_LEN,
                 num_blocks=max(num_blocks, MAX_MODEL_LEN // BLOCK_SIZE + 1),
                 prefix_caching=self.prefix_caching,
-                features=self.features,
+                features=FEATURES if self.features else {},
             )
         )
         _freeze()

@@ -1,24 +1,16 @@
-"""`headway accuracy`: token for token what transformers' `generate` says, whatever the scheduler does."""
+"""A model under test: the engine's answers under one setting, compared with the reference token for token."""
 
 from __future__ import annotations
 
-import itertools
-import json
 import random
-import tempfile
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
-
-import typer
-from rich.console import Console
-from rich.table import Table
 
 from headway import default_model
-from headway.bench import tiny_models
-from headway.bench.reference import Draw, Reference, generate_greedily
+from headway.accuracy import tiny_models
+from headway.accuracy.reference import Draw, Reference, generate_greedily
 
 EMBEDDED = "embedded"
 MODELS = (EMBEDDED, "llama", "qwen3", "gemma2", "gpt2", "mixtral")
@@ -132,67 +124,3 @@ def subjects(names: Iterable[str], folder: Path) -> Iterator[Subject]:
 
 def _random_prompt(stem: list[int], tail: int) -> Draw:
     return lambda rng: stem + [rng.randrange(2, tiny_models.VOCAB_SIZE) for _ in range(tail)]
-
-
-def command(
-    models: Annotated[str, typer.Option(metavar="NAME,...", help=f"Of {', '.join(MODELS)}.")] = ",".join(MODELS),
-    schedulers: Annotated[str, typer.Option(metavar="NAME,...", help="Of v0, v1, v2.")] = ",".join(SCHEDULERS),
-    budgets: Annotated[str, typer.Option(metavar="N,...", help="Values of max_num_batched_tokens.")] = "17,64,2048",
-    async_scheduling: Annotated[
-        bool, typer.Option(help="Schedule a step while the one before it computes, or do not.")
-    ] = True,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per cell and line.")] = False,
-) -> None:
-    """Compare every token with transformers' generate: greedy, float32, on this machine's CPU.
-
-    Runs models × schedulers × token budgets × a large KV pool and one that is too small for all requests at once
-    (v1 and v2 preempt, v0 queues) × prefix caching on and off. Exits with 1 if a single token differs.
-    """
-    chosen = _choose("--models", models, MODELS), _choose("--schedulers", schedulers, SCHEDULERS)
-    token_budgets = [int(budget) for budget in _choose("--budgets", budgets, tuple(str(b) for b in range(8, 65537)))]
-    table = Table(title="Token for token as model.generate (greedy, float32)")
-    for heading in ("model", "scheduler", "budget", "pool", "prefix caching", "exact", "preempted", "cached", "s"):
-        table.add_column(
-            heading, justify="right" if heading in ("budget", "exact", "preempted", "cached", "s") else "left"
-        )
-    wrong = cells = 0
-    console = Console(stderr=True)
-    with tempfile.TemporaryDirectory() as folder, console.status("") as status:
-        for subject in subjects(chosen[0], Path(folder)):
-            for scheduler, budget, pool, caching in itertools.product(chosen[1], token_budgets, POOLS, (True, False)):
-                setting = Setting(subject.name, scheduler, budget, pool, caching, async_scheduling)
-                status.update(f"{subject.name} {scheduler} budget {budget} {pool} pool, {wrong} of {cells} cells wrong")
-                outcome = subject.run(setting)
-                cells += 1
-                wrong += not outcome.is_exact
-                if as_json:
-                    print(json.dumps(asdict(setting) | asdict(outcome)), flush=True)
-                table.add_row(*_cells(setting, outcome), style=None if outcome.is_exact else "red")
-    if not as_json:
-        Console().print(table)
-        print(f"{cells - wrong} of {cells} settings exact")
-    if wrong:
-        raise typer.Exit(1)
-
-
-def _choose(option: str, given: str, known: tuple[str, ...]) -> list[str]:
-    names = given.split(",")
-    for name in names:
-        if name not in known:
-            expected = ", ".join(known) if len(known) < 10 else f"numbers from {known[0]} to {known[-1]}"
-            raise typer.BadParameter(f"{name!r} is none of {expected}", param_hint=option)
-    return names
-
-
-def _cells(setting: Setting, outcome: Outcome) -> list[str]:
-    return [
-        setting.model,
-        setting.scheduler,
-        str(setting.max_num_batched_tokens),
-        setting.pool,
-        "on" if setting.prefix_caching else "off",
-        f"{outcome.exact}/{outcome.prompts}",
-        str(outcome.preemptions),
-        str(outcome.cached_tokens),
-        f"{outcome.seconds:.2f}",
-    ]

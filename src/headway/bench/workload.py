@@ -14,7 +14,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from headway.simulation.traces import TraceRequest
+from headway.bench.traces import TraceRequest
 
 # What a stream of random numbers is for; streams of different purposes never share a number.
 _ARRIVALS, _LENGTHS, _PREFIX, _OWN, _BLOCK = range(5)

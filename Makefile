@@ -17,10 +17,10 @@ help:  ## Show this list
 setup: $(READY)  ## Make .venv with everything at the pinned versions
 
 # torch first and alone: what depends on it then takes it as it is, whichever build (CPU, CUDA) pip is set up to find.
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml lab/pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt torch
-	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[dev,bench,cpu]'
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[dev,bench,cpu]' -e lab
 	@touch $@
 
 demo: $(READY)  ## Serve the embedded model, ask it a few dozen questions at once, check the answers
@@ -56,4 +56,4 @@ model-check:  ## Check the models of mailbox and query exhaustively (needs Spin:
 
 clean:  ## Remove what builds, tests and linters leave (.venv stays)
 	rm -rf build dist htmlcov .coverage .coverage.* coverage.xml .hypothesis .mypy_cache .pytest_cache .ruff_cache
-	find src tests tools examples -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+	find src lab tests tools examples -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from headway.bench import tiny_models
+from headway.accuracy import tiny_models
 from headway.executor import decode_graphs, flashinfer_attention
 from headway.executor.attention_plan import AttentionCall
 from headway.executor.flashinfer_attention import PagePlan, why_not

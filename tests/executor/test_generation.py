@@ -2,7 +2,7 @@
 
 import pytest
 
-from headway.bench import tiny_models
+from headway.accuracy import tiny_models
 from tests.executor.conftest import NUM_OUTPUT
 from tests.executor.driver import Driver
 

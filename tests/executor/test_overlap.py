@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from headway.bench.reference import Reference
+from headway.accuracy.reference import Reference
 from headway.config import EngineConfig
 from headway.engine.engine import Engine
 from headway.request import FinishReason

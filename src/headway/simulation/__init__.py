@@ -1,11 +1,7 @@
-"""Traffic to measure with, and whole runs of the scheduler without a device, a clock or threads.
+"""Whole runs of the scheduler without a device, a clock or threads.
 
-    traces, workload   recorded traces, and concrete prompts, from a trace or drawn at random
-    digests, device    what is right, and a device that knows it and notices when a request would read another's KV
-    simulate           runs of the core with faults drawn from a seed, and again from the trace of what happened
-
-Deterministic simulation, a line per module:
-
+    simulate                  runs of the core with faults drawn from a seed, and again from the trace of what happened
+    digests, device           what is right, and a device that knows it and notices a read of another request's KV
     setting, shapes, events   a run's configuration, its requests and what happens in it, in integers
     faults, dice              what happens next, drawn from a seed
     simulation, partner       what each event means to the core, the device, and the other side of a P or D

@@ -14,13 +14,7 @@ from headway.engine import loop
 from headway.request import EngineDeadError, EnginePausedError, FinishReason, RequestStatus, SamplingParams
 from headway.scheduler import Batch, Sending
 from tests.engine.running import Device, Hang, Running, eventually, running
-from tests.managers.driving import ALL, PATIENCE, answer_to, assert_nothing_held, prompt_of
-
-
-@pytest.fixture(params=ALL)
-def name(request: pytest.FixtureRequest) -> str:
-    """Each of the three managers in turn."""
-    return str(request.param)
+from tests.managers.driving import PATIENCE, answer_to, assert_nothing_held, prompt_of
 
 
 def in_thread(work: Any, *args: Any, **kwargs: Any) -> tuple[threading.Thread, list[Any]]:

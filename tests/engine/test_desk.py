@@ -12,13 +12,7 @@ from headway.engine import desk, wire
 from headway.engine.desk import ControlDesk
 from headway.request import EngineDeadError
 from tests.engine.running import Device, Hang, Running, eventually, running
-from tests.managers.driving import ALL, PATIENCE
-
-
-@pytest.fixture(params=ALL)
-def name(request: pytest.FixtureRequest) -> str:
-    """Each of the three managers in turn."""
-    return str(request.param)
+from tests.managers.driving import PATIENCE
 
 
 class Asking:

@@ -28,14 +28,7 @@ from headway.request import (
 )
 from headway.scheduler import Batch, Snapshot
 from tests.engine.running import Device, Hang, Recorder, Running, eventually, running
-from tests.managers.driving import ALL, PATIENCE, VOCAB, answer_to, assert_nothing_held, prompt_of
-
-
-@pytest.fixture(params=ALL)
-def name(request: pytest.FixtureRequest) -> str:
-    """Each of the three managers in turn."""
-    return str(request.param)
-
+from tests.managers.driving import PATIENCE, VOCAB, answer_to, assert_nothing_held, every_manager, prompt_of
 
 # -- what any thread may ask -------------------------------------------------------------------------------------
 
@@ -107,6 +100,7 @@ def test_the_snapshot_tells_how_it_stands(name: str) -> None:
 # -- how it is put together --------------------------------------------------------------------------------------
 
 
+@every_manager
 @pytest.mark.parametrize("role", list(Role))
 def test_the_manager_and_the_role_are_chosen_by_the_configuration(name: str, role: Role) -> None:
     config = EngineConfig(scheduler=name, role=role, max_num_seqs=4, max_waiting=3, block_size=4)  # type: ignore[arg-type]
@@ -355,6 +349,7 @@ def coughs(batch: Batch) -> None:
         raise RuntimeError("the device coughed")
 
 
+@every_manager
 @pytest.mark.parametrize("num_producers", [8, 16])
 def test_in_a_storm_every_accepted_request_ends_exactly_once(name: str, num_producers: int) -> None:
     interval = sys.getswitchinterval()

@@ -16,13 +16,7 @@ from headway.kvcache.pool import OwnershipError
 from headway.request import EngineDeadError, FinishReason
 from headway.scheduler import AbortRequests, AddRequest, Batch, Effects, StepResult
 from tests.engine.running import Device, Hang, Running, eventually, running
-from tests.managers.driving import ALL, PATIENCE, answer_to, assert_nothing_held, prompt_of
-
-
-@pytest.fixture(params=ALL)
-def name(request: pytest.FixtureRequest) -> str:
-    """Each of the three managers in turn."""
-    return str(request.param)
+from tests.managers.driving import PATIENCE, answer_to, assert_nothing_held, every_manager, prompt_of
 
 
 @pytest.fixture(params=[1, 2])
@@ -49,6 +43,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 # -- ordinary life -----------------------------------------------------------------------------------------------
 
 
+@every_manager
 def test_many_requests_get_their_answers(name: str, depth: int) -> None:
     with running(name, depth=depth, max_num_seqs=8) as it:
         prompts = {it.add(f"r{i}", prompt_of(i, 1 + i % 50), max_tokens=1 + i % 9): i for i in range(60)}
@@ -146,6 +141,7 @@ def test_commands_are_carried_out_while_the_device_computes(name: str, depth: in
     assert_nothing_held(it.manager)
 
 
+@every_manager
 def test_an_engine_in_the_prefill_role_makes_prompt_and_one_token(name: str) -> None:
     with running(name, role=Role.PREFILL, max_num_batched_tokens=16) as it:
         prompts = [prompt_of(i, 10 + 4 * i) for i in range(10)]
@@ -156,6 +152,7 @@ def test_an_engine_in_the_prefill_role_makes_prompt_and_one_token(name: str) -> 
     assert_nothing_held(it.manager)
 
 
+@every_manager
 @pytest.mark.parametrize("role, method", [(Role.MIXED, "schedule"), (Role.PREFILL, "prefill_schedule")])
 def test_the_role_decides_the_pass(name: str, role: Role, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     called: list[str] = []

@@ -16,7 +16,7 @@ from headway.engine.preprocess import Prepared, PreprocessPool
 from headway.request import FinishReason, Request, RequestError, SamplingParams, Span
 from headway.scheduler import PreprocessDone
 from tests.engine.running import eventually, running
-from tests.managers.driving import ALL, PATIENCE, VOCAB, answer_to, assert_nothing_held, hand_made
+from tests.managers.driving import PATIENCE, VOCAB, answer_to, assert_nothing_held, hand_made
 
 SPAN = Span(1, 2, b"cat", 2)
 
@@ -206,12 +206,6 @@ def test_a_pool_without_threads_is_refused() -> None:
 
 
 # -- an engine that has one --------------------------------------------------------------------------------------
-
-
-@pytest.fixture(params=ALL)
-def name(request: pytest.FixtureRequest) -> str:
-    """Each of the three managers in turn."""
-    return str(request.param)
 
 
 def spell(request: Request) -> Prepared:

@@ -5,13 +5,7 @@ from __future__ import annotations
 import pytest
 
 from headway.managers import lockfree
-from tests.managers.driving import ALL, Driver, make
-
-
-@pytest.fixture(params=ALL)
-def name(request: pytest.FixtureRequest) -> str:
-    """Each of the three managers in turn."""
-    return str(request.param)
+from tests.managers.driving import Driver, make
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from headway.scheduler import AbortRequests, Pause, ResetPrefixCache, Resume, St
 from tests.engine.running import Device, Hang, eventually, running
 from tests.findings.witness import SOON, Asked, comes
 from tests.managers.driving import Driver as ManagerDriver
-from tests.managers.driving import answer_to, make, prompt_of
+from tests.managers.driving import answer_to, every_manager, make, prompt_of
 from tests.scheduler.driver import Driver, config
 
 # -- the mailbox -------------------------------------------------------------------------------------------------
@@ -431,6 +431,7 @@ def test_watchdog_gives_up_a_step_that_never_answers(name: str) -> None:
         hang.let_go.set()
 
 
+@every_manager
 def test_end_of_every_request_is_told_once(name: str) -> None:
     """Aborted, finished, and come to its length at once; and the engine is shut down meanwhile."""
     with running(name, Device(base_s=0.001)) as it:

@@ -10,6 +10,7 @@ from concurrent.futures import Future
 from typing import Any, TypeVar
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 from headway.config import SchedulerConfig
@@ -21,7 +22,10 @@ from headway.scheduler import Batch, Effects, RequestEnd, StepResult
 
 VOCAB = 32000
 ALL = tuple(MANAGERS)
+ACCESSES = ("v1", "v2")  # by the lock, by the mailbox; v0 is reached as v1 is, and differs in its allocation alone
 PATIENCE = 30.0  # seconds after which something that should have happened counts as never happening
+
+every_manager = pytest.mark.parametrize("name", ALL)  # where it matters how blocks are allocated
 
 T = TypeVar("T")
 

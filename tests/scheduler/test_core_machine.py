@@ -35,6 +35,7 @@ from headway.scheduler import (
     never_fits,
 )
 from headway.simulation.digests import EOS, answer_of
+from tests.examples import examples
 from tests.scheduler.driver import Driver, config
 
 STEMS = ([3] * 12, [3] * 6 + [4] * 6, [9, 8, 7, 6, 5, 4, 3, 2])  # prefixes that prompts share
@@ -339,4 +340,4 @@ class CoreMachine(RuleBasedStateMachine):
 
 
 TestCoreMachine = CoreMachine.TestCase
-TestCoreMachine.settings = settings(max_examples=max(300, settings().max_examples), stateful_step_count=40)
+TestCoreMachine.settings = settings(examples(3), stateful_step_count=40)

@@ -9,6 +9,8 @@ import os
 import pytest
 from hypothesis import settings
 
+from headway.engine import loop
+from tests.engine.running import Clock
 from tests.managers.driving import ACCESSES
 
 settings.register_profile("default", derandomize=True, deadline=None, max_examples=25, print_blob=True)
@@ -21,3 +23,12 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 def name(request: pytest.FixtureRequest) -> str:
     """A manager of each way to reach the core; `every_manager` adds the one that only allocates differently."""
     return str(request.param)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The writers of engines that are made from here on live by this clock."""
+    clock = Clock()
+    monkeypatch.setattr(loop, "time", clock)
+    monkeypatch.setattr(loop, "_LONGEST_SLEEP", clock.LONGEST_SLEEP)
+    return clock

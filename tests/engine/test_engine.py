@@ -183,7 +183,7 @@ def test_within_the_grace_what_is_inside_is_completed(name: str) -> None:
 
 @pytest.mark.parametrize("grace", [0.0, 0.05])
 def test_after_the_grace_the_rest_is_aborted(name: str, grace: float) -> None:
-    with running(name, Device(base_s=0.02)) as it:
+    with running(name, Device(base_s=0.2)) as it:
         short = it.add("short", max_tokens=1)
         it.history.wait_for([short])
         uids = [it.add(f"r{i}", max_tokens=60) for i in range(8)]
@@ -343,10 +343,26 @@ class Producer:
                 time.sleep(0.001)
 
 
-def coughs(batch: Batch) -> None:
-    """The device fails now and then, and early: how many steps a storm takes depends on who gets the interpreter."""
-    if batch.step_id % 41 == 4:
-        raise RuntimeError("the device coughed")
+class Coughs(Hang):
+    """The device fails now and then, and early: how many steps a storm takes depends on who gets the interpreter.
+
+    It holds still in its first step until it is let go.
+    """
+
+    def __call__(self, batch: Batch) -> None:
+        super().__call__(batch)
+        if batch.step_id % 41 == 4:
+            raise RuntimeError("the device coughed")
+
+
+def end_two(it: Running) -> Producer:
+    """One request is aborted and one finished before they can come to their length."""
+    one = Producer(it, 0, {uid: ([1, 2, 3], 9) for uid in (1, 2)}, aborted={1}, finished={2})
+    for uid in one.accepted:
+        it.engine.add_request(f"one of two: {uid}", [1, 2, 3], SamplingParams(max_tokens=9), uid=uid)
+    it.engine.abort_requests([1])
+    it.engine.finish_requests([2])
+    return one
 
 
 @every_manager
@@ -355,7 +371,10 @@ def test_in_a_storm_every_accepted_request_ends_exactly_once(name: str, num_prod
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
     try:
-        with running(name, Device(before_step=coughs), max_num_seqs=8, num_blocks=33, max_waiting=64) as it:
+        device = Coughs()
+        with running(name, Device(before_step=device), max_num_seqs=8, num_blocks=33, max_waiting=64) as it:
+            sure = end_two(it)
+            device.let_go.set()
             producers = [Producer(it, seed) for seed in range(1, num_producers + 1)]
             threads = [threading.Thread(target=producer) for producer in producers]
             for thread in threads:
@@ -368,7 +387,7 @@ def test_in_a_storm_every_accepted_request_ends_exactly_once(name: str, num_prod
             assert it.history.threads == {"headway-writer"}
     finally:
         sys.setswitchinterval(interval)
-    check(it, producers)
+    check(it, [sure, *producers])
     assert_nothing_held(it.manager)
 
 

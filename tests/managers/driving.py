@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
@@ -17,8 +17,9 @@ from headway.config import SchedulerConfig
 from headway.executor.simulated import SimulatedTokens
 from headway.managers import MANAGERS, Manager
 from headway.managers.door import ModelLimits
-from headway.request import FinishReason, Request, SamplingParams
-from headway.scheduler import Batch, Effects, RequestEnd, StepResult
+from headway.request import Request, SamplingParams
+from headway.scheduler import Batch, RequestEnd, StepResult
+from tests.history import History
 
 VOCAB = 32000
 ALL = tuple(MANAGERS)
@@ -56,32 +57,6 @@ def answer_to(prompt: Sequence[int] | NDArray[np.integer], count: int) -> list[i
     """What the simulated device answers to a prompt, whatever else runs and however often it is preempted."""
     base = zlib.crc32(np.asarray(prompt, np.int32).tobytes())
     return [(base + (len(prompt) + i) * 7919) % VOCAB for i in range(count)]
-
-
-class History:
-    """What a manager reported, in order. Refuses a second end, and anything about a request that has ended."""
-
-    def __init__(self) -> None:
-        self.started: dict[int, int] = {}
-        self.tokens: dict[int, list[int]] = {}
-        self.ends: dict[int, RequestEnd] = {}
-
-    def take(self, effects: Effects) -> None:
-        """Write down what came about. Also serves as an engine's `on_effects`."""
-        for uid, num_cached_tokens in effects.started:
-            assert uid not in self.started, f"uid {uid} started twice"
-            self.started[uid] = num_cached_tokens
-        for outputs in effects.tokens:
-            for uid, token in zip(outputs.uids.tolist(), outputs.tokens.tolist(), strict=True):
-                assert uid not in self.ends, f"uid {uid} got a token after its end"
-                self.tokens.setdefault(uid, []).append(token)
-        for end in effects.ended:
-            assert end.uid not in self.ends, f"uid {end.uid} ended twice"
-            self.ends[end.uid] = end
-
-    def reasons(self, uids: Iterable[int]) -> list[FinishReason]:
-        """Why these requests ended."""
-        return [self.ends[uid].reason for uid in uids]
 
 
 class Asking(Future[T]):

@@ -20,7 +20,8 @@ from headway.request import (
     SamplingParams,
 )
 from headway.scheduler import DeviceLost, Effects, StepResult
-from tests.managers.driving import PATIENCE, Driver, History, answer_to, hand_made, make, prompt_of
+from tests.history import History
+from tests.managers.driving import PATIENCE, Asking, Driver, answer_to, hand_made, make, prompt_of
 
 # -- finish and abort, in every state ----------------------------------------------------------------------------
 
@@ -180,26 +181,12 @@ def test_a_lost_device_ends_what_runs_and_what_waits_goes_on(name: str) -> None:
     driver.assert_empty()
 
 
-def test_what_a_pass_had_to_end_is_among_the_effects(driver: Driver) -> None:
-    uid = driver.add("a")
-    core = driver.manager._core
+def test_what_breaks_under_a_callers_message_is_the_loops_business() -> None:
+    """The caller is not bothered, nothing more is applied to a core that cannot be trusted, and the loop is told.
 
-    def cannot(now: float = 0.0) -> Any:
-        return None, [core._state.end(core._state.entries[uid], FinishReason.ERROR, message="no block left")]
-
-    core.schedule = cannot  # type: ignore[method-assign]
-    batch, errors = driver.manager.schedule()
-    effects = driver.manager.take_effects()
-    assert batch is None
-    assert effects.ended == errors
-    assert [(end.uid, end.message) for end in errors] == [(uid, "no block left")]
-    driver.assert_empty()
-
-
-@pytest.mark.parametrize("name", ["v1"])
-def test_what_breaks_under_a_callers_message_is_the_loops_business(name: str) -> None:
-    """The caller is not bothered, nothing more is applied to a core that cannot be trusted, and the loop is told."""
-    driver = Driver(make(name))
+    Under the lock, where callers apply their messages themselves.
+    """
+    driver = Driver(make("v1"))
     manager, applied = driver.manager, []
     driver.add("a")
 
@@ -274,18 +261,15 @@ def test_an_abort_that_comes_while_the_manager_closes_loses_no_end(driver: Drive
     """The caller arrives when the last effects have been taken and the requests inside are about to be ended."""
     manager, uid = driver.manager, driver.add("a")
     driver.step()
-    caller = threading.Thread(target=manager.add_abort_req_ids, args=(["a"],))
     inside = manager.door.inside
 
     def caller_first() -> Any:
-        caller.start()
-        caller.join(0.2)  # as far as it gets: it may have to wait until the manager is closed
+        told = Asking(lambda: manager.add_abort_req_ids(["a"])).exception(PATIENCE)
+        assert isinstance(told, EngineDeadError)
         return inside()
 
     manager.door.inside = caller_first  # type: ignore[method-assign]
     driver.history.take(manager.close(FinishReason.ERROR, "it broke"))
-    caller.join(PATIENCE)
-    assert not caller.is_alive()
     assert list(driver.history.ends) == [uid]
 
 

@@ -163,19 +163,6 @@ def test_a_result_and_what_an_operator_does_meanwhile(name: str, result: Op, ope
     every_order(lambda: two_decoding(name), OPERATORS[operator], [result, LAUNCH, ANSWER], [ADD_C])
 
 
-def test_that_the_device_has_stopped_is_told_at_any_time(name: str) -> None:
-    """reschedule_preempt_task and recycle_abort_task, late or early."""
-
-    def then(w: World, order: list[str]) -> None:
-        assert reason_of(w) is reason_of(w, "b") is FinishReason.LENGTH
-
-    told = [
-        op("rescheduled", lambda w: w.manager.reschedule_preempt_task(["a", "b"])),
-        op("recycled", lambda w: w.manager.recycle_abort_task(["a", "b"])),
-    ]
-    every_order(lambda: two_decoding(name), [PREEMPT], told, [ANSWER, LAUNCH, ANSWER], then=then)
-
-
 # -- a slot that changes hands while a step is out ---------------------------------------------------------------
 
 

@@ -70,13 +70,15 @@ def test_checking_a_request_raises_what_adding_would_and_hands_nothing_in(name: 
 
 
 def test_ending_requests_is_idempotent_and_unknown_uids_are_a_no_op(name: str) -> None:
-    with running(name, Device(base_s=0.001)) as it:
+    hang = Hang()
+    with running(name, Device(before_step=hang)) as it:
         aborted, finished, left = (it.add(request_id, max_tokens=50) for request_id in "abc")
         for _ in range(3):
             it.engine.abort_requests([aborted, 10**9])
             it.engine.finish_requests([finished, 10**9])
         it.engine.abort_requests([finished])
         it.engine.finish_requests([aborted])
+        hang.let_go.set()
         it.history.wait_for([aborted, finished, left])
         assert it.history.reasons([aborted, finished, left]) == [
             FinishReason.ABORT,
@@ -383,6 +385,7 @@ def test_in_a_storm_every_accepted_request_ends_exactly_once(name: str, num_prod
                 thread.join(PATIENCE)
             assert [producer.error for producer in producers] == [None] * num_producers
             it.history.wait_for(uid for producer in producers for uid in producer.accepted)
+            assert eventually(lambda: not it.engine.snapshot().has_work)  # a step may be out whose requests have ended
             assert it.engine.failure() is None
             assert it.history.threads == {"headway-writer"}
     finally:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from types import FrameType, FunctionType, ModuleType
 from typing import Any
 
-SOON = 10.0  # seconds after which a caller that should have come back counts as blocked
+SOON = 30.0  # seconds after which a caller that should have come back counts as blocked
 
 
 def instructions(act: Callable[[], object]) -> int:

@@ -20,6 +20,7 @@ import pytest
 from headway.config import Role
 from headway.managers import base, locked, lockfree, surface
 from headway.request import EnginePausedError, Request
+from headway.scheduler import Snapshot
 from tests.managers.driving import Asking
 from tests.managers.world import World, world
 
@@ -118,8 +119,9 @@ class Script:
         return [*self._dice.choice(self._stems)[: self._dice.randrange(1, 20)], self._dice.randrange(900)]
 
     def _add(self) -> None:
-        prepare = {"preprocess": b"an image"} if self._dice.random() < 0.2 else {}
-        self._world.add(self._new(), self._prompt(), self._dice.randrange(1, 30), **prepare)
+        options: dict[str, Any] = {"preprocess": b"an image"} if self._dice.random() < 0.2 else {}
+        options["priority"] = self._dice.choice([0, 0, 1])
+        self._world.add(self._new(), self._prompt(), self._dice.randrange(1, 30), **options)
 
     def _reserve(self) -> None:
         self._reservations.append(self._world.reserve(self._new(), self._prompt(), self._dice.randrange(1, 30)))
@@ -149,7 +151,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     return one
 
 
-def life_of(name: str, seed: int, role: Role, clock: SimpleNamespace) -> list[Any]:
+def life_of(name: str, seed: int, role: Role, clock: SimpleNamespace) -> tuple[list[Any], Snapshot]:
     clock.now = 1000.0
     one = world(
         name,
@@ -163,7 +165,7 @@ def life_of(name: str, seed: int, role: Role, clock: SimpleNamespace) -> list[An
     script = Script(seed, one, clock)
     for _ in range(NUM_TURNS):
         script.turn()
-    lived = list(log)
+    lived = list(log), one.manager.snapshot()
     one.run()
     one.check()
     return lived
@@ -172,8 +174,9 @@ def life_of(name: str, seed: int, role: Role, clock: SimpleNamespace) -> list[An
 @pytest.mark.parametrize("role", list(Role))
 @pytest.mark.parametrize("seed", range(6))
 def test_v1_and_v2_decide_the_same(seed: int, role: Role, clock: SimpleNamespace) -> None:
-    first, second = life_of("v1", seed, role, clock), life_of("v2", seed, role, clock)
+    (first, end), (second, _) = life_of("v1", seed, role, clock), life_of("v2", seed, role, clock)
     for one, other in zip(first, second, strict=True):
         assert one == other
     batches = [answer[0] for name, _, answer, _ in first if name != "apply" and answer[0] is not None]
-    assert len(batches) > 20, "a dull life proves nothing"
+    assert len(batches) > 20 and end.num_prefix_hit_tokens, "a dull life proves nothing"
+    assert end.num_preemptions or role is Role.PREFILL, "nor does one without preemptions"

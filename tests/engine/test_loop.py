@@ -485,7 +485,7 @@ def test_a_writer_that_is_stuck_is_a_stall_until_it_goes_on(name: str, clock: Cl
 
 def test_work_that_nothing_is_done_about_is_a_stall(name: str, clock: Clock) -> None:
     with running(name) as it:
-        it.manager._core.schedule = lambda now=0.0: (None, [])  # type: ignore[method-assign]
+        it.manager._core.schedule = lambda: None  # type: ignore[method-assign]
         it.add("a")
         assert eventually(lambda: it.engine.snapshot().has_work)
         clock.let_pass(9.0)

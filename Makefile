@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
-CORE   := src/headway/scheduler/*,src/headway/kvcache/*,src/headway/managers/*
+CORE   := src/headway/scheduler/*,src/headway/kvcache/*,src/headway/managers/*,src/headway/adapters/*
 # More arguments for the command that a target runs: make serve ARGS="--port 9000"
 ARGS   ?=
 # Other engines whose schedulers `make bench` measures beside ours; vLLM's source is fetched the first time.
@@ -39,10 +39,11 @@ mutants: $(READY)  ## Bring back each flaw of the original, one at a time: the t
 golden: $(READY)  ## Simulate 200 seeds under v0, v1 and v2: the scheduler must decide as it did when they were stored
 	$(BIN)/python tools/golden.py $(ARGS)
 
-lint: $(READY)  ## Check style, format and types
+lint: $(READY)  ## Check style, format, types, the arrows of the map, and the words
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache --quiet
 
 format: $(READY)  ## Put style and format right where a tool can
 	$(BIN)/ruff check --fix .

@@ -22,11 +22,11 @@ import numpy as np
 import pytest
 
 import headway
-from headway.adapters.fastdeploy import OriginalCalls
+from headway.adapters.fastdeploy import OriginalCalls, ResourceManagerV2
 from headway.config import Role
 from headway.engine.preprocess import Prepared
 from headway.errors import EngineDeadError, QueryError, QueueFullError
-from headway.managers import Manager, ResourceManagerV2, lock_free
+from headway.managers import Manager, lock_free
 from headway.request import FinishReason, Request, RequestStatus
 from headway.sampling import SamplingParams
 from headway.scheduler import Answer, Effects, Message, Sending

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from headway import __version__
-from headway.commands import chat, doctor, generate, simtest
+from headway.commands import accuracy, chat, doctor, generate, simtest
 from headway.commands.options import ChatTemplateOption, takes_model_and_engine
 from headway.config import EngineConfig
 from headway.errors import EngineDeadError
@@ -80,6 +80,7 @@ app.command("generate")(generate.command)
 app.command("chat")(chat.command)
 app.command("doctor")(doctor.command)
 app.command("simtest")(simtest.command)
+app.command("accuracy")(accuracy.command)
 
 
 @app.command()
@@ -120,35 +121,20 @@ def serve(
     raise typer.Exit(serve(config, host, port, **options, **templates))
 
 
-_PASS_ON = {
-    "allow_extra_args": True,
-    "allow_interspersed_args": False,
-    "ignore_unknown_options": True,
-    "help_option_names": [],
-}
-
-
-@app.command(context_settings=_PASS_ON)
+@app.command(
+    context_settings={
+        "allow_extra_args": True,
+        "allow_interspersed_args": False,
+        "ignore_unknown_options": True,
+        "help_option_names": [],
+    }
+)
 def bench(context: typer.Context) -> None:
-    """Measure the scheduler, or a server under load."""
+    """Measure a server under load, tokens per second, or the scheduler's step."""
     from headway.bench import app as benchmarks
 
-    _pass_on(benchmarks, context)
-
-
-@app.command(context_settings=_PASS_ON)
-def accuracy(context: typer.Context) -> None:
-    """Compare every token with the output of transformers' generate."""
-    from headway.bench.accuracy import command
-
-    alone = typer.Typer(add_completion=False)
-    alone.command()(command)
-    _pass_on(alone, context)
-
-
-def _pass_on(to: typer.Typer, context: typer.Context) -> None:
-    """Run another app with the rest of the command line, --help included."""
-    raise typer.Exit(to(context.args, prog_name=context.command_path, standalone_mode=False) or 0)
+    # The app of the benchmarks gets the rest of the line, --help included.
+    raise typer.Exit(benchmarks(context.args, prog_name=context.command_path, standalone_mode=False) or 0)
 
 
 if __name__ == "__main__":

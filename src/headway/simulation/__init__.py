@@ -1,11 +1,7 @@
-"""Traffic for measurements, and whole runs of the scheduler without a device, a clock or threads.
+"""Whole runs of the scheduler without a device, a clock or threads.
 
-    traces, workload   recorded traces, and concrete prompts, from a trace or drawn at random
-    digests, device    the right KV and answers, and a device that notices when a request would read foreign KV
-    simulate           runs of the core with faults drawn from a seed, and runs of a stored trace
-
-Deterministic simulation, a line per module:
-
+    simulate                  runs of the core with faults drawn from a seed, and runs of a stored trace
+    digests, device           the right KV and answers, and a device that notices when a request would read foreign KV
     setting, shapes, events   a run's configuration, its requests and its events, in integers
     faults, dice              the next event, drawn from a seed
     simulation, partner       carry an event out: the core and the device; the other side of a P or D

@@ -38,8 +38,8 @@ def command(
 ) -> None:
     """Compare every token with transformers' generate: greedy, float32, on this machine's CPU.
 
-    Runs models × schedulers × token budgets × a large KV pool and one that is too small for all requests at once
-    (v1 and v2 preempt, v0 queues) × prefix caching on and off. Exits with 1 if a single token differs.
+    Runs models × schedulers × token budgets × a large and a small KV pool × prefix caching on and off.
+    The small pool cannot hold all requests at once: v1 and v2 preempt, v0 queues. Exit code 1: a token differs.
     """
     table = Table(title="Token for token as model.generate (greedy, float32)")
     for heading in ("model", "scheduler", "budget", "pool", "prefix caching", "exact", "preempted", "cached", "s"):

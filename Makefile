@@ -43,7 +43,7 @@ lint: $(READY)  ## Check style, format, types, the arrows of the map, and the wo
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/lint-imports --no-cache --quiet
+	$(BIN)/lint-imports --no-cache --no-logo
 
 format: $(READY)  ## Put style and format right where a tool can
 	$(BIN)/ruff check --fix .

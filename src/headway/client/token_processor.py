@@ -143,7 +143,7 @@ class TokenProcessor:
     def fail_all(self, message: str, now: float) -> Processed:
         """End everything with an error, for an engine that will not answer any more."""
         ended = [
-            RequestEnd(uid, sequence.request.request_id, FinishReason.ERROR, message=message)
+            RequestEnd(uid, sequence.request.request_id, FinishReason.ERROR, error=message)
             for uid, sequence in self._sequences.items()
         ]
         return self.process(Effects(ended=ended), now)
@@ -240,7 +240,7 @@ class TokenProcessor:
             if stop is not None:
                 return Ending(FinishReason.STOP, stop)
             sequence.text += sequence.scanner.rest()
-        return Ending(end.reason, self._stop_reason(sequence, end), end.message)
+        return Ending(end.reason, self._stop_reason(sequence, end), end.error)
 
     def _stop_reason(self, sequence: OpenSequence, end: RequestEnd) -> int | None:
         sampling = sequence.request.sampling

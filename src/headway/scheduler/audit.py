@@ -9,7 +9,7 @@ import numpy as np
 
 from headway.kvcache import OwnershipError
 from headway.request import RequestStatus
-from headway.scheduler.state.slot_table import Phase
+from headway.scheduler.state.slot_table import EMPTY
 from headway.scheduler.state.state import State
 
 # Blocks and slots are looked at in turn, several together after every few steps: that way they cost a microsecond a
@@ -131,8 +131,10 @@ class Auditor:
             free = state.slots.num_free_slots()
             problems.append(f"{len(seated)} slots have an occupant and {free} are free, of {table.capacity}")
         for slot, entry in enumerate(state.occupants):
-            if (entry is None) != (table.phase[slot] == Phase.EMPTY):
-                problems.append(f"slot {slot} is in phase {Phase(table.phase[slot]).name}, but its occupant is {entry}")
+            status = int(table.status[slot])
+            if status != (EMPTY if entry is None else entry.status):
+                name = "EMPTY" if status == EMPTY else RequestStatus(status).name
+                problems.append(f"slot {slot} has status {name}, but its occupant is {entry}")
             elif entry is not None and (entry.handle is None or not table.owns(*entry.handle) or entry.slot != slot):
                 problems.append(f"slot {slot}: the handle of request {entry.request.request_id!r} is void")
         sending = state.population[RequestStatus.SENDING]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 from typing import NamedTuple
 
-from headway.scheduler.state.slot_table import EMPTY, SlotTable
+from headway.scheduler.state.slot_table import SlotTable
 
 
 class NoFreeSlotError(RuntimeError):
@@ -57,7 +57,7 @@ class SlotPool:
         if not table.owns(slot, handle.generation):
             return False
         table.generation[slot] += 1
-        table.set_phase(slot, EMPTY)
+        table.epoch += 1
         heapq.heappush(self._free, slot)
         self._used[slot] = 0
         if slot == self.num_spanned - 1:

@@ -294,7 +294,7 @@ def test_a_violation_of_ownership_stops_the_engine_with_a_report_that_names_the_
         failure = it.engine.failure()
         assert failure is not None and "\n" not in failure
         assert failure.startswith("the engine stopped: OwnershipError: ")
-        for words in ("held by nobody", "request 'r0' (slot 0): ", "request 'r1' (slot 1): "):
+        for words in ("held by no owner", "request 'r0' (slot 0): ", "request 'r1' (slot 1): "):
             assert words in failure
         assert it.history.reasons(uids) == [FinishReason.ERROR] * 3
         assert {it.history.ends[uid].error for uid in uids} == {failure}

@@ -131,7 +131,7 @@ class TestTheRound:
         driver.state.table.num_blocks[3] = 1
         message = noticed(driver, SLOT_ROUND)
         assert message.startswith("slot 3 is free and holds 1 blocks")
-        assert "request 'nobody' (slot 3): 1" in message
+        assert "request '(no request)' (slot 3): 1" in message
 
     def test_a_request_whose_handle_is_void(self) -> None:
         driver = busy()
@@ -193,7 +193,7 @@ class TestOnDemand:
         lost = driver.state.pool.take(1)
         report = driver.core.ask(Audit(1))
         assert isinstance(report, AuditReport) and not report.ok
-        assert report.problems[0] == f"block {lost[0]} has 1 references, its owners hold 0; held by nobody"
+        assert report.problems[0] == f"block {lost[0]} has 1 references, its owners hold 0; held by no owner"
 
     @pytest.mark.parametrize(
         ("plant", "problem"),

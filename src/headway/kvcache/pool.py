@@ -1,4 +1,4 @@
-"""The blocks of the KV cache and who refers to them."""
+"""The blocks of the KV cache and how many references each has."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ def _nothing_cached(blocks: BlockIds) -> None:
 class BlockPool:
     """Hands out blocks and takes them back.
 
-    A block is free (its contents are worthless), evictable (cached, nobody refers to it) or referenced (a count).
+    A block is free (its contents are worthless), evictable (cached, without a reference) or referenced (a count).
 
         take      free, else evictable -> referenced      share     evictable or referenced -> referenced
         release   referenced -> free or evictable         keep      marks a referenced block as cached
 
-    Free blocks go first, so that nothing cached is lost without need; then the evictable ones, least recently
-    released first. Block 0 is padding: never handed out, never freed.
+    Free blocks go first, so that nothing cached is lost without need; then evictable blocks, least recently released
+    first. Block 0 is padding: never handed out, never freed.
 
     tokens: int32 [num_blocks, block_size]; the tokens whose KV a block holds, once it is full and its steps have
         succeeded.
@@ -96,7 +96,7 @@ class BlockPool:
         return blocks
 
     def num_idle(self, blocks: BlockIds) -> int:
-        """How many of these cached blocks nobody refers to: sharing them makes so many fewer available."""
+        """How many of these cached blocks have no reference: sharing them makes so many fewer available."""
         return len(blocks) - int(np.count_nonzero(self._references[blocks]))
 
     def share(self, blocks: BlockIds) -> None:
@@ -201,7 +201,7 @@ class BlockPool:
         return found
 
     def _retire(self, idle: BlockIds) -> None:
-        """Nobody refers to these distinct blocks any more; the first ones age first."""
+        """These distinct blocks have no reference any more; the first of them age first."""
         if not len(idle):
             return
         self._num_referenced -= len(idle)

@@ -13,7 +13,7 @@ from headway.kvcache.pool import BlockIds, BlockPool
 Node = bytes
 """Names a whole sequence of tokens and media, up to the end of one block: where the next block's key begins.
 
-Eight bytes, never used twice, or a root; and after either the next block's extra, where it has one.
+An 8-byte id that is never reused, or a root; followed by the media key of the next block, if it has one.
 """
 
 # Keys of different composition are never equal, because a key can be taken apart in one way only:
@@ -30,8 +30,8 @@ _ROOT = bytes(8)  # ids begin at 1
 class Run:
     """Blocks of one sequence, one after the other, of which only the first has a key in the index.
 
-    blocks: those that are left; it loses them from its end. tokens: what they hold, int32 bytes, and perhaps what those
-    held that are gone. first_id: the id of the first one's node; those of the others follow it.
+    blocks: the remaining blocks; eviction removes them from the end. tokens: int32 bytes of these blocks; may still
+    contain those of evicted ones. first_id: the id of the first block's node; the ids of the others follow it.
     """
 
     blocks: list[int]
@@ -53,14 +53,14 @@ class PrefixCache:
     longer be reached; they age out.
 
     Blocks that are published together lie in the index as one run, by the key of the first; the tokens of the others
-    are compared. Where somebody leaves a run, or must not follow it further, it is split there: so every node that
-    anybody has been given is the end of a run, and what continues it is found by its key.
+    are compared. Where a sequence leaves a run, or must not follow it further, the run is split. So every node that was
+    ever returned is the end of a run, and the blocks that continue it are found by their key.
     """
 
     def __init__(self, pool: BlockPool) -> None:
         self._pool = pool
         self._index: dict[bytes, int] = {}
-        self._keys: list[bytes] = [b""] * pool.num_blocks  # of those in the index; what others had is left there
+        self._keys: list[bytes] = [b""] * pool.num_blocks  # of blocks in the index; stale for all others
         self._runs: list[Run | None] = [None] * pool.num_blocks  # None: a block by itself, whose node is in `_nodes`
         self._nodes: list[Node] = [b""] * pool.num_blocks
         self._num_cached = 0
@@ -106,8 +106,8 @@ class PrefixCache:
 
         node: with the extra of `blocks[0]` already behind it, as `match` and `publish` return it.
         extras: of the blocks by column (see `media_keys`). first: the column of `blocks[0]`.
-        Their step must have succeeded. Where an equal sequence is cached already, that block stays the one that is
-        found and the caller's remains its own. Returns the node at the end, followed by the extra of the block that
+        Their step must have succeeded. Where an equal sequence is cached already, that block is still found,
+        and the caller's block remains its own. Returns the node at the end, followed by the extra of the block that
         comes next.
         """
         width = self._key_bytes
@@ -185,7 +185,8 @@ class PrefixCache:
         return found, node
 
     def _publish_run(self, node: Node, tokens: bytes, blocks: list[int]) -> Node:
-        """Blocks of which the first is new; so are the others then, as what they continue is."""
+        """Adds blocks whose first block is not in the index. Then none of the others can be: their keys contain the id
+        of the new first one."""
         key, first, runs = node + tokens[: self._key_bytes], blocks[0], self._runs
         run = Run(blocks, tokens, self._next_id)
         for block in blocks:

@@ -58,9 +58,9 @@ from headway.scheduler.state.state import State
 class Scheduler:
     """Decides, step by step, what runs. See the package's docstring for how it is driven.
 
-    One caller at a time: whoever owns it is the writer.
+    One caller at a time: the writer, which owns it.
 
-    policies: the rules to go by; None takes those that the configuration names.
+    policies: the rules to go by; None takes the rules that the configuration names.
     """
 
     def __init__(
@@ -134,7 +134,7 @@ class Scheduler:
     def schedule(self) -> Batch | None:
         """The next step: all decodes, then prefill chunks, then newcomers, within `max_num_batched_tokens`.
 
-        None when there is nothing to compute. A pass ends no request: what is admitted can be served to its end.
+        None when there is nothing to compute. A pass ends no request: each admitted request can be served to its end.
         """
         if self._state.paused:
             return None
@@ -230,11 +230,11 @@ class Scheduler:
 
     @property
     def slots(self) -> SlotPool:
-        """Who gets which slot."""
+        """Which slots are free."""
         return self._state.slots
 
     def audit_report(self) -> AuditReport:
-        """Full recount of who owns what, O(slots + blocks)."""
+        """Full recount of slots, blocks and their owners, O(slots + blocks)."""
         return self._auditor.report()
 
     def audit(self) -> None:

@@ -9,8 +9,8 @@ from headway.request import Request
 def never_fits(config: SchedulerConfig, request: Request) -> str | None:
     """Why this request can never be served, naming value and limit; None if it can.
 
-    Whatever passes is served in the end, whoever else runs: a prefill can always have `smallest_chunk_budget` tokens
-    in a step, which takes it past every span, and the encoder cache has room for one span at a time.
+    A request that passes is served in the end, whatever else runs: a prefill can always have `smallest_chunk_budget`
+    tokens in a step, which takes it past every span, and the encoder cache can hold one span at a time.
     """
     num_prompt, limit = len(request.prompt), config.max_model_len
     if num_prompt < 1:
@@ -34,8 +34,8 @@ def never_fits(config: SchedulerConfig, request: Request) -> str | None:
             return f"span {i} ends at {span.end}, past the prompt ({num_prompt} tokens)"
         if span.length > config.smallest_chunk_budget:
             return (
-                f"span {i} of {span.length} tokens cannot be cut, and a step is sure to leave a prefill only "
-                f"{config.smallest_chunk_budget} (max_num_batched_tokens less the decodes of all other slots)"
+                f"span {i} has {span.length} tokens and must fit in one step; with all other slots decoding a step has "
+                f"room for {config.smallest_chunk_budget}. Raise max_num_batched_tokens or lower max_num_seqs"
             )
         if not 0 <= span.num_encoder_tokens <= config.encoder_budget:
             return (

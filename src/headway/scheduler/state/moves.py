@@ -154,7 +154,7 @@ class Moves:
         table.num_tokens[rows] = positions + 2
 
     def confirm_chunk(self, entry: Entry, start: int, end: int, token: int | None) -> None:
-        """RESULT: the KV of its known tokens from `start` to `end` is there. token: the one that follows, or None."""
+        """RESULT: the KV of its known tokens from `start` to `end` is there. token: the next token, or None."""
         self._after(_RESULT, entry)
         self._state.store(entry, start, end)
         if token is not None:
@@ -212,7 +212,7 @@ class Moves:
         return RequestEnd(entry.uid, entry.request.request_id, reason, stop_token, error)
 
     def end_by(self, entry: Entry, token: int) -> RequestEnd | None:
-        """END, if this token, the last one that is known of it, is its last; else None, and it goes on."""
+        """END, if this token, the last of its known tokens, is its last at all; else None, and it goes on."""
         reason = self._state.reason_to_end(entry, token)
         if reason is None:
             return None

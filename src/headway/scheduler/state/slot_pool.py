@@ -1,4 +1,4 @@
-"""Which slots are free, and which request has which."""
+"""Which slots are free."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class SlotHandle(NamedTuple):
 
 
 class SlotPool:
-    """Who gets which slot. The lowest free one first, so that the rows in use stay dense.
+    """Gives out slots. The lowest free slot first, so that the rows in use stay dense.
 
-    Acquiring and releasing is for the writer alone. A release by a void handle is recognised and does nothing, so a
-    late one can never take the slot from its next owner.
+    Only the writer acquires and releases. A release by a void handle does nothing, so a late release can never take the
+    slot from its next owner.
     """
 
     def __init__(self, table: SlotTable) -> None:

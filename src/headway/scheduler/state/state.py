@@ -26,11 +26,11 @@ class State:
 
     occupants: the request in each slot.
     prefilling: the running requests with known tokens still to compute, in order of admission.
-    leases: blocks that are read by a sender, by the uid of the request whose KV they hold; they stay until it says so,
-        also if the request has ended.
-    holder: int32 [num_blocks]; the slot that took a block for itself alone, -1 where that is not known. Out of date for
-        blocks that nobody refers to.
-    paused: nobody is let in and nothing is scheduled.
+    leases: blocks that a sender reads, by the uid of the request whose KV they hold; they stay until `SendDone`, also
+        if the request has ended.
+    holder: int32 [num_blocks]; the slot that took a block for itself alone, -1 where it is unknown. Out of date for
+        blocks without a reference.
+    paused: no request is admitted and no step is scheduled.
     population: requests by status. priorities: running requests by priority.
     """
 
@@ -76,7 +76,7 @@ class State:
         self.publish(entry, last)
 
     def publish(self, entry: Entry, num_full_blocks: int) -> None:
-        """Let others find so many leading blocks of a seated request: they are full, and their steps have succeeded."""
+        """Let other requests find these leading blocks of a seated one: full, and their steps have succeeded."""
         if not self.config.enable_prefix_caching:
             return
         table, slot = self.table, entry.slot
@@ -93,7 +93,7 @@ class State:
         table.num_published[slot] = num_full_blocks
 
     def reset_prefix_cache(self) -> int:
-        """Forget what is cached; returns how many blocks were. What the seated have computed is never found again."""
+        """Forget what is cached; returns how many blocks were. Blocks of seated requests are never found again."""
         for entry in self.occupants:
             if entry is not None:
                 entry.node = self.prefix.orphan()
@@ -129,7 +129,7 @@ class State:
         return num_tokens - 1 if num_tokens > len(entry.tokens) else 0
 
     def reason_to_end(self, entry: Entry, token: int) -> FinishReason | None:
-        """Why a running request ends with this token, the last one that is known; None if it goes on."""
+        """Why a running request ends with this token, the last of its known tokens; None if it goes on."""
         num_tokens = int(self.table.num_tokens[entry.slot])
         if token in entry.request.stop_token_ids and num_tokens >= self.table.min_total[entry.slot]:
             return FinishReason.STOP

@@ -469,10 +469,10 @@ def test_a_query_that_waits_for_the_device_when_the_engine_ends_fails(driver: Dr
 def test_a_query_that_the_writer_dies_of_fails(asked: Driver, question: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is claimed and will never be answered; whoever drives the loop closes."""
 
-    def broken(core: Scheduler, message: Message, now: float = 0.0) -> Effects:
+    def broken(core: Scheduler, query: Query, now: float = 0.0) -> object:
         raise AssertionError("a block has two owners")
 
-    monkeypatch.setattr(Scheduler, "apply", broken)
+    monkeypatch.setattr(Scheduler, "ask", broken)
     one = asked.asking(bound(asked, question))
     with pytest.raises(AssertionError, match="two owners"):
         asked.manager.drain()

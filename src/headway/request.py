@@ -35,6 +35,7 @@ class RequestStatus(IntEnum):
     PREPARING = 5  # a preprocess job works on it; its place in the queue is kept
     RESERVED = 6  # holds slot and blocks, computes nothing yet: P before its D has agreed, D before the KV has come
     SENDING = 7  # P: all is computed, the KV is on its way to D
+    NEW = 8  # not accepted yet; never seen from outside
 
 
 @dataclass(frozen=True, slots=True)

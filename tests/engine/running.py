@@ -37,7 +37,7 @@ class Recorder(History):
 
     def take(self, effects: Effects) -> None:
         assert effects, "told of nothing"
-        assert not (effects.jobs or effects.sending or effects.answers), "these are the loop's and the manager's"
+        assert not (effects.jobs or effects.sending or effects.awaited), "these are the loop's and the manager's"
         self.threads.add(threading.current_thread().name)
         super().take(effects)
 

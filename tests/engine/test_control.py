@@ -214,7 +214,7 @@ def test_without_a_connector_such_a_request_ends_with_an_error(name: str) -> Non
         uid = prefill(it, "a", prompt_of(1, 10))
         it.history.wait_for([uid])
         assert it.history.reasons([uid]) == [FinishReason.ERROR]
-        assert "no connector" in str(it.history.ends[uid].message)
+        assert "no connector" in str(it.history.ends[uid].error)
         assert it.engine.failure() is None
     assert_nothing_held(it.manager)
 
@@ -280,10 +280,10 @@ def test_a_violation_of_ownership_stops_the_engine_with_a_report_that_names_the_
         failure = it.engine.failure()
         assert failure is not None and "\n" not in failure
         assert failure.startswith("the engine stopped: OwnershipError: ")
-        for words in ("held by nobody", "request 'r0' (slot 0): ", "request 'r1' (slot 1): "):
+        for words in ("held by no owner", "request 'r0' (slot 0): ", "request 'r1' (slot 1): "):
             assert words in failure
         assert it.history.reasons(uids) == [FinishReason.ERROR] * 3
-        assert {it.history.ends[uid].message for uid in uids} == {failure}
+        assert {it.history.ends[uid].error for uid in uids} == {failure}
         assert it.engine.is_stalled()
         for ask in (it.engine.audit, it.engine.pause, lambda: it.add("more")):
             with pytest.raises(EngineDeadError, match="OwnershipError"):

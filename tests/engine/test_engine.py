@@ -186,7 +186,7 @@ def test_after_the_grace_the_rest_is_aborted(name: str, grace: float) -> None:
         uids = [it.add(f"r{i}", max_tokens=60) for i in range(8)]
         it.engine.shutdown(grace)
         assert it.history.reasons(uids) == [FinishReason.ABORT] * 8
-        assert {it.history.ends[uid].message for uid in uids} == {"the engine was shut down"}
+        assert {it.history.ends[uid].error for uid in uids} == {"the engine was shut down"}
         assert it.manager.door.num_inside == 0
         assert it.engine.failure() is None
 
@@ -403,7 +403,7 @@ def check(it: Running, producers: list[Producer]) -> None:
                 case FinishReason.STOP:
                     assert uid in producer.finished and len(tokens) < max_tokens
                 case FinishReason.ERROR:
-                    assert end.message == "RuntimeError: the device coughed" and len(tokens) < max_tokens
+                    assert end.error == "RuntimeError: the device coughed" and len(tokens) < max_tokens
     reasons = {end.reason for end in it.history.ends.values()}
     assert reasons == set(FinishReason), f"a dull storm: {reasons}"
     snapshot = it.engine.snapshot()

@@ -187,7 +187,7 @@ def test_a_failing_step_ends_its_requests_and_nothing_else(name: str, depth: int
         assert it.history.reasons(uids) == [FinishReason.ERROR] * 3 + [FinishReason.LENGTH] * 4
         for uid, prompt in zip(uids, prompts, strict=True):
             if it.history.ends[uid].reason is FinishReason.ERROR:
-                assert it.history.ends[uid].message == "RuntimeError: the device coughed"
+                assert it.history.ends[uid].error == "RuntimeError: the device coughed"
                 assert it.history.tokens.get(uid, []) == answer_to(prompt, step_id - 1)
             else:
                 assert it.history.tokens[uid] == answer_to(prompt, 9)
@@ -231,7 +231,7 @@ def test_a_result_with_the_wrong_number_of_tokens_is_a_failed_step(name: str, de
         it.engine.start()
         it.history.wait_for(uids)
         assert it.history.reasons(uids) == [FinishReason.ERROR] * 2 + [FinishReason.LENGTH] * 2
-        assert it.history.ends[uids[0]].message == "the device returned 1 tokens for 2 rows"
+        assert it.history.ends[uids[0]].error == "the device returned 1 tokens for 2 rows"
     assert_nothing_held(it.manager)
 
 
@@ -291,7 +291,7 @@ def test_a_hanging_step_is_given_up_and_what_waits_goes_on(
         more = it.add("more")
         it.history.wait_for([more])
         assert it.history.reasons(uids) == [FinishReason.ERROR] * 2 + [FinishReason.LENGTH] * 3
-        assert it.history.ends[uids[0]].message == "step 1 did not answer within step_timeout (1 s)"
+        assert it.history.ends[uids[0]].error == "step 1 did not answer within step_timeout (1 s)"
         assert [it.history.tokens.get(uid, []) for uid in uids] == (
             [[]] * 2 + [answer_to(prompt, 9) for prompt in prompts[2:]]
         )
@@ -335,7 +335,7 @@ def test_when_the_device_cannot_be_restarted_the_engine_says_so(
         failure = it.engine.failure()
         assert failure is not None and failure.startswith("the engine stopped: ") and why in failure
         assert it.history.reasons(uids) == [FinishReason.ERROR] * 5
-        assert {it.history.ends[uid].message for uid in uids} == {failure}
+        assert {it.history.ends[uid].error for uid in uids} == {failure}
         assert it.engine.is_stalled()
         with pytest.raises(EngineDeadError, match="the engine stopped"):
             it.add("more")
@@ -362,7 +362,7 @@ def test_a_device_that_was_given_up_gets_no_more_steps(name: str) -> None:
         it.engine.start()
         it.history.wait_for([uid])
         assert launched == []
-        assert it.history.ends[uid].message == "the engine stopped: for the test"
+        assert it.history.ends[uid].error == "the engine stopped: for the test"
 
 
 # -- a broken invariant ------------------------------------------------------------------------------------------
@@ -406,7 +406,7 @@ def test_a_broken_invariant_stops_the_engine_with_a_report(name: str, kind: type
         hang.let_go.set()
         assert_dead(it, uids, "OwnershipError: block 3 is owned twice")
         assert it.history.reasons(uids) == [FinishReason.ERROR] * len(uids)
-        assert {end.message for end in it.history.ends.values()} == {it.engine.failure()}
+        assert {end.error for end in it.history.ends.values()} == {it.engine.failure()}
 
 
 def test_a_pass_that_raises_stops_the_engine_with_a_report(name: str) -> None:

@@ -236,7 +236,7 @@ def test_without_a_preprocessor_such_a_request_is_refused_at_the_door(name: str)
         it.manager.add(past)
         it.history.wait_for([past.uid])
         assert it.history.ends[past.uid].reason is FinishReason.ERROR
-        assert "this engine has no preprocessor" in str(it.history.ends[past.uid].message)
+        assert "this engine has no preprocessor" in str(it.history.ends[past.uid].error)
 
 
 @pytest.mark.parametrize(
@@ -261,7 +261,7 @@ def test_what_the_door_would_refuse_ends_the_request_and_no_other(name: str, pre
         good, bad = it.add("good"), it.add("bad", (), preprocess=b"")
         it.history.wait_for([good, bad])
         assert it.history.reasons([good, bad]) == [FinishReason.LENGTH, FinishReason.ERROR]
-        assert why in str(it.history.ends[bad].message)
+        assert why in str(it.history.ends[bad].error)
         assert it.history.tokens.keys() == {good}
         assert it.engine.failure() is None
     assert_nothing_held(it.manager)
@@ -295,7 +295,7 @@ def test_the_writer_sleeps_no_longer_than_until_the_next_deadline(name: str, mon
         uid = it.add("a", preprocess=b"")
         it.history.wait_for([uid])
         assert it.history.reasons([uid]) == [FinishReason.ERROR]
-        assert "preprocess_timeout" in str(it.history.ends[uid].message)
+        assert "preprocess_timeout" in str(it.history.ends[uid].error)
         gate.let_go.set()
     assert_nothing_held(it.manager)
 

@@ -29,7 +29,7 @@ from headway.errors import EngineDeadError, QueryError, QueueFullError
 from headway.managers import Manager, lock_free
 from headway.request import FinishReason, Request, RequestStatus
 from headway.sampling import SamplingParams
-from headway.scheduler import Answer, Effects, Message, Sending
+from headway.scheduler import Message, Sending
 from tests.engine.running import Device, Hang
 from tests.findings.calls import COMMANDS, IDLE, PLAIN_VERBS, QUERIES, READS, a_request, role_for
 from tests.findings.original import make, running
@@ -158,9 +158,10 @@ def breaks(*_: object) -> None:
     raise KeyError("nobody foresaw it")
 
 
-def handle(manager: Manager, message: str, handler: Callable[..., None]) -> None:
+def handle(manager: Manager, message: str, handler: Callable[..., object]) -> None:
     """Have the core carry out messages of this name in another way."""
-    handlers = manager._core._handlers
+    core = manager._core
+    handlers: Any = core._answers if message == "GetProgress" else core._handlers
     (kind,) = [kind for kind in handlers if kind.__name__ == message]
     handlers[kind] = handler
 
@@ -195,7 +196,7 @@ def test_flaw_03_a_request_that_the_core_cannot_serve_ends_with_the_reason(drive
     driver.manager.add_request(hand_made(7, "a", max_tokens=1000))
     driver.run()
     assert driver.history.ends[7].reason is FinishReason.ERROR
-    assert "max_model_len (64)" in str(driver.history.ends[7].message)
+    assert "max_model_len (64)" in str(driver.history.ends[7].error)
     driver.assert_empty()
 
 
@@ -399,11 +400,12 @@ def test_flaw_07_an_answer_that_nobody_hears_is_gone() -> None:
 
     manager, answers = make("v2"), []
 
-    def answers_late(message: Any, now: float, effects: Effects) -> None:
-        manager._desk.forget(message.reply)
+    def answers_late(query: Any, now: float) -> Value:
+        del now
+        manager._desk.forget(query.reply)
         answer = Value()
         answers.append(weakref.ref(answer))
-        effects.answers.append(Answer(message.reply, answer))
+        return answer
 
     handle(manager, "GetProgress", answers_late)
     assert isinstance(Asked(lambda: manager.progress("a", SOON)).outcome(manager.drain), QueryError)

@@ -430,7 +430,7 @@ def test_watchdog_gives_up_a_step_that_never_answers(name: str, clock: Clock) ->
         assert hang.reached.wait(SOON)
         clock.let_pass(31.0)
         it.history.wait_for([first])
-        assert "did not answer within step_timeout" in str(it.history.ends[first].message)
+        assert "did not answer within step_timeout" in str(it.history.ends[first].error)
         it.history.wait_for([second])
         assert it.history.tokens[second] == answer_to([1, 2, 3], 4)
         hang.let_go.set()

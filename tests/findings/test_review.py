@@ -104,7 +104,7 @@ def test_F1_a_query_whose_loop_dies_over_it_fails_too() -> None:
     def die(*_: object) -> Any:
         raise Died
 
-    manager._core.apply = die  # type: ignore[assignment, method-assign]
+    manager._core.ask = die  # type: ignore[assignment, method-assign]
     asked = Asked(lambda: manager.progress("a", SOON / 2))
     assert comes(lambda: len(manager._mailbox))  # type: ignore[attr-defined]
     with pytest.raises(Died):

@@ -24,7 +24,7 @@ from headway.managers import Manager
 from headway.managers import manager as manager_module
 from headway.request import FinishReason, Request, RequestStatus
 from headway.sampling import SamplingParams
-from headway.scheduler import AuditReport, Effects, Message, Progress, Query, Scheduler
+from headway.scheduler import AuditReport, AwaitSteps, Effects, Message, Progress, Query, Scheduler
 from tests.managers.driving import (
     PATIENCE,
     Asking,
@@ -386,18 +386,23 @@ def test_a_query_that_nobody_draws_times_out_and_never_runs(question: str, monke
     """Under the mailbox: the loop is stuck, or there is none yet."""
     driver = Driver(make("v2", role=QUESTIONS[question].role))
     applied: list[Message] = []
-    apply = driver.manager._core.apply
+    apply, ask = driver.manager._core.apply, driver.manager._core.ask
 
     def noted(message: Message, now: float = 0.0) -> Effects:
         applied.append(message)
         return apply(message, now)
 
+    def noted_query(query: Query, now: float = 0.0) -> object:
+        applied.append(query)
+        return ask(query, now)
+
     monkeypatch.setattr(driver.manager._core, "apply", noted)
+    monkeypatch.setattr(driver.manager._core, "ask", noted_query)
     with pytest.raises(TimeoutError):
         driver.asking(bound(driver, question, SHORT)).answer()
     assert held(driver.manager) == NOTHING
     driver.settle()
-    assert not any(isinstance(message, Query) for message in applied if question not in ("pause", WAIT))
+    assert not any(isinstance(message, Query | AwaitSteps) for message in applied if question not in ("pause", WAIT))
     assert held(driver.manager) == NOTHING
     if question in RESERVING:
         assert driver.ask(bound(driver, question)), "it may ask again"
@@ -432,7 +437,7 @@ def test_a_reservation_that_nobody_takes_up_ends_by_the_clock(
     now[0] += 0.02
     asked.settle()
     (end,) = asked.history.ends.values()
-    assert (end.reason, end.message) == (FinishReason.ERROR, "its reservation was not taken up in time")
+    assert (end.reason, end.error) == (FinishReason.ERROR, "its reservation was not taken up in time")
     asked.assert_empty()
 
 
@@ -475,10 +480,10 @@ def test_a_query_that_waits_for_the_device_when_the_engine_ends_fails(driver: Dr
 def test_a_query_that_the_writer_dies_of_fails(asked: Driver, question: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is claimed and will never be answered; whoever drives the loop closes."""
 
-    def broken(core: Scheduler, message: Message, now: float = 0.0) -> Effects:
+    def broken(core: Scheduler, query: Query, now: float = 0.0) -> object:
         raise AssertionError("a block has two owners")
 
-    monkeypatch.setattr(Scheduler, "apply", broken)
+    monkeypatch.setattr(Scheduler, "ask", broken)
     one = asked.asking(bound(asked, question))
     with pytest.raises(AssertionError, match="two owners"):
         asked.manager.drain()

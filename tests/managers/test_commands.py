@@ -45,7 +45,7 @@ def state_of(driver: Driver) -> tuple[Any, ...]:
     return (
         core.snapshot(),
         core.audit_report(),
-        core._state.table.phase.tolist(),
+        core._state.table.status.tolist(),
         core._state.table.num_computed.tolist(),
     )
 
@@ -187,7 +187,7 @@ def test_kv_that_cannot_be_sent_ends_its_request_with_the_reason(name: str) -> N
     driver.manager.send_done(request.uid, "D has gone away")
     driver.settle()
     end = driver.history.ends[request.uid]
-    assert (end.reason, end.message) == (FinishReason.ERROR, "the KV was not sent: D has gone away")
+    assert (end.reason, end.error) == (FinishReason.ERROR, "the KV was not sent: D has gone away")
     driver.assert_empty()
 
 
@@ -219,7 +219,7 @@ def test_a_reservation_that_is_given_up_ends_its_request_and_holds_nothing(name:
     driver.manager.drop_reservations(["a", "a"])
     driver.settle()
     assert driver.history.reasons([request.uid]) == [FinishReason.ABORT]
-    assert driver.history.ends[request.uid].message == "the reservation was dropped"
+    assert driver.history.ends[request.uid].error == "the reservation was dropped"
     driver.assert_empty()
 
 

@@ -40,7 +40,7 @@ def bring_to(driver: Driver, state: RequestStatus) -> int:
         case RequestStatus.PREEMPTED:
             for _ in range(4):
                 driver.step()
-            driver.manager._core._state.preempt(driver.manager._core._state.entries[uid])
+            driver.manager._core._moves.preempt(driver.manager._core._state.entries[uid])
     driver.manager.drain()
     entry = driver.manager._core._state.entries[uid]
     assert entry.status is state
@@ -152,7 +152,7 @@ def test_a_failed_step_ends_its_requests_and_no_others(name: str) -> None:
     result = driver.result(batch)
     driver.history.take(driver.manager.update(StepResult(batch.step_id, result.tokens[:0], error="out of memory")))
     assert driver.history.reasons(uids[:2]) == [FinishReason.ERROR] * 2
-    assert driver.history.ends[uids[0]].message == "out of memory"
+    assert driver.history.ends[uids[0]].error == "out of memory"
     driver.manager._core.audit()
     driver.run()
     assert driver.history.reasons(uids[2:]) == [FinishReason.LENGTH] * 2
@@ -218,7 +218,7 @@ def test_closing_ends_everything_once_with_the_reason(name: str, reason: FinishR
     driver.history.take(manager.close(reason, message))
     assert set(driver.history.ends) == set(uids)
     for uid in (uids[0], uids[2], uids[3], uids[4]):
-        assert (driver.history.ends[uid].reason, driver.history.ends[uid].message) == (reason, message)
+        assert (driver.history.ends[uid].reason, driver.history.ends[uid].error) == (reason, message)
     assert manager.door.num_inside == 0
     assert manager.close(FinishReason.ERROR) == Effects()
 

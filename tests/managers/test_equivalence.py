@@ -57,7 +57,7 @@ def recorded(one: World) -> list[Any]:
 
         return record
 
-    for name in ("apply", "schedule", "prefill_schedule"):
+    for name in ("apply", "ask", "schedule", "prefill_schedule"):
         setattr(core, name, recording(name))
     return log
 

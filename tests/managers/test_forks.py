@@ -292,7 +292,7 @@ def test_p_starts_computes_and_sends_while_its_request_is_given_up(name: str, en
     def then(w: World, order: list[str]) -> None:
         dropped = end is DROP_A and order.index("drop a") < order.index("start a")
         if dropped:
-            assert w.history.ends[w.uid("a")].message == "the reservation was dropped"
+            assert w.history.ends[w.uid("a")].error == "the reservation was dropped"
         if end is CLEAR:
             return
         assert reason_of(w, "b") in (FinishReason.LENGTH, FinishReason.ERROR)

@@ -13,7 +13,7 @@ from headway.errors import DuplicateRequestError, EngineDeadError, EnginePausedE
 from headway.managers import Manager
 from headway.request import FinishReason
 from headway.sampling import SamplingParams
-from headway.scheduler import AuditReport, Effects, Pause, Progress, Query, RequestEnd, Reservation
+from headway.scheduler import AuditReport, AwaitSteps, Effects, Pause, Progress, RequestEnd, Reservation
 from tests.managers.driving import ACCESSES, assert_nothing_held, hand_made, make
 from tests.managers.interleaving import Stage, explore, on_stage
 
@@ -220,12 +220,14 @@ def test_whoever_asks_the_writer_that_dies_of_it_has_an_outcome(name: str, monke
     def play(stage: Stage, manager: Manager, loop: Loop) -> None:
         apply = manager._core.apply
 
-        def broken(message: Any, now: float = 0.0) -> Effects:
-            if isinstance(message, Query):
-                raise AssertionError("a block has two owners")
-            return apply(message, now)
+        def broken(query: Any, now: float = 0.0) -> object:
+            raise AssertionError("a block has two owners")
 
-        manager._core.apply = broken  # type: ignore[method-assign]
+        def broken_if_asked(message: Any, now: float = 0.0) -> Effects:
+            return broken(message) if isinstance(message, AwaitSteps) else apply(message, now)
+
+        manager._core.ask = broken  # type: ignore[method-assign]
+        manager._core.apply = broken_if_asked  # type: ignore[method-assign]
 
         def live() -> str:
             try:

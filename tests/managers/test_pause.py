@@ -72,7 +72,7 @@ def test_aborting_ends_everybody_accepted_before(name: str, in_flight: bool) -> 
     pausing = driver.asking(driver.manager.pause)
     driver.settle()
     assert driver.history.reasons(uids) == [FinishReason.ABORT] * 5
-    assert {end.message for end in driver.history.ends.values()} == {"the engine was paused"}
+    assert {end.error for end in driver.history.ends.values()} == {"the engine was paused"}
     if batch is not None:
         assert not pausing.done()
         driver.complete(batch)
@@ -150,7 +150,7 @@ def test_a_deadline_passes_also_while_the_engine_is_paused(name: str, monkeypatc
     driver.settle()
     now[0] = driver.manager.config.preprocess_timeout
     driver.settle()
-    assert driver.history.ends[request.uid].message == "its preparation took longer than preprocess_timeout"
+    assert driver.history.ends[request.uid].error == "its preparation took longer than preprocess_timeout"
     driver.assert_empty()
 
 
@@ -323,7 +323,7 @@ def test_a_request_ends_while_it_is_being_prepared_and_a_late_result_is_nobodys(
     driver.settle()
     assert list(driver.history.ends) == [uid]
     if how == "fail":
-        assert driver.history.ends[uid].message == "its preparation failed: no such image"
+        assert driver.history.ends[uid].error == "its preparation failed: no such image"
     driver.manager.post_result(PreprocessDone(uid))
     driver.settle()
     driver.assert_empty()
@@ -342,7 +342,7 @@ def test_a_reservation_does_not_outlive_a_reset_of_the_cache_in_a_pause(name: st
     assert not driver.history.ends
     driver.ask(lambda: manager.pause("preempt"))
     driver.settle()
-    assert driver.history.ends[request.uid].message == "the engine was paused and its cache reset"
+    assert driver.history.ends[request.uid].error == "the engine was paused and its cache reset"
     manager.resume()
     driver.settle()
     driver.assert_empty()

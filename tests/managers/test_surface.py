@@ -163,7 +163,7 @@ def test_a_request_that_the_core_refuses_ends_with_an_error(driver: Driver) -> N
     other = driver.add("b")
     driver.run()
     assert driver.history.ends[7].reason is FinishReason.ERROR
-    assert "max_model_len (64)" in str(driver.history.ends[7].message)
+    assert "max_model_len (64)" in str(driver.history.ends[7].error)
     assert driver.history.ends[other].reason is FinishReason.LENGTH
     driver.assert_empty()
 

@@ -15,12 +15,13 @@ from headway.scheduler import (
     AbortRequests,
     AddRequest,
     Allocation,
+    AwaitSteps,
     Batch,
+    Command,
     DeviceLost,
     Effects,
     FinishRequests,
     GetProgress,
-    Message,
     Pause,
     Policies,
     PreprocessDone,
@@ -29,6 +30,7 @@ from headway.scheduler import (
     Reservation,
     ReserveDecode,
     ReservePrefill,
+    Result,
     Scheduler,
     SendDone,
     StartDecode,
@@ -49,7 +51,7 @@ class Driver:
 
     requests: all that were handed in, or reserved with a yes; as they were prepared. held: what the blocks of a request
     held when they were lent to a sender, uint64 [num_tokens].
-    reservations: that were answered with a yes. answers: by reply id, to queries that were not answered at once.
+    reservations: that were answered with a yes. awaited: replies to `await_steps`, as they came.
     jobs: requests handed out to be prepared.
     """
 
@@ -70,7 +72,7 @@ class Driver:
         self.requests: dict[int, Request] = {}
         self.held: dict[int, Words] = {}
         self.reservations: dict[int, Reservation] = {}
-        self.answers: dict[int, object] = {}
+        self.awaited: list[int] = []
         self.jobs: list[Request] = []
         self.batches: list[Batch] = []
         self._last_uid = 0
@@ -110,16 +112,14 @@ class Driver:
         self._last_reply += 1
         prefill = self.config.role is Role.PREFILL
         reply = self._last_reply
-        effects = self.core.apply(
-            ReservePrefill(reply, request) if prefill else ReserveDecode(reply, request, timeout), self.now
-        )
-        (answer,) = effects.answers
-        assert answer.reply == reply and (answer.value is None or isinstance(answer.value, Reservation))
-        if answer.value is not None:
+        query = ReservePrefill(reply, request) if prefill else ReserveDecode(reply, request, timeout)
+        answer = self.core.ask(query, self.now)
+        assert answer is None or isinstance(answer, Reservation)
+        if answer is not None:
             self.requests[request.uid] = request
-            self.reservations[request.uid] = answer.value
-        self.note(effects)
-        return answer.value
+            self.reservations[request.uid] = answer
+        self._check()
+        return answer
 
     def start_prefill(self, *uids: int) -> Effects:
         """P: D has agreed."""
@@ -170,14 +170,16 @@ class Driver:
 
     def ask(self, query: Callable[[int], Query]) -> Any:
         """The answer to a query that is answered at once."""
-        reply = self.ask_later(query)
-        return self.answers.pop(reply)
+        self._last_reply += 1
+        answer = self.core.ask(query(self._last_reply), self.now)
+        self._check()
+        return answer
 
-    def ask_later(self, query: Callable[[int], Query]) -> int:
-        """Put a query; its answer will be in `answers` under the reply id that is returned."""
+    def await_steps(self) -> int:
+        """Ask to hear when the steps in flight are over: `awaited` will have the reply id that is returned."""
         self._last_reply += 1
         reply = self._last_reply
-        self.tell(query(reply))
+        self.tell(AwaitSteps(reply))
         return reply
 
     def progress(self, request: Request) -> Progress | None:
@@ -185,7 +187,7 @@ class Driver:
         progress: Progress | None = self.ask(lambda reply: GetProgress(reply, request.uid))
         return progress
 
-    def tell(self, message: Message) -> Effects:
+    def tell(self, message: Command | Result | Tick) -> Effects:
         """Apply a message now."""
         return self.note(self.core.apply(message, self.now))
 
@@ -232,9 +234,9 @@ class Driver:
         self.history.take(effects)
         for sending in effects.sending:
             self.held[sending.uid] = self.device.send(self.requests[sending.uid], sending.blocks, sending.num_tokens)
-        for answer in effects.answers:
-            assert answer.reply not in self.answers, "answered twice"
-            self.answers[answer.reply] = answer.value
+        for reply in effects.awaited:
+            assert reply not in self.awaited, "answered twice"
+            self.awaited.append(reply)
         self.jobs += effects.jobs
         self._check()
         return effects
@@ -242,7 +244,7 @@ class Driver:
     def ended(self, request: Request) -> str | None:
         """Why a request ended: the reason, and the message if there is one; None if it has not."""
         end = self.history.ends.get(request.uid)
-        return None if end is None else f"{end.reason}: {end.message}" if end.message is not None else str(end.reason)
+        return None if end is None else f"{end.reason}: {end.error}" if end.error is not None else str(end.reason)
 
     def admissions(self) -> list[int]:
         """uids in the order of their admission, as the batches told it."""

@@ -4,19 +4,29 @@ Faults are planted behind the core's back. Whatever it notices it must name, wit
 """
 
 import re
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 
 from headway.config import Role
 from headway.kvcache import OwnershipError
+from headway.request import RequestStatus
 from headway.scheduler import Audit, AuditReport, Owner
 from headway.scheduler.audit import BLOCKS_PER_LOOK, SLOTS_PER_LOOK, STEPS_PER_LOOK
-from headway.scheduler.state.slot_table import Phase
+from headway.scheduler.state.slot_table import EMPTY
+from headway.scheduler.state.state import State
 from tests.scheduler.driver import Driver, config
 
 ROUND = -(-39 // BLOCKS_PER_LOOK) * STEPS_PER_LOOK  # steps in which every block of the small pool is looked at
 SLOT_ROUND = -(-4 // SLOTS_PER_LOOK) * STEPS_PER_LOOK
+
+
+def set_status(slot: int, status: int) -> Callable[[State], None]:
+    def fault(state: State) -> None:
+        state.table.status[slot] = status
+
+    return fault
 
 
 def busy() -> Driver:
@@ -121,7 +131,7 @@ class TestTheRound:
         driver.state.table.num_blocks[3] = 1
         message = noticed(driver, SLOT_ROUND)
         assert message.startswith("slot 3 is free and holds 1 blocks")
-        assert "request 'nobody' (slot 3): 1" in message
+        assert "request '(no request)' (slot 3): 1" in message
 
     def test_a_request_whose_handle_is_void(self) -> None:
         driver = busy()
@@ -181,15 +191,22 @@ class TestOnDemand:
     def test_is_a_query_and_does_not_stop_the_engine_that_is_asked(self) -> None:
         driver = busy()
         lost = driver.state.pool.take(1)
-        report = driver.core.apply(Audit(1)).answers[0].value
+        report = driver.core.ask(Audit(1))
         assert isinstance(report, AuditReport) and not report.ok
-        assert report.problems[0] == f"block {lost[0]} has 1 references, its owners hold 0; held by nobody"
+        assert report.problems[0] == f"block {lost[0]} has 1 references, its owners hold 0; held by no owner"
 
     @pytest.mark.parametrize(
         ("plant", "problem"),
         [
-            (lambda s: s.table.set_phase(0, Phase.EMPTY), "slot 0 is in phase EMPTY, but its occupant is Entry"),
-            (lambda s: s.table.set_phase(3, Phase.DECODE), "slot 3 is in phase DECODE, but its occupant is None"),
+            (set_status(0, EMPTY), "slot 0 has status EMPTY, but its occupant is Entry"),
+            (
+                lambda s: s.table.status.__setitem__(3, RequestStatus.WAITING),
+                "slot 3 has status WAITING, but its occupant is None",
+            ),
+            (
+                lambda s: s.table.status.__setitem__(0, RequestStatus.WAITING),
+                "slot 0 has status WAITING, but its occupant is Entry",
+            ),
             (lambda s: s.slots._free.pop(), "2 slots have an occupant and 1 are free, of 4"),
             (lambda s: s.entries.pop(2), "2 requests in slots + 0 without one are not 1"),
             (lambda s: s.population.__setitem__(0, 5), "are not 2 in all"),

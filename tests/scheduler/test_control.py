@@ -6,7 +6,6 @@ import pytest
 
 from headway.request import RequestStatus, Span
 from headway.scheduler import (
-    AwaitSteps,
     Clear,
     PreemptAll,
     ResetPrefixCache,
@@ -173,32 +172,32 @@ class TestResetPrefixCache:
 class TestAwaitSteps:
     def test_is_answered_at_once_when_nothing_is_in_flight(self) -> None:
         driver = Driver(config())
-        reply = driver.ask_later(AwaitSteps)
-        assert driver.answers == {reply: None}
+        reply = driver.await_steps()
+        assert driver.awaited == [reply]
 
     def test_is_answered_by_the_result_of_the_last_step_that_was_in_flight(self) -> None:
         driver = Driver(config(), depth=2)
         driver.add([1, 2], max_tokens=12)
         driver.launch()
         driver.launch()
-        reply = driver.ask_later(AwaitSteps)
+        reply = driver.await_steps()
         driver.answer()
-        assert reply not in driver.answers
+        assert reply not in driver.awaited
         driver.launch()  # not among those that were asked for
         driver.answer()
-        assert reply in driver.answers and len(driver.in_flight) == 1
+        assert reply in driver.awaited and len(driver.in_flight) == 1
 
     def test_asked_at_different_times_is_answered_at_different_times(self) -> None:
         driver = Driver(config(), depth=2)
         driver.add([1, 2], max_tokens=12)
         driver.launch()
-        first = driver.ask_later(AwaitSteps)
+        first = driver.await_steps()
         driver.launch()
-        second, third = driver.ask_later(AwaitSteps), driver.ask_later(AwaitSteps)
+        second, third = driver.await_steps(), driver.await_steps()
         driver.answer()
-        assert set(driver.answers) == {first}
+        assert set(driver.awaited) == {first}
         driver.answer()
-        assert set(driver.answers) == {first, second, third}
+        assert set(driver.awaited) == {first, second, third}
 
     @pytest.mark.parametrize(
         "end", [lambda d: d.answer(error="boom"), lambda d: d.lose_device()], ids=["failed", "lost"]
@@ -207,17 +206,17 @@ class TestAwaitSteps:
         driver = Driver(config())
         driver.add([1, 2])
         driver.launch()
-        reply = driver.ask_later(AwaitSteps)
+        reply = driver.await_steps()
         end(driver)
-        assert reply in driver.answers
+        assert reply in driver.awaited
 
     @pytest.mark.parametrize("mode", ["abort", "preempt"])
     @pytest.mark.parametrize("depth", [1, 2])
     def test_tells_after_a_pause_when_the_device_is_idle(self, mode: str, depth: int) -> None:
         driver = busy(depth)
         driver.pause(mode, reset=True)
-        reply = driver.ask_later(AwaitSteps)
+        reply = driver.await_steps()
         for _ in range(depth):
-            assert reply not in driver.answers
+            assert reply not in driver.awaited
             driver.answer()
-        assert reply in driver.answers and not driver.core.snapshot().num_in_flight
+        assert reply in driver.awaited and not driver.core.snapshot().num_in_flight

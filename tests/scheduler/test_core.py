@@ -37,7 +37,7 @@ class TestASingleRequest:
         request = driver.add(range(30), max_tokens=3)
         end = driver.history.ends[request.uid]
         assert end.reason is FinishReason.ERROR
-        assert end.message == "prompt (30 tokens) + max_tokens (3) exceed max_model_len (32)"
+        assert end.error == "prompt (30 tokens) + max_tokens (3) exceed max_model_len (32)"
         driver.assert_empty()
 
     def test_with_a_uid_in_use_changes_nothing(self) -> None:
@@ -245,7 +245,7 @@ class TestFailures:
         third = driver.add([5, 6])
         driver.launch()
         effects = driver.answer(error="RuntimeError: boom")
-        assert [(e.uid, e.reason, e.message) for e in effects.ended] == [
+        assert [(e.uid, e.reason, e.error) for e in effects.ended] == [
             (first.uid, FinishReason.ERROR, "RuntimeError: boom"),
             (second.uid, FinishReason.ERROR, "RuntimeError: boom"),
         ]
@@ -305,7 +305,7 @@ class TestFailures:
         batch = driver.launch()
         assert batch is not None
         effects = driver.note(driver.core.apply(StepResult(batch.step_id, np.zeros(3, dtype=np.int32))))
-        assert effects.ended[0].message == "the device returned 3 tokens for 1 rows"
+        assert effects.ended[0].error == "the device returned 3 tokens for 1 rows"
         driver.assert_empty()
 
     def test_a_result_told_twice_counts_once(self) -> None:
@@ -324,7 +324,7 @@ class TestFailures:
         driver.step()
         driver.launch()
         effects = driver.lose_device()
-        assert [(e.uid, e.message) for e in effects.ended] == [(running.uid, "the device is gone")]
+        assert [(e.uid, e.error) for e in effects.ended] == [(running.uid, "the device is gone")]
         driver.run()
         assert driver.history.started[waiting.uid] == 0
         driver.assert_answered(waiting)

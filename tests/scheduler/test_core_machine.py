@@ -16,7 +16,6 @@ from headway.errors import QueryError
 from headway.request import FinishReason, Request, RequestStatus, Span
 from headway.scheduler import (
     Audit,
-    AwaitSteps,
     Clear,
     DropReservations,
     DynamicAllocation,
@@ -181,7 +180,7 @@ class CoreMachine(RuleBasedStateMachine):
         for query, role in ((ReservePrefill(0, request), Role.PREFILL), (ReserveDecode(0, request, 1.0), Role.DECODE)):
             if role is not self.role:
                 with pytest.raises(QueryError):
-                    self.driver.core.apply(query)
+                    self.driver.core.ask(query)
         assert self.driver.core.snapshot() == snapshot
 
     @precondition(lambda self: self.reserved)
@@ -277,7 +276,7 @@ class CoreMachine(RuleBasedStateMachine):
             assert self.driver.ask(Audit).ok
         else:
             flying = {result.step_id for result in self.driver.in_flight}
-            self.awaited[self.driver.ask_later(AwaitSteps)] = flying
+            self.awaited[self.driver.await_steps()] = flying
 
     # -- what must hold ------------------------------------------------------------------------------------------
 
@@ -314,7 +313,7 @@ class CoreMachine(RuleBasedStateMachine):
             assert tokens == self.answers[uid][0][: len(tokens)]
         flying = {result.step_id for result in self.driver.in_flight}
         for reply, steps in self.awaited.items():
-            assert (reply in self.driver.answers) == (not steps & flying)
+            assert (reply in self.driver.awaited) == (not steps & flying)
 
     def teardown(self) -> None:
         if not hasattr(self, "driver"):

@@ -328,7 +328,7 @@ class TestRoles:
         before = driver.core.snapshot()
         message = f"a reservation for the {asked} phase was asked of an engine whose role is {role}"
         with pytest.raises(QueryError, match=message):
-            driver.core.apply(query)
+            driver.core.ask(query)
         assert driver.core.snapshot() == before
         driver.core.audit()
 
@@ -342,7 +342,7 @@ class TestRoles:
         request = driver.make([1, 2])
         driver.reserve(request)
         with pytest.raises(QueryError, match="uid 1 of request 'r1' is in use"):
-            driver.core.apply(ReserveDecode(9, request, 1.0))
+            driver.core.ask(ReserveDecode(9, request, 1.0))
         assert driver.core.snapshot().num_reserved == 1
 
     def test_d_never_starts_a_prefill_nor_p_a_decode(self) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from headway.scheduler import PreemptAll, StaticAllocation
-from headway.scheduler.state.slot_table import Phase
+from headway.scheduler.state.slot_table import EMPTY
 from tests.scheduler.driver import Driver, config
 
 
@@ -137,5 +137,5 @@ def test_the_last_token_to_be_had_is_no_place_for_a_draft() -> None:
     driver.add(range(20), max_tokens=12)
     while driver.launch() is not None:
         driver.answer()
-    assert np.all(driver.state.table.phase == Phase.EMPTY)
+    assert np.all(driver.state.table.status == EMPTY)
     driver.assert_answered()

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headway.scheduler.state.state import waiting_queue
+from headway.scheduler.state import waiting_queue
 from headway.scheduler.state.waiting_queue import LOOKAHEAD, RUN_LENGTH, WaitingQueue
 
 

@@ -96,7 +96,7 @@ class FakeLink:
             for at, token in enumerate(self.tokens[:count], start=1):
                 ended = []
                 if self.error is not None:
-                    ended = [RequestEnd(add.uid, add.request_id, FinishReason.ERROR, message=self.error)]
+                    ended = [RequestEnd(add.uid, add.request_id, FinishReason.ERROR, error=self.error)]
                 elif at == count:
                     ended = [RequestEnd(add.uid, add.request_id, FinishReason.LENGTH)]
                 self.step([add.uid], [token], ended)

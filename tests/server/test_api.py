@@ -417,7 +417,7 @@ async def test_an_answer_that_a_pause_cuts_short_is_what_there_is_of_it(make_api
         await asyncio.sleep(0)
     uid = api.link.sent_of(wire.AddGroup)[0].adds[0].uid
     api.link.step([uid], api.link.tokens[:1])
-    api.link.step([], [], [RequestEnd(uid, "", FinishReason.ABORT, message="the engine was paused")])
+    api.link.step([], [], [RequestEnd(uid, "", FinishReason.ABORT, error="the engine was paused")])
     response = await task
     assert response.status_code == 200 and api.client.num_open == 0
     bodies = events(response) if stream else [response.json()]
@@ -432,7 +432,7 @@ async def test_an_answer_that_the_end_of_the_engine_cuts_short_is_a_503(make_api
     while not api.link.sent:
         await asyncio.sleep(0)
     uid = api.link.sent_of(wire.AddGroup)[0].adds[0].uid
-    api.link.step([], [], [RequestEnd(uid, "", FinishReason.ABORT, message="the engine was shut down")])
+    api.link.step([], [], [RequestEnd(uid, "", FinishReason.ABORT, error="the engine was shut down")])
     response = await task
     assert response.status_code == 503 and error_of(response)["code"] == "engine_dead"
 

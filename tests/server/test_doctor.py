@@ -135,7 +135,7 @@ def test_a_violation_of_ownership_stops_the_server_with_a_report_that_names_the_
         response = server.http.post("/v1/completions", json={**LONG, "request_id": "unlucky"})
         message = response.json()["error"]["message"]
         assert response.status_code in (500, 503)
-        for words in ("OwnershipError", "held by nobody", "request 'unlucky' (slot 0): "):
+        for words in ("OwnershipError", "held by no owner", "request 'unlucky' (slot 0): "):
             assert words in message
         until = time.monotonic() + 60  # the pulse that says so comes a moment after the end of the request
         while server.http.get("/health").status_code != 503:

@@ -93,7 +93,7 @@ def test_effects_cross_unchanged_but_for_request_ids() -> None:
         tokens=[TokenOutputs(np.array([1, 2], np.int64), np.array([30, 40], np.int32), logprobs([1]))],
         ended=[
             RequestEnd(1, "one", FinishReason.STOP, stop_token=30),
-            RequestEnd(2, "two", FinishReason.ERROR, message="broken"),
+            RequestEnd(2, "two", FinishReason.ERROR, error="broken"),
         ],
     )
     step = wire.decode_to_client(wire.encode(wire.pack_effects(effects)))
@@ -102,7 +102,7 @@ def test_effects_cross_unchanged_but_for_request_ids() -> None:
     assert arrived.started == [(1, 16), (2, 0)]
     assert arrived.ended == [
         RequestEnd(1, "", FinishReason.STOP, stop_token=30),
-        RequestEnd(2, "", FinishReason.ERROR, message="broken"),
+        RequestEnd(2, "", FinishReason.ERROR, error="broken"),
     ]
     (outputs,) = arrived.tokens
     assert outputs.uids.tolist() == [1, 2]

@@ -16,15 +16,16 @@ from headway.cli import main
 from headway.config import Role
 from headway.kvcache import BlockPool, PrefixCache
 from headway.request import FinishReason
-from headway.scheduler import Answer, Batch, Effects, Scheduler
+from headway.scheduler import Batch, Effects, Scheduler
 from headway.scheduler.batch import IntArray
-from headway.scheduler.handlers.control import Control
+from headway.scheduler.handlers.requests import Requests
 from headway.scheduler.handlers.results import Results
 from headway.scheduler.passes.decode_rows import DecodeRows
 from headway.scheduler.passes.steps import Chunk, LaunchedStep
 from headway.scheduler.state.deadlines import Deadlines
 from headway.scheduler.state.encoder_cache import EncoderCache
 from headway.scheduler.state.entry import Entry
+from headway.scheduler.state.moves import Moves
 from headway.scheduler.state.state import State
 from headway.scheduler.state.waiting_queue import WaitingQueue
 from headway.simulation.events import EVENTS, Event, EventTrace, read_events
@@ -128,7 +129,7 @@ def what_a_failed_step_computed_is_published(patch: pytest.MonkeyPatch) -> None:
     def publish_and_fail(self: Results, step: LaunchedStep, error: str, effects: Effects) -> None:
         for chunk in step.chunks:
             if chunk.is_current:
-                self._store(chunk)
+                self._state.store(chunk.entry, chunk.start, chunk.start + chunk.count)
         fail(self, step, error, effects)
 
     patch.setattr(Results, "_fail", publish_and_fail)
@@ -140,23 +141,23 @@ def a_block_is_not_released(patch: pytest.MonkeyPatch) -> None:
 
 
 def a_request_ends_twice(patch: pytest.MonkeyPatch) -> None:
-    end_all = Scheduler._end_all
+    end_all = Requests.end
 
-    def end_twice(self: Scheduler, uids: Iterable[int], reason: FinishReason, effects: Effects) -> None:
+    def end_twice(self: Requests, uids: Iterable[int], reason: FinishReason, effects: Effects) -> None:
         end_all(self, uids, reason, effects)
         effects.ended += effects.ended
 
-    patch.setattr(Scheduler, "_end_all", end_twice)
+    patch.setattr(Requests, "end", end_twice)
 
 
 def an_abort_is_for_those_who_run(patch: pytest.MonkeyPatch) -> None:
-    end_all = Scheduler._end_all
+    end_all = Requests.end
 
-    def end_running(self: Scheduler, uids: Iterable[int], reason: FinishReason, effects: Effects) -> None:
+    def end_running(self: Requests, uids: Iterable[int], reason: FinishReason, effects: Effects) -> None:
         running = [uid for uid in uids if uid in self._state.entries and self._state.entries[uid].handle is not None]
         end_all(self, running, reason, effects)
 
-    patch.setattr(Scheduler, "_end_all", end_running)
+    patch.setattr(Requests, "end", end_running)
 
 
 def tenants_share_a_cache(patch: pytest.MonkeyPatch) -> None:
@@ -164,7 +165,7 @@ def tenants_share_a_cache(patch: pytest.MonkeyPatch) -> None:
 
 
 def one_image_is_as_good_as_another(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(State, "_media_keys", lambda self, request: {})
+    patch.setattr(Moves, "_media_keys", lambda self, request: {})
 
 
 def a_reset_forgets_only_what_is_cached_by_then(patch: pytest.MonkeyPatch) -> None:
@@ -185,15 +186,15 @@ def a_preempted_request_is_lost(patch: pytest.MonkeyPatch) -> None:
 
 
 def blocks_are_given_away_while_they_are_sent(patch: pytest.MonkeyPatch) -> None:
-    lend = State.lend
+    lend = Moves.lend
 
-    def lend_nothing(self: State, entry: Entry, outcome: FinishReason) -> IntArray:
-        blocks = lend(self, entry, outcome)
+    def lend_nothing(self: Moves, entry: Entry, outcome: FinishReason, until: float) -> IntArray:
+        blocks = lend(self, entry, outcome, until)
         self.end_lease(entry.uid)
-        self.leases[entry.uid] = blocks[:0]
+        self._state.leases[entry.uid] = blocks[:0]
         return blocks
 
-    patch.setattr(State, "lend", lend_nothing)
+    patch.setattr(Moves, "lend", lend_nothing)
 
 
 def nobody_looks_at_the_clock(patch: pytest.MonkeyPatch) -> None:
@@ -201,25 +202,25 @@ def nobody_looks_at_the_clock(patch: pytest.MonkeyPatch) -> None:
 
 
 def who_waits_for_steps_is_answered_by_the_first(patch: pytest.MonkeyPatch) -> None:
-    def answer_all(self: Control, effects: Effects) -> None:
-        effects.answers += [Answer(reply, None) for _, reply in self._waiters]
-        self._waiters = []
+    def answer_all(self: Results, effects: Effects) -> None:
+        effects.awaited += [reply for _, reply in self._waiting]
+        self._waiting = []
 
-    patch.setattr(Control, "steps_answered", answer_all)
+    patch.setattr(Results, "_answer_waiting", answer_all)
 
 
 def who_waits_for_steps_is_forgotten(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Control, "steps_answered", lambda self, effects: None)
+    patch.setattr(Results, "_answer_waiting", lambda self, effects: None)
 
 
 def a_preempted_request_is_never_let_in_again(patch: pytest.MonkeyPatch) -> None:
-    preempt = State.preempt
+    preempt = Moves.preempt
 
-    def preempt_for_ever(self: State, entry: Entry) -> None:
+    def preempt_for_ever(self: Moves, entry: Entry) -> None:
         preempt(self, entry)
         entry.blocks_wanted = 1 << 30
 
-    patch.setattr(State, "preempt", preempt_for_ever)
+    patch.setattr(Moves, "preempt", preempt_for_ever)
 
 
 def whoever_computes_is_preempted_before_the_result_is_in(patch: pytest.MonkeyPatch) -> None:

@@ -94,7 +94,7 @@ class HeadwaySystem:
         self._scheduler.apply(AbortRequests((request.uid,)))
 
     def forget_cached(self) -> None:
-        self._scheduler.apply(ResetPrefixCache(reply=0))
+        self._scheduler.ask(ResetPrefixCache(reply=0))
 
     @property
     def num_preemptions(self) -> int:

@@ -135,8 +135,8 @@ class Headway(Generator):
                     answers.tokens[rows[uid]].append(token)
                     answers.times[rows[uid]].append(at - started)
             for end in effects.ended:
-                if end.message is not None:
-                    raise RuntimeError(end.message)
+                if end.error is not None:
+                    raise RuntimeError(end.error)
             ended += len(effects.ended)
         answers.forwards = self._forwards.since(started)
         return answers

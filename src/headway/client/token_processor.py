@@ -232,7 +232,7 @@ class TokenProcessor:
             if stop is not None:
                 return Ending(FinishReason.STOP, stop)
             sequence.text += sequence.scanner.rest()
-        return Ending(end.reason, self._stop_reason(sequence, end), end.message)
+        return Ending(end.reason, self._stop_reason(sequence, end), end.error)
 
     def _stop_reason(self, sequence: OpenSequence, end: RequestEnd) -> int | None:
         sampling = sequence.request.sampling

@@ -19,8 +19,8 @@ from headway.model_files import ModelFiles
 from headway.model_limits import ModelLimits
 from headway.request import Request, Span
 from headway.sampling import SamplingParams
+from headway.scheduler.answers import Progress
 from headway.scheduler.audit import AuditReport
-from headway.scheduler.effects import Progress
 from headway.scheduler.snapshot import Snapshot
 
 Preprocess = Callable[[Request], Prepared]

@@ -8,7 +8,7 @@ from headway.config import SchedulerConfig
 from headway.managers.mailbox import Mailbox
 from headway.managers.manager import Manager
 from headway.model_limits import ModelLimits
-from headway.scheduler import Batch, Command, Message, Query, Result
+from headway.scheduler import AwaitSteps, Batch, Command, Message, Query, Result
 
 MAX_COMMANDS_PER_TURN = 1024
 MAX_SECONDS_PER_TURN = 0.0005  # twice in a turn that makes a step
@@ -55,7 +55,7 @@ class LockFreeManager(Manager):
     def _put(self, command: Command) -> None:
         self._mailbox.put(command)
 
-    def _put_query(self, query: Query, timeout: float) -> None:
+    def _put_query(self, query: Query | AwaitSteps, timeout: float) -> None:
         self._mailbox.put(query)
 
     def _apply(self, message: Message) -> None:

@@ -8,7 +8,7 @@ import time
 from headway.config import SchedulerConfig
 from headway.managers.manager import Manager
 from headway.model_limits import ModelLimits
-from headway.scheduler import Batch, Command, Effects, Message, Query, Result
+from headway.scheduler import AwaitSteps, Batch, Command, Effects, Message, Query, Result
 
 
 class LockedManager(Manager):
@@ -68,7 +68,7 @@ class LockedManager(Manager):
     def _put(self, command: Command) -> None:
         self._hand_in(command)
 
-    def _put_query(self, query: Query, timeout: float) -> None:
+    def _put_query(self, query: Query | AwaitSteps, timeout: float) -> None:
         if not self._lock.acquire(timeout=timeout):
             raise TimeoutError(f"the scheduler's lock was not free within {timeout:.3g} s; the query was not asked")
         try:

@@ -114,7 +114,7 @@ class Manager(Surface):
         self._desk.close(self._reason())
         effects = self.take_effects()
         effects.ended += [
-            RequestEnd(claim.uid, claim.request_id, reason, message=message)
+            RequestEnd(claim.uid, claim.request_id, reason, error=message)
             for claim in self.door.inside()
             if claim.accepted and self.door.leave(claim.uid)
         ]
@@ -127,6 +127,8 @@ class Manager(Surface):
         if isinstance(message, Query):
             self._carry_out_query(message)
             return
+        if isinstance(message, AwaitSteps) and self._desk.take(message.reply) is None:
+            return  # its caller has left
         self._keep(self._core.apply(message, time.monotonic()))
         # Callers set the door before they tell, so that it counts at once. It is set again here because, where `pause`
         # and `resume` meet, core and door must agree in the end on whichever came last.
@@ -136,16 +138,18 @@ class Manager(Surface):
             self.door.resume()
 
     def _carry_out_query(self, query: Query) -> None:
-        """Apply a query, unless its caller has left. One whose answer comes later is left open for that long."""
+        """Answer a query, unless its caller has left."""
         cell = self._desk.take(query.reply)
-        if cell is None or not (isinstance(query, AwaitSteps) or cell.claim()):
+        if cell is None or not cell.claim():
             return
         try:
-            effects = self._core.apply(query, time.monotonic())
+            answer = self._core.ask(query, time.monotonic())
         except QueryError as error:  # refused by its check: nothing has changed
             cell.fail(error)
-        else:
-            self._keep(effects)
+            return
+        heard = cell.answer(answer)
+        if heard and isinstance(answer, Reservation):
+            self.door.accept(answer.uid)
 
     def _tick(self) -> None:
         """Tell the core if a deadline has passed. Only where the core may be touched."""
@@ -160,11 +164,10 @@ class Manager(Surface):
         kept.sending += effects.sending
         kept.jobs += effects.jobs
         kept.ended += [end for end in effects.ended if self.door.leave(end.uid)]
-        for answer in effects.answers:
-            cell = self._desk.take(answer.reply)
-            heard = cell is not None and cell.answer(answer.value)
-            if heard and isinstance(answer.value, Reservation):
-                self.door.accept(answer.value.uid)
+        for reply in effects.awaited:
+            cell = self._desk.take(reply)
+            if cell is not None:
+                cell.answer(None)
 
     def _run_pass(self, prefill_only: bool) -> Batch | None:
         """One scheduling pass. Only where the core may be touched."""

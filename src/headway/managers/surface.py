@@ -233,7 +233,7 @@ class Surface(ABC):
         """Bring a command to the core."""
 
     @abstractmethod
-    def _put_query(self, query: Query, timeout: float) -> None:
+    def _put_query(self, query: Query | AwaitSteps, timeout: float) -> None:
         """Bring a query to the core. Raises TimeoutError if that alone takes longer than `timeout` seconds."""
 
     def _tell(self, command: Command) -> None:
@@ -261,7 +261,9 @@ class Surface(ABC):
     def _reason(self) -> str:
         return self.door.closed or "the engine has stopped"
 
-    def _ask(self, query: Callable[[int], Query], timeout: float, begin: Callable[[], None] | None = None) -> Any:
+    def _ask(
+        self, query: Callable[[int], Query | AwaitSteps], timeout: float, begin: Callable[[], None] | None = None
+    ) -> Any:
         """Hand in a query and wait for its answer. begin: what goes before it, once it is sure that it can be asked."""
         until = time.monotonic() + checked_timeout(timeout)
 

@@ -8,12 +8,14 @@ bit. It imports kvcache, request, config and numpy, and nothing above them.
     effects = scheduler.apply(AddRequest(request), now)      # messages in, effects out
     batch = scheduler.schedule()                             # a step's work order
     effects = scheduler.apply(StepResult(batch.step_id, tokens), now)
+    progress = scheduler.ask(GetProgress(reply, uid), now)   # a query's answer
 """
 
+from headway.scheduler.answers import Progress, Reservation
 from headway.scheduler.audit import AuditReport, Owner
 from headway.scheduler.batch import Admission, Batch, Logprobs, StepResult
 from headway.scheduler.core import Scheduler
-from headway.scheduler.effects import Answer, Effects, Progress, RequestEnd, Reservation, Sending, TokenOutputs
+from headway.scheduler.effects import Effects, RequestEnd, Sending, TokenOutputs
 from headway.scheduler.fitting import never_fits
 from headway.scheduler.messages import (
     AbortRequests,
@@ -53,7 +55,6 @@ __all__ = [
     "AddRequest",
     "Admission",
     "Allocation",
-    "Answer",
     "Audit",
     "AuditReport",
     "AwaitSteps",

@@ -1,4 +1,4 @@
-"""Who owns which slot and block: checked a little after every step, recounted whole on demand."""
+"""Which request owns which slot and block: checked a little after every step, recounted whole on demand."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from headway.kvcache import OwnershipError
 from headway.request import RequestStatus
-from headway.scheduler.state.slot_table import Phase
+from headway.scheduler.state.slot_table import EMPTY
 from headway.scheduler.state.state import State
 
 # Blocks and slots are looked at in turn, several together after every few steps: that way they cost a microsecond a
@@ -21,7 +21,7 @@ SLOTS_PER_LOOK = 4
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """Whoever holds blocks. kind "slot": a request that has a slot; "lease": a sender that reads them."""
+    """A holder of blocks. kind "slot": a request that has a slot; "lease": a sender that reads them."""
 
     name: str
     kind: Literal["slot", "lease"]
@@ -104,12 +104,12 @@ class Auditor:
         )
 
     def _owners(self) -> tuple[list[Owner], list[np.ndarray]]:
-        """Everybody who holds blocks, and which: int32 arrays. A slot without an occupant counts if it holds any."""
+        """All owners of blocks, and their blocks: int32 arrays. A slot without an occupant counts if it holds any."""
         state, owners, held = self._state, [], []
         for slot, entry in enumerate(state.occupants):
             blocks = state.table.blocks_of(slot)
             if entry is not None or len(blocks):
-                name = entry.request.request_id if entry is not None else "nobody"
+                name = entry.request.request_id if entry is not None else "(no request)"
                 owners.append(Owner(name, "slot", slot, len(blocks)))
                 held.append(blocks)
         for uid, blocks in state.leases.items():
@@ -122,7 +122,7 @@ class Auditor:
     @staticmethod
     def _names(owners: list[Owner], held: list[np.ndarray], block: int) -> str:
         holders = [str(owner) for owner, blocks in zip(owners, held, strict=True) if (blocks == block).any()]
-        return ", ".join(holders) or "nobody"
+        return ", ".join(holders) or "no owner"
 
     def _slot_problems(self) -> list[str]:
         state, table, problems = self._state, self._state.table, []
@@ -131,8 +131,10 @@ class Auditor:
             free = state.slots.num_free_slots()
             problems.append(f"{len(seated)} slots have an occupant and {free} are free, of {table.capacity}")
         for slot, entry in enumerate(state.occupants):
-            if (entry is None) != (table.phase[slot] == Phase.EMPTY):
-                problems.append(f"slot {slot} is in phase {Phase(table.phase[slot]).name}, but its occupant is {entry}")
+            status = int(table.status[slot])
+            if status != (EMPTY if entry is None else entry.status):
+                name = "EMPTY" if status == EMPTY else RequestStatus(status).name
+                problems.append(f"slot {slot} has status {name}, but its occupant is {entry}")
             elif entry is not None and (entry.handle is None or not table.owns(*entry.handle) or entry.slot != slot):
                 problems.append(f"slot {slot}: the handle of request {entry.request.request_id!r} is void")
         sending = state.population[RequestStatus.SENDING]
@@ -174,7 +176,7 @@ class Auditor:
 
 
 def describe(report: AuditReport) -> str:
-    """A report in one paragraph: what is wrong, and who owns what."""
+    """A report in one paragraph: the problems, and the owners."""
     problems = "; ".join(report.problems) or "a full recount found nothing else"
     owners = ", ".join(f"{owner}: {owner.num_blocks}" for owner in report.owners[:32])
     more = f" and {len(report.owners) - 32} more" if len(report.owners) > 32 else ""

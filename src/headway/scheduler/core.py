@@ -1,18 +1,18 @@
-"""The scheduler: messages in, effects out; batches in between."""
+"""The scheduler: messages in, effects out; queries answered; batches in between."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import replace
+from collections.abc import Callable
 from typing import Any
 
 from headway.config import Role, SchedulerConfig
-from headway.request import FinishReason, Request, RequestStatus
+from headway.request import FinishReason, Request
 from headway.scheduler.audit import Auditor, AuditReport
 from headway.scheduler.batch import Batch, StepResult
-from headway.scheduler.effects import Answer, Effects
-from headway.scheduler.fitting import never_fits
+from headway.scheduler.effects import Effects
+from headway.scheduler.handlers.clock import Clock
 from headway.scheduler.handlers.control import Control
+from headway.scheduler.handlers.requests import Requests
 from headway.scheduler.handlers.reservations import Reservations
 from headway.scheduler.handlers.results import Results
 from headway.scheduler.messages import (
@@ -21,18 +21,20 @@ from headway.scheduler.messages import (
     Audit,
     AwaitSteps,
     Clear,
+    Command,
     DeviceLost,
     DropReservations,
     FinishRequests,
     GetProgress,
-    Message,
     Pause,
     PreemptAll,
     PreprocessDone,
     PublishOutput,
+    Query,
     ReserveDecode,
     ReservePrefill,
     ResetPrefixCache,
+    Result,
     Resume,
     SendDone,
     StartDecode,
@@ -48,22 +50,17 @@ from headway.scheduler.passes.steps import Chunk, Steps
 from headway.scheduler.policies.allocation import Allocation
 from headway.scheduler.policies.policies import Policies
 from headway.scheduler.snapshot import Snapshot
+from headway.scheduler.state.moves import Moves
 from headway.scheduler.state.slot_pool import SlotPool
 from headway.scheduler.state.state import State
-
-_TIMED_OUT = {
-    RequestStatus.PREPARING: "its preparation took longer than preprocess_timeout",
-    RequestStatus.RESERVED: "its reservation was not taken up in time",
-    RequestStatus.SENDING: "its KV was not sent within send_timeout",
-}
 
 
 class Scheduler:
     """Decides, step by step, what runs. See the package's docstring for how it is driven.
 
-    One caller at a time: whoever owns it is the writer.
+    One caller at a time: the writer, which owns it.
 
-    policies: the rules to go by; None takes those that the configuration names.
+    policies: the rules to go by; None takes the rules that the configuration names.
     """
 
     def __init__(
@@ -71,133 +68,73 @@ class Scheduler:
     ) -> None:
         self.config = config
         self._policies = policies or Policies.of(config, allocation)
-        self._state = State(config, self._policies.line)
-        self._auditor = Auditor(self._state)
-        self._admissions = Admissions(self._state, self._policies)
-        self._displacement = Displacement(self._state, self._admissions, self._policies)
-        self._growth = Growth(self._state, self._policies)
-        self._steps = Steps(self._state, self._admissions)
-        self._control = Control(self._state, self._steps)
-        self._reservations = Reservations(self._state, self._admissions, self._steps)
-        self._results = Results(self._state, self._steps, self._reservations)
-        control, reservations = self._control, self._reservations
+        self._state = state = State(config)
+        self._moves = moves = Moves(state, self._policies.line)
+        self._auditor = auditor = Auditor(state)
+        self._admissions = admissions = Admissions(state, moves, self._policies)
+        self._displacement = Displacement(state, moves, admissions, self._policies)
+        self._growth = Growth(state, moves, self._policies)
+        self._steps = steps = Steps(state, moves, admissions)
+        self._control = control = Control(state, moves)
+        clock, requests = Clock(state, moves), Requests(state, moves)
+        reservations = Reservations(state, moves, admissions, steps)
+        results = Results(state, moves, admissions, steps, reservations, auditor)
         self._handlers: dict[type, Callable[[Any, float, Effects], None]] = {
-            AddRequest: self._add,
-            FinishRequests: lambda message, now, effects: self._end_all(message.uids, FinishReason.STOP, effects),
-            AbortRequests: lambda message, now, effects: self._end_all(message.uids, FinishReason.ABORT, effects),
-            PublishOutput: self._publish_output,
-            StartPrefill: lambda message, now, effects: reservations.start_prefill(message, effects),
-            StartDecode: lambda message, now, effects: reservations.start_decode(message, effects),
-            DropReservations: lambda message, now, effects: reservations.drop(message, effects),
-            PreemptAll: lambda message, now, effects: control.preempt_all(),
-            Clear: lambda message, now, effects: control.clear(effects),
-            Pause: lambda message, now, effects: control.pause(message, effects),
-            Resume: lambda message, now, effects: control.resume(),
-            Tick: self._tick,
+            AddRequest: requests.add,
+            FinishRequests: lambda message, _now, effects: requests.end(message.uids, FinishReason.STOP, effects),
+            AbortRequests: lambda message, _now, effects: requests.end(message.uids, FinishReason.ABORT, effects),
+            PublishOutput: lambda message, _now, _effects: requests.publish_output(message.uids),
+            StartPrefill: lambda message, _now, _effects: reservations.start_prefill(message),
+            StartDecode: lambda message, _now, effects: reservations.start_decode(message, effects),
+            DropReservations: lambda message, _now, effects: reservations.drop(message, effects),
+            PreemptAll: lambda _message, _now, _effects: control.preempt_all(),
+            Clear: lambda _message, _now, effects: control.clear(effects),
+            Pause: lambda message, _now, effects: control.pause(message, effects),
+            Resume: lambda _message, _now, _effects: control.resume(),
+            AwaitSteps: lambda message, _now, effects: results.await_steps(message.reply, effects),
+            Tick: lambda _message, now, effects: clock.tick(now, effects),
+            StepResult: results.step_done,
+            DeviceLost: lambda message, _now, effects: results.device_lost(message, effects),
+            PreprocessDone: lambda message, _now, effects: requests.prepared(message, effects),
+            SendDone: lambda message, _now, effects: reservations.send_done(message, effects),
+        }
+        self._answers: dict[type, Callable[[Any, float], object]] = {
             ReservePrefill: reservations.reserve_prefill,
             ReserveDecode: reservations.reserve_decode,
-            AwaitSteps: lambda message, now, effects: control.await_steps(message, effects),
-            ResetPrefixCache: lambda message, now, effects: control.reset_prefix_cache(message, effects),
-            GetProgress: self._progress,
-            Audit: lambda message, now, effects: effects.answers.append(Answer(message.reply, self.audit_report())),
-            StepResult: self._step_done,
-            DeviceLost: self._device_lost,
-            PreprocessDone: self._prepared,
-            SendDone: lambda message, now, effects: reservations.send_done(message, effects),
+            ResetPrefixCache: lambda _query, _now: state.reset_prefix_cache(),
+            GetProgress: lambda query, _now: requests.progress(query.uid),
+            Audit: lambda _query, _now: auditor.report(),
         }
 
     # -- messages ------------------------------------------------------------------------------------------------
 
-    def apply(self, message: Message, now: float = 0.0) -> Effects:
-        """Carry out one message. It is applied whole, or it raises and nothing has changed.
-
-        Raises QueryError for a query that cannot be answered here.
-        """
+    def apply(self, message: Command | Result | Tick, now: float = 0.0) -> Effects:
+        """Carry out one message. It is applied whole, or it raises and nothing has changed. now: seconds."""
         effects = Effects()
         self._handlers[type(message)](message, now, effects)
-        if self.config.role is Role.PREFILL and not self._state.paused:  # whose pass allocates nothing
-            self._admissions.admit_all()
+        self._admit_on_prefill_instance()
         return effects
 
-    def _add(self, message: AddRequest, now: float, effects: Effects) -> None:
-        state, request = self._state, message.request
-        if request.uid in state.entries:
-            raise ValueError(f"uid {request.uid} of request {request.request_id!r} is in use")
-        if request.preprocess is not None:
-            state.accept(request, RequestStatus.PREPARING)
-            state.deadlines.set(request.uid, now + self.config.preprocess_timeout)
-            effects.jobs.append(request)
-            return
-        entry = state.accept(request, RequestStatus.WAITING)
-        reason = never_fits(self.config, request)
-        if reason is not None:
-            effects.ended.append(state.end(entry, FinishReason.ERROR, message=reason))
+    def ask(self, query: Query, now: float = 0.0) -> object:
+        """The answer to a query; its type stands with the query. now: seconds.
 
-    def _prepared(self, message: PreprocessDone, now: float, effects: Effects) -> None:
-        state = self._state
-        entry = state.entries.get(message.uid)
-        if entry is None or entry.status is not RequestStatus.PREPARING:
-            return  # it has ended, or this is told twice
-        error, request = message.error, entry.request
-        if error is not None:
-            error = f"its preparation failed: {error}"
-        elif message.prompt is not None:
-            room = self.config.max_model_len - len(message.prompt)
-            max_tokens = max(1, min(request.max_tokens, room))  # if 1 is too many, that is told with both numbers
-            request = replace(request, prompt=message.prompt, spans=message.spans, max_tokens=max_tokens)
-        if error is None:
-            error = never_fits(self.config, request)
-        if error is not None:
-            effects.ended.append(state.end(entry, FinishReason.ERROR, message=error))
-        else:
-            state.prepared(entry, request)
+        Raises QueryError for a query that cannot be answered here; nothing has changed then.
+        """
+        answer = self._answers[type(query)](query, now)
+        self._admit_on_prefill_instance()
+        return answer
 
-    def _end_all(self, uids: Iterable[int], reason: FinishReason, effects: Effects) -> None:
-        entries = {uid: entry for uid in uids if (entry := self._state.entries.get(uid)) is not None}
-        effects.ended += self._state.end_all(entries.values(), reason)
-
-    def _publish_output(self, message: PublishOutput, now: float, effects: Effects) -> None:
-        state = self._state
-        for uid in message.uids:
-            entry = state.entries.get(uid)
-            if entry is not None and entry.status is RequestStatus.RUNNING_DECODE:
-                state.publish(entry, state.num_confirmed_tokens(entry) >> state.block_shift)
-
-    def _tick(self, message: Tick, now: float, effects: Effects) -> None:
-        state = self._state
-        for uid in state.deadlines.expired(now):
-            entry = state.entries[uid]
-            effects.ended.append(state.end(entry, FinishReason.ERROR, message=_TIMED_OUT[entry.status]))
-
-    def _progress(self, message: GetProgress, now: float, effects: Effects) -> None:
-        entry = self._state.entries.get(message.uid)
-        effects.answers.append(Answer(message.reply, None if entry is None else self._state.progress(entry)))
-
-    def _step_done(self, result: StepResult, now: float, effects: Effects) -> None:
-        step = self._steps.in_flight.pop(result.step_id, None)
-        if step is None:
-            return  # given up before, or told twice
-        effects.started = self._admissions.take_started()
-        self._results.apply(step, result, now, effects)
-        self._auditor.after_step()
-        self._control.steps_answered(effects)
-
-    def _device_lost(self, message: DeviceLost, now: float, effects: Effects) -> None:
-        state = self._state
-        self._steps.in_flight.clear()
-        seated = [entry for entry in state.occupants if entry is not None]
-        sending = [entry for uid in state.leases if (entry := state.entries.get(uid)) is not None]
-        effects.ended += state.end_all(seated + sending, FinishReason.ERROR, message=message.reason)
-        state.encoder.clear()
-        state.prefix.clear()  # its blocks held KV that is gone
-        self._control.steps_answered(effects)
+    def _admit_on_prefill_instance(self) -> None:
+        """A pass of a prefill instance allocates nothing: slots and blocks are given out after each message."""
+        if self.config.role is Role.PREFILL and not self._state.paused:
+            self._admissions.admit_all()
 
     # -- passes --------------------------------------------------------------------------------------------------
 
     def schedule(self) -> Batch | None:
         """The next step: all decodes, then prefill chunks, then newcomers, within `max_num_batched_tokens`.
 
-        None when there is nothing to compute. A pass ends no request: what is admitted can be served to its end.
+        None when there is nothing to compute. A pass ends no request: each admitted request can be served to its end.
         """
         if self._state.paused:
             return None
@@ -241,11 +178,8 @@ class Scheduler:
             entry = state.occupant(slot)
             assert entry.handle is not None
             start = int(table.num_computed[slot])
-            completes = start + count == len(entry.tokens)
-            table.num_computed[slot] = start + count
+            completes = self._moves.compute_chunk(entry, start + count)
             chunks.append(Chunk(entry, entry.handle, start, count, completes))
-            if completes:
-                state.complete_prefill(entry)
         return chunks
 
     def _launch(self, decodes: DecodeRows, places: DecodePlaces, chunks: list[Chunk]) -> Batch | None:
@@ -260,7 +194,7 @@ class Scheduler:
         """The state in numbers, O(1)."""
         state, counts, counters = self._state, self._state.pool.counts, self._state.counters
         # In the order of RequestStatus; looking its members up would double what a snapshot costs.
-        _, prefilling, decoding, _, _, preparing, reserved, sending = state.population
+        _, prefilling, decoding, _, _, preparing, reserved, sending, _ = state.population
         return Snapshot(
             step_id=self._steps.last_id,
             num_running=prefilling + decoding,
@@ -296,11 +230,11 @@ class Scheduler:
 
     @property
     def slots(self) -> SlotPool:
-        """Who gets which slot."""
+        """Which slots are free."""
         return self._state.slots
 
     def audit_report(self) -> AuditReport:
-        """Full recount of who owns what, O(slots + blocks)."""
+        """Full recount of slots, blocks and their owners, O(slots + blocks)."""
         return self._auditor.report()
 
     def audit(self) -> None:

@@ -1,10 +1,10 @@
-"""What the core answers: effects of messages and passes, and the state in numbers."""
+"""What comes of a message: tokens, ends, work for others."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from headway.request import FinishReason, Request, RequestStatus
+from headway.request import FinishReason, Request
 from headway.scheduler.batch import IntArray, Logprobs, LongArray
 
 
@@ -13,14 +13,14 @@ class RequestEnd:
     """A request ended. Emitted exactly once per accepted request.
 
     stop_token: the token that ended it, when reason is STOP and it was seen by the core.
-    message: why, when reason is ERROR.
+    error: why, when reason is ERROR, and where there is more to say than ABORT.
     """
 
     uid: int
     request_id: str
     reason: FinishReason
     stop_token: int | None = None
-    message: str | None = None
+    error: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,55 +46,21 @@ class Sending:
     token: int
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """To the query that carried this reply id."""
-
-    reply: int
-    value: object
-
-
-@dataclass(frozen=True, slots=True)
-class Reservation:
-    """A slot and blocks held for a request. blocks: int32, a copy; the first `num_cached_tokens` tokens are there.
-
-    after_step: a step up to this one may still write to the blocks, if it is in flight. What comes from outside the
-        device's stream of steps may be put there once they are answered for: when Snapshot.step_id - num_in_flight has
-        reached it.
-    """
-
-    uid: int
-    slot: int
-    blocks: IntArray
-    num_cached_tokens: int
-    after_step: int
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a request is, in tokens. num_computed_tokens counts what is in flight."""
-
-    uid: int
-    request_id: str
-    status: RequestStatus
-    num_prompt_tokens: int
-    num_output_tokens: int
-    num_computed_tokens: int
-    num_blocks: int
-    num_preemptions: int
-
-
 @dataclass(slots=True)
 class Effects:
-    """What applying messages or scheduling brought about, for the loop to carry outside, in order:
-    first `started`, then `tokens`, then `sending`, then `ended`; `jobs` and `answers` at any time.
+    """What a message brought about, to be carried outside.
 
+    For the callers, in this order:
     started: (uid, num_cached_tokens) of each request admitted for the first time.
     tokens: one record per step result applied.
-    sending: prompts whose KV is complete and goes to D.
     ended: requests that are over; their last token, if any, is in `tokens`.
+
+    For the loop, which hands them to a worker each:
+    sending: prompts whose KV is complete and goes to D; before their requests are in `ended`.
     jobs: requests to be prepared; each is answered by PreprocessDone, unless it ends before.
-    answers: to queries.
+
+    For the manager:
+    awaited: reply ids of `AwaitSteps` whose steps are answered for.
     """
 
     started: list[tuple[int, int]] = field(default_factory=list)
@@ -102,7 +68,7 @@ class Effects:
     sending: list[Sending] = field(default_factory=list)
     ended: list[RequestEnd] = field(default_factory=list)
     jobs: list[Request] = field(default_factory=list)
-    answers: list[Answer] = field(default_factory=list)
+    awaited: list[int] = field(default_factory=list)
 
     def __bool__(self) -> bool:
-        return bool(self.started or self.tokens or self.sending or self.ended or self.jobs or self.answers)
+        return bool(self.started or self.tokens or self.sending or self.ended or self.jobs or self.awaited)

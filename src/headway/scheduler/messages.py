@@ -1,9 +1,14 @@
 """What the core is told. A message is the only way to change scheduling state from outside.
 
-    command   fire and forget, from anybody          query    the caller wants an answer: carries a reply id
+    command   a caller wants something done          query    a caller wants an answer at once
     result    of a step or a job; a lane of its own  Tick     the clock has passed a deadline
 
-Messages are frozen and own their payload. Unknown uids are a no-op everywhere: they have ended, or never were.
+`reply` in a query or in AwaitSteps names the caller who waits; the core only hands it back. Messages are frozen and own
+their payload. A uid that is unknown is ignored everywhere: its request has ended, or never was. What a message does to
+a request in each state stands in `state.transitions.TABLE`.
+
+Reserved: a result "the device has acknowledged slot s of generation g". It will end the quarantine of a slot on devices
+that must confirm before a slot gets its next request. The core has no use for it yet.
 """
 
 from __future__ import annotations
@@ -32,7 +37,7 @@ class FinishRequests:
 
 @dataclass(frozen=True, slots=True)
 class AbortRequests:
-    """End requests that nobody wants any more, in whatever state they are."""
+    """End requests that are not wanted any more, in whatever state they are."""
 
     uids: tuple[int, ...]
 
@@ -68,17 +73,17 @@ class DropReservations:
 
 @dataclass(frozen=True, slots=True)
 class PreemptAll:
-    """Everything that runs gives up slot and blocks and goes back to its place in the queue."""
+    """Running requests give up slot and blocks and go back to their place in the queue."""
 
 
 @dataclass(frozen=True, slots=True)
 class Clear:
-    """End every request (ABORT) and forget what is cached. What is added after it is not touched."""
+    """End every request (ABORT) and forget what is cached. Requests added later are not touched."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pause:
-    """Schedule nothing until `Resume`. What runs is aborted (with all that waits), or preempted and kept.
+    """Schedule nothing until `Resume`. All requests are aborted, or running ones are preempted and kept.
 
     reset_prefix_cache: forget what is cached once nothing is in flight (the weights are about to change).
     """
@@ -94,7 +99,15 @@ class Resume:
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """The time is past `Snapshot.next_deadline`: whoever has waited too long ends."""
+    """The time is past `Snapshot.next_deadline`: requests whose deadline has passed end."""
+
+
+@dataclass(frozen=True, slots=True)
+class AwaitSteps:
+    """The one command that is answered: `reply` is in Effects.awaited as soon as the results of all steps in flight now
+    are in; at once if there are none."""
+
+    reply: int
 
 
 Command = (
@@ -109,9 +122,10 @@ Command = (
     | Clear
     | Pause
     | Resume
+    | AwaitSteps
 )
 
-# -- queries: answered in Effects.answers; QueryError if it cannot be answered, and then nothing has changed --------
+# -- queries: for `Scheduler.ask`; QueryError if a query cannot be answered, and then nothing has changed ----------
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,9 +138,9 @@ class ReservePrefill:
 
 @dataclass(frozen=True, slots=True)
 class ReserveDecode:
-    """D: slot, and blocks for the prompt and the first token, under the reserve rule; refused while anybody waits.
+    """D: slot, and blocks for the prompt and the first token, under the reserve rule; refused while requests wait.
 
-    timeout: seconds until the reservation lapses if nobody takes it up. Answer: Reservation, or None (no room).
+    timeout: seconds until the reservation ends if it is not started. Answer: Reservation, or None (no room).
     """
 
     reply: int
@@ -135,15 +149,8 @@ class ReserveDecode:
 
 
 @dataclass(frozen=True, slots=True)
-class AwaitSteps:
-    """Answer: None, as soon as every step that is in flight now has been answered for. The one deferred query."""
-
-    reply: int
-
-
-@dataclass(frozen=True, slots=True)
 class ResetPrefixCache:
-    """Forget what is cached. Running requests go on; what they have computed is never found by others.
+    """Forget what is cached. Running requests go on; what they have computed is never found by other requests.
 
     Answer: int, the blocks that were cached."""
 
@@ -165,7 +172,7 @@ class Audit:
     reply: int
 
 
-Query = ReservePrefill | ReserveDecode | AwaitSteps | ResetPrefixCache | GetProgress | Audit
+Query = ReservePrefill | ReserveDecode | ResetPrefixCache | GetProgress | Audit
 
 # -- results ---------------------------------------------------------------------------------------------------------
 
@@ -174,7 +181,7 @@ Query = ReservePrefill | ReserveDecode | AwaitSteps | ResetPrefixCache | GetProg
 class DeviceLost:
     """The device side was restarted or given up: what it held, KV and results, is gone.
 
-    Every request that has computed anything ends with an error; those that wait go on.
+    Every request that has computed anything ends with an error; waiting requests go on.
     """
 
     reason: str
@@ -192,7 +199,7 @@ class PreprocessDone:
 
 @dataclass(frozen=True, slots=True)
 class SendDone:
-    """The KV of a request is with D, or cannot be sent (error). Whoever sent it reads its blocks no more."""
+    """The KV of a request is with D, or cannot be sent (error). The sender reads its blocks no more."""
 
     uid: int
     error: str | None = None

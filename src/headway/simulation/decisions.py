@@ -49,13 +49,14 @@ class Decisions:
             self._numbers("sending", sending.uid, sending.num_tokens, sending.token)
             self._array(sending.blocks)
         for end in effects.ended:
-            self._numbers("ended", end.uid, end.reason.value, end.stop_token, end.message is not None)
+            self._numbers("ended", end.uid, end.reason.value, end.stop_token, end.error is not None)
         for request in effects.jobs:
             self._numbers("job", request.uid)
-        for answer in effects.answers:
-            self._answer(answer.reply, answer.value)
+        for reply in effects.awaited:
+            self.take_answer(reply, None)
 
-    def _answer(self, reply: int, value: object) -> None:
+    def take_answer(self, reply: int, value: object) -> None:
+        """What a query was answered with."""
         match value:
             case Reservation():
                 self._numbers("reservation", reply, value.uid, value.slot, value.num_cached_tokens, value.after_step)

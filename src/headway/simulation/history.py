@@ -119,9 +119,13 @@ class History:
             life = self._life(request.uid, "is to be prepared")
             require(life.preparing and not life.has_job, "prepared without cause or twice", f"request {request.uid}")
             life.has_job = True
-        for answer in effects.answers:
-            require(answer.reply in self._asked, "answered without question or twice", f"reply {answer.reply}")
-            self._asked.remove(answer.reply)
+        for reply in effects.awaited:
+            self.answered(reply)
+
+    def answered(self, reply: int) -> None:
+        """A question has its answer."""
+        require(reply in self._asked, "answered without question or twice", f"reply {reply}")
+        self._asked.remove(reply)
 
     def _token(self, uid: int, token: int) -> bool:
         """Check the next token of an answer. Returns whether it is the last."""
@@ -141,7 +145,7 @@ class History:
         due = ends.must.get(uid) or ends.may.get(uid)
         if due is not None:
             require(end.reason is due, "ended wrongly", f"request {uid} ends with {end.reason}, not {due}")
-            require((end.message is not None) or due is not FinishReason.ERROR, "ended without a word", f"{end}")
+            require((end.error is not None) or due is not FinishReason.ERROR, "ended without a word", f"{end}")
         else:
             require(ends.natural, "ended without cause", f"{end}")
             if life.num_tokens != len(life.answer) or end.reason is not life.reason:

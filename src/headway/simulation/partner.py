@@ -10,7 +10,6 @@ from headway.request import FinishReason, Request
 from headway.scheduler import (
     DropReservations,
     Effects,
-    Message,
     Reservation,
     ReserveDecode,
     ReservePrefill,
@@ -72,7 +71,7 @@ class Partner:
         shape, role = Shape(*shape_args)._replace(prepare=0), (Role.PREFILL, Role.DECODE)[which]
         request, timeout = shape.request(self._core.now), timeout_ms / 1000
 
-        def query(reply: int) -> Message:
+        def query(reply: int) -> ReservePrefill | ReserveDecode:
             return ReservePrefill(reply, request) if which == 0 else ReserveDecode(reply, request, timeout)
 
         def accept(reservation: object) -> None:

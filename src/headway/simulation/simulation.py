@@ -20,7 +20,6 @@ from headway.scheduler import (
     AddRequest,
     Audit,
     AuditReport,
-    AwaitSteps,
     Clear,
     DeviceLost,
     FinishRequests,
@@ -316,7 +315,7 @@ class Simulation:
         require(isinstance(report, AuditReport) and report.ok, "bad answer", f"the audit says {report}")
 
     def _await_steps(self) -> None:
-        self.core.await_steps(AwaitSteps)
+        self.core.await_steps()
 
     def _wait(self, ms: int) -> None:
         self.core.now += ms / 1000

@@ -7,12 +7,16 @@ from collections.abc import Callable, Iterable
 from headway.config import Role
 from headway.request import FinishReason, Request
 from headway.scheduler import (
+    AwaitSteps,
     Batch,
+    Command,
     DynamicAllocation,
     Effects,
-    Message,
+    Query,
+    Result,
     Scheduler,
     StaticAllocation,
+    Tick,
 )
 from headway.simulation.decisions import Decisions
 from headway.simulation.history import Ends, History, Life, Violation, require
@@ -47,13 +51,13 @@ class WatchedCore:
         self._last_reply = 0
         self._awaiting: dict[int, set[int]] = {}  # reply id -> steps whose results it waits for
 
-    def tell(self, message: Message, ends: Ends = NO_ENDS) -> None:
-        """Apply a message. ends: the requests that it may end, or must end."""
+    def tell(self, message: Command | Result | Tick, ends: Ends = NO_ENDS) -> None:
+        """Apply a message. ends: which requests it may end, or must."""
         self.num_messages += 1
         self._note(self.scheduler.apply(message, self.now), ends)
 
-    def tell_in_vain(self, message: Message) -> None:
-        """Apply a message that must have no effect."""
+    def tell_in_vain(self, message: Command | Result) -> None:
+        """A message that means nothing here: nothing may happen."""
         before = self.snapshot
         self.num_messages += 1
         effects = self.scheduler.apply(message, self.now)
@@ -71,40 +75,44 @@ class WatchedCore:
         self._note(Effects(), NO_ENDS)
         require(self.snapshot == before, "something of nothing", "a read changed the state")
 
-    def refuses(self, message: Message, error: type[Exception]) -> None:
-        """Apply a message that must be refused with this error, and change nothing."""
+    def refuses(self, message: Command | Query, error: type[Exception]) -> None:
+        """A message that must be refused with this error, and change nothing."""
         before = self.snapshot
         self.num_messages += 1
+        answer: object = None
         try:
-            effects = self.scheduler.apply(message, self.now)
+            if isinstance(message, Query):
+                answer = self.scheduler.ask(message, self.now)
+            else:
+                answer = self.scheduler.apply(message, self.now)
         except error:
-            effects = None
-        require(effects is None, "not refused", f"{type(message).__name__} should raise {error.__name__}: {effects}")
+            pass
+        else:
+            raise Violation("not refused", f"{type(message).__name__} should raise {error.__name__}: {answer}")
         self._note(Effects(), NO_ENDS)
         require(self.snapshot == before, "refused, but", f"{type(message).__name__} changed the state")
 
-    def ask(self, query: Callable[[int], Message], accept: Callable[[object], None] | None = None) -> object:
-        """Ask a query that is answered at once. Returns the answer.
+    def ask(self, query: Callable[[int], Query], accept: Callable[[object], None] | None = None) -> object:
+        """The answer to a query that is answered at once.
 
         query: makes the message from a reply id. accept: called with the answer, before the state of the core is
             checked.
         """
         message = query(self._new_reply())
         self.num_messages += 1
-        effects = self.scheduler.apply(message, self.now)
-        values = [answer.value for answer in effects.answers if answer.reply == self._last_reply]
-        if len(values) != 1:
-            raise Violation("not answered", f"{message} has {effects}")
+        answer = self.scheduler.ask(message, self.now)
         if accept is not None:
-            accept(values[0])
-        self._note(effects, NO_ENDS)
-        return values[0]
+            accept(answer)
+        self.history.answered(message.reply)
+        self.decisions.take_answer(message.reply, answer)
+        self._note(Effects(), NO_ENDS)
+        return answer
 
-    def await_steps(self, query: Callable[[int], Message]) -> None:
-        """Ask a query that is answered when all steps in flight now have results."""
-        message = query(self._new_reply())
-        self._awaiting[self._last_reply] = set(self.in_flight)
-        self.tell(message)
+    def await_steps(self) -> None:
+        """To be answered when all that is in flight now is."""
+        reply = self._new_reply()
+        self._awaiting[reply] = set(self.in_flight)
+        self.tell(AwaitSteps(reply))
 
     def schedule(self) -> Batch | None:
         """Run a pass. It must end no request: every accepted request can be served."""
@@ -151,9 +159,9 @@ class WatchedCore:
     def _note(self, effects: Effects, ends: Ends) -> None:
         self.history.note(effects, ends)
         self.decisions.take_effects(effects)
-        for answer in effects.answers:
-            steps = self._awaiting.pop(answer.reply, None)
-            require(not steps, "answered too early", f"reply {answer.reply} waits for steps {steps}")
+        for reply in effects.awaited:
+            steps = self._awaiting.pop(reply, None)
+            require(not steps, "answered too early", f"reply {reply} waits for steps {steps}")
         forgotten = [reply for reply, steps in self._awaiting.items() if not steps]
         require(not forgotten, "not answered", f"replies {forgotten} wait for no step any more")
         self._after(effects)

@@ -208,7 +208,7 @@ class Ended(msgspec.Struct, frozen=True, array_like=True):
     uid: int
     reason: FinishReason
     stop_token: int | None = None
-    message: str | None = None
+    error: str | None = None
 
 
 class StepLogprobs(msgspec.Struct, frozen=True, array_like=True):
@@ -331,7 +331,7 @@ def pack_effects(effects: Effects) -> Step:
             )
             for out in effects.tokens
         ],
-        [Ended(end.uid, end.reason, end.stop_token, end.message) for end in effects.ended],
+        [Ended(end.uid, end.reason, end.stop_token, end.error) for end in effects.ended],
     )
 
 
@@ -347,7 +347,7 @@ def unpack_effects(step: Step) -> Effects:
             )
             for out in step.tokens
         ],
-        ended=[RequestEnd(end.uid, "", end.reason, end.stop_token, end.message) for end in step.ended],
+        ended=[RequestEnd(end.uid, "", end.reason, end.stop_token, end.error) for end in step.ended],
     )
 
 

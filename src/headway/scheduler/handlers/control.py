@@ -1,24 +1,23 @@
-"""What an operator does to the whole scheduler: pause and resume, preempt all, clear, reset the cache, wait."""
+"""What an operator does to the whole scheduler: pause and resume, preempt all, clear, reset the cache."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
 from headway.request import FinishReason, RequestStatus
-from headway.scheduler.effects import Answer, Effects
-from headway.scheduler.messages import AwaitSteps, Pause, ResetPrefixCache
-from headway.scheduler.passes.steps import Steps
+from headway.scheduler.effects import Effects
+from headway.scheduler.messages import Pause
 from headway.scheduler.state.entry import Entry
+from headway.scheduler.state.moves import Moves
 from headway.scheduler.state.state import State
 
 
 class Control:
-    """Takes effect at once, whatever is in flight: late results are recognised and dropped, or found by nobody else."""
+    """Takes effect at once, whatever is in flight. Late results are recognised and dropped."""
 
-    def __init__(self, state: State, steps: Steps) -> None:
+    def __init__(self, state: State, moves: Moves) -> None:
         self._state = state
-        self._steps = steps
-        self._waiters: list[tuple[int, int]] = []  # (last step in flight when asked, reply id)
+        self._moves = moves
 
     def pause(self, message: Pause, effects: Effects) -> None:
         """Schedule nothing more."""
@@ -38,31 +37,14 @@ class Control:
         self._state.paused = False
 
     def preempt_all(self) -> None:
-        """Everything that has more to compute goes back to its place in the queue."""
-        for slot in self._state.computing_slots().tolist():
-            self._state.preempt(self._state.occupant(slot))
+        """Requests that have more to compute go back to their place in the queue."""
+        for slot in self._state.table.computing_rows().tolist():
+            self._moves.preempt(self._state.occupant(slot))
 
     def clear(self, effects: Effects) -> None:
-        """End all, forget all."""
+        """End all requests and forget what is cached."""
         self._end("the engine's data was cleared", self._state.entries.values(), effects)
         self._state.reset_prefix_cache()
 
-    def reset_prefix_cache(self, message: ResetPrefixCache, effects: Effects) -> None:
-        """Forget what is cached; what steps in flight compute is never found by others either."""
-        effects.answers.append(Answer(message.reply, self._state.reset_prefix_cache()))
-
-    def await_steps(self, message: AwaitSteps, effects: Effects) -> None:
-        """Answer when what is in flight now is answered for."""
-        self._waiters.append((self._steps.last_id, message.reply))
-        self.steps_answered(effects)
-
-    def steps_answered(self, effects: Effects) -> None:
-        """Some steps are no longer in flight: tell those who wait for that."""
-        if not self._waiters:
-            return
-        oldest = min(self._steps.in_flight, default=self._steps.last_id + 1)
-        effects.answers += [Answer(reply, None) for last, reply in self._waiters if last < oldest]
-        self._waiters = [waiter for waiter in self._waiters if waiter[0] >= oldest]
-
-    def _end(self, message: str, entries: Iterable[Entry], effects: Effects) -> None:
-        effects.ended += self._state.end_all(entries, FinishReason.ABORT, message=message)
+    def _end(self, error: str, entries: Iterable[Entry], effects: Effects) -> None:
+        effects.ended += self._moves.end_all(entries, FinishReason.ABORT, error=error)

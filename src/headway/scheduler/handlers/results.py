@@ -6,22 +6,74 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headway.request import FinishReason
+from headway.scheduler.audit import Auditor
 from headway.scheduler.batch import BoolArray, IntArray, StepResult
 from headway.scheduler.effects import Effects, TokenOutputs
 from headway.scheduler.handlers.reservations import Reservations
+from headway.scheduler.messages import DeviceLost
+from headway.scheduler.passes.admissions import Admissions
 from headway.scheduler.passes.steps import Chunk, LaunchedStep, Steps
+from headway.scheduler.state.moves import Moves
 from headway.scheduler.state.state import State
 
 
 class Results:
-    """Applies step results. A row whose slot has changed hands since the launch is dropped."""
+    """Applies step results. A row whose slot has changed hands since the launch is dropped.
 
-    def __init__(self, state: State, steps: Steps, reservations: Reservations) -> None:
+    It also knows the replies that wait for steps.
+    """
+
+    def __init__(
+        self,
+        state: State,
+        moves: Moves,
+        admissions: Admissions,
+        steps: Steps,
+        reservations: Reservations,
+        auditor: Auditor,
+    ) -> None:
         self._state = state
+        self._moves = moves
+        self._admissions = admissions
         self._steps = steps
         self._reservations = reservations
+        self._auditor = auditor
+        self._waiting: list[tuple[int, int]] = []  # (last step in flight when asked, reply id)
 
-    def apply(self, step: LaunchedStep, result: StepResult, now: float, effects: Effects) -> None:
+    def step_done(self, result: StepResult, now: float, effects: Effects) -> None:
+        """A step has ended. Raises OwnershipError if slots or blocks are lost or owned twice."""
+        step = self._steps.in_flight.pop(result.step_id, None)
+        if step is None:
+            return  # given up before, or told twice
+        effects.started = self._admissions.take_started()
+        self._apply(step, result, now, effects)
+        self._auditor.after_step()
+        self._answer_waiting(effects)
+
+    def device_lost(self, message: DeviceLost, effects: Effects) -> None:
+        """Requests that have computed something end with an error; requests that wait go on."""
+        state = self._state
+        self._steps.in_flight.clear()
+        seated = [entry for entry in state.occupants if entry is not None]
+        sending = [entry for uid in state.leases if (entry := state.entries.get(uid)) is not None]
+        effects.ended += self._moves.end_all(seated + sending, FinishReason.ERROR, error=message.reason)
+        state.encoder.clear()
+        state.prefix.clear()  # its blocks held KV that is gone
+        self._answer_waiting(effects)
+
+    def await_steps(self, reply: int, effects: Effects) -> None:
+        """Answer when the results of all steps in flight now are in, at once if there are none."""
+        self._waiting.append((self._steps.last_id, reply))
+        self._answer_waiting(effects)
+
+    def _answer_waiting(self, effects: Effects) -> None:
+        if not self._waiting:
+            return
+        oldest = min(self._steps.in_flight, default=self._steps.last_id + 1)
+        effects.awaited += [reply for last, reply in self._waiting if last < oldest]
+        self._waiting = [waiting for waiting in self._waiting if waiting[0] >= oldest]
+
+    def _apply(self, step: LaunchedStep, result: StepResult, now: float, effects: Effects) -> None:
         """Take a step's result in. A failed step, or one with the wrong number of tokens, ends its requests."""
         error = result.error
         expected = len(step.decodes) + sum(chunk.samples for chunk in step.chunks)
@@ -36,21 +88,21 @@ class Results:
         owned = step.decodes.still_owned(self._state.table)
         slots = (step.decodes.rows if owned is None else step.decodes.rows[owned]).tolist()
         slots += [chunk.handle.slot for chunk in step.chunks if chunk.is_current]
-        # A newcomer without a chunk yet goes too: nobody can say whether the device has heard of it.
+        # A newcomer without a chunk yet ends too: it is unknown whether the device has heard of it.
         slots += [handle.slot for handle in step.newcomers if self._state.table.owns(*handle)]
         entries = [self._state.occupant(slot) for slot in dict.fromkeys(slots)]
-        effects.ended += self._state.end_all(entries, FinishReason.ERROR, message=error)
+        effects.ended += self._moves.end_all(entries, FinishReason.ERROR, error=error)
         if step.batch.encode:
             self._forget_encoded({span.digest for _, span in step.batch.encode})
 
     def _forget_encoded(self, digests: set[bytes]) -> None:
-        """What the failed step was to encode is not there. Whoever relies on it in a step that is in flight already
-        starts again. The encoder cache does not know them all: it may have been cleared since."""
+        """What the failed step was to encode is not there. A request that relies on it in a step in flight starts
+        again. The encoder cache does not know all of these digests: it may have been cleared since."""
         self._state.encoder.forget_encoded(digests)
         for step in self._steps.in_flight.values():
             for chunk in step.chunks:
                 if chunk.is_current and any(span.digest in digests for span in chunk.spans()):
-                    self._state.preempt(chunk.entry)
+                    self._moves.preempt(chunk.entry)
 
     def _confirm(self, step: LaunchedStep, result: StepResult, now: float, effects: Effects) -> None:
         num_decodes = len(step.decodes)
@@ -74,7 +126,7 @@ class Results:
 
     def _confirm_decodes(self, step: LaunchedStep, tokens: IntArray, owned: BoolArray | None, effects: Effects) -> None:
         """Each row's last token is in its place now, and a new one follows it."""
-        state, table, decodes = self._state, self._state.table, step.decodes
+        state, decodes = self._state, step.decodes
         rows, places, kept = decodes.rows, step.places, tokens
         filling, filled, ending = step.filling, step.filled, step.at_limit
         positions = step.batch.positions[: len(tokens)]
@@ -84,12 +136,10 @@ class Results:
         if owned is not None:
             ending, filling, filled = ending[owned[ending]], filling[owned[filling]], filled[owned[filling]]
             rows, positions, places, kept = rows[owned], positions[owned], places[owned], tokens[owned]
-        table.tail_tokens.reshape(-1)[places] = table.last_token[rows]
-        table.last_token[rows] = kept
-        table.num_tokens[rows] = positions + 2
+        self._moves.confirm_decodes(rows, positions, places, kept)
         if len(filling):
             self._fill_blocks(decodes.rows[filling], filled)
-        effects.ended += state.end_each(
+        effects.ended += self._moves.end_each(
             [
                 (state.occupant(decodes.rows[i]), int(tokens[i]) if stopped is not None and stopped[i] else None)
                 for i in ending.tolist()
@@ -114,32 +164,17 @@ class Results:
         for chunk in chunks:
             token = next(tokens) if chunk.samples else None
             if chunk.is_current:
-                self._store(chunk)
-                if token is not None:
-                    self._first_token(chunk, token, now, effects)
+                self._confirm_chunk(chunk, token, now, effects)
 
-    def _store(self, chunk: Chunk) -> None:
-        """The chunk's KV is in place: write down the tokens of the blocks it completed, and publish them."""
-        state, entry, size = self._state, chunk.entry, self._state.config.block_size
-        first, end = chunk.start >> state.block_shift, (chunk.start + chunk.count) >> state.block_shift
-        blocks = state.table.block_tables[chunk.handle.slot, first:end]
-        state.pool.tokens[blocks] = entry.tokens[first * size : end * size].reshape(-1, size)
-        if not state.config.enable_output_caching:
-            end = min(end, len(entry.request.prompt) >> state.block_shift)
-        state.publish(entry, end)
+    def _confirm_chunk(self, chunk: Chunk, token: int | None, now: float, effects: Effects) -> None:
+        """token: the first one after a prefill that is complete."""
+        entry = chunk.entry
+        self._moves.confirm_chunk(entry, chunk.start, chunk.start + chunk.count, token)
         for span in chunk.spans():  # all of them end within it, as no chunk cuts a span
-            state.encoder.done(entry.uid, span.digest)
-
-    def _first_token(self, chunk: Chunk, token: int, now: float, effects: Effects) -> None:
-        """The token that follows a completed prefill."""
-        state, table, entry, slot = self._state, self._state.table, chunk.entry, chunk.handle.slot
-        num_tokens = chunk.start + chunk.count + 1
-        table.last_token[slot] = token
-        table.num_tokens[slot] = num_tokens
-        stops = token in entry.request.stop_token_ids and num_tokens >= table.min_total[slot]
+            self._state.encoder.done(entry.uid, span.digest)
+        if token is None:
+            return
         if entry.sends:
-            self._reservations.send(entry, token, FinishReason.STOP if stops else FinishReason.LENGTH, now, effects)
-        elif stops:
-            effects.ended.append(state.end(entry, FinishReason.STOP, stop_token=token))
-        elif num_tokens == entry.limit:
-            effects.ended.append(state.end(entry, FinishReason.LENGTH))
+            self._reservations.send(entry, token, now, effects)
+        elif (end := self._moves.end_by(entry, token)) is not None:
+            effects.ended.append(end)

@@ -1,4 +1,4 @@
-"""Who gets a slot, and with which blocks."""
+"""Which waiting requests get a slot, and with which blocks."""
 
 from __future__ import annotations
 
@@ -16,33 +16,34 @@ from headway.scheduler.policies.policies import Policies
 from headway.scheduler.policies.reserve import Reserve
 from headway.scheduler.policies.victims import displaceable
 from headway.scheduler.state.entry import Entry
+from headway.scheduler.state.moves import Moves
 from headway.scheduler.state.slot_pool import SlotHandle
 from headway.scheduler.state.state import State
 
-_WAITING = RequestStatus.WAITING  # looked up once; see `slots`
+_WAITING = RequestStatus.WAITING  # looked up once: that costs half a microsecond in CPython 3.11
 _NO_BLOCKS: IntArray = np.zeros(0, dtype=np.int32)
 _NO_ROWS: NDArray[np.intp] = np.zeros(0, dtype=np.intp)
 
 
-class Room(NamedTuple):
-    """Blocks that a request could have: cached ones, int32, and how many more to take."""
+class BlockDemand(NamedTuple):
+    """The blocks of a request's admission: cached ones, int32, and how many more to take."""
 
     cached: IntArray
     num_new: int
 
 
-class News(NamedTuple):
-    """What the executor must be told of a newcomer. blocks: its block table, int32."""
+class Newcomer(NamedTuple):
+    """What the executor must be told of a request that starts. blocks: its block table, int32."""
 
     handle: SlotHandle
     admission: Admission
     blocks: IntArray
 
 
-class Kept:
-    """Blocks that a newcomer must leave for those that decode; good for one pass.
+class Headroom:
+    """Blocks that an admission must leave available for the requests that decode; valid for one pass.
 
-    decoding: slots of those, intp.
+    decoding: their slots, intp.
     """
 
     def __init__(self, state: State, reserve: Reserve, decoding: NDArray[np.intp]) -> None:
@@ -50,13 +51,12 @@ class Kept:
         self._reserve = reserve
         self._decoding = decoding
         self._for_all: int | None = None
-        self._lowest: int | None = None  # priority of those that run, where they may be displaced at all
+        self._lowest: int | None = None  # priority of running requests, where they may be displaced at all
         if state.config.enable_priority_preemption and state.priorities:
             self._lowest = max(state.priorities)
 
-    def from_(self, entry: Entry) -> int:
-        """How many this one must leave. For those that it may displace none are kept: they make way if blocks are
-        short."""
+    def left_by(self, entry: Entry) -> int:
+        """Blocks this request must leave available. Requests that it may displace are not counted."""
         if not len(self._decoding):
             return 0
         if self._may_displace(entry):
@@ -67,134 +67,138 @@ class Kept:
         return self._for_all
 
     def shuts_out(self, entries: Sequence[Entry], num_available: int) -> bool:
-        """Whether that leaves nothing for any of these, of so many blocks; a look at one of them tells mostly."""
-        return self.from_(entries[0]) >= num_available and not any(map(self._may_displace, entries))
+        """True if no entry could get a block from `num_available`. Checking the first entry is enough unless one may
+        displace others."""
+        return self.left_by(entries[0]) >= num_available and not any(map(self._may_displace, entries))
 
     def _may_displace(self, entry: Entry) -> bool:
         return self._lowest is not None and self._lowest > entry.request.priority
 
 
 class Admissions:
-    """Lets waiting requests in, and keeps what the next batch must tell the executor of them."""
+    """Admits waiting requests, and keeps what the next batch must tell the executor of them."""
 
-    def __init__(self, state: State, policies: Policies) -> None:
+    def __init__(self, state: State, moves: Moves, policies: Policies) -> None:
         self._state = state
+        self._moves = moves
         self._policies = policies
-        self._news: list[News] = []
+        self._newcomers: list[Newcomer] = []
         self._started: list[tuple[int, int]] = []
 
     def admit(self, plan: ChunkPlan, decoding: NDArray[np.intp]) -> None:
-        """Let in, in order, whom slots, blocks and the step's budget allow.
+        """Admit waiting requests, in order, as far as slots, blocks and the step's budget allow.
 
-        One that lacks blocks is passed by others, but no more than `max_bypass` times: then nobody passes it. One that
-        is long is passed while too many long ones are under way. decoding: slots for which blocks are held in reserve.
+        A request that lacks blocks is passed by others, at most `max_bypass` times; then no request passes it. A long
+        prompt is passed while too many long ones are under way. decoding: slots for which blocks are held in reserve.
         """
-        kept = self.kept(decoding)
-        while self._admit_some(plan, kept):
+        headroom = self.headroom(decoding)
+        while self._admit_some(plan, headroom):
             pass
 
     def admit_all(self) -> None:
-        """The same on a prefill instance, whose pass allocates nothing: it is not asked what fits into a step."""
-        kept = self.kept(_NO_ROWS)
-        while self._admit_some(None, kept):
+        """Admit on a prefill instance. Its pass allocates nothing, so no step's budget limits an admission."""
+        headroom = self.headroom(_NO_ROWS)
+        while self._admit_some(None, headroom):
             pass
 
-    def _admit_some(self, plan: ChunkPlan | None, kept: Kept) -> bool:
-        """Go once along the head of the queue. True if somebody was let in and others may follow."""
-        state, passed, num_let_in = self._state, [], 0
+    def _admit_some(self, plan: ChunkPlan | None, headroom: Headroom) -> bool:
+        """Go once along the head of the queue. True if a request was admitted and others may follow."""
+        state, passed, num_admitted = self._state, [], 0
         window = state.waiting.window() if state.slots.num_free_slots() else []
-        if not window or kept.shuts_out(window, state.pool.num_available):
+        if not window or headroom.shuts_out(window, state.pool.num_available):
             return False
         for entry in window:
             if not state.slots.num_free_slots() or (plan is not None and plan.budget <= 0):
                 return False
             if plan is not None and not self.can_begin(entry, plan):
                 continue
-            room = self._room(entry, len(entry.tokens), kept)
-            if room is None:
+            demand = self._demand_met(entry, len(entry.tokens), headroom)
+            if demand is None:
                 if entry.num_bypassed >= state.config.max_bypass:
                     return False
                 passed.append(entry)
                 continue
-            self._let_in(entry, room)
-            num_let_in += 1
+            self._admit_one(entry, demand)
+            num_admitted += 1
             if plan is not None:
-                start = len(room.cached) * state.config.block_size
+                start = len(demand.cached) * state.config.block_size
                 plan.offer(entry.request, entry.slot, start, len(entry.tokens))
             for other in passed:
                 other.num_bypassed += 1
             if any(other.num_bypassed >= state.config.max_bypass for other in passed):
                 return False
-        return num_let_in > 0
+        return num_admitted > 0
 
-    def reserve(self, entry: Entry, num_tokens: int, decoding: NDArray[np.intp]) -> IntArray | None:
-        """Slot and blocks for so many tokens of a request that is not queued. None, and nothing is taken, if they are
-        lacking. Returns the block table, int32."""
+    def reserve(self, entry: Entry, num_tokens: int, decoding: NDArray[np.intp], until: float) -> IntArray | None:
+        """Slot and blocks for `num_tokens` tokens of a new request. Returns the block table, int32; None, and nothing
+        is taken, if slot or blocks are lacking. until: seconds, the deadline to start it."""
         if not self._state.slots.num_free_slots():
             return None
-        room = self._room(entry, num_tokens, self.kept(decoding))
-        return None if room is None else self._seat(entry, room)
+        demand = self._demand_met(entry, num_tokens, self.headroom(decoding))
+        if demand is None:
+            return None
+        blocks, num_cached_tokens = self._take(entry, demand)
+        self._moves.reserve(entry, blocks, num_cached_tokens, until)
+        return blocks
 
-    def announce(self, entry: Entry, num_cached_tokens: int) -> None:
-        """A seated request starts: the next batch tells the executor."""
-        assert entry.handle is not None
-        blocks = self._state.table.blocks_of(entry.slot).copy()
-        admission = Admission(entry.slot, entry.request, entry.tokens, num_cached_tokens)
-        self._news.append(News(entry.handle, admission, blocks))
-        self._state.start(entry)
+    def start(self, entry: Entry, num_cached_tokens: int) -> None:
+        """A reserved request starts after so many tokens: the next batch tells the executor."""
+        self._moves.start(entry)
+        self._tell_executor(entry, num_cached_tokens)
 
     def note_start(self, uid: int, num_cached_tokens: int) -> None:
         """To be reported with the next result."""
         self._started.append((uid, num_cached_tokens))
 
     def can_begin(self, entry: Entry, plan: ChunkPlan) -> bool:
-        """Whether a first chunk fits into the step. What is cached of a long prompt makes it shorter; that is looked up
-        only where it matters."""
+        """Whether a first chunk fits into the step. Cached tokens make a long prompt shorter; they are looked up only
+        where that matters."""
         known, size = len(entry.tokens), self._state.config.block_size
         if plan.has_room_for(0, known):
             return True
-        if not self._goes_on(entry) and not plan.has_room_for(entry.num_matched * size, known):
+        if not self._may_match_more(entry) and not plan.has_room_for(entry.num_matched * size, known):
             return False
         return plan.has_room_for(len(self._match(entry)) * size, known)
 
-    def room_for(self, entry: Entry, num_tokens: int) -> Room:
-        """The blocks that so many tokens of a request take, whether they are there or not."""
+    def demand_of(self, entry: Entry, num_tokens: int) -> BlockDemand:
+        """The blocks for `num_tokens` tokens of a request, available or not."""
         config, cached = self._state.config, self._match(entry)
         limit = num_tokens if config.role is Role.PREFILL else entry.limit  # P computes no output
         needed = self._policies.allocation.blocks_at_admission(config, num_tokens, limit)
-        return Room(cached, needed - len(cached))
+        return BlockDemand(cached, needed - len(cached))
 
-    def kept(self, decoding: NDArray[np.intp]) -> Kept:
-        """What must be left for these, as things stand."""
-        return Kept(self._state, self._policies.reserve, decoding)
+    def headroom(self, decoding: NDArray[np.intp]) -> Headroom:
+        """What must be left for the requests in these slots, as things stand."""
+        return Headroom(self._state, self._policies.reserve, decoding)
 
-    def wanted(self, room: Room) -> int:
-        """Blocks that must be available for that: those to take, and the cached ones that nobody uses."""
-        return room.num_new + (self._state.pool.num_idle(room.cached) if len(room.cached) else 0)
+    def blocks_wanted(self, demand: BlockDemand) -> int:
+        """Blocks that must be available: the ones to take, and the cached ones that no request refers to."""
+        return demand.num_new + (self._state.pool.num_idle(demand.cached) if len(demand.cached) else 0)
 
-    def take_news(self) -> list[News]:
-        """Of all who came since the last call and are still there."""
-        news, self._news = self._news, []
-        return [new for new in news if self._state.table.owns(*new.handle)]
+    def take_newcomers(self) -> list[Newcomer]:
+        """Requests that started since the last call and still have their slot."""
+        newcomers, self._newcomers = self._newcomers, []
+        return [newcomer for newcomer in newcomers if self._state.table.owns(*newcomer.handle)]
 
     def take_started(self) -> list[tuple[int, int]]:
-        """(uid, num_cached_tokens) of all admitted for the first time since the last call who have not ended."""
+        """(uid, num_cached_tokens) of the requests that started for the first time since the last call and have not
+        ended."""
         started, self._started = self._started, []
-        return [one for one in started if one[0] in self._state.entries]
+        return [start for start in started if start[0] in self._state.entries]
 
-    def _room(self, entry: Entry, num_tokens: int, kept: Kept) -> Room | None:
-        """Where a request could have its blocks; None if they are lacking."""
-        spare = self._state.pool.num_available - kept.from_(entry)
-        if spare < 1:  # everybody wants one at least, as the last token is always computed anew
+    def _demand_met(self, entry: Entry, num_tokens: int, headroom: Headroom) -> BlockDemand | None:
+        """The blocks for `num_tokens` tokens of a request; None if they are lacking."""
+        spare = self._state.pool.num_available - headroom.left_by(entry)
+        if spare < 1:  # each request wants one at least, as the last token is always computed anew
             return None
-        if entry.blocks_wanted > spare and not self._goes_on(entry):
+        if entry.blocks_wanted > spare and not self._may_match_more(entry):
             return None
-        room = self.room_for(entry, num_tokens)
-        wanted = self.wanted(room)
+        demand = self.demand_of(entry, num_tokens)
+        wanted = self.blocks_wanted(demand)
         if wanted > spare:
             entry.blocks_wanted = wanted
             return None
-        return room
+        return demand
 
     def _match(self, entry: Entry) -> IntArray:
         """The cached blocks of the known tokens. The last token is always computed anew: its logits are needed."""
@@ -205,38 +209,43 @@ class Admissions:
         max_blocks = (len(entry.tokens) - 1) >> state.block_shift
         root = state.prefix.root(entry.request.cache_salt)
         blocks, entry.node = state.prefix.match(entry.tokens.tobytes(), max_blocks, root, entry.media_keys)
-        entry.num_matched, entry.sought = len(blocks), None
+        entry.num_matched, entry.next_key = len(blocks), None
         return blocks
 
-    def _goes_on(self, entry: Entry) -> bool:
+    def _may_match_more(self, entry: Entry) -> bool:
         """Whether the cache may have more of a request than at the last look: others have computed it meanwhile."""
         if entry.num_matched < 0:
             return True
-        if entry.sought is None:
+        if entry.next_key is None:
             size = self._state.config.block_size
             start = entry.num_matched * size
             more = start + size < len(entry.tokens)
-            entry.sought = entry.node + entry.tokens[start : start + size].tobytes() if more else b""
-        return entry.sought in self._state.prefix
+            entry.next_key = entry.node + entry.tokens[start : start + size].tobytes() if more else b""
+        return entry.next_key in self._state.prefix
 
-    def _seat(self, entry: Entry, room: Room) -> IntArray:
+    def _take(self, entry: Entry, demand: BlockDemand) -> tuple[IntArray, int]:
+        """Take the blocks of a demand that is met. Returns the block table, int32, and the number of cached tokens."""
         state = self._state
-        if len(room.cached):  # before more is taken: it could be evicted for that
-            state.pool.share(room.cached)
-            blocks = np.append(room.cached, state.pool.take(room.num_new))
+        if len(demand.cached):  # before more is taken: it could be evicted for that
+            state.pool.share(demand.cached)
+            blocks = np.append(demand.cached, state.pool.take(demand.num_new))
         else:
-            blocks = state.pool.take(room.num_new)
-        num_cached_tokens = len(room.cached) * state.config.block_size
-        state.seat(entry, blocks, num_cached_tokens)
+            blocks = state.pool.take(demand.num_new)
+        num_cached_tokens = len(demand.cached) * state.config.block_size
         entry.blocks_wanted = entry.num_bypassed = 0
         state.counters.prefix_query_tokens += len(entry.tokens)
         state.counters.prefix_hit_tokens += num_cached_tokens
-        return blocks
+        return blocks, num_cached_tokens
 
-    def _let_in(self, entry: Entry, room: Room) -> None:
-        num_cached_tokens = len(room.cached) * self._state.config.block_size
+    def _admit_one(self, entry: Entry, demand: BlockDemand) -> None:
+        blocks, num_cached_tokens = self._take(entry, demand)
         if entry.status is _WAITING:
             self.note_start(entry.uid, num_cached_tokens)
-        self._state.waiting.take(entry)
-        self._seat(entry, room)
-        self.announce(entry, num_cached_tokens)
+        self._moves.admit(entry, blocks, num_cached_tokens)
+        self._tell_executor(entry, num_cached_tokens)
+
+    def _tell_executor(self, entry: Entry, num_cached_tokens: int) -> None:
+        assert entry.handle is not None
+        blocks = self._state.table.blocks_of(entry.slot).copy()
+        admission = Admission(entry.slot, entry.request, entry.tokens, num_cached_tokens)
+        self._newcomers.append(Newcomer(entry.handle, admission, blocks))

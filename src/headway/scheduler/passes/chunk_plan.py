@@ -36,7 +36,7 @@ def end_of_chunk(spans: Sequence[Span], start: int, end: int, limit: int, grain:
 
 
 def spans_near(spans: Sequence[Span], start: int, reach: int) -> Sequence[Span]:
-    """Those that matter for a chunk from `start` that cannot go beyond `reach`. A video may have hundreds of spans."""
+    """The spans that matter for a chunk from `start` up to `reach` at most. A video may have hundreds of spans."""
     low, high = 0, len(spans)
     while low < high:  # the first that ends after `start`
         middle = (low + high) // 2
@@ -49,9 +49,9 @@ def spans_near(spans: Sequence[Span], start: int, reach: int) -> Sequence[Span]:
     return spans[low:high]
 
 
-class _Chunk(NamedTuple):
-    """end: the position after it. media: the spans in it that need encoder output. lacks_room: the encoder cache is why
-    it does not go on."""
+class _Extent(NamedTuple):
+    """How far a chunk goes. end: the position after it. media: the spans in it that need encoder output. lacks_room:
+    the encoder cache is why it does not go on."""
 
     end: int
     media: list[Span]
@@ -62,7 +62,7 @@ _NO_MEDIA: list[Span] = []
 
 
 class _Capped(NamedTuple):
-    """A long prompt with a chunk, as it was offered. spans: those that its chunk may reach."""
+    """A long prompt with a chunk, as it was offered. spans: that its chunk may reach."""
 
     request: Request
     key: int
@@ -75,10 +75,10 @@ class ChunkPlan:
     """The prefill chunks of one step; made anew for each pass.
 
     Requests are offered in the order in which they are to be served. A prompt with more than
-    `config.long_prefill_tokens` tokens left is long: it gets no more than that, until `top_up` gives it what the others
-    had no use for. The cap never keeps it from the first place where a chunk may end, so whoever is offered first, with
-    `config.smallest_chunk_budget` or more, gets a chunk, unless it must wait for steps in flight to let go of encoder
-    room; and then nobody behind it takes any.
+    `config.long_prefill_tokens` tokens left is long: it gets no more than that, until `top_up` gives it the tokens that
+    the others did not use. The cap always allows at least the shortest legal chunk. So the first request offered gets a
+    chunk, if there are `config.smallest_chunk_budget` tokens. Exception: it waits for encoder space; then no later
+    request may take encoder space.
 
     budget: tokens that are left.
     counts: key -> tokens of its chunk, in the order of offering; no zeros.
@@ -102,13 +102,13 @@ class ChunkPlan:
         self.budget = budget
         self.counts: dict[int, int] = {}
         self._encoder = encoder
-        self._encoder_closed = False  # somebody waits for room there
+        self._encoder_closed = False  # a request waits for space there
         self._grain = config.deterministic_chunk_size if config.deterministic else 1
         self._long_tokens = config.long_prefill_tokens
         self._max_partial = config.max_num_partial_prefills
         self._max_long = config.max_long_partial_prefills
         self._num_partial = 0  # chunks that do not complete the known tokens
-        self._num_long = 0  # those of long prompts among them
+        self._num_long = 0  # of these, the chunks of long prompts
         self._capped: list[_Capped] = []
 
     def offer(self, request: Request, key: int, start: int, end: int) -> int:
@@ -169,19 +169,19 @@ class ChunkPlan:
             return False
         return not is_long or self._num_long < self._max_long
 
-    def _chunk(self, spans: Sequence[Span], start: int, end: int, limit: int) -> _Chunk:
+    def _chunk(self, spans: Sequence[Span], start: int, end: int, limit: int) -> _Extent:
         """The chunk of at most `limit` tokens, ending before the first span for which the encoder has no room."""
         chunk_end = end_of_chunk(spans, start, end, limit, self._grain)
         if not spans:
-            return _Chunk(chunk_end, _NO_MEDIA, False)
+            return _Extent(chunk_end, _NO_MEDIA, False)
         media = [s for s in spans if s.num_encoder_tokens and s.start < chunk_end]
         num_fitting = self._encoder.count_fitting(media, 0 if self._encoder_closed else self._encoder.room)
         if num_fitting == len(media):
-            return _Chunk(chunk_end, media, False)
+            return _Extent(chunk_end, media, False)
         chunk_end = end_of_chunk(spans, start, end, media[num_fitting].start - start, self._grain)
-        return _Chunk(chunk_end, [s for s in media if s.start < chunk_end], True)
+        return _Extent(chunk_end, [s for s in media if s.start < chunk_end], True)
 
-    def _take(self, request: Request, key: int, start: int, chunk: _Chunk) -> None:
+    def _take(self, request: Request, key: int, start: int, chunk: _Extent) -> None:
         for span in chunk.media:
             granted = self._encoder.need(request.uid, span)
             assert granted, f"the encoder cache has no room for a span of request {request.request_id!r} after all"

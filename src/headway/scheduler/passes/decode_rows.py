@@ -13,7 +13,7 @@ from headway.scheduler.state.slot_table import SlotTable
 
 @dataclass(slots=True)
 class DecodeRows:
-    """The rows that decode, and what of them stays the same while nobody comes, goes or changes phase.
+    """The rows that decode, and what of them stays the same while `SlotTable.epoch` stands still.
 
     rows: intp [N], ascending. tails: intp [N], where each row's part of the table's tail_tokens begins.
     slots, ones: int32 [N]; uids, generations: int64 [N]; trues: bool [N].
@@ -62,7 +62,7 @@ class DecodeRows:
         return len(self.rows)
 
     def still_owned(self, table: SlotTable) -> BoolArray | None:
-        """bool [N]: which rows still belong to the requests they were made for; None when all do."""
+        """bool [N]: which rows still have the occupants for which this was made; None when all have."""
         if self.epoch == table.epoch:
             return None
         owned: BoolArray = table.generation[self.rows] == self.generations

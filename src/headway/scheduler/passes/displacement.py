@@ -1,4 +1,4 @@
-"""Room for a request of higher priority than some that run."""
+"""Slot and blocks for a request of higher priority, taken from running requests of lower priority."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from headway.scheduler.policies.policies import Policies
 from headway.scheduler.policies.victims import displaceable
 from headway.scheduler.state.encoder_cache import EncoderCache
 from headway.scheduler.state.entry import Entry
-from headway.scheduler.state.slot_table import Phase
+from headway.scheduler.state.moves import Moves
 from headway.scheduler.state.state import State
 
 
 class Displacement:
-    """Preempts running requests of lower priority when that lets in the first in line, and only then."""
+    """Preempts running requests of lower priority if that admits the first in line, and only then."""
 
-    def __init__(self, state: State, admissions: Admissions, policies: Policies) -> None:
+    def __init__(self, state: State, moves: Moves, admissions: Admissions, policies: Policies) -> None:
         self._state = state
+        self._moves = moves
         self._admissions = admissions
         self._policies = policies
 
@@ -29,17 +30,16 @@ class Displacement:
         if head is None or not state.priorities or max(state.priorities) <= head.request.priority:
             return
         for slot in self._enough(head):
-            state.preempt(state.occupant(slot))
+            self._moves.preempt(state.occupant(slot))
 
     def _enough(self, head: Entry) -> list[int]:
-        """The victims whose slots and blocks suffice; nobody, if all of them would not, or none is needed."""
+        """Slots of the victims that suffice; empty if all of them would not suffice, or none is needed."""
         state, table, pool = self._state, self._state.table, self._state.pool
-        rows = state.computing_slots()
-        behind = displaceable(table, rows, head)
-        lower, decoding = rows[behind], rows[table.phase[rows] == Phase.DECODE]
-        room = self._admissions.room_for(head, len(head.tokens))
-        kept = self._admissions.kept(decoding).from_(head)
-        missing = self._admissions.wanted(room) + kept - pool.num_available
+        rows = table.computing_rows()
+        lower = rows[displaceable(table, rows, head)]
+        demand = self._admissions.demand_of(head, len(head.tokens))
+        headroom = self._admissions.headroom(table.decoding_rows()).left_by(head)
+        missing = self._admissions.blocks_wanted(demand) + headroom - pool.num_available
         needs_slot = not state.slots.num_free_slots()
         victims: list[int] = []
         while missing > 0 or (needs_slot and not victims):
@@ -48,17 +48,17 @@ class Displacement:
             worst = lower[table.priority[lower] == table.priority[lower].max()]
             victim = self._policies.victims.choose(table, worst)
             victims.append(victim)
-            # What head and victim share is idle when it has gone: not to be taken by others, nor by the head.
-            missing -= pool.num_exclusive(np.setdiff1d(table.blocks_of(victim), room.cached))
+            # Blocks that head and victim share are idle once the victim is gone: the head shares them, takes them not.
+            missing -= pool.num_exclusive(np.setdiff1d(table.blocks_of(victim), demand.cached))
             lower = lower[lower != victim]
         return victims if victims and self._can_begin(head, victims) else []
 
     def _can_begin(self, head: Entry, victims: list[int]) -> bool:
-        """Whether the step has a chunk for the head when these have gone; else one of them would be let in again in its
-        place, to go again in the next step. Of media it is only assumed that they fit."""
+        """Whether the step has a chunk for the head once the victims are gone. Else a victim would be admitted again in
+        place of the head, and displaced again in the next step. Media are assumed to fit."""
         state, config, table = self._state, self._state.config, self._state.table
-        decoding = (table.phase == Phase.DECODE).sum() - (table.phase[victims] == Phase.DECODE).sum()
-        budget = config.max_num_batched_tokens - int(decoding) * config.tokens_per_decode
+        num_decodes = len(np.setdiff1d(table.decoding_rows(), victims))
+        budget = config.max_num_batched_tokens - num_decodes * config.tokens_per_decode
         plan = ChunkPlan(config, EncoderCache(config.encoder_budget), budget)
         for entry in state.prefilling:
             if entry.slot not in victims:

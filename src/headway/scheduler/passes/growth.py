@@ -1,4 +1,4 @@
-"""Room for those that decode: blocks for their next tokens, by preemption of others where they are short."""
+"""Blocks for the next tokens of requests that decode; by preemption of other requests where blocks are short."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from headway.scheduler.batch import IntArray
 from headway.scheduler.passes.decode_rows import DecodeRows
 from headway.scheduler.policies.policies import Policies
 from headway.scheduler.policies.victims import candidates
-from headway.scheduler.state.slot_table import DECODE
+from headway.scheduler.state.moves import Moves
 from headway.scheduler.state.state import State
 
 
@@ -38,16 +38,17 @@ NO_PLACES = DecodePlaces(NO_GROWTH.slots, NO_GROWTH.slots, NO_GROWTH)
 class Growth:
     """Gives every decoding row a place for its next tokens. A victim is computed again from prompt and output."""
 
-    def __init__(self, state: State, policies: Policies) -> None:
+    def __init__(self, state: State, moves: Moves, policies: Policies) -> None:
         self._state = state
+        self._moves = moves
         self._policies = policies
         self._rows = DecodeRows.none(state.table)
 
     def rows(self) -> DecodeRows:
-        """The rows that decode; kept while nobody comes, goes or changes phase."""
+        """The rows that decode; kept while `SlotTable.epoch` stands still."""
         table = self._state.table
         if self._rows.epoch != table.epoch:
-            self._rows = DecodeRows.of(table, (table.phase == DECODE).nonzero()[0])
+            self._rows = DecodeRows.of(table, table.decoding_rows())
         return self._rows
 
     def make_room(self) -> DecodePlaces:
@@ -89,13 +90,13 @@ class Growth:
         return rows[lacks], columns[lacks]
 
     def _preempt_one(self) -> None:
-        """Take slot and blocks from a victim. The first in line is none while there is another, so that somebody
-        always gets to the end. If it is alone, others hold blocks without computing (reservations, leases): it waits
-        until there is one more than it had."""
+        """Preempts one running request. Never the first in line, unless it is the only one; so one request always makes
+        progress. If it is the only one, reservations or leases hold the other blocks: it is not tried again until one
+        more block than it had is available."""
         state, table = self._state, self._state.table
-        rows = state.computing_slots()
+        rows = table.computing_rows()
         victim = state.occupant(self._policies.victims.choose(table, candidates(table, rows)))
         num_blocks = int(table.num_blocks[victim.slot])
-        state.preempt(victim)
+        self._moves.preempt(victim)
         if len(rows) == 1:
             victim.blocks_wanted = num_blocks + 1

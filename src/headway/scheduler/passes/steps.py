@@ -1,4 +1,4 @@
-"""Steps: from what was decided to a batch, and the record of it until its result is in."""
+"""Steps: from the decisions of a pass to a batch, and the record of the step until its result is in."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 
 from headway.request import Span
 from headway.scheduler.batch import Batch, IntArray
-from headway.scheduler.passes.admissions import Admissions, News
+from headway.scheduler.passes.admissions import Admissions, Newcomer
 from headway.scheduler.passes.chunk_plan import spans_near
 from headway.scheduler.passes.decode_rows import DecodeRows
 from headway.scheduler.passes.growth import DecodePlaces, TableGrowth
 from headway.scheduler.state.entry import Entry
+from headway.scheduler.state.moves import Moves
 from headway.scheduler.state.slot_pool import SlotHandle
-from headway.scheduler.state.slot_table import DRAIN
 from headway.scheduler.state.state import State
 
 
@@ -37,7 +37,7 @@ class Chunk:
         return self.entry.handle == self.handle
 
     def spans(self) -> Sequence[Span]:
-        """Those that it computes, wholly or, where the rest was cached, their ends."""
+        """The spans that it computes: whole, or, where the rest was cached, their ends."""
         return spans_near(self.entry.request.spans, self.start, self.start + self.count - 1)
 
 
@@ -64,10 +64,11 @@ _NO_ROWS = np.zeros(0, dtype=np.intp)
 
 
 class Steps:
-    """Makes batches and remembers those in flight."""
+    """Makes batches, and remembers the steps in flight. last_id: of the last step launched; 0 before the first."""
 
-    def __init__(self, state: State, admissions: Admissions) -> None:
+    def __init__(self, state: State, moves: Moves, admissions: Admissions) -> None:
         self._state = state
+        self._moves = moves
         self._admissions = admissions
         self.last_id = 0
         self.in_flight: dict[int, LaunchedStep] = {}
@@ -81,25 +82,28 @@ class Steps:
         positions, offsets, growth = places
         filling = (offsets == state.offset_mask).nonzero()[0]
         filled = table.tail_block[rows[filling]]
-        table.num_computed[rows] = positions + 1
+        self._moves.compute_decodes(rows, positions)
         at_limit = _NO_ROWS
         if len(rows):
             decodes.steps_to_limit -= 1
             if not decodes.steps_to_limit:
-                at_limit = (table.num_computed[rows] == table.limit[rows] - 1).nonzero()[0]
-                table.phase[rows[at_limit]] = DRAIN
-                table.epoch += 1
+                at_limit = self._moves.launched_last(rows)
         self.last_id += 1
-        news = self._admissions.take_news()
-        batch = self._batch(decodes, positions, growth, chunks, news)
-        newcomers = tuple(handle for handle, _, _ in news)
+        newcomers = self._admissions.take_newcomers()
+        batch = self._batch(decodes, positions, growth, chunks, newcomers)
+        handles = tuple(newcomer.handle for newcomer in newcomers)
         self.in_flight[batch.step_id] = LaunchedStep(
-            batch, decodes, decodes.tails + offsets, filling, filled, at_limit, tuple(chunks), newcomers
+            batch, decodes, decodes.tails + offsets, filling, filled, at_limit, tuple(chunks), handles
         )
         return batch
 
     def _batch(
-        self, decodes: DecodeRows, positions: IntArray, growth: TableGrowth, chunks: list[Chunk], news: list[News]
+        self,
+        decodes: DecodeRows,
+        positions: IntArray,
+        growth: TableGrowth,
+        chunks: list[Chunk],
+        newcomers: list[Newcomer],
     ) -> Batch:
         slots, counts, samples = decodes.slots, decodes.ones, decodes.trues
         num_tokens = len(decodes)
@@ -111,9 +115,9 @@ class Steps:
             num_chunk_tokens = sum(chunk.count for chunk in chunks)
             num_tokens += num_chunk_tokens
             self._state.counters.prompt_tokens += num_chunk_tokens
-        if news:
-            tables = [blocks for _, _, blocks in news]
-            new_slots = np.array([handle.slot for handle, _, _ in news], dtype=np.int32)
+        if newcomers:
+            tables = [newcomer.blocks for newcomer in newcomers]
+            new_slots = np.array([newcomer.handle.slot for newcomer in newcomers], dtype=np.int32)
             growth = TableGrowth(
                 np.append(growth.slots, np.repeat(new_slots, [len(blocks) for blocks in tables])),
                 np.concatenate((growth.columns, *(np.arange(len(blocks), dtype=np.int32) for blocks in tables))),
@@ -131,7 +135,7 @@ class Steps:
             table_slots=growth.slots,
             table_columns=growth.columns,
             table_blocks=growth.blocks,
-            admissions=tuple(admission for _, admission, _ in news),
+            admissions=tuple(newcomer.admission for newcomer in newcomers),
             encode=tuple(encode),
             encoder_evicted=tuple(evicted),
         )

@@ -17,9 +17,9 @@ class Allocation(Protocol):
 
 
 class DynamicAllocation:
-    """Blocks for what is known; more as the output grows, by preemption of others if need be.
+    """Blocks for the known tokens; more as the output grows, by preemption of other requests if need be.
 
-    All blocks of a prompt are taken at once, also when it is computed in chunks: chunks then never stop for want of
+    All blocks of a prompt are taken at once, also when it is computed in chunks. So a chunk never stops for want of
     blocks, and two half-computed prompts cannot block each other. Places for draft tokens are taken ahead.
     """
 
@@ -31,7 +31,7 @@ class DynamicAllocation:
 
 
 class StaticAllocation:
-    """Blocks for prompt and max_tokens from the start. Nobody is ever preempted for want of blocks; fewer run."""
+    """Blocks for prompt and max_tokens from the start. No request is ever preempted for want of blocks; fewer run."""
 
     grows: ClassVar[bool] = False
 

@@ -9,10 +9,10 @@ from headway.request import Request
 
 
 class Line(Protocol):
-    """Gives each request its rank, once and for all: queue and slot table keep it."""
+    """Gives each request its rank once; queue and slot table keep it."""
 
     def rank(self, request: Request) -> float:
-        """Lower is served first; among equals, whoever came first."""
+        """Lower is served first; among equals, the request that came first."""
 
 
 class StrictPriority:
@@ -27,20 +27,20 @@ class AgedPriority:
     """By priority and waiting time: so many seconds of waiting are worth one level of priority.
 
     At time t a request is worth its priority less (t - arrival) / seconds_per_level. The part with t in it is the same
-    for everybody, so it decides nothing, and what remains is fixed at arrival:
+    for all requests, so it decides nothing, and the rest is fixed at arrival:
 
         priority + arrival / seconds_per_level
 
-    Two requests keep their order however long they wait: no queue has to be sorted anew as time passes, and nobody
-    needs a clock. A request is passed only by those that arrive within `seconds_per_level` x the difference of their
-    priorities; hence nobody starves.
+    Two requests keep their order however long they wait: no queue is sorted anew as time passes, and no clock is
+    needed. A request is passed only by requests that arrive within `seconds_per_level` x the difference of their
+    priorities; so no request starves.
     """
 
     def __init__(self, seconds_per_level: float) -> None:
         self._seconds_per_level = seconds_per_level
 
     def rank(self, request: Request) -> float:
-        """Priority, in levels, as if everybody had come at the same time."""
+        """Priority, in levels, as if all requests had come at the same time."""
         return request.priority + request.arrival_time / self._seconds_per_level
 
 

@@ -13,8 +13,8 @@ from headway.scheduler.policies.victims import VictimPolicy, victim_policy_of
 
 @dataclass(frozen=True, slots=True)
 class Policies:
-    """allocation: when a request gets its blocks. line: who is served first. reserve: what an admission must leave for
-    those that decode. victims: who gives up slot and blocks."""
+    """allocation: when a request gets its blocks. line: the order of service. reserve: blocks that an admission must
+    leave for requests that decode. victims: which request is preempted."""
 
     allocation: Allocation
     line: Line
@@ -23,7 +23,7 @@ class Policies:
 
     @classmethod
     def of(cls, config: SchedulerConfig, allocation: Allocation | None = None) -> Policies:
-        """As the configuration says. Without growth nothing is to be reserved."""
+        """The rules that the configuration names. If requests do not grow, no blocks are reserved."""
         chosen = allocation or DynamicAllocation()
         reserve = reserve_of(config) if chosen.grows else NoReserve()
         return cls(chosen, line_of(config), reserve, victim_policy_of(config))

@@ -1,8 +1,9 @@
-"""What an admission must leave available for those that decode.
+"""Blocks that an admission must leave available for requests that decode.
 
-Whoever decodes takes a block whenever one fills up. If newcomers could take the last ones, each step would have to
-preempt somebody, whose tokens are then computed twice. How much the running ones will still want nobody knows: most
-end long before their limit. So each rule starts careful, grows bolder step by step, and a preemption puts it right.
+A request that decodes takes a block whenever its last block is full. If newcomers could take the last blocks, each step
+would have to preempt a request, whose tokens are then computed twice. How many blocks running requests will still want
+is unknown: most end long before their limit. So each rule starts careful and reserves less with each step; a preemption
+makes it careful again.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from headway.config import SchedulerConfig
 from headway.scheduler.state.slot_table import SlotTable
 
-TOKENS_AHEAD = 20  # per request: what a new estimate allows for beyond the output so far, lest it be too low at once
+TOKENS_AHEAD = 20  # per request, beyond the output so far: else a new estimate would be too low at once
 
 
 class Reserve(Protocol):
@@ -26,17 +27,17 @@ class Reserve(Protocol):
         """Blocks that an admission must leave available while these rows decode; O(rows), some vector operations."""
 
     def step_launched(self) -> None:
-        """A step with something in it was launched. Idle turns of the loop do not count: they prove nothing."""
+        """A step with work in it was launched. Idle turns of the loop do not count: they prove nothing."""
 
     def preempted(self, table: SlotTable, rows: NDArray[np.intp]) -> None:
-        """Somebody was preempted for want of blocks: the rule was too lax. These rows go on decoding."""
+        """A request was preempted for want of blocks: the rule was too lax. These rows go on decoding."""
 
 
 class NoReserve:
-    """Nothing."""
+    """Reserves no blocks."""
 
     def blocks(self, table: SlotTable, rows: NDArray[np.intp]) -> int:
-        """0."""
+        """No blocks: 0."""
         return 0
 
     def step_launched(self) -> None:
@@ -47,10 +48,9 @@ class NoReserve:
 
 
 class BlocksReserve:
-    """So many blocks for each that decodes, whatever it may still generate.
+    """A number of blocks for each request that decodes, whatever it may still generate.
 
-    per_request: blocks each, at the start and after a preemption. decay: how much that falls with each step, down to
-    0, where nothing is asked.
+    per_request: blocks each, at the start and after a preemption. decay: how much that falls with each step, down to 0.
     """
 
     def __init__(self, per_request: float = 16.0, decay: float = 0.025) -> None:
@@ -60,15 +60,15 @@ class BlocksReserve:
 
     @property
     def per_request(self) -> float:
-        """Blocks for each that decodes, as it stands."""
+        """Blocks for each request that decodes, now."""
         return max(0.0, self._start - self._num_steps * self._decay)  # a product: no rounding errors pile up
 
     def blocks(self, table: SlotTable, rows: NDArray[np.intp]) -> int:
-        """The present share of each, together, rounded up."""
+        """`per_request` for each row, together, rounded up."""
         return math.ceil(len(rows) * self.per_request)
 
     def step_launched(self) -> None:
-        """Ask less."""
+        """Reserve less."""
         self._num_steps += 1
 
     def preempted(self, table: SlotTable, rows: NDArray[np.intp]) -> None:
@@ -77,10 +77,10 @@ class BlocksReserve:
 
 
 class RatioReserve:
-    """A share of what those that decode may still generate.
+    """A share of the tokens that decoding requests may still generate.
 
     ratio: the share at the start. decay: how much it falls with each step, down to `floor`.
-    horizon: tokens beyond which nobody's future is looked at; else one huge max_tokens would keep everybody out.
+    horizon: tokens per request that count at most; else one huge max_tokens would shut out all newcomers.
     """
 
     def __init__(
@@ -100,20 +100,20 @@ class RatioReserve:
 
     @property
     def ratio(self) -> float:
-        """The share, as it stands."""
+        """The share, now."""
         return max(self._floor, self._start - self._num_steps * self._decay)  # a product: no rounding errors pile up
 
     def blocks(self, table: SlotTable, rows: NDArray[np.intp]) -> int:
-        """The present share of all their tokens to come, in blocks, rounded up."""
+        """The share of all tokens that these rows may still generate, in blocks, rounded up."""
         to_come = np.minimum(table.limit[rows] - table.num_tokens[rows], self._horizon)
         return math.ceil(int(to_come.sum(dtype=np.int64)) * self.ratio / self._block_size)
 
     def step_launched(self) -> None:
-        """Ask less."""
+        """Reserve less."""
         self._num_steps += 1
 
     def preempted(self, table: SlotTable, rows: NDArray[np.intp]) -> None:
-        """Learn from those that go on: they will use at least the share of their allowed output that they have used
+        """Learn from the rows that go on: they will use at least the share of their allowed output that they have used
         by now, and a little more. The share never falls by this, and it is at most 1."""
         num_prompt = table.num_prompt[rows]
         allowed = int((table.limit[rows] - num_prompt).sum(dtype=np.int64))

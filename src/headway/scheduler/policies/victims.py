@@ -1,4 +1,4 @@
-"""Who gives up slot and blocks when they are lacking.
+"""Which request gives up slot and blocks when they are lacking.
 
 All functions take a table and rows of it, intp [N], N >= 1: slots whose occupants can be preempted.
 """
@@ -16,15 +16,15 @@ from headway.scheduler.state.slot_table import SlotTable
 
 
 class VictimPolicy(Protocol):
-    """Which one of several that may be preempted is."""
+    """Chooses the request to preempt."""
 
     def choose(self, table: SlotTable, rows: NDArray[np.intp]) -> int:
         """One of these slots."""
 
 
 class LeastWaste:
-    """Whoever has the fewest computed tokens that are not in the prefix cache, and so would be computed twice; among
-    equals the last in line."""
+    """The request with the fewest computed tokens outside the prefix cache, as these are computed twice; among equals
+    the last in line."""
 
     def __init__(self, block_size: int) -> None:
         self._block_size = block_size
@@ -36,7 +36,7 @@ class LeastWaste:
 
 
 class LastInLine:
-    """Whoever would be served last."""
+    """The request that is served last."""
 
     def choose(self, table: SlotTable, rows: NDArray[np.intp]) -> int:
         """One of these slots."""
@@ -44,11 +44,11 @@ class LastInLine:
 
 
 def displaceable(table: SlotTable, rows: NDArray[np.intp], entry: Entry) -> NDArray[np.bool_]:
-    """Which of these slots a waiting request may take from their occupants, bool [N]: those of a lower priority that
-    stand behind it in line.
+    """Which of these slots a waiting request may take from their occupants, bool [N]: the occupant has a lower priority
+    and stands behind it in line.
 
-    With ageing these are not the same. Only both together keep two requests from evicting each other for ever: a victim
-    can neither displace in return, nor be let in again before whoever displaced it.
+    With ageing these are two conditions. Only both together keep two requests from evicting each other for ever: a
+    victim can neither displace in return, nor be admitted again before the request that displaced it.
     """
     rank, _ = entry.place_in_line
     less_urgent: NDArray[np.bool_] = (table.priority[rows] > entry.request.priority) & (table.rank[rows] > rank)
@@ -56,10 +56,10 @@ def displaceable(table: SlotTable, rows: NDArray[np.intp], entry: Entry) -> NDAr
 
 
 def candidates(table: SlotTable, rows: NDArray[np.intp]) -> NDArray[np.intp]:
-    """Those of these slots that may be chosen at all, in the order given.
+    """The slots that may be chosen at all, in the order given.
 
-    Never the first in line while there is another: it runs until it ends, then somebody else is first; so all get to
-    their end, and no two requests can go on evicting each other. Of the others, only those of the lowest priority.
+    Never the first in line while there is another: it runs until it ends, and then another request is first. So all get
+    to their end, and no two requests evict each other for ever. Of the others, only requests of the lowest priority.
     """
     if len(rows) == 1:
         return rows

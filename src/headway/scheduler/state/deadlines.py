@@ -1,4 +1,4 @@
-"""Deadlines: who must have done something by when."""
+"""Deadlines: by when a request must have got on."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import heapq
 
 
 class Deadlines:
-    """At most one deadline per uid, in seconds on the clock of whoever drives the scheduler.
+    """At most one deadline per uid, in seconds on the clock of `Scheduler.apply`.
 
-    A heap of (when, uid). What was cleared or set anew stays in it until it comes up, or until such entries outnumber
-    the deadlines that hold.
+    A heap of (when, uid). A deadline that was cleared or set anew stays in the heap until its time comes, or until such
+    entries outnumber the valid deadlines.
     """
 
     def __init__(self) -> None:
         self._heap: list[tuple[float, int]] = []
-        self._when: dict[int, float] = {}  # those that hold
+        self._when: dict[int, float] = {}  # the valid deadlines
 
     def __len__(self) -> int:
         return len(self._when)

@@ -10,7 +10,7 @@ from headway.request import Span
 
 @dataclass(slots=True)
 class _Output:
-    """size: encoder tokens. holders: uid -> its span, of all that still need it."""
+    """size: encoder tokens. holders: uid -> its span, of the requests that still need it."""
 
     size: int
     holders: dict[int, Span] = field(default_factory=dict)
@@ -20,9 +20,9 @@ class EncoderCache:
     """Encoder outputs by digest, at most `budget` encoder tokens together.
 
         need      absent -> to be encoded by the next batch; idle or held -> held
-        done, release   held -> idle, once nobody holds it
+        done, release   held -> idle, once no request holds it
 
-    An output is held by the requests whose span is not wholly computed yet, and idle when there are none. Idle ones
+    An output is held by the requests whose span is not wholly computed yet, and idle when there are none. Idle outputs
     stay until room is needed; the least recently held goes first. As all that a step encodes is held at once, no step
     encodes more than `budget` tokens either.
 
@@ -35,7 +35,7 @@ class EncoderCache:
     def __init__(self, budget: int) -> None:
         self.budget = budget
         self.used = 0
-        self._num_held = 0  # encoder tokens of the outputs that somebody holds
+        self._num_held = 0  # encoder tokens of the outputs that a request holds
         self._outputs: dict[bytes, _Output] = {}
         self._idle: dict[bytes, None] = {}  # in the order in which they fell idle
         self._held: dict[int, dict[bytes, None]] = {}  # uid -> digests
@@ -50,7 +50,7 @@ class EncoderCache:
     def count_fitting(self, spans: Sequence[Span], room: int) -> int:
         """How many of these spans, from the first on, can be had together with `room` encoder tokens. Changes nothing.
 
-        Whatever somebody holds needs no room.
+        An output that a request holds needs no room.
         """
         claimed: set[bytes] = set()
         for i, span in enumerate(spans):
@@ -109,10 +109,10 @@ class EncoderCache:
         return encode, evicted
 
     def forget_encoded(self, digests: Iterable[bytes]) -> None:
-        """The step that was to encode these has failed: they do not count as kept, whoever holds them.
+        """The step that was to encode these has failed: they do not count as kept, also if requests hold them.
 
-        The next batch has the device drop what there may be of them, and whoever needs one has it encoded again.
-        What the next batch encodes anyway stays.
+        The next batch has the device drop what there may be of them; a request that needs one has it encoded again.
+        Outputs that the next batch encodes anyway stay.
         """
         for digest in digests:
             output = self._outputs.get(digest)
@@ -124,7 +124,7 @@ class EncoderCache:
             self._drop(digest)
 
     def clear(self) -> None:
-        """Forget everything, whoever holds it: the weights have changed, or the device was lost."""
+        """Forget everything, also what requests hold: the weights have changed, or the device was lost."""
         self._evicted += [digest for digest in self._outputs if digest not in self._to_encode]
         self.used = self._num_held = 0
         for book in (self._outputs, self._idle, self._held, self._to_encode):
@@ -137,8 +137,8 @@ class EncoderCache:
         assert not strangers, f"requests that are gone hold encoder outputs: {sorted(strangers)[:8]}"
         holds = {(uid, digest) for uid, held in self._held.items() for digest in held}
         assert holds == {(uid, digest) for digest in outputs for uid in outputs[digest].holders}, "holders differ"
-        assert set(self._idle) == {d for d in outputs if not outputs[d].holders}, "idle is what nobody holds"
-        assert not any(digest in self._idle for digest in self._to_encode), "encoded for nobody"
+        assert set(self._idle) == {d for d in outputs if not outputs[d].holders}, "idle is what no request holds"
+        assert not any(digest in self._idle for digest in self._to_encode), "encoded for no request"
         assert self._to_encode.keys() <= outputs.keys(), "encoded, but not kept"
         assert self._num_held == sum(output.size for output in outputs.values() if output.holders), "held is miscounted"
         assert self.used == sum(output.size for output in outputs.values()), "used is miscounted"
@@ -160,7 +160,7 @@ class EncoderCache:
         if output.holders:
             return
         self._num_held -= output.size
-        if digest in self._to_encode:  # wanted by nobody before it was encoded
+        if digest in self._to_encode:  # wanted by no request before it was encoded
             del self._to_encode[digest], self._outputs[digest]
             self.used -= output.size
         else:

@@ -17,18 +17,20 @@ from headway.scheduler.state.slot_pool import SlotHandle
 class Entry:
     """A request between its acceptance and its end. Only the writer touches it.
 
-    place_in_line: sorts requests by who is served first: (rank, order of arrival).
-    limit: total tokens at which it ends by length; on a prefill instance that is one after the prompt.
-    tokens: int32; all that is known when it gets a slot: the prompt, and the output so far after a preemption.
+    place_in_line: the order of service: (rank, order of arrival).
+    limit: total tokens at which it ends by length; on a prefill instance one more than the prompt.
+    tokens: int32; the known tokens when it gets a slot: the prompt, and the output so far after a preemption.
     node: the end of the part of its sequence that is published to the prefix cache.
-    media_keys: what the images and videos in a block add to the key of that block, by column.
+    media_keys: by column, what the images and videos in a block add to the key of that block.
+    status: written by `Moves` alone.
     handle: its slot, while it has one.
-    blocks_wanted: blocks that were lacking when admission was last tried; not worth another look before they are there,
-        or the cache has more of it. num_matched: leading blocks that were cached then, up to `node`; of one that was
-        preempted, those it had published. -1: nobody has looked yet. sought: the key of the block that comes after
-        those; None where it has not been made yet.
-    num_bypassed: how often another was admitted before it, while it waited for blocks.
-    sends: its KV goes to D once the prompt is computed. outcome: why it will end when that is done.
+    blocks_wanted: available blocks this request needs before admission is tried again. Ignored when the prefix cache
+        has grown for it.
+    num_matched: cached leading blocks at the last lookup, up to `node`; -1 before the first. After a preemption: the
+        blocks the request had published.
+    next_key: the cache key of the following block; None until it is needed.
+    num_bypassed: how many requests were admitted before it while it waited for blocks.
+    sends: its KV goes to D once the prompt is computed. outcome: how it will end when that is done.
     """
 
     request: Request
@@ -41,7 +43,7 @@ class Entry:
     handle: SlotHandle | None = None
     blocks_wanted: int = 0
     num_matched: int = -1
-    sought: bytes | None = None
+    next_key: bytes | None = None
     num_bypassed: int = 0
     num_preemptions: int = 0
     sends: bool = False
@@ -49,7 +51,7 @@ class Entry:
 
     @property
     def uid(self) -> int:
-        """The request's."""
+        """The uid of its request."""
         return self.request.uid
 
     @property

@@ -1,11 +1,11 @@
-"""Which slots are free, and which request has which."""
+"""Which slots are free."""
 
 from __future__ import annotations
 
 import heapq
 from typing import NamedTuple
 
-from headway.scheduler.state.slot_table import EMPTY, SlotTable
+from headway.scheduler.state.slot_table import SlotTable
 
 
 class NoFreeSlotError(RuntimeError):
@@ -20,10 +20,10 @@ class SlotHandle(NamedTuple):
 
 
 class SlotPool:
-    """Who gets which slot. The lowest free one first, so that the rows in use stay dense.
+    """Gives out slots. The lowest free slot first, so that the rows in use stay dense.
 
-    Acquiring and releasing is for the writer alone. A release by a void handle is recognised and does nothing, so a
-    late one can never take the slot from its next owner.
+    Only the writer acquires and releases. A release by a void handle does nothing, so a late release can never take the
+    slot from its next owner.
     """
 
     def __init__(self, table: SlotTable) -> None:
@@ -57,7 +57,7 @@ class SlotPool:
         if not table.owns(slot, handle.generation):
             return False
         table.generation[slot] += 1
-        table.set_phase(slot, EMPTY)
+        table.epoch += 1
         heapq.heappush(self._free, slot)
         self._used[slot] = 0
         if slot == self.num_spanned - 1:

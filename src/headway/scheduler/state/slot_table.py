@@ -2,34 +2,26 @@
 
 from __future__ import annotations
 
-from enum import IntEnum
-
 import numpy as np
 from numpy.typing import NDArray
 
 from headway.kvcache.lazy import lazy_zeros
+from headway.request import RequestStatus
 
 NO_TOKEN = -1
 
 
-class Phase(IntEnum):
-    """What the occupant of a slot does next."""
-
-    EMPTY = 0
-    PREFILL = 1  # computes a chunk of its known tokens
-    DECODE = 2  # computes one token
-    DRAIN = 3  # its last step is launched; waits for the result
-    RESERVED = 4  # holds slot and blocks, computes nothing yet
-
-
-# In CPython 3.11 a member of an enum costs half a microsecond to look up, and these are on the way of every request.
-EMPTY, PREFILL, DECODE, DRAIN, SEATED = map(int, Phase)
+EMPTY = -1  # in the column `status`: the slot has no occupant
+# Looked up once: in CPython 3.11 a member of an enum costs half a microsecond, and these are on the way of every step.
+_PREFILL, _DECODE = int(RequestStatus.RUNNING_PREFILL), int(RequestStatus.RUNNING_DECODE)
 
 
 class SlotTable:
     """One row per slot, one array per column. Only the writer reads or writes it.
 
-    epoch: changes whenever a row changes hands or phase, so that what was derived from the rows can be kept.
+    epoch: changes whenever a row changes hands or status, or its last step is launched; so what was derived from the
+        rows can be kept while it stands still.
+    status: int8 [max_num_seqs], the occupant's RequestStatus; EMPTY where there is none.
     block_tables: int32 [max_num_seqs, blocks_per_request]; the first `num_blocks` entries of a row are valid.
     limit: total tokens at which the request ends by length.
     stop_tokens: int32 [max_num_seqs, widest list so far], padded with NO_TOKEN.
@@ -39,7 +31,7 @@ class SlotTable:
         n = max_num_seqs
         self.capacity = n
         self.epoch = 0
-        self.phase = np.zeros(n, dtype=np.int8)
+        self.status = np.full(n, EMPTY, dtype=np.int8)
         self.generation = np.zeros(n, dtype=np.int64)
         self.uid = np.zeros(n, dtype=np.int64)
         self.num_prompt = np.zeros(n, dtype=np.int32)  # tokens that the caller brought; what is known beyond is output
@@ -93,10 +85,17 @@ class SlotTable:
         self.stop_tokens[slot] = NO_TOKEN
         self.stop_tokens[slot, : len(tokens)] = tokens
 
-    def set_phase(self, slot: int, phase: int) -> None:
-        """Move an occupant on."""
-        self.phase[slot] = phase
-        self.epoch += 1
+    def decoding_rows(self) -> NDArray[np.intp]:
+        """The rows that compute one token in the next step, ascending, intp. Not a row whose last step is launched:
+        it only waits for the result."""
+        rows: NDArray[np.intp] = ((self.status == _DECODE) & (self.limit - self.num_computed > 1)).nonzero()[0]
+        return rows
+
+    def computing_rows(self) -> NDArray[np.intp]:
+        """The rows that have more to compute, ascending, intp: their occupants can be preempted."""
+        runs = (self.status == _DECODE) | (self.status == _PREFILL)
+        rows: NDArray[np.intp] = (runs & (self.limit - self.num_computed > 1)).nonzero()[0]
+        return rows
 
     def owns(self, slot: int, generation: int) -> bool:
         """Whether the row still belongs to the occupant of this generation."""

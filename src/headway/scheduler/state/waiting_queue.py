@@ -12,15 +12,15 @@ RUN_LENGTH = 256  # short enough to insert into at no cost worth naming, long en
 
 
 class WaitingQueue:
-    """Requests in order of their place in line. A preempted one returns to the place it always had.
+    """Requests in order of their place in line. A preempted request returns to its old place.
 
     A sorted list in runs of at most RUN_LENGTH, each behind the one before it:
 
         [a b c ... p ...]  [q r s ...]  [t u ...]
          \\_ window _/
 
-    Any request, wherever it stands, comes and goes by two binary searches and a move within one run. Whoever has left
-    leaves nothing behind: there are no dead places to skip, to clear away in bursts, or to mistake for the living.
+    Any request, wherever it stands, comes and goes by two binary searches and a move within one run. A request that
+    has left leaves nothing behind: there are no dead places to skip or to clear away in bursts.
     """
 
     def __init__(self) -> None:
@@ -31,7 +31,7 @@ class WaitingQueue:
         return self._count
 
     def __iter__(self) -> Iterator[Entry]:
-        """All who wait, in order."""
+        """All waiting requests, in order."""
         for run in self._runs:
             yield from run
 
@@ -53,7 +53,7 @@ class WaitingQueue:
         return self._runs[0][0] if self._runs else None
 
     def window(self) -> list[Entry]:
-        """The first LOOKAHEAD requests, in order; all if fewer wait. The list is the caller's, who may push and take
+        """The first LOOKAHEAD requests, in order; all if fewer wait. The list is a copy: the caller may push and take
         while walking along it."""
         window: list[Entry] = []
         for run in self._runs:
@@ -66,10 +66,10 @@ class WaitingQueue:
         """Take a queued request out, wherever it stands."""
         place = entry.place_in_line
         index = bisect_left(self._runs, place, key=_last_place)
-        assert index < len(self._runs), f"nobody waits at {place}"
+        assert index < len(self._runs), f"no request waits at {place}"
         run = self._runs[index]
         at = bisect_left(run, place, key=_place)
-        assert run[at] is entry, f"somebody else waits at {place}, or nobody does"
+        assert run[at] is entry, f"another request waits at {place}, or none"
         del run[at]
         if not run:
             del self._runs[index]

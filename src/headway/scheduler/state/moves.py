@@ -1,0 +1,326 @@
+"""The one place where a request's status, its known tokens and its computed tokens change."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headway.config import Role
+from headway.kvcache import media_keys
+from headway.request import FinishReason, Request, RequestStatus
+from headway.scheduler.batch import IntArray
+from headway.scheduler.effects import RequestEnd
+from headway.scheduler.policies.line import Line
+from headway.scheduler.state.entry import Entry
+from headway.scheduler.state.slot_table import EMPTY
+from headway.scheduler.state.state import State
+from headway.scheduler.state.transitions import Event, applies, state_after
+
+# Looked up once: in CPython 3.11 a member of an enum costs half a microsecond, and every request comes by here.
+_NEW = RequestStatus.NEW
+_QUEUED = (RequestStatus.WAITING, RequestStatus.PREEMPTED)
+_RUNNING = (RequestStatus.RUNNING_PREFILL, RequestStatus.RUNNING_DECODE)
+_PREFILLING = RequestStatus.RUNNING_PREFILL
+_ADMIT, _CHUNK, _LAST_CHUNK, _RESULT, _END = Event.ADMIT, Event.CHUNK, Event.LAST_CHUNK, Event.RESULT, Event.END
+_STOP, _LENGTH = FinishReason.STOP, FinishReason.LENGTH
+_NO_BLOCKS: IntArray = np.zeros(0, dtype=np.int32)
+
+
+class Moves:
+    """Carries out the events of `transitions.TABLE`, one method each. A method asks the table before it writes.
+
+    The rows of a step's decodes are written as vectors, without a look at the table: only rows that decode get into a
+    step, and a row whose slot was given up since is left out.
+    """
+
+    def __init__(self, state: State, line: Line) -> None:
+        self._state = state
+        self._line = line
+
+    def heeding(self, uid: int, event: Event) -> Entry | None:
+        """The request with this uid, if the event changes it; None if the event is ignored: the request is unknown, or
+        in a state that ignores it. Raises InvalidTransition."""
+        entry = self._state.entries.get(uid)
+        if entry is None or not applies(event, entry.status, entry.request.request_id):
+            return None
+        return entry
+
+    # -- a request comes -----------------------------------------------------------------------------------------
+
+    def newcomer(self, request: Request) -> Entry:
+        """The record of a request that comes now. It counts from `add`, `add_unprepared` or `reserve` on."""
+        return Entry(
+            request=request,
+            place_in_line=(self._line.rank(request), self._state.counters.requests_added + 1),
+            limit=self._limit(request),
+            tokens=request.prompt,
+            node=self._state.prefix.root(request.cache_salt),
+            media_keys=self._media_keys(request),
+            status=_NEW,
+        )
+
+    def add(self, entry: Entry) -> None:
+        """ADD: it waits."""
+        status = self._after(Event.ADD, entry)
+        self._accept(entry)
+        self._set_status(entry, status)
+        self._state.waiting.push(entry)
+
+    def add_unprepared(self, entry: Entry, until: float) -> None:
+        """ADD_UNPREPARED: it is prepared first. until: seconds, its deadline for that."""
+        status = self._after(Event.ADD_UNPREPARED, entry)
+        self._accept(entry)
+        self._state.deadlines.set(entry.uid, until)
+        self._set_status(entry, status)
+
+    def reserve(self, entry: Entry, blocks: IntArray, num_cached_tokens: int, until: float) -> None:
+        """RESERVE: it holds a slot and these blocks, whose leading ones hold KV already. until: seconds, its deadline
+        to be started."""
+        status = self._after(Event.RESERVE, entry)
+        self._accept(entry)
+        self._state.deadlines.set(entry.uid, until)
+        self._seat(entry, blocks, num_cached_tokens, status)
+
+    def prepared(self, entry: Entry, request: Request) -> None:
+        """PREPARED: what a job made of it. It takes the place in the queue that its arrival gave it."""
+        status = self._after(Event.PREPARED, entry)
+        self._state.deadlines.clear(entry.uid)
+        entry.request, entry.tokens, entry.limit = request, request.prompt, self._limit(request)
+        entry.media_keys = self._media_keys(request)
+        self._set_status(entry, status)
+        self._state.waiting.push(entry)
+
+    # -- it computes ---------------------------------------------------------------------------------------------
+
+    def admit(self, entry: Entry, blocks: IntArray, num_cached_tokens: int) -> None:
+        """ADMIT: from the queue into a slot, with these blocks, whose leading ones hold KV already."""
+        status = self._after(_ADMIT, entry)
+        self._state.waiting.take(entry)
+        self._seat(entry, blocks, num_cached_tokens, status)
+        self._state.prefilling.append(entry)
+
+    def receive(self, entry: Entry, token: int) -> None:
+        """RECEIVE: the KV of the whole prompt is in its blocks, and this token follows."""
+        self._set_status(entry, self._after(Event.RECEIVE, entry))
+        table, slot, prompt = self._state.table, entry.slot, entry.request.prompt
+        entry.tokens = np.append(prompt, np.int32(token))
+        entry.tokens.flags.writeable = False
+        table.num_tokens[slot] = len(entry.tokens)
+        table.num_computed[slot] = len(prompt)
+
+    def start(self, entry: Entry) -> None:
+        """START: a reserved request is computed from here on."""
+        status = self._after(Event.START, entry)
+        self._state.deadlines.clear(entry.uid)
+        self._set_status(entry, status)
+        self._state.prefilling.append(entry)
+
+    def compute_chunk(self, entry: Entry, end: int) -> bool:
+        """CHUNK or LAST_CHUNK: the step now made computes its known tokens up to `end`. True if these are all."""
+        state, table, known = self._state, self._state.table, len(entry.tokens)
+        is_last = end == known
+        status = self._after(_LAST_CHUNK if is_last else _CHUNK, entry)
+        slot = entry.slot
+        table.num_computed[slot] = end
+        if is_last:
+            state.prefilling.remove(entry)
+            self._set_status(entry, status)
+            if in_tail := known & state.offset_mask:
+                table.tail_block[slot] = table.block_tables[slot, known >> state.block_shift]
+                table.tail_tokens[slot, :in_tail] = entry.tokens[known - in_tail :]
+        return is_last
+
+    def compute_decodes(self, rows: NDArray[np.intp], positions: IntArray) -> None:
+        """The step now made computes one token of each of these rows, at these positions."""
+        self._state.table.num_computed[rows] = positions + 1
+
+    def launched_last(self, rows: NDArray[np.intp]) -> NDArray[np.intp]:
+        """Which of these rows have their last step launched: indices into `rows`. There is at least one; so the rows
+        that decode are no longer what they were."""
+        table = self._state.table
+        table.epoch += 1
+        last: NDArray[np.intp] = (table.num_computed[rows] == table.limit[rows] - 1).nonzero()[0]
+        return last
+
+    def confirm_decodes(
+        self, rows: NDArray[np.intp], positions: IntArray, places: NDArray[np.intp], tokens: IntArray
+    ) -> None:
+        """A step's decodes have succeeded: the last token of each row is in its place, and a new one follows it."""
+        table = self._state.table
+        table.tail_tokens.reshape(-1)[places] = table.last_token[rows]
+        table.last_token[rows] = tokens
+        table.num_tokens[rows] = positions + 2
+
+    def confirm_chunk(self, entry: Entry, start: int, end: int, token: int | None) -> None:
+        """RESULT: the KV of its known tokens from `start` to `end` is there. token: the next token, or None."""
+        self._after(_RESULT, entry)
+        self._state.store(entry, start, end)
+        if token is not None:
+            table, slot = self._state.table, entry.slot
+            table.last_token[slot] = token
+            table.num_tokens[slot] = end + 1
+
+    # -- it goes -------------------------------------------------------------------------------------------------
+
+    def preempt(self, entry: Entry) -> None:
+        """PREEMPT: it gives up slot and blocks and goes back to its place in the queue."""
+        status, state = self._after(Event.PREEMPT, entry), self._state
+        entry.tokens = state.known_tokens(entry)
+        entry.num_matched, entry.next_key = int(state.table.num_published[entry.slot]), None
+        state.pool.release(self._vacate(entry))
+        self._set_status(entry, status)
+        entry.num_preemptions += 1
+        state.counters.preemptions += 1
+        state.waiting.push(entry)
+
+    def lend(self, entry: Entry, outcome: FinishReason, until: float) -> IntArray:
+        """LEND: all is computed. The slot is free; the blocks, int32, are a sender's until `end_lease`.
+
+        outcome: how it will end once they are sent. until: seconds, the deadline for that.
+        """
+        status, state = self._after(Event.LEND, entry), self._state
+        blocks = state.table.blocks_of(entry.slot).copy()
+        entry.tokens = state.known_tokens(entry)
+        self._vacate(entry)
+        state.holder[blocks] = -1
+        state.leases[entry.uid] = blocks
+        state.num_leased_blocks += len(blocks)
+        entry.outcome = outcome
+        self._set_status(entry, status)
+        state.deadlines.set(entry.uid, until)
+        return blocks
+
+    def end_lease(self, uid: int) -> None:
+        """The sender of this uid's KV reads the blocks no more."""
+        blocks = self._state.leases.pop(uid)
+        self._state.num_leased_blocks -= len(blocks)
+        self._state.pool.release(blocks)
+
+    def end(
+        self,
+        entry: Entry,
+        reason: FinishReason,
+        *,
+        event: Event = _END,
+        stop_token: int | None = None,
+        error: str | None = None,
+    ) -> RequestEnd:
+        """END, SENT, DROP or EXPIRE: it ends."""
+        self._state.pool.release(self._take_out(entry, self._after(event, entry)))
+        return RequestEnd(entry.uid, entry.request.request_id, reason, stop_token, error)
+
+    def end_by(self, entry: Entry, token: int) -> RequestEnd | None:
+        """END, if this token, the last of its known tokens, is its last at all; else None, and it goes on."""
+        reason = self._state.reason_to_end(entry, token)
+        if reason is None:
+            return None
+        return self.end(entry, reason, stop_token=token if reason is _STOP else None)
+
+    def end_each(self, ends: Sequence[tuple[Entry, int | None]]) -> list[RequestEnd]:
+        """END, by a stop token each, or, where there is None, by length. Their blocks go back together."""
+        self._take_out_all([entry for entry, _ in ends])
+        return [
+            RequestEnd(entry.uid, entry.request.request_id, _LENGTH if token is None else _STOP, token)
+            for entry, token in ends
+        ]
+
+    def end_all(self, entries: Iterable[Entry], reason: FinishReason, *, error: str | None = None) -> list[RequestEnd]:
+        """END of several requests, for the same reason. Their blocks go back together."""
+        entries = list(entries)
+        self._take_out_all(entries)
+        return [RequestEnd(entry.uid, entry.request.request_id, reason, None, error) for entry in entries]
+
+    # -- parts of these ------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _after(event: Event, entry: Entry) -> RequestStatus:
+        return state_after(event, entry.status, entry.request.request_id)
+
+    def _limit(self, request: Request) -> int:
+        return len(request.prompt) + (1 if self._state.config.role is Role.PREFILL else request.max_tokens)
+
+    def _media_keys(self, request: Request) -> dict[int, bytes]:
+        if not request.spans:
+            return {}
+        size = self._state.config.block_size
+        return media_keys([(span.start, span.length, span.digest) for span in request.spans], size)
+
+    def _accept(self, entry: Entry) -> None:
+        state = self._state
+        state.counters.requests_added += 1
+        state.population[_NEW] += 1
+        state.entries[entry.uid] = entry
+
+    def _set_status(self, entry: Entry, status: RequestStatus) -> None:
+        state = self._state
+        state.population[entry.status] -= 1
+        state.population[status] += 1
+        entry.status = status
+        if entry.handle is not None:
+            state.table.status[entry.handle.slot] = status
+            state.table.epoch += 1
+
+    def _seat(self, entry: Entry, blocks: IntArray, num_cached_tokens: int, status: RequestStatus) -> None:
+        request, state, table = entry.request, self._state, self._state.table
+        entry.handle = handle = state.slots.acquire()
+        slot, num_cached_blocks = handle.slot, num_cached_tokens >> state.block_shift
+        state.occupants[slot] = entry
+        table.uid[slot] = request.uid
+        table.num_prompt[slot] = len(request.prompt)
+        table.num_tokens[slot] = len(entry.tokens)
+        table.num_computed[slot] = num_cached_tokens
+        table.num_published[slot] = num_cached_blocks
+        table.limit[slot] = entry.limit
+        table.min_total[slot] = len(request.prompt) + request.sampling.min_tokens
+        table.priority[slot] = request.priority
+        table.rank[slot], table.seniority[slot] = entry.place_in_line
+        table.set_stop_tokens(slot, request.stop_token_ids)
+        table.append_blocks(slot, blocks)
+        state.holder[blocks] = slot
+        if num_cached_blocks:
+            state.holder[blocks[:num_cached_blocks]] = -1
+        state.priorities[request.priority] += 1
+        self._set_status(entry, status)
+
+    def _vacate(self, entry: Entry) -> IntArray:
+        """Take the slot back; returns the blocks, which are the caller's now. Steps in flight may still write to them;
+        later steps of the same device stream come after that, so they can be handed out at once."""
+        assert entry.handle is not None
+        state, table, slot = self._state, self._state.table, entry.handle.slot
+        if entry.status is _PREFILLING:
+            state.prefilling.remove(entry)
+        blocks = table.blocks_of(slot)
+        table.clear_blocks(slot)
+        table.status[slot] = EMPTY
+        state.slots.release(entry.handle)
+        state.occupants[slot] = None
+        entry.handle = None
+        priority = entry.request.priority
+        state.priorities[priority] -= 1
+        if not state.priorities[priority]:
+            del state.priorities[priority]
+        if entry.request.spans:
+            state.encoder.release(entry.uid)
+        return blocks
+
+    def _take_out(self, entry: Entry, status: RequestStatus) -> IntArray:
+        """The one way out. Returns the blocks that it held, which the caller gives back."""
+        was, state = entry.status, self._state
+        del state.entries[entry.uid]
+        blocks = _NO_BLOCKS if entry.handle is None else self._vacate(entry)
+        self._set_status(entry, status)
+        if was in _QUEUED:
+            state.waiting.take(entry)
+        elif was not in _RUNNING:
+            state.deadlines.clear(entry.uid)
+        state.counters.requests_ended += 1
+        return blocks
+
+    def _take_out_all(self, entries: Sequence[Entry]) -> None:
+        if not entries:
+            return
+        statuses = [self._after(_END, entry) for entry in entries]
+        taken = [self._take_out(entry, status) for entry, status in zip(entries, statuses, strict=True)]
+        self._state.pool.release_all(taken)

@@ -341,7 +341,7 @@ def _engine_config(model: str | None, settings: dict[str, Any]) -> EngineConfig:
 def _progress(total: int, show: bool) -> Iterator[Callable[[int, int], None]]:
     """A progress bar on standard error; yields what reports (requests done, tokens just generated) to it."""
     if not show or not total or not sys.stderr.isatty():
-        yield lambda done, tokens: None
+        yield lambda _done, _tokens: None
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn

@@ -72,6 +72,11 @@ class SamplingParams:
         stop = self.stop if self.stop is not None else ()
         object.__setattr__(self, "stop", (stop,) if isinstance(stop, str) else tuple(stop))
         object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids or ()))
+        self._check_choice_of_tokens()
+        self._check_length()
+        self._check_lists()
+
+    def _check_choice_of_tokens(self) -> None:
         for name in ("n", "top_k", "min_tokens"):
             _integer(name, getattr(self, name))
         for name in ("seed", "max_tokens", "logprobs"):
@@ -92,14 +97,18 @@ class SamplingParams:
             raise RequestError(f"repetition_penalty must be above 0, got {self.repetition_penalty}")
         if self.seed is not None:
             _in_range("seed", self.seed, -(2**63), 2**63 - 1)
+        if self.logprobs is not None:
+            _in_range("logprobs", self.logprobs, 0, MAX_LOGPROBS)
+
+    def _check_length(self) -> None:
         if self.max_tokens is not None and self.max_tokens < 1:
             raise RequestError(f"max_tokens must be at least 1, got {self.max_tokens}")
         if self.min_tokens < 0:
             raise RequestError(f"min_tokens must be at least 0, got {self.min_tokens}")
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise RequestError(f"min_tokens ({self.min_tokens}) must not exceed max_tokens ({self.max_tokens})")
-        if self.logprobs is not None:
-            _in_range("logprobs", self.logprobs, 0, MAX_LOGPROBS)
+
+    def _check_lists(self) -> None:
         if len(self.stop) > MAX_STOP_STRINGS:
             raise RequestError(f"stop takes at most {MAX_STOP_STRINGS} strings, got {len(self.stop)}")
         if any(not s for s in self.stop):

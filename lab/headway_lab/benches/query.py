@@ -125,7 +125,7 @@ def ask_while_steps_run(
     """Time queries whose answers are yes, at moments that have nothing to do with the steps."""
     executor = SimulatedExecutor(StepTimeModel(base_s=step_ms / 1e3), max_num_seqs=running + 8, vocab_size=VOCAB_SIZE)
     manager = MANAGERS[scheduler](_config(running))
-    engine = Engine(manager, executor, lambda effects: None)
+    engine = Engine(manager, executor, lambda _: None)
     engine.start()
     try:
         for i in range(running):

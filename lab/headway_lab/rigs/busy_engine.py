@@ -43,7 +43,7 @@ class BusyEngine:
         max_tokens: int,
         async_scheduling: bool = True,
         max_waiting: int = 4096,
-        on_effects: Callable[[Effects], None] = lambda effects: None,
+        on_effects: Callable[[Effects], None] = lambda _: None,
     ) -> None:
         config = SchedulerConfig(
             max_num_seqs=slots,

@@ -133,6 +133,9 @@ class Workload:
             raise ValueError(f"--max-model-len must be at least 2, got {self.max_model_len}")
         if self.seed < 0:
             raise ValueError(f"--seed must be at least 0, got {self.seed}")
+        self._check_trace()
+
+    def _check_trace(self) -> None:
         if not self.is_trace and (self.trace is not None or self.minutes is not None):
             raise ValueError(f"--trace and --minutes need --dataset azure or mooncake, got {self.dataset.value}")
         if self.is_trace and not self.trace_file.is_file():

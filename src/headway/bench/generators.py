@@ -161,7 +161,7 @@ class Generate(Generator):
         )
         times: list[float] = []
 
-        def note(so_far: Any, scores: Any, **kwargs: Any) -> Any:
+        def note(so_far: Any, _scores: Any, **_options: Any) -> Any:
             times.append(time.perf_counter() - started)
             return torch.zeros(len(so_far), dtype=torch.bool, device=so_far.device)
 

@@ -107,7 +107,7 @@ class LoadGenerator:
         requests: Sequence[LoadRequest],
         *,
         max_concurrency: int | None = None,
-        on_done: Callable[[Outcome], None] = lambda outcome: None,
+        on_done: Callable[[Outcome], None] = lambda _: None,
     ) -> LoadResult:
         """Send all, in the order of their arrival times, and wait for all answers.
 

@@ -217,7 +217,7 @@ def _run(
     with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as progress:
         task = progress.add_task("", total=len(requests))
         return asyncio.run(
-            generator.run(requests, max_concurrency=max_concurrency, on_done=lambda outcome: progress.advance(task))
+            generator.run(requests, max_concurrency=max_concurrency, on_done=lambda _: progress.advance(task))
         )
 
 

@@ -58,7 +58,7 @@ class ServerProcess(ChildProcess):
 def exit_on_sigterm() -> None:
     """Make SIGTERM unwind the stack as Ctrl-C does, so that `with` blocks end and children are stopped."""
 
-    def unwind(number: int, frame: FrameType | None) -> None:
+    def unwind(number: int, _frame: FrameType | None) -> None:
         sys.exit(128 + number)
 
     signal.signal(signal.SIGTERM, unwind)

@@ -24,7 +24,7 @@ def make_decode(tokenizer: PreTrainedTokenizerBase | None, skip_special_tokens: 
     A fast tokenizer is called below transformers' wrapper, which costs many times the decoding.
     """
     if tokenizer is None:
-        return lambda ids: ""
+        return lambda _: ""
     if tokenizer.is_fast:
         backend = tokenizer.backend_tokenizer
         return lambda ids: backend.decode(ids, skip_special_tokens)

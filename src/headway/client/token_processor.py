@@ -143,12 +143,7 @@ class TokenProcessor:
     def process(self, effects: Effects, now: float) -> Processed:
         """Take in what the engine did. What it says of sequences that ended or were discarded is dropped."""
         processed = Processed()
-        for uid, num_cached_tokens in effects.started:
-            sequence = self._sequences.get(uid)
-            # Of n answers the first tells: the others may find the blocks that it has just computed.
-            if sequence is not None and sequence.index == 0:
-                sequence.request.num_cached_tokens = num_cached_tokens
-
+        self._note_starts(effects)
         ends = {end.uid: end for end in effects.ended}
         changed: dict[int, OpenSequence] = {}
         stopped: dict[int, str] = {}  # uid -> the stop string found
@@ -174,6 +169,13 @@ class TokenProcessor:
                     sequence.text = "".join([step(token) for token in sequence.token_ids])
                 processed.deltas.append(sequence.take_delta(ONGOING))
         return processed
+
+    def _note_starts(self, effects: Effects) -> None:
+        for uid, num_cached_tokens in effects.started:
+            sequence = self._sequences.get(uid)
+            # Of n answers the first one counts: the others may find the blocks that the first has just computed.
+            if sequence is not None and sequence.index == 0:
+                sequence.request.num_cached_tokens = num_cached_tokens
 
     def _take_tokens(
         self,

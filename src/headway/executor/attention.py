@@ -220,7 +220,8 @@ class _Score:
 
 
 def paged_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
-                    scaling: float | None = None, dropout: float = 0.0, sliding_window: int | None = None,
+                    scaling: float | None = None, dropout: float = 0.0,  # noqa: ARG001  there is none at inference
+                    sliding_window: int | None = None,
                     softcap: float | None = None, s_aux: Tensor | None = None,
                     **kwargs: Any) -> tuple[Tensor, None]:  # fmt: skip
     """The function transformers calls in every layer; see `PagedAttention.forward`.

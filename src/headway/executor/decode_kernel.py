@@ -116,7 +116,7 @@ def _shares(seen: IntArray, num_shares: int) -> NDArray[np.int64]:
     return np.array([0, *np.minimum(cuts, len(seen)), len(seen)])
 
 
-def _attend(
+def _attend(  # noqa: C901  one loop nest: numba inlines nothing of it
     queries: Floats,
     keys: Floats,
     values: Floats,
@@ -220,7 +220,7 @@ def _jit(function: Any, **options: Any) -> Any:
         return numba.njit(nogil=True, fastmath=_FAST, **options)(function)
 
 
-def _prefetch_first(context: Any, array: Any) -> Any:
+def _prefetch_first(_context: Any, array: Any) -> Any:
     """Fetch the cache line of an array's first number into the second-level cache before it is read.
 
     The processor fetches ahead by itself only within a block, as the next block lies elsewhere. It cannot fetch a whole
@@ -228,7 +228,7 @@ def _prefetch_first(context: Any, array: Any) -> Any:
     next block.
     """
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         data = context.make_array(array)(context, builder, arguments[0]).data
         pointer, number = ir.IntType(8).as_pointer(), ir.IntType(32)
         kind = ir.FunctionType(ir.VoidType(), [pointer, number, number, number])

@@ -69,7 +69,7 @@ class Scheduler:
         self.config = config
         self._policies = policies or Policies.of(config, allocation)
         self._state = state = State(config)
-        self._moves = moves = Moves(state, self._policies.line)
+        self._moves = moves = Moves(state, self._policies.line.rank)
         self._auditor = auditor = Auditor(state)
         self._admissions = admissions = Admissions(state, moves, self._policies)
         self._displacement = Displacement(state, moves, admissions, self._policies)

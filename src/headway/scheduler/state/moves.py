@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,6 @@ from headway.kvcache import media_keys
 from headway.request import FinishReason, Request, RequestStatus
 from headway.scheduler.batch import IntArray
 from headway.scheduler.effects import RequestEnd
-from headway.scheduler.policies.line import Line
 from headway.scheduler.state.entry import Entry
 from headway.scheduler.state.slot_table import EMPTY
 from headway.scheduler.state.state import State
@@ -35,9 +34,9 @@ class Moves:
     step, and a row whose slot was given up since is left out.
     """
 
-    def __init__(self, state: State, line: Line) -> None:
+    def __init__(self, state: State, rank: Callable[[Request], float]) -> None:
         self._state = state
-        self._line = line
+        self._rank = rank
 
     def heeding(self, uid: int, event: Event) -> Entry | None:
         """The request with this uid, if the event changes it; None if the event is ignored: the request is unknown, or
@@ -53,7 +52,7 @@ class Moves:
         """The record of a request that comes now. It counts from `add`, `add_unprepared` or `reserve` on."""
         return Entry(
             request=request,
-            place_in_line=(self._line.rank(request), self._state.counters.requests_added + 1),
+            place_in_line=(self._rank(request), self._state.counters.requests_added + 1),
             limit=self._limit(request),
             tokens=request.prompt,
             node=self._state.prefix.root(request.cache_salt),

@@ -152,9 +152,9 @@ class TokenProcessor:
         for sequence in changed.values():
             _record_times(sequence, now, processed)
         for uid in ends:
-            sequence = self._sequences.pop(uid, None)
-            if sequence is not None:
-                changed[uid] = sequence
+            ended = self._sequences.pop(uid, None)
+            if ended is not None:
+                changed[uid] = ended
 
         for uid, sequence in changed.items():
             if uid in stopped:

@@ -17,6 +17,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import headway
 from headway import LLM, EngineDeadError, FinishReason, RequestError, SamplingParams, default_model
 from headway.engine.engine import Engine
+from headway.request import NewRequest
+from headway.token_ids import pack
 from tests.echo_model import EOS, MAX_MODEL_LEN, TOKENIZER, use_echo_model, wait_until, write_echo_model
 
 LONG = SamplingParams(temperature=0, max_tokens=200)
@@ -366,7 +368,7 @@ def test_an_llm_that_goes_out_of_use_stops_its_engine(folder, gate):
     gc.collect()
     assert gone() is None
     with pytest.raises(EngineDeadError):
-        engine.add("r", [1], LONG)
+        engine.add(NewRequest(request_id="r", prompt=pack([1], 9), sampling=LONG))
 
 
 def test_a_program_that_forgets_to_shut_down_exits(folder):

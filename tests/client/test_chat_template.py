@@ -62,8 +62,8 @@ class Faces:
         if response.status_code != 200:
             assert response.status_code == 400 and not self._link.sent
             return str(response.json()["error"]["message"])
-        ((add,),) = (group.adds for group in self._link.sent_of(wire.AddGroup))
-        return wire.unpack_tokens(add.prompt).tolist()
+        ((add,),) = (group.requests for group in self._link.sent_of(wire.AddGroup))
+        return add.prompt.tolist()
 
     async def by_tokenize(self, body: dict[str, Any]) -> list[int] | str:
         answer = (await self._http.post("/tokenize", json=body)).json()

@@ -14,7 +14,7 @@ from headway.executor.simulated import SimulatedExecutor, StepTimeModel
 from headway.managers import Manager
 from headway.sampling import SamplingParams
 from headway.scheduler import Batch, Effects
-from tests.managers.driving import PATIENCE, VOCAB, History, make
+from tests.managers.driving import PATIENCE, VOCAB, History, make, new_request
 
 
 def eventually(condition: Callable[[], Any]) -> bool:
@@ -67,7 +67,7 @@ class Running:
     ) -> int:
         """Hand in a request; returns its uid."""
         params = SamplingParams(max_tokens=max_tokens, **sampling)
-        return self.engine.add(request_id, prompt, params, preprocess=preprocess)
+        return self.engine.add(new_request(request_id, prompt, params, preprocess=preprocess))
 
 
 class Device(SimulatedExecutor):

@@ -16,7 +16,7 @@ from headway.request import FinishReason, RequestStatus
 from headway.sampling import SamplingParams
 from headway.scheduler import Batch, Sending
 from tests.engine.running import Device, Hang, Running, eventually, running
-from tests.managers.driving import ALL, PATIENCE, answer_to, assert_nothing_held, prompt_of
+from tests.managers.driving import ALL, PATIENCE, answer_to, assert_nothing_held, make_request, prompt_of
 
 
 @pytest.fixture(params=ALL)
@@ -191,7 +191,7 @@ def test_an_audit_names_every_owner_while_a_step_runs(name: str) -> None:
 def prefill(it: Running, request_id: str, prompt: list[int]) -> int:
     """What a router does on P; returns the uid."""
     manager = it.engine.manager
-    request = manager.make_request(request_id, prompt, SamplingParams(max_tokens=9))
+    request = make_request(manager, request_id, prompt, SamplingParams(max_tokens=9))
     assert manager.reserve_prefill(request) is not None
     manager.start_prefill([request_id])
     return request.uid

@@ -23,7 +23,16 @@ from headway.request import FinishReason
 from headway.sampling import SamplingParams
 from headway.scheduler import Batch, Snapshot
 from tests.engine.running import Device, Hang, Recorder, Running, eventually, running
-from tests.managers.driving import ALL, PATIENCE, VOCAB, answer_to, assert_nothing_held, prompt_of
+from tests.managers.driving import (
+    ALL,
+    PATIENCE,
+    VOCAB,
+    answer_to,
+    assert_nothing_held,
+    make_request,
+    new_request,
+    prompt_of,
+)
 
 
 @pytest.fixture(params=ALL)
@@ -38,7 +47,7 @@ def name(request: pytest.FixtureRequest) -> str:
 def test_a_request_is_known_by_its_uid(name: str) -> None:
     with running(name) as it:
         minted = it.add("a")
-        brought = it.engine.add("b", [1, 2, 3], SamplingParams(max_tokens=2), uid=7 << 40, priority=1)
+        brought = it.engine.add(new_request("b", [1, 2, 3], SamplingParams(max_tokens=2), uid=7 << 40, priority=1))
         assert brought == 7 << 40
         it.history.wait_for([minted, brought])
         assert {uid: end.request_id for uid, end in it.history.ends.items()} == {minted: "a", brought: "b"}
@@ -64,9 +73,9 @@ def test_a_refused_request_never_appears_in_the_effects(name: str) -> None:
 
 def test_checking_a_request_raises_what_adding_would_and_hands_nothing_in(name: str) -> None:
     with running(name) as it:
-        it.engine.check_request([1, 2, 3], SamplingParams())
+        make_request(it.manager, "", [1, 2, 3], SamplingParams(), uid=0)
         with pytest.raises(RequestError, match="ids are integers from 0 to 31999"):
-            it.engine.check_request([VOCAB], SamplingParams())
+            make_request(it.manager, "", [VOCAB], SamplingParams(), uid=0)
         assert it.manager.door.num_inside == 0
         assert it.add("a") == 1
 
@@ -111,9 +120,9 @@ def test_the_manager_and_the_role_are_chosen_by_the_configuration(name: str, rol
     limits = engine.scheduler_config
     assert (limits.role, limits.max_num_seqs, limits.max_model_len, limits.num_blocks) == (role, 4, 64, 65)
     for i in range(7):
-        engine.add(f"r{i}", prompt_of(i, 9), SamplingParams(max_tokens=3, ignore_eos=True))
+        engine.add(new_request(f"r{i}", prompt_of(i, 9), SamplingParams(max_tokens=3, ignore_eos=True)))
     with pytest.raises(QueueFullError):
-        engine.add("r7", [1], SamplingParams())
+        engine.add(new_request("r7", [1], SamplingParams()))
     engine.start()
     history.wait_for(range(1, 8))
     engine.shutdown()
@@ -159,12 +168,12 @@ def test_from_a_configuration_the_model_tells_the_limits(monkeypatch: pytest.Mon
     assert engine.files is files
     assert (engine.scheduler_config.max_model_len, engine.scheduler_config.num_blocks) == (40, 33)
     with pytest.raises(RequestError, match="max_model_len is 40"):
-        engine.check_request([1] * 40, SamplingParams())
+        make_request(engine.manager, "", [1] * 40, SamplingParams(), uid=0)
     with pytest.raises(RequestError, match=f"ids are integers from 0 to {VOCAB - 1}"):
-        engine.check_request([VOCAB], SamplingParams())
+        make_request(engine.manager, "", [VOCAB], SamplingParams(), uid=0)
     engine.start()
-    history.wait_for([engine.add("a", [1, 2, 3], SamplingParams(max_tokens=9))])
-    made = engine.add("b", [], SamplingParams(max_tokens=1), preprocess=b"made")
+    history.wait_for([engine.add(new_request("a", [1, 2, 3], SamplingParams(max_tokens=9)))])
+    made = engine.add(new_request("b", [], SamplingParams(max_tokens=1), preprocess=b"made"))
     history.wait_for([made])
     engine.shutdown()
     assert history.ends[1].stop_token == stop
@@ -328,7 +337,9 @@ class Producer:
             request_id = f"{rng.randrange(200)}"
             try:
                 sampling = SamplingParams(max_tokens=max_tokens)
-                uid = engine.add(request_id, prompt, sampling, uid=self.seed << 40 | number, priority=rng.randrange(2))
+                uid = engine.add(
+                    new_request(request_id, prompt, sampling, uid=self.seed << 40 | number, priority=rng.randrange(2))
+                )
             except (DuplicateRequestError, QueueFullError):
                 self.refused += 1
             else:

@@ -11,9 +11,11 @@ from headway import wire
 from headway.config import EngineConfig
 from headway.engine.control_desk import ControlDesk
 from headway.engine.process import Intake
+from headway.request import NewRequest
 from headway.sampling import SamplingParams
+from headway.token_ids import pack
 from tests.engine.running import Running, running
-from tests.managers.driving import PATIENCE
+from tests.managers.driving import PATIENCE, VOCAB, new_request
 
 
 def through_the_intake(it: Running, folder: Path, messages: list[wire.ToEngine]) -> tuple[float, list[wire.ToClient]]:
@@ -41,8 +43,8 @@ def through_the_intake(it: Running, folder: Path, messages: list[wire.ToEngine])
     return returned[0], replies
 
 
-def add(uid: int) -> wire.Add:
-    return wire.Add(uid, f"r{uid}", wire.pack_tokens([1, 2, 3]), SamplingParams(max_tokens=2))
+def add(uid: int) -> NewRequest:
+    return new_request(f"r{uid}", pack([1, 2, 3], VOCAB), SamplingParams(max_tokens=2), uid=uid)
 
 
 def test_whatever_comes_for_an_engine_that_has_stopped_does_not_stop_the_intake(tmp_path: Path) -> None:

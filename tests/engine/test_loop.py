@@ -488,7 +488,7 @@ def test_a_writer_that_is_stuck_is_a_stall_until_it_goes_on(name: str) -> None:
 @pytest.mark.usefixtures("impatient")
 def test_work_that_nothing_is_done_about_is_a_stall(name: str) -> None:
     with running(name) as it:
-        it.manager._core.schedule = lambda now=0.0: (None, [])  # type: ignore[method-assign]
+        it.manager._core.schedule = lambda: None  # type: ignore[method-assign]
         it.add("a")
         assert eventually(it.engine.is_stalled)
 

@@ -20,7 +20,7 @@ from headway.sampling import SamplingParams
 from headway.scheduler import Effects
 from tests.engine.running import Recorder, eventually
 from tests.executor.conftest import LENGTHS, NUM_OUTPUT
-from tests.managers.driving import ALL, assert_nothing_held
+from tests.managers.driving import ALL, assert_nothing_held, new_request
 
 GREEDY = SamplingParams(temperature=0, max_tokens=NUM_OUTPUT, ignore_eos=True)
 DRAWN = replace(GREEDY, temperature=0.9, top_p=0.95, seed=1234)
@@ -95,7 +95,7 @@ def serve(
     engine = served.engine = Engine.from_config(config, served.take)
     for uid, job in enumerate(jobs, start=1):
         served.uids[uid] = job
-        engine.add(f"r{uid}", job.prompt, job.sampling, uid=uid)
+        engine.add(new_request(f"r{uid}", job.prompt, job.sampling, uid=uid))
     engine.start()
     try:
         served.wait_for(served.uids)

@@ -32,7 +32,7 @@ from tests.engine.running import Device, Hang
 from tests.findings.calls import COMMANDS, IDLE, PLAIN_VERBS, QUERIES, READS, a_request, role_for
 from tests.findings.original import make, running
 from tests.findings.witness import SOON, Asked, comes, instructions, locks_in
-from tests.managers.driving import ALL, Driver, answer_to, hand_made, prompt_of
+from tests.managers.driving import ALL, Driver, answer_to, hand_made, make_request, prompt_of
 
 CORE = Path(headway.__file__).parent
 
@@ -498,7 +498,7 @@ def test_flaw_10_what_was_handed_in_is_the_callers_no_more() -> None:
     driver = Driver(make("v2"))
     prompt, bias, stops, ids = np.array([1, 2, 3], np.int32), {5: 1.0}, [7], ["a"]
     sampling = SamplingParams(max_tokens=4, logit_bias=bias, stop_token_ids=stops)  # type: ignore[arg-type]
-    request = driver.manager.make_request("a", prompt, sampling)
+    request = make_request(driver.manager, "a", prompt, sampling)
     driver.manager.add_request(request)
     other = driver.add("b")
     driver.manager.finish_requests(ids)

@@ -14,7 +14,7 @@ import pytest
 from headway.managers import Manager, lock_free
 from headway.sampling import SamplingParams
 from headway.scheduler import Batch, Effects, Scheduler, StepResult
-from tests.managers.driving import ALL, PATIENCE, Driver, make, prompt_of
+from tests.managers.driving import ALL, PATIENCE, Driver, make, make_request, prompt_of
 
 SECONDS_PER_TURN = lock_free.MAX_SECONDS_PER_TURN  # before a fixture lifts it
 
@@ -53,7 +53,7 @@ class Held:
 
 
 def everything_a_caller_may_do(manager: Manager) -> None:
-    request = manager.make_request("a", [1, 2, 3], SamplingParams())
+    request = make_request(manager, "a", [1, 2, 3], SamplingParams())
     manager.add(request)
     manager.finish(["a"])
     manager.abort([request.uid])
@@ -75,7 +75,7 @@ def test_under_the_lock_they_do(name: str, monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize("name", ALL)
 def test_reading_waits_for_nobody_under_any_manager(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def read(manager: Manager) -> None:
-        manager.make_request("a", [1, 2, 3], SamplingParams())
+        make_request(manager, "a", [1, 2, 3], SamplingParams())
         manager.num_free_slots()
         manager.snapshot()
 
@@ -211,8 +211,8 @@ def live(name: str, ops: list[Op]) -> tuple[list[Any], Manager]:
         match kind:
             case "add":
                 request_id, prompt, max_tokens, priority = what
-                request = manager.make_request(
-                    request_id, prompt, SamplingParams(max_tokens=max_tokens), priority=priority
+                request = make_request(
+                    manager, request_id, prompt, SamplingParams(max_tokens=max_tokens), priority=priority
                 )
                 manager.add(request)
             case "abort":

@@ -15,7 +15,7 @@ from headway.managers import Manager
 from headway.request import FinishReason, Request
 from headway.sampling import SamplingParams
 from headway.scheduler import DeviceLost, PreprocessDone, Reservation, Sending, StepResult
-from tests.managers.driving import Asking, History, T, asking, assert_nothing_held, make
+from tests.managers.driving import Asking, History, T, asking, assert_nothing_held, make, make_request
 from tests.oracle_device import OracleDevice, _extend, _root, answer_of
 
 
@@ -58,7 +58,7 @@ class World:
     # -- callers -------------------------------------------------------------------------------------------------
 
     def make(self, request_id: str, prompt: Sequence[int], max_tokens: int = 8, **options: Any) -> Request:
-        return self.manager.make_request(request_id, prompt, SamplingParams(max_tokens=max_tokens), **options)
+        return make_request(self.manager, request_id, prompt, SamplingParams(max_tokens=max_tokens), **options)
 
     def add(self, request_id: str, prompt: Sequence[int], max_tokens: int = 8, **options: Any) -> bool:
         """False: it was refused for now."""

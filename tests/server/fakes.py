@@ -13,7 +13,7 @@ import numpy as np
 from headway import wire
 from headway.client.engine_client import EngineClient
 from headway.model_files import ModelFiles
-from headway.request import FinishReason
+from headway.request import FinishReason, NewRequest
 from headway.scheduler.batch import Logprobs
 from headway.scheduler.effects import Effects, RequestEnd, TokenOutputs
 from headway.scheduler.snapshot import Snapshot
@@ -53,7 +53,7 @@ class FakeLink:
         message = wire.decode_to_engine(wire.encode(message))  # as it would arrive
         self.sent.append(message)
         if isinstance(message, wire.AddGroup):
-            self._answer(message.adds)
+            self._answer(message.requests)
         elif isinstance(message, wire.Ask) and self.ask is not None:
             try:
                 self.say(wire.Answered(message.number, self.ask(message.question)))
@@ -82,7 +82,7 @@ class FakeLink:
         outputs = TokenOutputs(np.array(uids, np.int64), np.array(tokens, np.int32), logprobs)
         self.say(wire.pack_effects(Effects(tokens=[outputs], ended=ended or [])))
 
-    def _answer(self, adds: list[wire.Add]) -> None:
+    def _answer(self, adds: list[NewRequest]) -> None:
         if self.refuse is not None and len(adds) > self.refuse_after:
             self.say(wire.Rejected(adds[0].uid, *self.refuse))
             return

@@ -75,7 +75,7 @@ async def test_token_ids_are_taken_as_they_are(api: Api) -> None:
     body = (await post(api, prompt=tokens, echo=True)).json()
     assert body["choices"][0]["text"] == "xyzhello"
     (group,) = api.link.sent_of(wire.AddGroup)
-    assert wire.unpack_tokens(group.adds[0].prompt).tolist() == tokens
+    assert group.requests[0].prompt.tolist() == tokens
 
 
 async def test_logprobs_of_a_completion(api: Api) -> None:
@@ -134,7 +134,7 @@ async def test_a_chat_completion(api: Api) -> None:
         "top_logprobs": [{"token": "h", "logprob": -1.0, "bytes": [104]}],
     }
     (group,) = api.link.sent_of(wire.AddGroup)
-    prompt = wire.unpack_tokens(group.adds[0].prompt)
+    prompt = group.requests[0].prompt
     assert api.client.tokenizer.decode(prompt) == "<|user|>hi<|assistant|>"
 
 
@@ -154,7 +154,7 @@ async def test_a_stop_string_ends_the_answer_and_tells_the_engine(make_api: Make
     while not api.link.sent:
         await asyncio.sleep(0)
     (group,) = api.link.sent_of(wire.AddGroup)
-    uid = group.adds[0].uid
+    uid = group.requests[0].uid
     for token in api.link.tokens[:4]:  # "hell": the second l is past the stop
         api.link.step([uid], [token])
     choice = (await task).json()["choices"][0]
@@ -166,20 +166,20 @@ async def test_a_stop_string_ends_the_answer_and_tells_the_engine(make_api: Make
 async def test_the_models_own_sampling_defaults_are_used(api: Api) -> None:
     await post(api)
     await post(api, temperature=0.9)
-    temperatures = [group.adds[0].sampling.temperature for group in api.link.sent_of(wire.AddGroup)]
+    temperatures = [group.requests[0].sampling.temperature for group in api.link.sent_of(wire.AddGroup)]
     assert temperatures == [0.5, 0.9]
 
 
 async def test_seeded_answers_of_one_request_differ(api: Api) -> None:
     await post(api, n=2, seed=7)
     (group,) = api.link.sent_of(wire.AddGroup)
-    assert [add.sampling.seed for add in group.adds] == [7, 8]
+    assert [add.sampling.seed for add in group.requests] == [7, 8]
 
 
 async def test_the_rest_of_what_the_engine_is_told(api: Api) -> None:
     response = await post(api, request_id="mine", priority=-2, cache_salt="s", stop_token_ids=[3])
     assert response.json()["id"] == "mine"
-    (add,) = api.link.sent_of(wire.AddGroup)[0].adds
+    (add,) = api.link.sent_of(wire.AddGroup)[0].requests
     assert (add.request_id, add.priority, add.cache_salt) == ("mine", -2, "s")
     assert add.sampling.stop_token_ids == (3,)
 
@@ -320,7 +320,7 @@ async def submitted_group(api: Api, *, stream: bool) -> tuple[asyncio.Task[httpx
     task = asyncio.create_task(post(api, n=2, max_tokens=2, stream=stream))
     while not api.link.sent:
         await asyncio.sleep(0)
-    return task, [add.uid for add in api.link.sent_of(wire.AddGroup)[0].adds]
+    return task, [add.uid for add in api.link.sent_of(wire.AddGroup)[0].requests]
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -378,7 +378,7 @@ async def test_a_failure_in_the_middle_of_a_stream_comes_as_an_event(make_api: M
     task = asyncio.create_task(post(api, stream=True, n=2))
     while not api.link.sent:
         await asyncio.sleep(0)
-    uid = api.link.sent_of(wire.AddGroup)[0].adds[0].uid
+    uid = api.link.sent_of(wire.AddGroup)[0].requests[0].uid
     api.link.step([uid], api.link.tokens[:1])
     await asyncio.sleep(0.01)
     api.link.end("killed by SIGKILL")
@@ -415,7 +415,7 @@ async def test_an_answer_that_a_pause_cuts_short_is_what_there_is_of_it(make_api
     task = asyncio.create_task(post(api, stream=stream))
     while not api.link.sent:
         await asyncio.sleep(0)
-    uid = api.link.sent_of(wire.AddGroup)[0].adds[0].uid
+    uid = api.link.sent_of(wire.AddGroup)[0].requests[0].uid
     api.link.step([uid], api.link.tokens[:1])
     api.link.step([], [], [RequestEnd(uid, "", FinishReason.ABORT, message="the engine was paused")])
     response = await task
@@ -431,7 +431,7 @@ async def test_an_answer_that_the_end_of_the_engine_cuts_short_is_a_503(make_api
     task = asyncio.create_task(post(api, stream=stream))
     while not api.link.sent:
         await asyncio.sleep(0)
-    uid = api.link.sent_of(wire.AddGroup)[0].adds[0].uid
+    uid = api.link.sent_of(wire.AddGroup)[0].requests[0].uid
     api.link.step([], [], [RequestEnd(uid, "", FinishReason.ABORT, message="the engine was shut down")])
     response = await task
     assert response.status_code == 503 and error_of(response)["code"] == "engine_dead"
@@ -443,7 +443,7 @@ async def test_a_client_that_goes_away_takes_its_request_along(make_api: MakeApi
         task = asyncio.create_task(post(api, stream=stream, n=2))
         while not len(api.link.sent_of(wire.AddGroup)) > stream:
             await asyncio.sleep(0)
-        uids = [add.uid for add in api.link.sent_of(wire.AddGroup)[-1].adds]
+        uids = [add.uid for add in api.link.sent_of(wire.AddGroup)[-1].requests]
         assert api.client.num_open == 1
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
@@ -456,7 +456,7 @@ async def test_late_news_of_an_aborted_request_are_dropped(make_api: MakeApi) ->
     task = asyncio.create_task(post(api))
     while not api.link.sent:
         await asyncio.sleep(0)
-    uid = api.link.sent_of(wire.AddGroup)[0].adds[0].uid
+    uid = api.link.sent_of(wire.AddGroup)[0].requests[0].uid
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     api.link.step([uid], [1])

@@ -20,10 +20,11 @@ import zmq.asyncio
 from headway import wire
 from headway.client.link import EngineStartError, ProcessLink
 from headway.config import EngineConfig
-from headway.request import FinishReason
+from headway.request import FinishReason, NewRequest
 from headway.sampling import SamplingParams
 from headway.scheduler.audit import AuditReport
 from headway.scheduler.effects import Effects, RequestEnd
+from headway.token_ids import NUM_INT32, pack
 
 M = TypeVar("M", bound=wire.ToClient)
 SIMULATED = ("--executor", "simulated", "--base-s", "0.002")
@@ -50,8 +51,10 @@ async def link() -> AsyncIterator[ProcessLink]:
     assert await link.ended() == "exit status 0"
 
 
-def add(uid: int, request_id: str, max_tokens: int = 4, prompt: tuple[int, ...] = (1, 2, 3)) -> wire.Add:
-    return wire.Add(uid, request_id, wire.pack_tokens(prompt), SamplingParams(max_tokens=max_tokens))
+def add(uid: int, request_id: str, max_tokens: int = 4, prompt: tuple[int, ...] = (1, 2, 3)) -> NewRequest:
+    return NewRequest(
+        request_id=request_id, prompt=pack(prompt, NUM_INT32), sampling=SamplingParams(max_tokens=max_tokens), uid=uid
+    )
 
 
 class Ear:

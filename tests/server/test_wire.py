@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import msgspec
 import numpy as np
 import pytest
@@ -16,12 +18,13 @@ from headway.errors import (
     QueueFullError,
     RequestError,
 )
-from headway.request import FinishReason
+from headway.request import FinishReason, NewRequest, Span
 from headway.sampling import SamplingParams
 from headway.scheduler.audit import AuditReport, Owner
 from headway.scheduler.batch import Logprobs
 from headway.scheduler.effects import Effects, RequestEnd, TokenOutputs
 from headway.scheduler.snapshot import Snapshot
+from headway.token_ids import pack
 
 FIRST, SECOND = 0 << wire.UID_BITS, 1 << wire.UID_BITS  # the first uids of two API processes
 
@@ -42,10 +45,27 @@ def test_a_request_crosses_unchanged() -> None:
     sampling = SamplingParams(
         temperature=0.7, seed=-5, logit_bias={3: -1.5}, stop=("a", "b"), stop_token_ids=(4,), logprobs=2
     )
-    add = wire.Add(7, "id", wire.pack_tokens([1, 2, 300]), sampling, -3, "salt")
-    arrived = wire.decode_to_engine(wire.encode(wire.AddGroup([add])))
-    assert arrived == wire.AddGroup([add])
-    assert wire.unpack_tokens(arrived.adds[0].prompt).tolist() == [1, 2, 300]
+    sent = NewRequest(
+        request_id="id",
+        prompt=pack([1, 2, 300], 1000),
+        sampling=sampling,
+        uid=7,
+        priority=-3,
+        cache_salt="salt",
+        spans=(Span(0, 2, b"digest", 5),),
+        preprocess=b"image",
+        arrival_time=2.5,
+    )
+    (arrived,) = wire.decode_to_engine(wire.encode(wire.AddGroup([sent]))).requests
+    assert arrived.prompt.tolist() == [1, 2, 300]
+    assert pack(arrived.prompt, 1000) is arrived.prompt, "the engine need not copy it"
+    assert replace(arrived, prompt=sent.prompt) == sent
+
+
+def test_a_request_that_brings_little_takes_the_defaults() -> None:
+    sent = NewRequest(request_id="id", prompt=pack([], 1000), sampling=SamplingParams())
+    (arrived,) = wire.decode_to_engine(wire.encode(wire.AddGroup([sent]))).requests
+    assert replace(arrived, prompt=sent.prompt) == sent and not len(arrived.prompt)
 
 
 @pytest.mark.parametrize(

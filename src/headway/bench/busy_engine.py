@@ -16,6 +16,7 @@ from headway.config import SchedulerConfig, SchedulerName
 from headway.engine.engine import Engine
 from headway.executor.simulated import SimulatedExecutor, StepTimeModel, StepTimes
 from headway.managers import MANAGERS, Manager
+from headway.request import NewRequest
 from headway.sampling import SamplingParams
 from headway.scheduler import Effects
 
@@ -80,7 +81,7 @@ class BusyEngine:
     def add(self, request_id: str, max_tokens: int) -> int:
         """One more request; returns its uid."""
         sampling = SamplingParams(max_tokens=max_tokens, ignore_eos=True)
-        return self.engine.add(request_id, self.prompt(), sampling)
+        return self.engine.add(NewRequest(request_id=request_id, prompt=self.prompt(), sampling=sampling))
 
     def gaps(self, steps: Sequence[StepTimes]) -> list[float]:
         """Seconds that the device was idle before each of these consecutive steps but the first."""

@@ -30,6 +30,7 @@ from headway.bench.tables import Column, JsonOption, show
 from headway.config import EngineConfig, SchedulerName
 from headway.engine import interpreter
 from headway.engine.process import Output
+from headway.request import NewRequest
 from headway.sampling import SamplingParams
 
 PROMPT_TOKENS = 128
@@ -107,7 +108,7 @@ class Intake(threading.Thread):
             time.sleep(max(0.0, due - time.perf_counter()))
             if self._stopping:
                 return
-            self._busy.engine.add(f"{self._number}-{count}", prompt, sampling)
+            self._busy.engine.add(NewRequest(request_id=f"{self._number}-{count}", prompt=prompt, sampling=sampling))
 
 
 class Sample(NamedTuple):

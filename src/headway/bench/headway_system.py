@@ -13,7 +13,7 @@ from headway.config import ReserveName, SchedulerConfig
 from headway.executor.simulated import SimulatedTokens
 from headway.managers.door import Door
 from headway.model_limits import ModelLimits
-from headway.request import Request
+from headway.request import NewRequest, Request
 from headway.sampling import SamplingParams
 from headway.scheduler import (
     AbortRequests,
@@ -26,7 +26,7 @@ from headway.scheduler import (
     StepResult,
 )
 from headway.scheduler.policies.reserve import RatioReserve
-from headway.wire import pack_tokens, unpack_tokens
+from headway.token_ids import pack
 
 NAME = "headway"
 VERSION = __version__
@@ -80,13 +80,16 @@ class HeadwaySystem:
 
     def pack(self, tokens: NDArray[np.int32]) -> bytes:
         """What the API process sends: the bytes of an int32 array."""
-        return pack_tokens(tokens)
+        return tokens.tobytes()
 
     def create(self, name: str, prompt: bytes | list[int], max_tokens: int, priority: int) -> Request:
-        tokens = unpack_tokens(prompt) if isinstance(prompt, bytes) else prompt
+        tokens = np.frombuffer(prompt, np.int32) if isinstance(prompt, bytes) else pack(prompt, VOCAB_SIZE)
         if self._features:
-            return self._door.make_request(name, tokens, _FEATURES, priority=priority)
-        return self._door.make_request(name, tokens, SamplingParams(max_tokens=max_tokens, ignore_eos=True))
+            return self._door.make_request(
+                NewRequest(request_id=name, prompt=tokens, sampling=_FEATURES, priority=priority)
+            )
+        sampling = SamplingParams(max_tokens=max_tokens, ignore_eos=True)
+        return self._door.make_request(NewRequest(request_id=name, prompt=tokens, sampling=sampling))
 
     def add(self, request: Request) -> None:
         self._scheduler.apply(AddRequest(request))

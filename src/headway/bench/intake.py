@@ -17,9 +17,10 @@ from typing import Annotated, NamedTuple
 
 import numpy as np
 import typer
+from numpy.typing import NDArray
 
 from headway.bench import plot
-from headway.bench.busy_engine import MAX_MODEL_LEN, BusyEngine
+from headway.bench.busy_engine import MAX_MODEL_LEN, VOCAB_SIZE, BusyEngine
 from headway.bench.gap import numbers, whole_numbers
 from headway.bench.plot import PlotOption
 from headway.bench.report import Row, percentile
@@ -27,7 +28,9 @@ from headway.bench.tables import Column, JsonOption, show
 from headway.config import SchedulerName
 from headway.engine import interpreter
 from headway.errors import QueueFullError
+from headway.request import NewRequest
 from headway.sampling import SamplingParams
+from headway.token_ids import pack
 
 SCHEDULERS: tuple[SchedulerName, ...] = ("v1", "v2")
 PROMPT_TOKENS = 512
@@ -107,10 +110,10 @@ class Producer(threading.Thread):
         mine, request_id = self._mine, f"{self._number}-{self._count}"
         if kind == ADD:
             packed = self._packed[self._count % _PROMPTS]
-            return lambda: mine.append(self._engine.add(request_id, packed, self._sampling))
+            return lambda: mine.append(self._add(request_id, packed))
         if kind == ADD_LIST or not mine:
             tokens = self._lists[self._count % _PROMPTS]
-            return lambda: mine.append(self._engine.add(request_id, tokens, self._sampling))
+            return lambda: mine.append(self._add(request_id, pack(tokens, VOCAB_SIZE)))
         if kind == FINISH:
             uid = [mine.popleft()]
             return lambda: self._engine.finish(uid)
@@ -119,6 +122,9 @@ class Producer(threading.Thread):
             return lambda: self._engine.abort(uid)
         uid = [mine[0]]
         return lambda: self._manager.publish_output(uid)
+
+    def _add(self, request_id: str, prompt: NDArray[np.int32]) -> int:
+        return self._engine.add(NewRequest(request_id=request_id, prompt=prompt, sampling=self._sampling))
 
 
 class Sample(NamedTuple):

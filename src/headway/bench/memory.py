@@ -28,6 +28,7 @@ from headway.config import SchedulerConfig
 from headway.engine.engine import Engine
 from headway.executor.simulated import SimulatedExecutor, StepTimeModel
 from headway.managers import LockFreeManager
+from headway.request import NewRequest
 from headway.sampling import SamplingParams
 from headway.scheduler import Effects
 
@@ -170,7 +171,7 @@ class Soak:
             tail = self._rng.integers(0, VOCAB_SIZE, length, dtype=np.int32)
             prompt = np.concatenate((self._stems[stem], tail))
             sampling = SamplingParams(max_tokens=output, ignore_eos=True)
-            uids.append(self._engine.add(f"{number}-{i}", prompt, sampling))
+            uids.append(self._engine.add(NewRequest(request_id=f"{number}-{i}", prompt=prompt, sampling=sampling)))
         self._inside += len(uids)
         self.requests += len(uids)
         lots = self._rng.random(len(uids))

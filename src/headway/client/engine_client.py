@@ -1,7 +1,8 @@
 """The engine as an API process sees it: an asyncio object that starts the engine process and talks to it.
 
     client = await EngineClient.start(config)
-    with client.submit([Prompt([1, 2, 3])], SamplingParams(), request_id="a", stream=True) as generation:
+    request = NewRequest(request_id="a", prompt=client.pack([1, 2, 3]), sampling=SamplingParams())
+    with client.submit([request], stream=True) as generation:
         async for events in generation:  # everything new since the last time
             ...
     await client.shutdown()
@@ -22,17 +23,21 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from headway import wire
-from headway.client.generation import Event, Generation, GenerationError, Prompt
+from headway.client.generation import Event, Generation, GenerationError
 from headway.client.link import EngineStartError, Link, ProcessLink
 from headway.client.token_processor import Processed, TokenProcessor, expand
 from headway.config import EngineConfig, PauseMode
-from headway.errors import EngineDeadError, RequestError
+from headway.errors import EngineDeadError
 from headway.model_files import ModelFiles
 from headway.outputs import RequestDelta, RequestOutput
-from headway.sampling import SamplingParams
+from headway.request import NewRequest
 from headway.scheduler.audit import AuditReport
 from headway.scheduler.snapshot import Snapshot
+from headway.token_ids import pack
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -44,7 +49,7 @@ LONG_TEXT = 4096  # characters, which take about a millisecond to tokenise
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
-__all__ = ["EngineClient", "EngineStartError", "Event", "Generation", "GenerationError", "Observer", "Prompt"]
+__all__ = ["EngineClient", "EngineStartError", "Event", "Generation", "GenerationError", "Observer"]
 
 
 class Observer(Protocol):
@@ -132,56 +137,39 @@ class EngineClient:
             return f"the engine process has not answered for {silence:.0f} seconds"
         return None
 
-    def submit(
-        self,
-        prompts: Sequence[Prompt],
-        sampling: SamplingParams,
-        *,
-        request_id: str,
-        stream: bool,
-        priority: int = 0,
-        cache_salt: str | None = None,
-        arrival_time: float | None = None,
-    ) -> Generation:
-        """Hand in one client request; returns at once.
+    def pack(self, token_ids: Sequence[int]) -> NDArray[np.int32]:
+        """Token ids as `NewRequest.prompt`. Raises RequestError for an id that the model does not have."""
+        return pack(token_ids, self.files.vocab_size)
 
-        request_id: must not be in use; prompt i of several is known as "<request_id>-<i>".
-        arrival_time: of the client's request, `time.monotonic`; None is now.
+    def submit(self, requests: Sequence[NewRequest], *, stream: bool) -> Generation:
+        """Hand in the prompts of one client request; returns at once. They share their fate.
 
-        Raises RequestError for a token id out of range, DuplicateRequestError, or EngineDeadError. Everything else that
-        may be wrong with a request the engine finds, and iterating raises it.
+        requests: prompts as `pack` makes them, ids that are not in use; the client gives the uids.
+        stream: show every change, or only the complete outputs.
+
+        Raises DuplicateRequestError or EngineDeadError. Everything else that may be wrong with a request the engine
+        finds, and iterating raises it.
         """
         if self._failure is not None:
             raise EngineDeadError(self._failure)
-        packed = [self._pack(prompt) for prompt in prompts]
-        now = time.monotonic() if arrival_time is None else arrival_time
-        single = len(prompts) == 1
-        request_ids = [request_id if single else f"{request_id}-{i}" for i in range(len(prompts))]
-        generation = Generation(self._release, self._next_uid, request_ids, accepted=single and sampling.n == 1)
-        adds: list[wire.Add] = []
+        now = time.monotonic()
+        request_ids = [request.request_id for request in requests]
+        num_answers = sum(request.sampling.n for request in requests)
+        generation = Generation(self._release, self._next_uid, request_ids, accepted=num_answers == 1)
+        answers: list[NewRequest] = []
         try:
-            for index, (prompt, prompt_id) in enumerate(zip(prompts, request_ids, strict=True)):
-                uids = range(self._next_uid, self._next_uid + sampling.n)
-                self._next_uid += sampling.n
-                self._processor.add(
-                    prompt_id,
-                    uids,
-                    sampling,
-                    prompt=prompt.text,
-                    prompt_token_ids=prompt.token_ids,
-                    now=now,
-                    stream=stream,
-                )
-                self._open[prompt_id] = (generation, index)
-                adds += [
-                    wire.Add(uid, answer_id, packed[index], answer_sampling, priority, cache_salt)
-                    for uid, (answer_id, answer_sampling) in zip(uids, expand(prompt_id, sampling), strict=True)
-                ]
+            for index, request in enumerate(requests):
+                uids = range(self._next_uid, self._next_uid + request.sampling.n)
+                self._next_uid += len(uids)
+                arrival_time = now if request.arrival_time is None else request.arrival_time
+                self._processor.add(request, uids, now=arrival_time, stream=stream)
+                self._open[request.request_id] = (generation, index)
+                answers += expand(request, uids)
         except BaseException:
             self._forget(generation)
             raise
         self._generations[generation.first_uid] = generation
-        self._link.send(wire.AddGroup(adds))
+        self._link.send(wire.AddGroup(answers))
         return generation
 
     async def pause(self, mode: PauseMode = "abort", *, reset_prefix_cache: bool = True, timeout: float = 30.0) -> None:
@@ -247,15 +235,6 @@ class EngineClient:
         for future in self._questions.values():
             if not future.done():
                 future.set_exception(EngineDeadError(self._failure))
-
-    def _pack(self, prompt: Prompt) -> bytes:
-        # Checked here and not only by the engine, because the token processor is about to read them.
-        for token in (min(prompt.token_ids, default=0), max(prompt.token_ids, default=0)):
-            if not 0 <= token < self.files.vocab_size:
-                raise RequestError(
-                    f"the prompt contains token id {token}; ids go from 0 to {self.files.vocab_size - 1}"
-                )
-        return wire.pack_tokens(prompt.token_ids)
 
     def _release(self, generation: Generation) -> None:
         uids = self._forget(generation)

@@ -18,14 +18,6 @@ class GenerationError(RuntimeError):
 
 
 @dataclass(frozen=True, slots=True)
-class Prompt:
-    """token_ids: what the model reads. text: where it came from, if it was a text."""
-
-    token_ids: list[int]
-    text: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Event:
     """News of prompt `prompt_index` of a generation: a delta when streaming, else the complete output."""
 

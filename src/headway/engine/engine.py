@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
-
-import numpy as np
-from numpy.typing import NDArray
 
 from headway.config import EngineConfig, PauseMode, SchedulerConfig
 from headway.engine.preprocess import Prepared, PreprocessPool
-from headway.engine.writer import NO_PREPROCESSOR, OnEffects, OnSending, WriterLoop
-from headway.errors import RequestError
+from headway.engine.writer import OnEffects, OnSending, WriterLoop
 from headway.executor.base import Executor
 from headway.managers import MANAGERS, Manager, choose_scheduler
 from headway.model_files import ModelFiles
 from headway.model_limits import ModelLimits
-from headway.request import Request, Span
-from headway.sampling import SamplingParams
+from headway.request import NewRequest, Request
 from headway.scheduler.audit import AuditReport
 from headway.scheduler.effects import Progress
 from headway.scheduler.snapshot import Snapshot
+from headway.token_ids import pack
 
 Preprocess = Callable[[Request], Prepared]
 
@@ -56,7 +53,6 @@ class Engine:
         pool = None
         if preprocess is not None:
             pool = PreprocessPool(partial(_prepare, preprocess, manager), PREPROCESS_THREADS, manager.post_result)
-        self._has_preprocessor = pool is not None
         self._loop = WriterLoop(
             manager,
             executor,
@@ -113,7 +109,9 @@ class Engine:
         """Put the chosen manager before any executor."""
         scheduler_config = config.for_scheduler(max_model_len=max_model_len, num_blocks=num_blocks)
         manager = MANAGERS[choose_scheduler(config.scheduler)](
-            scheduler_config, limits=limits, max_waiting=config.max_waiting
+            scheduler_config,
+            limits=replace(limits, has_preprocessor=preprocess is not None),
+            max_waiting=config.max_waiting,
         )
         return cls(
             manager,
@@ -147,44 +145,15 @@ class Engine:
 
     # -- requests ------------------------------------------------------------------------------------------------
 
-    def add(
-        self,
-        request_id: str,
-        prompt: Sequence[int] | NDArray[np.integer],
-        sampling: SamplingParams,
-        *,
-        uid: int | None = None,
-        priority: int = 0,
-        cache_salt: str | None = None,
-        spans: Sequence[Span] = (),
-        preprocess: bytes | None = None,
-    ) -> int:
+    def add(self, new: NewRequest) -> int:
         """Hand in a request and return its uid, by which its effects name it.
-
-        uid: the caller's own, if it brings one; it must be unique for ever.
-        spans, preprocess: as in `Request`.
 
         Raises RequestError, DuplicateRequestError, QueueFullError, EnginePausedError or EngineDeadError; then nothing
         was handed in.
         """
-        if preprocess is not None and not self._has_preprocessor:
-            raise RequestError(f"{NO_PREPROCESSOR}: it takes no request that has to be prepared, got {request_id!r}")
-        request = self._manager.make_request(
-            request_id,
-            prompt,
-            sampling,
-            uid=uid,
-            priority=priority,
-            cache_salt=cache_salt,
-            spans=tuple(spans),
-            preprocess=preprocess,
-        )
+        request = self._manager.door.make_request(new)
         self._manager.add(request)
         return request.uid
-
-    def check_request(self, prompt: Sequence[int] | NDArray[np.integer], sampling: SamplingParams) -> None:
-        """Raise the RequestError that `add` would raise for these; hands nothing in."""
-        self._manager.make_request("", prompt, sampling, uid=0)
 
     def finish(self, uids: Iterable[int]) -> None:
         """End requests whose answer is complete (a stop string). Unknown ones are a no-op."""
@@ -259,5 +228,14 @@ def _prepare(preprocess: Preprocess, manager: Manager, request: Request) -> Prep
     prepared = preprocess(request)
     if isinstance(prepared, Prepared):
         prompt = request.prompt if prepared.prompt is None else prepared.prompt
-        manager.make_request(request.request_id, prompt, request.sampling, uid=request.uid, spans=prepared.spans)
+        tokens = pack(prompt, manager.door.num_token_ids)
+        manager.door.make_request(
+            NewRequest(
+                request_id=request.request_id,
+                prompt=tokens,
+                sampling=request.sampling,
+                uid=request.uid,
+                spans=prepared.spans,
+            )
+        )
     return prepared

@@ -37,6 +37,7 @@ from headway.error_text import first_line
 from headway.errors import EngineDeadError
 from headway.executor.simulated import SimulatedExecutor, StepTimeModel
 from headway.model_limits import ModelLimits
+from headway.request import NewRequest
 from headway.scheduler.effects import Effects
 
 STDIN = 0  # read past Python's buffers, whose locks a thread that waits would hold at exit
@@ -69,8 +70,8 @@ class Intake:
                 traceback.print_exc()
                 continue
             match message:
-                case wire.AddGroup(adds):
-                    self._add(adds)
+                case wire.AddGroup(requests):
+                    self._add(requests)
                 case wire.Abort(uids):
                     self._abort(uids)
                 case wire.Finish(uids):
@@ -81,30 +82,23 @@ class Intake:
                 case wire.Shutdown(grace):
                     return grace
 
-    def _add(self, adds: Sequence[wire.Add]) -> None:
+    def _add(self, group: Sequence[NewRequest]) -> None:
         """All of them, or none and a refusal."""
         accepted: list[int] = []
+        uid = group[0].uid
+        assert uid is not None, "clients give their requests uids"
         try:
-            for add in adds:
-                prompt = wire.unpack_tokens(add.prompt)
-                self._engine.add(
-                    add.request_id,
-                    prompt,
-                    add.sampling,
-                    uid=add.uid,
-                    priority=add.priority,
-                    cache_salt=add.cache_salt,
-                )
-                accepted.append(add.uid)
+            for request in group:
+                accepted.append(self._engine.add(request))
         except Exception as error:
             self._abort(accepted)
             kind = wire.kind_of(error)
             if kind == "internal":
                 traceback.print_exc()
-            self._reply(adds[0].uid, wire.Rejected(adds[0].uid, kind, str(error)))
+            self._reply(uid, wire.Rejected(uid, kind, str(error)))
         else:
-            if len(adds) > 1:
-                self._reply(adds[0].uid, wire.Accepted(adds[0].uid))
+            if len(group) > 1:
+                self._reply(uid, wire.Accepted(uid))
 
     def _abort(self, uids: Sequence[int]) -> None:
         with contextlib.suppress(EngineDeadError):  # then they have ended, and the next pulse says why

@@ -154,7 +154,7 @@ class WriterLoop:
         for request in jobs:
             if self._pool is not None:
                 self._pool.submit(request)
-            else:  # it came by the manager, past the engine's own check
+            else:  # the door did not know
                 self._manager.post_result(PreprocessDone(request.uid, error=NO_PREPROCESSOR))
         if self._pool is not None:
             for end in effects.ended:

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Coroutine
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import msgspec
@@ -17,13 +18,21 @@ from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from headway.client.engine_client import Event, Generation, Prompt
+from headway.client.engine_client import Event, Generation
 from headway.outputs import RequestDelta, RequestOutput
 from headway.server.errors import ClientDisconnected, as_api_error
 from headway.server.responses import PromptTokensDetails, Usage
 
 T = TypeVar("T")
 encode_json = msgspec.json.Encoder().encode
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """token_ids: what the model reads. text: where it came from, if it was a text."""
+
+    token_ids: list[int]
+    text: str | None = None
 
 
 class Face(ABC):

@@ -11,7 +11,7 @@ The upper bits of a uid name the API process that minted it, which is how a step
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -26,8 +26,7 @@ from headway.errors import (
     QueueFullError,
     RequestError,
 )
-from headway.request import FinishReason
-from headway.sampling import SamplingParams
+from headway.request import FinishReason, NewRequest
 from headway.scheduler.audit import AuditReport
 from headway.scheduler.batch import Logprobs
 from headway.scheduler.effects import Effects, RequestEnd, TokenOutputs
@@ -94,21 +93,10 @@ def output_address(socket_dir: str, client: int) -> str:
     return f"ipc://{socket_dir}/client-{client}"
 
 
-class Add(msgspec.Struct, frozen=True, array_like=True):
-    """One sequence to generate. prompt: the bytes of an int32 array."""
-
-    uid: int
-    request_id: str
-    prompt: bytes
-    sampling: SamplingParams
-    priority: int = 0
-    cache_salt: str | None = None
-
-
 class AddGroup(msgspec.Struct, frozen=True, tag=True, array_like=True):
-    """The sequences of one client request, in one client's uids: all of them are accepted, or none."""
+    """The sequences of one client request, each with a uid of one client: all of them are accepted, or none."""
 
-    adds: list[Add]
+    requests: list[NewRequest]
 
 
 class Abort(msgspec.Struct, frozen=True, tag=True, array_like=True):
@@ -263,21 +251,26 @@ class Refused(msgspec.Struct, frozen=True, tag=True, array_like=True):
 
 ToClient = Ready | LoadFailed | Accepted | Rejected | Step | Status | Answered | Refused
 
-_encoder = msgspec.msgpack.Encoder()
-_to_engine = msgspec.msgpack.Decoder(ToEngine)
-_to_client = msgspec.msgpack.Decoder(ToClient)
+
+def _parts(value: object) -> tuple[str, tuple[int, ...], bytes]:
+    """An array in parts that cross."""
+    if not isinstance(value, np.ndarray):
+        raise NotImplementedError(f"cannot send {type(value).__name__}")
+    return value.dtype.str, value.shape, value.tobytes()
+
+
+def _array(kind: type, parts: tuple[str, tuple[int, ...], bytes]) -> NDArray[Any]:
+    """The array, read-only, on the memory of its part of the message."""
+    dtype, shape, data = parts
+    array = np.frombuffer(data, dtype)
+    return array if len(shape) == 1 else array.reshape(shape)
+
+
+_encoder = msgspec.msgpack.Encoder(enc_hook=_parts)
+_to_engine = msgspec.msgpack.Decoder(ToEngine, dec_hook=_array)
+_to_client = msgspec.msgpack.Decoder(ToClient, dec_hook=_array)
 
 encode = _encoder.encode
-
-
-def pack_tokens(tokens: Sequence[int] | NDArray[np.int32]) -> bytes:
-    """Token ids, which must fit an int32, as `Add.prompt`."""
-    return np.asarray(tokens, np.int32).tobytes()
-
-
-def unpack_tokens(packed: bytes) -> NDArray[np.int32]:
-    """int32 [n], a read-only view."""
-    return np.frombuffer(packed, np.int32)
 
 
 def decode_to_engine(data: bytes) -> ToEngine:

@@ -6,6 +6,7 @@ state. They import numpy and nothing else.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from enum import IntEnum, StrEnum
 from typing import Any
@@ -71,6 +72,7 @@ class NewRequest:
     spans: parts of the prompt that must not be cut, in order, none overlapping another.
     preprocess: what the engine's preprocessor makes prompt and spans from, opaque here; None: nothing to prepare.
         Then the prompt may be empty.
+    kv_transfer_params: what the connector that moves KV is told, a small JSON object, opaque here.
     arrival_time: seconds, `time.monotonic` of this host; None: the moment at the door.
     """
 
@@ -82,6 +84,7 @@ class NewRequest:
     cache_salt: str | None = None
     spans: tuple[Span, ...] = ()
     preprocess: bytes | None = None
+    kv_transfer_params: Mapping[str, Any] | None = None
     arrival_time: float | None = None
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from headway.config import Role, SchedulerConfig
 from headway.errors import DuplicateRequestError, EngineDeadError, EnginePausedError, QueueFullError, RequestError
+from headway.kv_transfer_params import copied
 from headway.model_limits import ModelLimits
 from headway.request import NewRequest, Request, Span
 from headway.sampling import SamplingParams
@@ -99,6 +100,7 @@ class Door:
             prompt=prompt,
             sampling=sampling,
             spans=spans,
+            kv_transfer_params=None if new.kv_transfer_params is None else copied(new.kv_transfer_params),
             max_tokens=self._max_tokens(len(prompt), sampling),
             stop_token_ids=tuple(dict.fromkeys((*eos, *sampling.stop_token_ids))),
             arrival_time=time.monotonic() if new.arrival_time is None else new.arrival_time,

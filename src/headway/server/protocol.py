@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import (
+    AfterValidator,
     Discriminator,
     Field,
     PlainValidator,
@@ -22,6 +23,7 @@ from pydantic import (
 
 from headway.client.conversation import Conversation, StrictModel, refuse_unsupported
 from headway.errors import RequestError
+from headway.kv_transfer_params import copied
 from headway.request import NewRequest
 from headway.sampling import MAX_LOGPROBS, SamplingParams
 
@@ -79,6 +81,7 @@ class _Generate(_Bookkeeping):
     priority: Int32 = 0
     cache_salt: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
     request_id: Annotated[str, Field(min_length=1, max_length=256)] | None = None
+    kv_transfer_params: Annotated[dict[str, Any], AfterValidator(copied)] | None = None
 
     @model_validator(mode="after")
     def _stream_options_need_stream(self) -> _Generate:
@@ -105,6 +108,7 @@ class _Generate(_Bookkeeping):
                 sampling=sampling,
                 priority=self.priority,
                 cache_salt=self.cache_salt,
+                kv_transfer_params=self.kv_transfer_params,
                 arrival_time=arrival_time,
             )
             for i, prompt in enumerate(prompts)

@@ -163,7 +163,7 @@ def test_a_model_that_is_not_there_is_a_value_error():
 def test_settings_reach_the_engine(folder, gate):
     with LLM(folder, **SMALL, scheduler="v1", max_model_len=32, block_size=8, device=None, dtype=None) as llm:
         assert (llm.config.scheduler, llm.config.device, llm.config.dtype) == ("v1", "auto", "auto")
-        limits = llm._engine.scheduler_config
+        limits = llm._engine.manager.config
         assert (limits.max_num_seqs, limits.max_model_len, limits.block_size) == (4, 32, 8)
 
 

@@ -72,7 +72,7 @@ class LLM:
         # The engine gets the folder: a hub id must not resolve to one revision here and to another there.
         self.config = replace(config, model=str(self.files.path), served_model_name=self.files.name)
         self._effects: queue.SimpleQueue[Effects] = queue.SimpleQueue()
-        self._processor = TokenProcessor(self.tokenizer, self.files.eos_token_ids)
+        self._processor = TokenProcessor(self.tokenizer, self.files.limits.eos_token_ids)
         self._request_ids = map(str, itertools.count())
         self._uids = itertools.count(1)
         self._busy = False
@@ -192,15 +192,15 @@ class LLM:
 
     def snapshot(self) -> Snapshot:
         """The scheduler's state in numbers, as last published."""
-        return self._engine.snapshot()
+        return self._engine.manager.snapshot()
 
     def reset_prefix_cache(self) -> int:
         """Forget what is cached of earlier prompts; returns how many blocks were."""
-        return self._engine.reset_prefix_cache()
+        return self._engine.manager.reset_prefix_cache()
 
     def audit(self) -> AuditReport:
         """Who owns which slots and blocks, recounted from the ground up."""
-        return self._engine.audit()
+        return self._engine.manager.audit()
 
     def shutdown(self) -> None:
         """Stop the engine; it takes no more requests. Happens by itself when this object goes away. Idempotent."""
@@ -240,7 +240,7 @@ class LLM:
         requests = []
         for index, (ids, sampling, one_priority) in enumerate(zip(token_ids, params, priorities)):
             try:
-                prompt = pack(ids, self.files.vocab_size)
+                prompt = pack(ids, self.files.limits.vocab_size)
                 request = NewRequest(
                     request_id=next(self._request_ids), prompt=prompt, sampling=sampling, uid=0, priority=one_priority
                 )
@@ -286,14 +286,14 @@ class LLM:
                 if effects is not None:
                     processed = processor.process(effects, time.monotonic())
                     if processed.stop_uids:
-                        self._engine.finish(processed.stop_uids)
+                        self._engine.manager.finish(processed.stop_uids)
                     yield processed
         finally:
             self._busy = False
             left = [uid for job in jobs for uid in processor.discard(job.request.request_id)]
             if left:
                 with suppress(EngineDeadError):  # then they have ended; why it died is said where it was noticed
-                    self._engine.abort(left)
+                    self._engine.manager.abort(left)
 
     def _hand_in(self, waiting: deque[NewRequest]) -> None:
         """Give the engine what it has room for."""

@@ -50,7 +50,7 @@ def test_a_soak_aborts_finishes_and_shares_and_ends_with_nobody_left() -> None:
     soak.run()
     row = soak.row()
     assert row["requests"] > 300 and row["aborted"] > 0 and row["steps"] > 50
-    snapshot = soak._engine.snapshot()
+    snapshot = soak._engine.manager.snapshot()
     assert snapshot.num_prefix_hit_tokens > 0
     assert len(soak.samples) >= 20
 

@@ -281,7 +281,7 @@ def test_a_request_can_be_aborted_while_it_is_prepared_and_while_it_waits_for_th
     with running(name, preprocess=gate) as it:
         first, second, third = (it.add(request_id, preprocess=b"") for request_id in "abc")
         assert eventually(lambda: gate.begun == [first])
-        it.engine.abort([first, second])
+        it.manager.abort([first, second])
         it.history.wait_for([first, second])
         gate.let_go.set()
         it.history.wait_for([third])

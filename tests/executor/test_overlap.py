@@ -54,7 +54,7 @@ class Served(Recorder):
     def take(self, effects: Effects) -> None:
         super().take(effects)
         assert self.engine is not None
-        self.most_in_flight = max(self.most_in_flight, self.engine.snapshot().num_in_flight)
+        self.most_in_flight = max(self.most_in_flight, self.engine.manager.snapshot().num_in_flight)
         for outputs in effects.tokens:
             self._abort([uid for uid in outputs.uids.tolist() if len(self.tokens[uid]) == ABORT_AFTER])
             found = outputs.logprobs
@@ -64,7 +64,7 @@ class Served(Recorder):
 
     def _abort(self, uids: Sequence[int]) -> None:
         assert self.engine is not None
-        self.engine.abort([uid for uid in uids if self.uids[uid].aborted])
+        self.engine.manager.abort([uid for uid in uids if self.uids[uid].aborted])
 
     @property
     def answers(self) -> list[list[int]]:
@@ -99,8 +99,8 @@ def serve(
     engine.start()
     try:
         served.wait_for(served.uids)
-        assert eventually(lambda: not engine.snapshot().has_work)
-        served.preemptions = engine.snapshot().num_preemptions
+        assert eventually(lambda: not engine.manager.snapshot().has_work)
+        served.preemptions = engine.manager.snapshot().num_preemptions
     finally:
         engine.shutdown()
     assert engine.failure() is None

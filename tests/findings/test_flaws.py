@@ -103,12 +103,12 @@ def test_flaw_02_a_query_is_answered_while_a_step_is_out(name: str, hang: Hang) 
     with running(name, Device(before_step=hang), role=Role.DECODE) as it:
         it.add("a")
         assert hang.reached.wait(SOON)
-        progress = it.engine.progress("a", timeout=SOON)
+        progress = it.manager.progress("a", timeout=SOON)
         assert progress is not None and progress.status is RequestStatus.RUNNING_DECODE
         for i in range(3):
             assert it.manager.preallocate_resource_in_d(a_request(it.manager, f"r{i}"), timeout=SOON) is not None
-        assert it.engine.audit(timeout=SOON).num_slots_used == 4
-        assert it.engine.snapshot().num_in_flight, "the step is still out"
+        assert it.manager.audit(timeout=SOON).num_slots_used == 4
+        assert it.manager.snapshot().num_in_flight, "the step is still out"
         hang.let_go.set()
 
 
@@ -118,7 +118,7 @@ def test_flaw_02_commands_are_carried_out_while_a_step_is_out(name: str, hang: H
         assert hang.reached.wait(SOON)
         it.manager.finish_requests([uid])
         assert comes(lambda: uid in it.history.ends)
-        assert it.engine.snapshot().num_in_flight, "the step is still out"
+        assert it.manager.snapshot().num_in_flight, "the step is still out"
         hang.let_go.set()
 
 
@@ -150,7 +150,7 @@ def test_flaw_03_a_handler_that_breaks_fails_who_asked_and_everybody_inside(name
         uid = it.add("a")
         assert hang.reached.wait(SOON)
         handle(it.manager, "GetProgress", breaks)
-        outcome = Asked(lambda: it.engine.progress("a", timeout=1e6)).outcome()
+        outcome = Asked(lambda: it.manager.progress("a", timeout=1e6)).outcome()
         assert isinstance(outcome, EngineDeadError) and "KeyError: 'nobody foresaw it'" in str(outcome)
         assert comes(lambda: uid in it.history.ends)
         assert it.history.ends[uid].reason is FinishReason.ERROR

@@ -413,13 +413,13 @@ def test_pause_returns_when_nothing_is_in_flight_and_the_loop_lives_on(name: str
     with running(name, Device(before_step=hang)) as it:
         uid = it.add("a", max_tokens=20)
         assert hang.reached.wait(SOON)
-        asked = Asked(lambda: it.engine.pause(timeout=SOON))
+        asked = Asked(lambda: it.manager.pause(timeout=SOON))
         it.history.wait_for([uid])
         assert asked.is_waiting(), "its step is still on the device"
         hang.let_go.set()
         assert asked.outcome() is None
-        assert it.engine.snapshot().num_in_flight == 0
-        it.engine.resume()
+        assert it.manager.snapshot().num_in_flight == 0
+        it.manager.resume()
         it.history.wait_for([it.add("b")])
 
 

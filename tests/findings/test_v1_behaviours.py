@@ -344,7 +344,7 @@ def test_v1_reservation_lapses_while_nothing_else_happens(name: str, role: Role)
             assert it.manager.preallocate_resource_in_d(request, timeout=SOON) is not None
         assert comes(lambda: request.uid in it.history.ends)
         assert it.history.ends[request.uid].reason is FinishReason.ERROR
-        assert comes(lambda: it.engine.snapshot().num_reserved == 0)
+        assert comes(lambda: it.manager.snapshot().num_reserved == 0)
         assert it.manager.door.num_inside == 0
 
 
@@ -369,7 +369,7 @@ def test_v1_has_resource_holds_what_it_promises(name: str) -> None:
         assert it.manager.has_resource_for_prefilled_req(first, timeout=SOON)
         assert not it.manager.has_resource_for_prefilled_req(second, timeout=SOON)
         between = it.add("between")
-        assert it.engine.snapshot().num_reserved == 1
+        assert it.manager.snapshot().num_reserved == 1
         it.manager.add_prefilled_request("a", answer_to([1, 2, 3], 1)[0])
         it.history.wait_for([first.uid, between])
         assert it.history.reasons([first.uid]) == [FinishReason.LENGTH]

@@ -23,7 +23,9 @@ EOS = 5
 
 def a_door(*, max_waiting: int = 2, vocab_size: int | None = 100, **changes: Any) -> Door:
     """Room for 4 + 2 requests of at most 64 tokens."""
-    return Door(config(**changes), ModelLimits(vocab_size, (EOS,)), max_waiting)
+    return Door(
+        config(**changes), ModelLimits(vocab_size, (EOS,)) if vocab_size is not None else ModelLimits(), max_waiting
+    )
 
 
 def packed(

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from headway import wire
 from headway.errors import RequestError
 from headway.kv_transfer_params import MAX_BYTES, copied
 from headway.request import Request
 from headway.sampling import SamplingParams
+from headway.wire import to_engine
 from tests.managers.driving import make, make_request
 from tests.server.conftest import Api
 from tests.server.fakes import MODEL
@@ -27,7 +27,7 @@ async def requests_in_the_core(api: Api, route: str, **fields: Any) -> list[Requ
     response = await api.post(route, json={"model": MODEL, **BODIES[route], **fields})
     assert response.status_code == 200, response.text
     manager = make("v2")
-    for group in api.link.sent_of(wire.AddGroup):
+    for group in api.link.sent_of(to_engine.AddGroup):
         for new in group.requests:
             manager.add(manager.door.make_request(new))
     manager.drain()
@@ -57,7 +57,7 @@ async def test_absent_means_none(api: Api, route: str) -> None:
 async def test_what_is_too_large_is_refused_with_value_and_limit(api: Api, params: Any, says: str) -> None:
     response = await api.post("/v1/completions", json={"prompt": "hi", "kv_transfer_params": params})
     assert response.status_code == 400 and says in response.json()["error"]["message"]
-    assert not api.link.sent_of(wire.AddGroup)
+    assert not api.link.sent_of(to_engine.AddGroup)
 
 
 @pytest.mark.parametrize(

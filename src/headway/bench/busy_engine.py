@@ -94,7 +94,8 @@ class BusyEngine:
     def wait_until_running(self, count: int) -> None:
         """Until so many requests decode. Raises RuntimeError if that does not come about."""
         until = time.monotonic() + _PATIENCE
-        while self.engine.snapshot().num_running < count or self.engine.snapshot().num_waiting:
+        snapshot = self.manager.snapshot
+        while snapshot().num_running < count or snapshot().num_waiting:
             if time.monotonic() > until:
-                raise RuntimeError(f"{self.engine.snapshot().num_running} of {count} requests run after {_PATIENCE} s")
+                raise RuntimeError(f"{snapshot().num_running} of {count} requests run after {_PATIENCE} s")
             time.sleep(0.002)

@@ -20,7 +20,6 @@ import numpy as np
 import typer
 import zmq
 
-from headway import wire
 from headway.bench import plot
 from headway.bench.busy_engine import MAX_MODEL_LEN, VOCAB_SIZE, BusyEngine
 from headway.bench.plot import PlotOption
@@ -29,9 +28,11 @@ from headway.bench.sink import Sink
 from headway.bench.tables import Column, JsonOption, show
 from headway.config import EngineConfig, SchedulerName
 from headway.engine import interpreter
-from headway.engine.process import Output
+from headway.engine.output import Output
+from headway.model_limits import ModelLimits
 from headway.request import NewRequest
 from headway.sampling import SamplingParams
+from headway.wire.launch import Launch
 
 PROMPT_TOKENS = 128
 MIN_STEPS = 100  # for a 99th percentile
@@ -125,7 +126,7 @@ def run(contender: Contender, traffic: Traffic) -> Sample:
     """Let the engine run under this traffic."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     with Sink(context) as sink:
-        launch = wire.Launch(EngineConfig(), wire.ModelFacts(VOCAB_SIZE, 1), sink.socket_dir)
+        launch = Launch(EngineConfig(), ModelLimits(VOCAB_SIZE), sink.socket_dir)
         output = Output(context, launch)
         busy = BusyEngine(
             contender.scheduler,
@@ -158,7 +159,7 @@ def _measure(busy: BusyEngine, traffic: Traffic) -> Sample:
     first = len(busy.steps)
     until = time.perf_counter() + traffic.seconds
     while time.perf_counter() < until:
-        running.append(busy.engine.snapshot().num_running)
+        running.append(busy.engine.manager.snapshot().num_running)
         time.sleep(0.05)
     steps = busy.steps[first:]
     for thread in threads:

@@ -123,7 +123,7 @@ class Headway(Generator):
         self._engine.start()
 
     def generate(self, prompts: Sequence[list[int]], new_tokens: int) -> Answers:
-        self._engine.reset_prefix_cache()
+        self._engine.manager.reset_prefix_cache()
         sampling = SamplingParams(max_tokens=new_tokens, temperature=0, ignore_eos=True)
         started = time.perf_counter()
         uids = [

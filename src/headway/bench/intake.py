@@ -116,10 +116,10 @@ class Producer(threading.Thread):
             return lambda: mine.append(self._add(request_id, pack(tokens, VOCAB_SIZE)))
         if kind == FINISH:
             uid = [mine.popleft()]
-            return lambda: self._engine.finish(uid)
+            return lambda: self._engine.manager.finish(uid)
         if kind == ABORT:
             uid = [mine.pop()]
-            return lambda: self._engine.abort(uid)
+            return lambda: self._engine.manager.abort(uid)
         uid = [mine[0]]
         return lambda: self._manager.publish_output(uid)
 

@@ -132,7 +132,7 @@ class Soak:
                     next_sample += self.seconds * WINDOW / SAMPLES_PER_WINDOW
                 self._add_some(number)
                 time.sleep(0.002)
-            self.steps = self._engine.snapshot().step_id
+            self.steps = self._engine.manager.snapshot().step_id
         finally:
             self._engine.shutdown()
 
@@ -180,8 +180,8 @@ class Soak:
         self._later.append((aborted, finished))
         if len(self._later) > 50:  # by now they wait, run, or have ended
             aborted, finished = self._later.popleft()
-            self._engine.abort(aborted)
-            self._engine.finish(finished)
+            self._engine.manager.abort(aborted)
+            self._engine.manager.finish(finished)
             self.aborted += len(aborted)
 
 

@@ -10,7 +10,8 @@ from typing import Self
 
 import zmq
 
-from headway import wire
+from headway.wire import codec, to_client
+from headway.wire.launch import output_address
 
 _END = b""
 _QUIET_MS = 1_000  # after the end: nothing more is on its way
@@ -20,7 +21,7 @@ _PATIENCE_S = 30.0
 class Sink:
     """The process, from `with` on until its end. socket_dir: where it listens, as API process 0.
 
-    steps: `wire.Step` messages that came, once it has ended.
+    steps: `Step` messages that came, once it has ended.
     """
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
@@ -41,7 +42,7 @@ class Sink:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         with self._context.socket(zmq.PUSH) as socket:
-            socket.connect(wire.output_address(self.socket_dir, 0))
+            socket.connect(output_address(self.socket_dir, 0))
             socket.send(_END)
         try:
             self.steps = int(self._process.communicate(timeout=_PATIENCE_S)[0])
@@ -55,12 +56,12 @@ def main(socket_dir: str) -> None:
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     socket = context.socket(zmq.PULL)
     socket.set_hwm(0)
-    socket.bind(wire.output_address(socket_dir, 0))
+    socket.bind(output_address(socket_dir, 0))
     print("listening", flush=True)
     steps, ended = 0, False
     while not ended or socket.poll(_QUIET_MS):
         message = socket.recv()
         ended |= message == _END
-        steps += message != _END and isinstance(wire.decode_to_client(message), wire.Step)
+        steps += message != _END and isinstance(codec.decode_to_client(message), to_client.Step)
     print(steps)
     context.destroy(linger=0)

@@ -61,7 +61,8 @@ class Processed:
 
     deltas: of streaming requests, at most one per answer.
     outputs: requests that do not stream and are complete now.
-    stop_uids: sequences that a stop string ended, for `engine.finish`: the engine does not know yet.
+    stop_uids: sequences that a stop string ended, for `Manager.finish`: the engine does not know yet.
+    shut_down: ids of requests of which an answer was cut off because the engine was shut down.
     num_tokens: output tokens counted.
     first_token_latencies, inter_token_latencies: seconds, one for each answer that got its first tokens, or
         more of them; for histograms.
@@ -70,6 +71,7 @@ class Processed:
     deltas: list[RequestDelta] = field(default_factory=list)
     outputs: list[RequestOutput] = field(default_factory=list)
     stop_uids: list[int] = field(default_factory=list)
+    shut_down: set[str] = field(default_factory=set)
     num_tokens: int = 0
     first_token_latencies: list[float] = field(default_factory=list)
     inter_token_latencies: list[float] = field(default_factory=list)
@@ -140,7 +142,7 @@ class TokenProcessor:
 
     def discard(self, request_id: str) -> list[int]:
         """Forget a request: nothing more is reported of it. Returns the uids that had not ended, for
-        `engine.abort`; an id that is not known is a no-op."""
+        `Manager.abort`; an id that is not known is a no-op."""
         request = self._requests.pop(request_id, None)
         if request is None:
             return []
@@ -170,10 +172,12 @@ class TokenProcessor:
             processed.num_tokens += self._take_tokens(outputs, ends, changed, stopped)
         for sequence in changed.values():
             _record_times(sequence, now, processed)
-        for uid in ends:
+        for uid, end in ends.items():
             sequence = self._sequences.pop(uid, None)
             if sequence is not None:
                 changed[uid] = sequence
+                if end.engine_stopped and end.reason is FinishReason.ABORT:
+                    processed.shut_down.add(sequence.request.request_id)
 
         for uid, sequence in changed.items():
             if uid in stopped:

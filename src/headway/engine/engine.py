@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
-from headway.config import EngineConfig, PauseMode, SchedulerConfig
+from headway.config import EngineConfig
 from headway.engine.preprocess import Prepared, PreprocessPool
 from headway.engine.writer import OnEffects, OnSending, WriterLoop
 from headway.executor.base import Executor
@@ -15,9 +15,6 @@ from headway.managers import MANAGERS, Manager, choose_scheduler
 from headway.model_files import ModelFiles
 from headway.model_limits import ModelLimits
 from headway.request import NewRequest, Request
-from headway.scheduler.audit import AuditReport
-from headway.scheduler.effects import Progress
-from headway.scheduler.snapshot import Snapshot
 from headway.token_ids import pack
 
 Preprocess = Callable[[Request], Prepared]
@@ -79,11 +76,10 @@ class Engine:
 
         files = ModelFiles.resolve(config)
         executor = TransformersExecutor(files, config)
-        limits = ModelLimits(files.vocab_size, files.eos_token_ids, encodes_media=False)
+        limits = replace(files.limits, encodes_media=False)
         engine = cls.assemble(
             config,
             executor,
-            files.max_model_len,
             executor.num_blocks,
             limits,
             on_effects,
@@ -98,7 +94,6 @@ class Engine:
         cls,
         config: EngineConfig,
         executor: Executor,
-        max_model_len: int,
         num_blocks: int,
         limits: ModelLimits,
         on_effects: OnEffects,
@@ -107,7 +102,7 @@ class Engine:
         on_sending: OnSending | None = None,
     ) -> Engine:
         """Put the chosen manager before any executor."""
-        scheduler_config = config.for_scheduler(max_model_len=max_model_len, num_blocks=num_blocks)
+        scheduler_config = config.for_scheduler(max_model_len=limits.max_model_len, num_blocks=num_blocks)
         manager = MANAGERS[choose_scheduler(config.scheduler)](
             scheduler_config,
             limits=replace(limits, has_preprocessor=preprocess is not None),
@@ -130,20 +125,13 @@ class Engine:
         return self._files
 
     @property
-    def scheduler_config(self) -> SchedulerConfig:
-        """The limits in force."""
-        return self._manager.config
-
-    @property
     def manager(self) -> Manager:
-        """What the writer drives, for those who need its whole surface (prefill and decode on two engines)."""
+        """What the writer drives: every call on requests and on the engine as a whole."""
         return self._manager
 
     def start(self) -> None:
         """Start the device and the writer."""
         self._loop.start()
-
-    # -- requests ------------------------------------------------------------------------------------------------
 
     def add(self, new: NewRequest) -> int:
         """Hand in a request and return its uid, by which its effects name it.
@@ -154,51 +142,6 @@ class Engine:
         request = self._manager.door.make_request(new)
         self._manager.add(request)
         return request.uid
-
-    def finish(self, uids: Iterable[int]) -> None:
-        """End requests whose answer is complete (a stop string). Unknown ones are a no-op."""
-        self._manager.finish(uids)
-
-    def abort(self, uids: Iterable[int]) -> None:
-        """End requests that nobody wants any more. Unknown ones are a no-op."""
-        self._manager.abort(uids)
-
-    def progress(self, request: int | str, timeout: float = 5.0) -> Progress | None:
-        """How far a request is, by uid or request id; None if there is no such request (any more)."""
-        return self._manager.progress(request, timeout)
-
-    # -- the whole engine ----------------------------------------------------------------------------------------
-
-    def pause(self, mode: PauseMode = "abort", *, reset_prefix_cache: bool = True, timeout: float = 30.0) -> None:
-        """Take no requests and compute nothing until `resume`; returns when nothing is on the device any more.
-
-        mode: what becomes of the requests inside: "abort" ends them, "preempt" lets them go on after `resume`.
-        reset_prefix_cache: forget what is cached: the weights are about to change.
-
-        Raises TimeoutError if a step is still on the device after so many seconds; the engine stays paused.
-        """
-        self._manager.pause(mode, reset_prefix_cache=reset_prefix_cache, timeout=timeout)
-
-    def resume(self) -> None:
-        """Take requests and compute again. Nothing happens if it is not paused."""
-        self._manager.resume()
-
-    @property
-    def is_paused(self) -> bool:
-        """Whether new requests are refused because of a pause."""
-        return self._manager.door.paused
-
-    def reset_prefix_cache(self, timeout: float = 5.0) -> int:
-        """Forget what is cached; returns how many blocks were. What runs goes on, and is never found by others."""
-        return self._manager.reset_prefix_cache(timeout)
-
-    def audit(self, timeout: float = 30.0) -> AuditReport:
-        """Who owns what, recounted from the ground up. Takes the writer O(slots + blocks)."""
-        return self._manager.audit(timeout)
-
-    def snapshot(self) -> Snapshot:
-        """The scheduler's state as last published."""
-        return self._manager.snapshot()
 
     def failure(self) -> str | None:
         """Why the engine is dead, in one line; None while it lives."""

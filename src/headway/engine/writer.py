@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 OnEffects = Callable[[Effects], None]
 OnSending = Callable[[Sending], None]
 
-SHUT_DOWN = "the engine was shut down"  # what those are told who were inside
+SHUT_DOWN = "the engine was shut down"  # the message of the requests that were inside
 NO_CONNECTOR = "no connector: this engine has nothing to send KV with"
 NO_PREPROCESSOR = "this engine has no preprocessor"
 

@@ -57,7 +57,7 @@ class TransformersExecutor(Executor):
     num_blocks: blocks of the KV cache, block 0 included; what the scheduler may hand out.
 
     Raises ValueError when the model is not supported, or when the KV cache cannot hold one request of
-    `files.max_model_len` tokens.
+    `files.limits.max_model_len` tokens.
     """
 
     max_in_flight = 2  # all that a step needs of the one before it is on the device, or read on the device's thread
@@ -65,7 +65,7 @@ class TransformersExecutor(Executor):
     def __init__(self, files: ModelFiles, config: EngineConfig) -> None:
         device = self._device = choose_device(config.device)
         slots = config.max_num_seqs
-        blocks_per_request = -(-files.max_model_len // config.block_size)
+        blocks_per_request = -(-files.limits.max_model_len // config.block_size)
         # One row more than there are slots, which stays as it is: the slot of the rows that pad a graph.
         self._tables = np.zeros((slots + 1, blocks_per_request), np.int32)
         self._last_tokens = torch.zeros(slots + 1, dtype=torch.int64, device=device)
@@ -86,7 +86,7 @@ class TransformersExecutor(Executor):
             self._graphs: DecodeGraphs | None = None
             if with_graphs:
                 self._graphs = DecodeGraphs(model, slots, padding_slot=slots)
-            self.num_blocks = choose_num_blocks(config, model, files.max_model_len, self._sampling, self._graphs)
+            self.num_blocks = choose_num_blocks(config, model, files.limits.max_model_len, self._sampling, self._graphs)
             model.attention.kv = KVTensors(model.layers, self.num_blocks, config.block_size, model.dtype, device)
             if self._graphs is not None:
                 self._capture(self._graphs)

@@ -17,7 +17,7 @@ from headway.model_limits import ModelLimits
 from headway.request import NewRequest, Request, Span
 from headway.sampling import SamplingParams
 from headway.scheduler import never_fits
-from headway.token_ids import NUM_INT32, check_token_ids, pack
+from headway.token_ids import check_token_ids, pack
 
 MAX_PRIORITY = 2**31  # either way; ranks are float64, which keep such priorities and some ageing exact
 
@@ -63,7 +63,7 @@ class Door:
     @property
     def num_token_ids(self) -> int:
         """Token ids go from 0 to one less."""
-        return self._limits.vocab_size if self._limits.vocab_size is not None else NUM_INT32
+        return self._limits.vocab_size
 
     def make_request(self, new: NewRequest) -> Request:
         """Check a request against the limits, and say what the core need not work out. Claims nothing.

@@ -134,7 +134,7 @@ async def _answer(
     """Hand the prompts in, and answer in the shape that `face` gives."""
     service = service_of(request)
     service.check_open()  # it may have changed while the body came
-    generation = service.client.submit(
+    pending = service.client.submit(
         body.new_requests(
             face.id, [service.client.pack(prompt.token_ids) for prompt in prompts], sampling, arrival_time
         ),
@@ -142,7 +142,7 @@ async def _answer(
     )
     return await respond(
         request,
-        generation,
+        pending,
         face,
         stream=bool(body.stream),
         include_usage=body.include_usage,
@@ -164,7 +164,7 @@ def _with_text(client: EngineClient, prompt: Prompt) -> Prompt:
 
 def _decode(client: EngineClient, tokens: Sequence[int], field: str) -> str:
     try:
-        check_token_ids(field, tokens, client.files.vocab_size)
+        check_token_ids(field, tokens, client.files.limits.vocab_size)
     except RequestError as error:
         raise ApiError(400, str(error), param=field) from None
     return str(client.tokenizer.decode(list(tokens)))
@@ -180,7 +180,7 @@ async def tokenize(request: Request) -> Response:
     text = service.render(body) if isinstance(body, TokenizeChatRequest) else body.prompt
     tokens = await client.encode(text, add_special_tokens=body.add_special_tokens)
     strings = list(client.tokenizer.convert_ids_to_tokens(tokens)) if body.return_token_strs else None
-    return answer(Tokens(len(tokens), client.limits.max_model_len, tokens, strings))
+    return answer(Tokens(len(tokens), client.config.max_model_len, tokens, strings))
 
 
 @router.post("/detokenize", openapi_extra=_body(DetokenizeRequest))
@@ -208,7 +208,7 @@ async def model(request: Request, model: str) -> Response:
 
 def _card(service: Service) -> ModelCard:
     client = service.client
-    return ModelCard(service.model_name, service.created, str(client.files.path), client.limits.max_model_len)
+    return ModelCard(service.model_name, service.created, str(client.files.path), client.config.max_model_len)
 
 
 @router.get("/health")

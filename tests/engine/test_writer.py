@@ -115,8 +115,8 @@ def test_the_next_step_is_launched_before_the_result_of_the_one_that_runs(name: 
 def test_effects_are_told_on_the_writers_thread_alone(name: str) -> None:
     with running(name, Device(base_s=0.001)) as it:
         uids = [it.add(f"r{i}", max_tokens=9) for i in range(6)]
-        it.engine.abort(uids[:2])
-        it.engine.finish(uids[2:4])
+        it.manager.abort(uids[:2])
+        it.manager.finish(uids[2:4])
         it.history.wait_for(uids)
         assert it.history.threads == {"headway-writer"}
 
@@ -133,16 +133,16 @@ def test_commands_are_carried_out_while_the_device_computes(name: str, depth: in
     with running(name, Device(before_step=hang), depth=depth) as it:
         running_one = it.add("a", max_tokens=3)
         assert hang.reached.wait(PATIENCE)
-        assert eventually(lambda: it.engine.snapshot().num_in_flight == depth)
+        assert eventually(lambda: it.manager.snapshot().num_in_flight == depth)
         waiting_one = it.add("b")
-        it.engine.abort([waiting_one])
+        it.manager.abort([waiting_one])
         it.history.wait_for([waiting_one])
-        it.engine.finish([running_one])
+        it.manager.finish([running_one])
         it.history.wait_for([running_one])
         assert it.history.reasons([running_one, waiting_one]) == [FinishReason.STOP, FinishReason.ABORT]
-        assert it.engine.snapshot().num_in_flight == depth
+        assert it.manager.snapshot().num_in_flight == depth
         hang.let_go.set()
-        assert eventually(lambda: it.engine.snapshot().num_in_flight == 0)
+        assert eventually(lambda: it.manager.snapshot().num_in_flight == 0)
     assert it.history.tokens == {}
     assert_nothing_held(it.manager)
 
@@ -153,7 +153,7 @@ def test_an_engine_in_the_prefill_role_makes_prompt_and_one_token(name: str) -> 
         uids = [it.add(f"r{i}", prompt, max_tokens=30) for i, prompt in enumerate(prompts)]
         it.history.wait_for(uids)
         assert [it.history.tokens[uid] for uid in uids] == [answer_to(prompt, 1) for prompt in prompts]
-        assert it.engine.snapshot().num_preemptions == 0
+        assert it.manager.snapshot().num_preemptions == 0
     assert_nothing_held(it.manager)
 
 
@@ -216,9 +216,9 @@ def test_who_joins_in_the_step_behind_a_failing_one_is_not_touched(name: str, ha
     with running(name, Device(before_step=hang_then_fail)) as it:
         old = it.add("old", max_tokens=9)
         assert hang.reached.wait(PATIENCE)
-        assert eventually(lambda: it.engine.snapshot().num_in_flight == 2)
+        assert eventually(lambda: it.manager.snapshot().num_in_flight == 2)
         new = it.add("new", (7, 8, 9), max_tokens=9)
-        assert eventually(lambda: it.engine.snapshot().num_requests_added == 2)
+        assert eventually(lambda: it.manager.snapshot().num_requests_added == 2)
         hang.let_go.set()
         it.history.wait_for([old, new])
         assert it.history.reasons([old, new]) == [FinishReason.ERROR, FinishReason.LENGTH]
@@ -401,12 +401,12 @@ def test_a_broken_invariant_stops_the_engine_with_a_report(name: str, kind: type
     with running(name, Device(before_step=hang), max_num_seqs=2) as it:
         uids = [it.add(f"r{i}", max_tokens=9) for i in range(5)]
         assert hang.reached.wait(PATIENCE)
-        assert eventually(lambda: it.engine.snapshot().num_requests_added == 5)
+        assert eventually(lambda: it.manager.snapshot().num_requests_added == 5)
         break_on(it, kind)
         if kind is AddRequest:
             uids.append(it.add("one more"))
         elif kind is AbortRequests:
-            it.engine.abort([uids[0]])
+            it.manager.abort([uids[0]])
         hang.let_go.set()
         assert_dead(it, uids, "OwnershipError: block 3 is owned twice")
         assert it.history.reasons(uids) == [FinishReason.ERROR] * len(uids)
@@ -461,7 +461,7 @@ def test_a_long_step_is_no_stall_before_its_timeout(name: str, hang: Hang) -> No
     with running(name, Device(before_step=hang), step_timeout=PATIENCE) as it:
         it.add("a")
         assert hang.reached.wait(PATIENCE)
-        assert eventually(lambda: it.engine.snapshot().num_in_flight == 2)
+        assert eventually(lambda: it.manager.snapshot().num_in_flight == 2)
         time.sleep(0.2)
         assert not it.engine.is_stalled()
         hang.let_go.set()

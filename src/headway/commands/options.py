@@ -20,6 +20,17 @@ MAX_TOKENS = 256  # of an answer, if nothing is said
 _MODEL = "Local folder or hub id of the model."
 _OWN_MODEL = "the one that comes with Headway"
 _METAVARS = {"role": "ROLE", "reserve": "RULE", "victim": "RULE"}  # where the choices would leave no room
+# Fields that no command has a use for yet (no connector, no preprocessor, no draft model): taken, but not shown.
+_NOT_SHOWN = frozenset(
+    {
+        "encoder_cache_size",
+        "num_speculative_tokens",
+        "preprocess_timeout",
+        "reservation_timeout",
+        "hold_timeout",
+        "send_timeout",
+    }
+)
 _NO = "no_"  # before the name of a field that is true by itself
 _BOTH = ("async_scheduling",)  # fields that people know by a flag for either value
 
@@ -105,7 +116,16 @@ def _engine_options() -> Options:
             if default is True and field not in _BOTH:  # a flag is for what is not so by itself
                 name, default = _NO + field, False
             metavar = _METAVARS.get(name)
-            options[name] = _option(name, kinds[field], default, text, panel=panel, shown=shown, metavar=metavar)
+            options[name] = _option(
+                name,
+                kinds[field],
+                default,
+                text,
+                panel=panel,
+                shown=shown,
+                metavar=metavar,
+                hidden=field in _NOT_SHOWN,
+            )
     return options
 
 

@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
-CORE   := src/headway/scheduler/*,src/headway/kvcache/*,src/headway/managers/*
+CORE   := src/headway/scheduler/*,src/headway/kvcache/*,src/headway/managers/*,src/headway/adapters/*
 # More arguments for the command that a target runs: make serve ARGS="--port 9000"
 ARGS   ?=
 # Other engines whose schedulers `make bench` measures beside ours; vLLM's source is fetched the first time.
@@ -17,10 +17,10 @@ help:  ## Show this list
 setup: $(READY)  ## Make .venv with everything at the pinned versions
 
 # torch first and alone: what depends on it then takes it as it is, whichever build (CPU, CUDA) pip is set up to find.
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml lab/pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt torch
-	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[dev,bench,cpu]'
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[dev,bench,cpu]' -e lab
 	@touch $@
 
 demo: $(READY)  ## Serve the embedded model, ask it a few dozen questions at once, check the answers
@@ -39,10 +39,11 @@ mutants: $(READY)  ## Bring back each flaw of the original, one at a time: the t
 golden: $(READY)  ## Simulate 200 seeds under v0, v1 and v2: the scheduler must decide as it did when they were stored
 	$(BIN)/python tools/golden.py $(ARGS)
 
-lint: $(READY)  ## Check style, format and types
+lint: $(READY)  ## Check style, format, types, the arrows of the map, and the words
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache --no-logo
 
 format: $(READY)  ## Put style and format right where a tool can
 	$(BIN)/ruff check --fix .
@@ -56,4 +57,4 @@ model-check:  ## Check the models of mailbox and query exhaustively (needs Spin:
 
 clean:  ## Remove what builds, tests and linters leave (.venv stays)
 	rm -rf build dist htmlcov .coverage .coverage.* coverage.xml .hypothesis .mypy_cache .pytest_cache .ruff_cache
-	find src tests tools examples -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+	find src lab tests tools examples -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

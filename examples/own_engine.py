@@ -2,8 +2,8 @@
 
     python examples/own_engine.py
 
-Replace `device` by whatever computes a step: it gets slots, positions, token counts and block-table changes as
-arrays, and returns one token for every row that samples.
+Replace `device` by the code that computes a step: it gets slots, positions, token counts and changes of the block
+tables as arrays, and returns one token for every row that samples.
 """
 
 import numpy as np

@@ -1,9 +1,34 @@
-"""Hypothesis tries the same examples in every run; `HYPOTHESIS_PROFILE=explore` looks for new ones, and longer."""
+"""What all tests share: how many examples Hypothesis tries, and the managers that a test runs under.
+
+Profiles of Hypothesis, by HYPOTHESIS_PROFILE: `default` is small, for `make test`; `ci` tries four times as many, as
+CI does; both try the same examples in every run. `explore` looks for new ones, many more.
+"""
 
 import os
 
+import pytest
 from hypothesis import settings
 
-settings.register_profile("default", derandomize=True, deadline=None, print_blob=True)
-settings.register_profile("explore", derandomize=False, deadline=None, max_examples=3000, print_blob=True)
+from headway.engine import writer
+from tests.engine.running import Clock
+from tests.managers.driving import ACCESSES
+
+settings.register_profile("default", derandomize=True, deadline=None, max_examples=25, print_blob=True)
+settings.register_profile("ci", settings.get_profile("default"), max_examples=100)
+settings.register_profile("explore", settings.get_profile("default"), max_examples=1000, derandomize=False)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+@pytest.fixture(params=ACCESSES)
+def name(request: pytest.FixtureRequest) -> str:
+    """A manager of each way to reach the core; `every_manager` adds the one that only allocates differently."""
+    return str(request.param)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The writers of engines that are made from here on live by this clock."""
+    clock = Clock()
+    monkeypatch.setattr(writer, "time", clock)
+    monkeypatch.setattr(writer, "_LONGEST_SLEEP", clock.LONGEST_SLEEP)
+    return clock

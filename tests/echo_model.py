@@ -95,7 +95,7 @@ def use_echo_model(monkeypatch, before_step: Callable[[Batch], None] | None = No
     monkeypatch.setattr(Engine, "from_config", classmethod(from_config))
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
     """Raises if the condition does not come true in time."""
     end = time.monotonic() + seconds
     while not condition():

@@ -1,12 +1,11 @@
-"""Golden digests: what the scheduler decides, held against what it decided when the digests were stored.
+"""Golden digests: compares the decisions of the scheduler with stored digests.
 
     python tools/golden.py            compare all seeds with tests/simulation/golden.json
-    python tools/golden.py --write    store what the present code decides: only when a decision is meant to change
+    python tools/golden.py --write    store the present digests: only if a decision is meant to change
 
 One digest stands for one simulated run of 2,000 events under injected faults (`headway simtest`): every batch, every
 effect, every answer. Each seed has three runs: as the seed draws it, with static allocation (v0), and with dynamic
-allocation (v1 and v2 have the same core; `tests/managers/test_equivalence.py` holds the two managers against each
-other).
+allocation (v1 and v2 have the same core; `tests/managers/test_equivalence.py` compares the two managers).
 
 Exit status: 0 if all are equal; 1 if one differs.
 """
@@ -29,7 +28,7 @@ Digests = dict[str, str]  # scheduler -> digest, of one seed
 
 
 def computed(jobs: int) -> list[Digests]:
-    """What the present code decides, by seed. Raises subprocess.CalledProcessError if a run breaks a rule."""
+    """The digests of the present code, by seed. Raises subprocess.CalledProcessError if a run breaks a rule."""
     found: list[Digests] = [{} for _ in range(NUM_SEEDS)]
     for scheduler in SCHEDULERS:
         options = ["--seeds", f"0..{NUM_SEEDS - 1}", "--steps", str(NUM_STEPS), "--mode", "liveness", "--json"]

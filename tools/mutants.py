@@ -1,11 +1,11 @@
-"""Shows that the tests can fail: brings one flaw after another back, and expects red.
+"""Shows that the tests can fail: puts one flaw after another back, and expects failing tests.
 
-    python tools/mutants.py [NAME ...]          all mutants of tests/mutants, or those named
+    python tools/mutants.py [NAME ...]          all mutants of tests/mutants, or the named ones
 
 A mutant is a file NAME.toml:
 
-    finding = "F2"                              # what it brings back, as the tests are named after
-    mutation = "A finish frees the slot."       # how
+    finding = "F2"                              # the flaw that it brings back; its tests have the same name
+    mutation = "A finish frees the slot."       # the change, in words
     red = ["tests/findings/test_x.py::test_y"]  # tests that must fail then, with or without parameters
 
     [[edit]]                                    # one or more
@@ -15,18 +15,18 @@ A mutant is a file NAME.toml:
 
 `in` names a place: a function, a class, a method or a name that is assigned, with the classes around it but without its
 file, so that code moves freely. Only where two places share a name, the module comes before it: "decoding.candidates".
-`old` is an expression, a run of whole statements, or a decorator's expression. It stands in the place exactly once, by
-its syntax tree: line breaks and comments do not matter. `new` comes instead of it and may be empty; an import that
-`new` needs stands in `new`. Without `old`, the whole place is replaced. All else stays as it is, byte for byte.
+`old` is an expression, consecutive whole statements, or the expression of a decorator. The place contains it exactly
+once, by syntax tree: line breaks and comments do not matter. `new` replaces it and may be empty; imports that `new`
+needs stand in `new`. Without `old`, the whole place is replaced. All other text stays, byte for byte.
 
 A move of code within src/ changes nothing here. A name that changes in src/ changes in tests/mutants by the same
 substitution of text: `grep -rlw OLD src tests | xargs sed -i "s/\\bOLD\\b/NEW/g"` is enough.
 
-Tests run in a copy of src/ and tests/, so the tree is never touched and the copy is what is imported; they must pass
-there before anything is changed, else red would prove nothing. A test that hangs is red too: it is stopped.
+Tests run in a copy of src/ and tests/, and import that copy; the tree itself never changes. The tests must pass in the
+unchanged copy, as a failure would prove nothing otherwise. A test that hangs is stopped, and counts as failed.
 
-Exit status: 0 if every named test of every mutant failed; 1 if a mutant lives, does not apply, cannot be imported, or
-the tests are red without any; 2 if there is no mutant of a name.
+Exit status: 0 if every named test of every mutant failed; 1 if a mutant lives, does not apply or cannot be imported, or
+if a test fails without any mutant; 2 if there is no mutant of a given name.
 """
 
 from __future__ import annotations
@@ -52,14 +52,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 SECONDS_PER_TEST = 15  # the named tests take a second or two
-SECONDS_PER_MUTANT = 90  # for what cannot be interrupted from within
+SECONDS_PER_MUTANT = 90  # for tests that hang without heeding their own time limit
 
 _Code = ast.expr | ast.stmt
 
 
 @cache
 def _tree(code: str | bytes) -> ast.Module:
-    """Raises ValueError for what is no Python, in one line."""
+    """Parse Python code. Raises ValueError, in one line, if it is not Python."""
     try:
         return ast.parse(code)
     except SyntaxError as error:
@@ -67,7 +67,7 @@ def _tree(code: str | bytes) -> ast.Module:
 
 
 def _definitions(scope: ast.AST, around: str = "") -> Iterator[tuple[str, ast.stmt]]:
-    """What a module, a class or a function defines, with dotted names."""
+    """The definitions in a module, class or function, with dotted names."""
     for node in getattr(scope, "body", ()):
         match node:
             case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
@@ -78,7 +78,7 @@ def _definitions(scope: ast.AST, around: str = "") -> Iterator[tuple[str, ast.st
 
 
 def _expressions(node: ast.AST, wanted: ast.expr) -> Iterator[tuple[_Code, _Code]]:
-    """Where an expression stands in a node: (it, it), as a run of one."""
+    """Every occurrence of an expression in a node, as (first, last) with first = last."""
     if isinstance(node, ast.expr) and ast.dump(node) == ast.dump(wanted):
         yield node, node
     elif not isinstance(node, ast.JoinedStr):  # Python 3.11 does not say where things stand in an f-string
@@ -87,7 +87,7 @@ def _expressions(node: ast.AST, wanted: ast.expr) -> Iterator[tuple[_Code, _Code
 
 
 def _runs(place: ast.stmt, wanted: Sequence[ast.stmt], source: bytes) -> Iterator[tuple[_Code, _Code]]:
-    """Where statements stand in a place one after the other: (first, last)."""
+    """Every occurrence of consecutive statements in a place: (first, last)."""
     lists = [value for node in ast.walk(place) for _, value in ast.iter_fields(node) if isinstance(value, list)]
     dumps = [ast.dump(node) for node in wanted]
     for nodes in ([place], *lists):
@@ -100,7 +100,7 @@ def _runs(place: ast.stmt, wanted: Sequence[ast.stmt], source: bytes) -> Iterato
 
 
 def _span(source: bytes, first: _Code, last: _Code) -> tuple[int, int]:
-    """Where code begins, decorators included, and ends, in bytes."""
+    """The start and end of code in bytes, decorators included."""
     lines = list(accumulate(map(len, source.splitlines(keepends=True)), initial=0))
     line = min(node.lineno for node in (first, *getattr(first, "decorator_list", ())))
     assert last.end_lineno is not None and last.end_col_offset is not None
@@ -109,7 +109,7 @@ def _span(source: bytes, first: _Code, last: _Code) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Edit:
-    """Code that comes instead of other code. place: a dotted name. old: None for the whole place."""
+    """A replacement of code. place: a dotted name. old: None for the whole place."""
 
     place: str
     old: str | None
@@ -121,7 +121,7 @@ class Edit:
         for path, source in sources.items():
             module = ".".join(path.with_suffix("").parts).removesuffix(".__init__")
             if not all(part.encode() in source or part in module for part in self.place.split(".")):
-                continue  # reading is fast, parsing is not
+                continue  # searching text is fast, parsing is slow
             for name, node in _definitions(_tree(source)):
                 if f".{self.place}".endswith(f".{name}") and f".{module}.{name}".endswith(f".{self.place}"):
                     found.append((path, node, f"{module}.{name}"))
@@ -153,7 +153,7 @@ class Edit:
 
 @dataclass(frozen=True)
 class Mutant:
-    """One file. tests: node ids; of one without parameters at least one case must fail."""
+    """One file of tests/mutants. tests: node ids; for a node id without parameters at least one case must fail."""
 
     name: str
     finding: str
@@ -163,7 +163,7 @@ class Mutant:
 
     @classmethod
     def read(cls, file: Path) -> Mutant:
-        """Raises ValueError if the file says less than it must, or more."""
+        """Read a file. Raises ValueError if a key is missing or unknown."""
         said = tomllib.loads(file.read_text())
         edits = said.get("edit", [])
         if said.keys() != {"finding", "mutation", "red", "edit"} or not said["red"] or not edits:
@@ -174,7 +174,7 @@ class Mutant:
         return cls(file.stem, said["finding"], said["mutation"], tuple(said["red"]), made)
 
     def changed(self, root: Path) -> dict[Path, bytes]:
-        """The files under `root`, where imports begin, that it changes. Raises ValueError if an edit does not apply."""
+        """The changed files under `root`, where imports begin. Raises ValueError if an edit does not apply."""
         sources = {path.relative_to(root): path.read_bytes() for path in sorted(root.rglob("*.py"))}
         changed: dict[Path, bytes] = {}
         for edit in self.edits:
@@ -193,7 +193,7 @@ def read_all(folder: Path) -> list[Mutant]:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a test run. error: why there was none. failed: node id -> what it failed with."""
+    """The outcome of a test run. error: the reason why it did not run. failed: node id -> error message."""
 
     failed: Mapping[str, str] = field(default_factory=dict)
     hung: bool = False
@@ -209,7 +209,7 @@ class Copy:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        # Without what git says to its hooks, and coverage to the processes that it measures: both mean another folder.
+        # Without the variables of git hooks and of coverage: both point to another folder.
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("GIT_", "COV_", "COVERAGE_"))}
         self._environment = kept | {
             "PYTHONPATH": str(folder / "src"),  # comes before what is installed
@@ -222,14 +222,14 @@ class Copy:
 
     @classmethod
     def of(cls, root: Path, folder: Path) -> Copy:
-        """Copy what tests need; compiled files too, where they are up to date."""
+        """Copy the files that tests need, with up-to-date compiled files."""
         for part in ("src", "tests"):
             shutil.copytree(root / part, folder / part)
         shutil.copy2(root / "pyproject.toml", folder)
         return cls(folder)
 
     def imported_from(self, package: str) -> Path:
-        """Where a package is taken from when tests run here."""
+        """The path from which tests in this copy import a package."""
         command = [sys.executable, "-c", f"import {package}; print({package}.__file__)"]
         done = subprocess.run(
             command, cwd=self.folder, env=self._environment, capture_output=True, text=True, check=True
@@ -244,7 +244,7 @@ class Copy:
                 compiled.unlink()
 
     def test(self, tests: Iterable[str], seconds: float) -> Outcome:
-        """Run these tests, in at most so many seconds."""
+        """Run these tests, for at most `seconds`."""
         command = [
             sys.executable,
             "-m",
@@ -280,7 +280,7 @@ class Copy:
 
 @dataclass(frozen=True)
 class Verdict:
-    """killed: every named test failed. text: how it went, in a few words."""
+    """killed: every named test failed. text: the outcome in a few words."""
 
     mutant: Mutant
     killed: bool
@@ -289,7 +289,7 @@ class Verdict:
 
 
 def try_out(mutant: Mutant, base: Copy) -> Verdict:
-    """Run a mutant's tests in a copy of the copy that has it."""
+    """Run a mutant's tests in a new copy of `base` with the mutant applied."""
     began = time.monotonic()
 
     def verdict(killed: bool, text: str) -> Verdict:
@@ -313,7 +313,7 @@ def try_out(mutant: Mutant, base: Copy) -> Verdict:
 
 
 def run(root: Path, mutants: Sequence[Mutant], jobs: int, package: str = "headway") -> int:
-    """Try all of them, so many at a time, and print a table. Returns the exit status."""
+    """Try all mutants, `jobs` at a time, and print a table. Returns the exit status."""
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         base = Copy.of(root, Path(folder))

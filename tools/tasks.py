@@ -1,4 +1,4 @@
-"""The tasks of the default model: how problems are drawn, which training must never see, how they are written.
+"""The tasks of the default model: how problems are drawn, which are held out from training, how they are written.
 
 Every prompt has one right answer, so a served reply is either right or wrong. A prompt belongs to training
 or to the held-out set by a hash of its text alone: no list has to be kept for the two to stay disjoint.
@@ -23,7 +23,7 @@ FILLER = (
 
 
 def is_held_out(prompt: str) -> bool:
-    """One prompt in sixteen is held out, whoever draws it and whenever."""
+    """Whether a prompt is held out: one in sixteen is, by a hash of its text."""
     return hashlib.sha256(prompt.encode()).digest()[0] < 16
 
 
@@ -55,7 +55,7 @@ def reverse(rng: random.Random) -> Problem:
 def copy(rng: random.Random) -> Problem:
     """`copy hBe3d=`: the same letters and digits once more, none of them twice, up to sixteen.
 
-    It also teaches to look back for what followed a symbol before, which recall then finds half done.
+    Copying teaches the model to look back for the symbol after an earlier one, which recall builds on.
     """
     symbols = "".join(rng.sample(ascii_letters + digits, rng.randint(2, 16)))
     return Problem("copy", f"copy {symbols}=", symbols)
@@ -88,7 +88,7 @@ TASKS: dict[str, Callable[[random.Random], Problem]] = {
 
 
 def training_problems(task: str, rng: random.Random) -> Iterator[Problem]:
-    """Problems of one task without end, none of them held out."""
+    """An endless stream of problems of one task, without held-out problems."""
     while True:
         problem = TASKS[task](rng)
         if not is_held_out(problem.prompt):
@@ -96,7 +96,7 @@ def training_problems(task: str, rng: random.Random) -> Iterator[Problem]:
 
 
 def training_families(rng: random.Random, max_pairs: Callable[[], int], queries: int) -> Iterator[list[Problem]]:
-    """Recall families without end, rid of held-out questions; `max_pairs` lets a curriculum grow them."""
+    """An endless stream of recall families without held-out questions. max_pairs: the longest list, which may grow."""
     while True:
         family = recall_family(rng, rng.randint(2, max_pairs()), queries)
         if kept := [problem for problem in family if not is_held_out(problem.prompt)]:
@@ -134,7 +134,7 @@ SYSTEM_PROMPTS = "You are a helpful assistant.", "Answer with the result and not
 
 Message = dict[str, str]
 Framed = tuple[list[int], list[int]]
-"""The token ids of a prompt as the model will see it, and of the answer with its end token."""
+"""The token ids of a prompt as the model sees it, and of the answer with its end token."""
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
@@ -160,13 +160,13 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def chat_text(tokenizer: PreTrainedTokenizerFast, before: list[Message], prompt: str) -> str:
-    """The chat the model is to go on with, by the very template that ships."""
+    """The text of a chat that ends with `prompt`, by the template that ships with the model."""
     messages = [*before, {"role": "user", "content": prompt}]
     return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 
 
 def exchange(problem: Problem) -> list[Message]:
-    """A problem asked and answered, as earlier turns of a chat."""
+    """A problem and its answer, as earlier turns of a chat."""
     return [{"role": "user", "content": problem.prompt}, {"role": "assistant", "content": problem.answer}]
 
 

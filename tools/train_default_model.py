@@ -1,10 +1,10 @@
-"""Train the default model from nothing but a seed, and write the folder that ships.
+"""Train the default model from a seed alone, and write the folder that ships.
 
     python tools/train_default_model.py --seed 0 --out src/headway/default_model
 
-Questions about one recall list share its encoding: each is a *branch* that sees the list and itself, at the
-positions it would have alone, so that one pass over a long list teaches many answers. The same mask packs
-unrelated short problems into full rows, where little is computed on padding.
+Questions about one recall list share its encoding. Each question is a *branch* that sees the list and itself, at the
+positions of an undivided prompt, so one pass over a long list teaches many answers. The same mask packs unrelated short
+problems into full rows, so that little is computed on padding.
 """
 
 import argparse
@@ -29,12 +29,12 @@ SHORT_ROWS, SHORT_LENGTH = 14, 128
 RECALL_ROWS, RECALL_LENGTH = 2, 512
 QUERIES = 16
 # Weights by which short problems are drawn, for a like share of the graded tokens: copies are long, sums short.
-# Copying matters from the start, for recall builds on it.
+# Copying matters from the start, as recall builds on it.
 SHARES = {"arithmetic": 0.55, "copy": 0.15, "sort": 0.15, "reverse": 0.15}
 
 
 def build_model(tokenizer: Tokenizer) -> LlamaForCausalLM:
-    """A Llama small enough to ship in the package, with grouped-query attention like its big kin."""
+    """A Llama small enough to ship in the package, with grouped-query attention like larger models."""
     model = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tokenizer),
@@ -50,7 +50,7 @@ def build_model(tokenizer: Tokenizer) -> LlamaForCausalLM:
             eos_token_id=tokenizer.eos_token_id,
         )
     )
-    # Wider than usual: symbols start well apart, and stay so while the loss pushes down all that is not an answer.
+    # Wider than usual: symbols start far apart, and stay so while the loss pushes down all tokens but the answers.
     torch.nn.init.normal_(model.get_input_embeddings().weight, std=0.1)
     return model
 
@@ -60,7 +60,7 @@ def build_model(tokenizer: Tokenizer) -> LlamaForCausalLM:
 
 @dataclass
 class Row:
-    """One row of a batch; `own` and `parent` say which segment a token is in and which one it goes on from."""
+    """One row of a batch. own: the segment of each token. parent: the segment that it continues."""
 
     length: int
     ids: list[int] = field(default_factory=list)
@@ -71,8 +71,8 @@ class Row:
     _segments: int = 0
 
     def add(self, family: list[tasks.Framed]) -> bool:
-        """Append what the prompts share and then a branch for each of them, unless there is no room."""
-        # A branch keeps the last token of its prompt, which is the one that predicts the answer's first.
+        """Append the common part of the prompts, then a branch for each prompt. Returns False if there is no room."""
+        # A branch keeps the last token of its prompt, as this token predicts the first token of the answer.
         prompts = [prompt[:-1] for prompt, _ in family]
         shared = [tokens[0] for tokens in takewhile(lambda tokens: len(set(tokens)) == 1, zip(*prompts))]
         stem = len(shared)
@@ -97,14 +97,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Batch:
-    """The inputs of one forward pass and the token to be said at every place that is graded."""
+    """The inputs of one forward pass, and the expected token at every graded position."""
 
     inputs: dict[str, torch.Tensor]
     targets: torch.Tensor
 
     @classmethod
     def of(cls, rows: list[Row]) -> "Batch":
-        """Stack packed rows; a token sees what came before it in its own segment and in the parent's."""
+        """Stack packed rows. A token sees the earlier tokens of its own segment and of the parent segment."""
 
         def stack(name: str, padding: int) -> torch.Tensor:
             return torch.tensor([getattr(row, name) + [padding] * (row.length - len(row.ids)) for row in rows])
@@ -120,7 +120,7 @@ class Batch:
 
 
 def batches(families: Iterator[list[tasks.Framed]], rows: int, length: int) -> Iterator[Batch]:
-    """Fill rows with families in the order drawn; the one that did not fit opens the next row."""
+    """Fill rows with families in the order drawn. A family that does not fit begins the next row."""
     family = next(families)
     while True:
         packed = [Row(length) for _ in range(rows)]
@@ -148,7 +148,7 @@ class Curriculum:
         return int(self._pairs)
 
     def observe(self, loss: float) -> None:
-        """Take in the recall loss of a step."""
+        """Note the recall loss of a step."""
         self._loss += 0.1 * (loss - self._loss)
         if self._loss < 0.1:
             self._pairs = min(self._pairs + 0.5, tasks.MAX_PAIRS)
@@ -327,7 +327,7 @@ SCORE_LINE = "| {0.task} | {0.format} | {0.right} | {0.total} | {0.smallest_marg
 
 
 def main() -> None:
-    """Train, write, grade what was written, and put the figures in the card."""
+    """Train, write the model, grade the written model, and put the figures in the card."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("src/headway/default_model"))
@@ -343,7 +343,7 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     model.generation_config.do_sample = False
     model.save_pretrained(args.out)
-    (args.out / "model.safetensors").chmod(0o644)  # It is written for its owner's eyes alone.
+    (args.out / "model.safetensors").chmod(0o644)  # Written readable by its owner alone.
     tokenizer.save_pretrained(args.out, save_jinja_files=False)
     problems = tasks.held_out_problems(args.seed, per_task=80)
     lines = [json.dumps(asdict(problem), ensure_ascii=False) + "\n" for problem in problems]

@@ -1,12 +1,12 @@
 /* The mailbox's sleep and wake (src/headway/managers/mailbox.py), checked exhaustively.
  *
- * Producers append to a lane, then look whether the writer has announced that it will sleep, and ring if so. The writer
- * takes what is there; finding nothing it announces, looks once more, and sleeps until somebody rings. Every shared step
- * is one operation that CPython carries out whole, so each is one atomic statement here; between any two of them any
- * other thread may run.
+ * A producer appends to a lane. If the writer has announced that it will sleep, the producer then rings the bell. The
+ * writer takes messages; when the lanes are empty it announces sleep, looks once more, and sleeps until the bell rings.
+ * Every shared step is one operation that CPython carries out whole, so each is one atomic statement here. Between any
+ * two of them any other thread may run.
  *
- * The real writer sleeps with a cap and would look around even if nobody rang; here the cap is infinite, so that a
- * lost wake-up is a dead end that the checker finds, and not merely a delay.
+ * The real writer sleeps with a cap, and looks again even without a bell. Here the cap is infinite: a lost wake-up is a
+ * dead end that the checker finds, and not merely a delay.
  *
  * Properties
  *   no invalid end state   the writer never sleeps for ever while a message is in a lane
@@ -26,7 +26,7 @@
 byte commands = 0;                        /* messages in the command lane */
 byte results = 0;                         /* messages in the result lane */
 chan lane = [PRODUCERS * COMMANDS] of { byte, byte };  /* the command lane itself: producer, number */
-byte bells = 0;                           /* rings nobody has taken yet (a SimpleQueue: rings are kept) */
+byte bells = 0;                           /* rings not taken yet (a SimpleQueue keeps them) */
 bool sleeping = false;                    /* the writer's announcement */
 byte taken = 0;
 byte last[PRODUCERS];                     /* number of the last command taken of each producer */
@@ -100,7 +100,7 @@ active proctype writer() {
             if
             :: atomic { results + commands > 0 -> skip }   /* something came: do not sleep */
             :: atomic { results + commands == 0 -> skip };
-                atomic { bells > 0 -> bells-- }            /* blocks until somebody rings */
+                atomic { bells > 0 -> bells-- }            /* blocks until the bell rings */
             fi;
 #else
             atomic { bells > 0 -> bells-- }

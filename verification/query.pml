@@ -1,38 +1,38 @@
 /* A query's way to its answer (src/headway/managers/query.py), checked exhaustively.
  *
- * Callers open a cell at the desk, hand in their query, wait with a timeout that may run out at any moment, and leave.
- * The writer takes queries out of the mailbox. An immediate one it claims, carries out (it allocates something, or its
- * check refuses) and answers; a deferred one it notes, and does the same when its moment comes, if that ever comes; or
- * only tells its caller that it has come, which needs no claim.
- * The desk may be closed at any moment: by a shutdown, while the writer goes on, or because the writer has died, before
- * whatever step, be it between two of those that set an outcome. Each shared step is one operation that CPython carries
- * out whole, and one atomic statement here; between any two of them any other thread may run. Runs have two callers, or
- * one caller and two that close the desk at once.
+ * A caller opens a cell at the desk, hands in its query, waits with a timeout that may run out at any moment, and
+ * leaves. The writer takes queries out of the mailbox. It claims an immediate query, carries it out (allocates, or
+ * refuses) and answers. It notes a deferred query, and does the same when the query's moment comes, if it comes; or it
+ * only tells the caller that the moment has come, which needs no claim.
+ * The desk may be closed at any moment: by a shutdown while the writer goes on, or because the writer has died. It may
+ * die before any step, also between two steps that set an outcome. Each shared step is one operation that CPython
+ * carries out whole, and one atomic statement here. Between any two of them any other thread may run. Runs have two
+ * callers, or one caller and two threads that close the desk at once.
  *
- * A caller is patient in some runs: its timeout never comes, so that a query that nobody answers is a dead end that the
- * checker finds, and not merely a delay. Only who asks for a moment that never comes cannot be patient.
+ * In some runs a caller is patient: its timeout never comes. So a query without an answer is a dead end that the
+ * checker finds, and not merely a delay. Only a caller that asks for a moment that never comes cannot be patient.
  *
  * Properties
- *   no invalid end state    no caller waits for ever, above all none that found its query claimed when its time was up
- *   assert in act, leave    what has timed out, or was refused, has allocated nothing and never will
- *   assert in take          nothing is claimed that has an outcome
+ *   no invalid end state    no caller waits for ever, not even a caller whose query is claimed when its time is up
+ *   assert in act, leave    a query that has timed out, or was refused, has allocated nothing and never will
+ *   assert in take          no query with an outcome is claimed
  *   assert in set_outcome   an outcome is set once
- *   assert in leave, init   every caller is told one; what was allocated is told to it, or else that the engine is dead
- *   assert registered == 0  nothing is kept of callers that left
+ *   assert in leave, init   every caller is told one; it hears of its allocation, or that the engine is dead
+ *   assert registered == 0  the cells of callers that left are forgotten
  *
  * Broken on purpose; the checker must object to each:
  *   -DACT_BEFORE_CLAIM        the writer allocates, then claims
- *   -DLOOK_THEN_TAKE          whether the permit to run is there is looked up, and then it is taken
+ *   -DLOOK_THEN_TAKE          the permit to run is looked for in one step, and taken in another
  *   -DTIMEOUT_LEAVES_IT_OPEN  a caller whose time is up leaves without closing its cell
  *   -DTIMEOUT_DESPITE_CLAIM   a caller whose time is up leaves although its query is claimed
  *   -DDEFERRED_CLAIMED_EARLY  a deferred query is claimed when it is noted, not when its moment comes
- *   -DCLAIMED_ONES_FORGOTTEN  closing the desk fails only the cells that are still open
- *   -DOUTCOME_LEAVES_IT_OPEN  whoever sets an outcome takes the permit to run afterwards
- *   -DLOOK_THEN_SET           whether there is an outcome is looked up, and then it is set
- *   -DONLY_THE_SETTER_RINGS   who finds an outcome set does not ring, though who set it may have died before ringing
+ *   -DCLAIMED_CELLS_FORGOTTEN closing the desk fails only the cells that are still open
+ *   -DOUTCOME_LEAVES_IT_OPEN  the thread that sets an outcome takes the permit to run afterwards
+ *   -DLOOK_THEN_SET           an outcome is looked for in one step, and set in another
+ *   -DONLY_THE_SETTER_RINGS   a thread that finds an outcome set does not ring; the setter may have died before it rang
  *   -DLOOK_THEN_REGISTER      opening looks whether the desk is closed, and then registers its cell
  *   -DFAIL_THEN_FLAG          closing fails the cells, and then says that the desk is closed
- *   -DNOBODY_FORGETS          callers leave their cells registered
+ *   -DCELLS_STAY_REGISTERED   callers leave their cells registered
  */
 
 #define CALLERS 2                         /* at most */
@@ -42,7 +42,7 @@ mtype = { VALUE, NO_VALUE, TIMED_OUT, DEAD };  /* NO_VALUE: a refusal, or the mo
 chan mailbox = [CALLERS] of { byte };
 
 /* the cells */
-bool to_run[CALLERS] = true;              /* the permit to run the query, there until somebody takes it */
+bool to_run[CALLERS] = true;              /* the permit to run the query, until it is taken */
 mtype outcome[CALLERS];                   /* set once */
 bool rung[CALLERS];                       /* the bell its caller sleeps on: rings are kept */
 
@@ -63,7 +63,7 @@ byte gone = 0;
 
 #define BIT(cell) (1 << (cell))
 
-/* Somebody tries to get the permit to run; `then` or `otherwise` is what it does next. */
+/* A thread tries to take the permit to run. It goes on with `then` if it gets the permit, else with `otherwise`. */
 #ifdef LOOK_THEN_TAKE
 #define TAKE(cell, then, otherwise) \
     if \
@@ -97,7 +97,7 @@ inline set_outcome(cell, what) {
 #endif
 }
 
-/* An outcome, from whomever: the cell is closed. */
+/* Set an outcome, by any thread: the cell is closed. */
 inline close_cell(cell, what) {
 #ifdef OUTCOME_LEAVES_IT_OPEN
     set_outcome(cell, what);
@@ -127,7 +127,7 @@ proctype caller(byte me) {
     /* wait */
     if
     :: outcome[me] != NOTHING -> goto hear
-    :: moment_comes || !deferred[me] ->   /* patient: sleeps until somebody rings */
+    :: moment_comes || !deferred[me] ->   /* patient: sleeps until the bell rings */
         rung[me];
         goto hear
     :: skip                               /* its time is up, now or at any later moment */
@@ -150,7 +150,7 @@ hear:
 leave:
     atomic {
         assert(told[me] == VALUE || told[me] == DEAD || !allocated[me]);
-#ifndef NOBODY_FORGETS
+#ifndef CELLS_STAY_REGISTERED
         registered = registered & ~BIT(me);
 #endif
         gone++
@@ -219,7 +219,7 @@ proctype writer() {
     } unless { dead }
 }
 
-/* Nobody, or a shutdown, or whoever is left when the writer dies. */
+/* Does nothing, or closes the desk: in a shutdown, or after the death of the writer. */
 proctype closer() {
     byte cell = 0, found;
     if
@@ -234,7 +234,7 @@ proctype closer() {
     do
     :: found & BIT(cell) ->
         found = found & ~BIT(cell);
-#ifdef CLAIMED_ONES_FORGOTTEN
+#ifdef CLAIMED_CELLS_FORGOTTEN
         TAKE(cell, set_outcome(cell, DEAD), skip);
 #else
         close_cell(cell, DEAD);

@@ -1,7 +1,7 @@
 """The command line: `headway generate | chat | serve | doctor | simtest | bench | accuracy`.
 
-Bad input ends with one line on standard error and exit code 2, an engine that fails with code 1. What a command needs
-is imported when it runs, so that `headway --help` is quick.
+Bad input ends with one line on standard error and exit code 2, an engine that fails with code 1. Each command imports
+its modules when it runs, so that `headway --help` is quick.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from headway import __version__
-from headway.commands import chat, doctor, generate, simtest
+from headway.commands import accuracy, chat, doctor, generate, simtest
 from headway.commands.options import ChatTemplateOption, takes_model_and_engine
 from headway.config import EngineConfig
 from headway.errors import EngineDeadError
@@ -24,25 +24,25 @@ logger = logging.getLogger(__name__)
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130  # exit codes
 
-# Where click's usage errors live depends on the version of typer; this is their common base everywhere.
+# The module of click's usage errors depends on the version of typer. This is their common base in every version.
 _UsageError: Any = typer.BadParameter.__bases__[0]
 
 app = typer.Typer(
     name="headway",
     help="Serve language models with a scheduler that takes no locks.",
-    epilog="Where no model is named, the small one that comes with Headway is used.",
+    epilog="Without a model, commands use the small model that comes with Headway.",
     no_args_is_help=True,
     add_completion=False,
 )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command line, by default the process's own; returns the exit code."""
+    """Run one command line, by default that of the process. Returns the exit code."""
     try:
         code = app(arguments, prog_name="headway", standalone_mode=False)
     except _UsageError as error:
         return _complain(error.format_message(), BAD_INPUT)
-    except BrokenPipeError:  # whoever read our output has seen enough; let the last flush go nowhere
+    except BrokenPipeError:  # the reader of our output has gone; the last flush goes nowhere
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except (ValueError, OSError) as error:
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _complain(message: str, code: int) -> int:
-    if message:  # click has none where it has printed the help
+    if message:  # click gives an empty message after printing the help
         print("headway:", " ".join(message.split()), file=sys.stderr)
     return code
 
@@ -80,6 +80,7 @@ app.command("generate")(generate.command)
 app.command("chat")(chat.command)
 app.command("doctor")(doctor.command)
 app.command("simtest")(simtest.command)
+app.command("accuracy")(accuracy.command)
 
 
 @app.command()
@@ -87,17 +88,17 @@ app.command("simtest")(simtest.command)
 def serve(
     config: EngineConfig,
     host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen at; 0 takes any that is free.")] = 8000,
+    port: Annotated[int, typer.Option(help="Port to listen at; 0 takes any free port.")] = 8000,
     shutdown_grace: Annotated[
-        float, typer.Option(help="Seconds that running requests may go on after SIGTERM or Ctrl-C.")
+        float, typer.Option(help="Seconds for running requests to end after SIGTERM or Ctrl-C.")
     ] = 10.0,
     access_log: Annotated[bool, typer.Option("--access-log", help="Log every HTTP request.")] = False,
     admin_api: Annotated[
         bool,
         typer.Option(
             "--enable-admin-api",
-            help="Serve /pause, /resume, /is_paused and /reset_prefix_cache, and /debug/ownership to other hosts: for "
-            "those alone whom you let stop the server.",
+            help="Serve /pause, /resume, /is_paused and /reset_prefix_cache, and /debug/ownership to other hosts. "
+            "Every client can then stop the server.",
         ),
     ] = False,
     chat_template: ChatTemplateOption = None,
@@ -105,7 +106,7 @@ def serve(
         bool,
         typer.Option(
             "--trust-request-chat-template",
-            help="Let requests bring a chat template: a program that may take any time and memory.",
+            help="Accept chat templates in requests: a template is a program that may use any time and memory.",
         ),
     ] = False,
 ) -> None:
@@ -120,35 +121,20 @@ def serve(
     raise typer.Exit(serve(config, host, port, **options, **templates))
 
 
-_PASS_ON = {
-    "allow_extra_args": True,
-    "allow_interspersed_args": False,
-    "ignore_unknown_options": True,
-    "help_option_names": [],
-}
-
-
-@app.command(context_settings=_PASS_ON)
+@app.command(
+    context_settings={
+        "allow_extra_args": True,
+        "allow_interspersed_args": False,
+        "ignore_unknown_options": True,
+        "help_option_names": [],
+    }
+)
 def bench(context: typer.Context) -> None:
-    """Measure: the scheduler's step, a server under load ..."""
+    """Measure a server under load, tokens per second, or the scheduler's step."""
     from headway.bench import app as benchmarks
 
-    _pass_on(benchmarks, context)
-
-
-@app.command(context_settings=_PASS_ON)
-def accuracy(context: typer.Context) -> None:
-    """Compare every token with what transformers' generate gives."""
-    from headway.bench.accuracy import command
-
-    alone = typer.Typer(add_completion=False)
-    alone.command()(command)
-    _pass_on(alone, context)
-
-
-def _pass_on(to: typer.Typer, context: typer.Context) -> None:
-    """Let another app have the rest of the line, its --help included."""
-    raise typer.Exit(to(context.args, prog_name=context.command_path, standalone_mode=False) or 0)
+    # The app of the benchmarks gets the rest of the line, --help included.
+    raise typer.Exit(benchmarks(context.args, prog_name=context.command_path, standalone_mode=False) or 0)
 
 
 if __name__ == "__main__":

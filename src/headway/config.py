@@ -1,4 +1,4 @@
-"""What a user can set, validated in one place."""
+"""The settings that a user can choose, validated in one place."""
 
 from __future__ import annotations
 
@@ -32,42 +32,45 @@ def _one_of(name: str, value: object, choices: tuple[str, ...]) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulingOptions:
-    """How requests are scheduled; the same for whoever sets up an engine and for the core.
+    """How requests are scheduled: options that the engine and the core share.
 
     Sizes
-    max_num_seqs: slots, that is requests that may run at once.
-    max_num_batched_tokens: tokens that one step may compute, over all requests.
+    max_num_seqs: slots, that is the most requests that run at once.
+    max_num_batched_tokens: the most tokens that one step computes, over all requests.
     block_size: tokens in one KV-cache block, a power of two.
-    role: which phases this engine runs; a prefill engine computes the prompt and one token.
+    role: the phases that this engine computes; a prefill engine computes the prompt and one token.
 
     Caching
     enable_prefix_caching: reuse the blocks of equal prompt prefixes.
-    enable_output_caching: publish blocks of generated tokens too as they fill; else only when told to
-        (`publish_output`).
+    enable_output_caching: publish blocks of generated tokens too, as soon as they are full. If off, only
+        `publish_output` does.
 
     Chunked prefill
-    max_num_partial_prefills: prompts that may be part-way computed at once; 0: as many as there are slots.
-    long_prefill_token_threshold: a prompt with more tokens than this left is long: while others have use for the
-        budget it computes no more than this in a step. None: half of max_num_batched_tokens; 0: no prompt is long.
-    max_long_partial_prefills: long prompts that may be part-way computed at once; shorter ones pass those that wait.
-    deterministic: chunks end at multiples of deterministic_chunk_size, or with the known tokens.
+    max_num_partial_prefills: the most prompts that are partly computed at once; 0: one per slot.
+    long_prefill_token_threshold: a prompt with more remaining tokens is long. A step computes at most this many tokens
+        of it while other prompts can use the rest. None: half of max_num_batched_tokens; 0: no prompt is long.
+    max_long_partial_prefills: the most long prompts that are partly computed at once; shorter prompts pass long
+        prompts that wait.
+    deterministic: a chunk ends at a multiple of deterministic_chunk_size, or at the last known token.
     encoder_cache_size: encoder tokens of images and videos that the device keeps. None: max_num_batched_tokens.
-    num_speculative_tokens: draft tokens per decoding request, which take budget and blocks (k of k + 1).
+    num_speculative_tokens: draft tokens per decoding request. They take budget and blocks (k of k + 1 tokens).
 
     Admission
-    reserve: what an admission must leave for those that decode. "ratio": a share of what they may still generate;
-        "blocks": so many blocks each; "none".
-    max_bypass: how often requests that fit may pass one that waits for blocks.
-    ageing_seconds: waiting so long is worth one level of priority; 0: priorities are strict.
+    reserve: blocks that an admission leaves free for decoding requests. "ratio": a share of their remaining tokens;
+        "blocks": a fixed number each; "none".
+    max_bypass: how often other requests may pass a request that waits for blocks.
+    ageing_seconds: seconds of waiting that count as one level of priority; 0: priorities are strict.
 
     Preemption
-    victim: "least-waste": whoever has the fewest computed tokens that are not in the prefix cache; "last-in-line":
-        whoever came last.
-    enable_priority_preemption: a request may displace running ones of lower priority.
+    victim: the request to preempt. "least-waste": the request with the fewest computed tokens outside the prefix
+        cache; "last-in-line": the request that came last.
+    enable_priority_preemption: a request may displace running requests of lower priority.
 
     Deadlines, seconds
-    preprocess_timeout: for the preparation of a request. reservation_timeout: until a reservation of P or D is taken
-    up. hold_timeout: until the yes of `has_resource_for_prefilled_req` is. send_timeout: for KV on its way to D.
+    preprocess_timeout: for the preparation of a request.
+    reservation_timeout: until a reservation of P or D starts; then its slot and blocks are released.
+    hold_timeout: the same for a reservation that a room check has made (`has_resource_for_prefilled_req`).
+    send_timeout: for sending the KV of a request from P to D.
 
     Raises ValueError, naming the value and the limit, for anything that could not work.
     """
@@ -131,34 +134,34 @@ class SchedulingOptions:
 
     @property
     def tokens_per_decode(self) -> int:
-        """What a decoding request takes of a step's budget."""
+        """Tokens of a step's budget that one decoding request takes."""
         return 1 + self.num_speculative_tokens
 
     @property
     def smallest_chunk_budget(self) -> int:
-        """Tokens that a prefill can always have in a step: what is left when all other slots decode."""
+        """Tokens of a step that a prefill can count on: the rest of the budget when all other slots decode."""
         if self.role is Role.PREFILL:
             return self.max_num_batched_tokens
         return self.max_num_batched_tokens - (self.max_num_seqs - 1) * self.tokens_per_decode
 
     @property
     def long_prefill_tokens(self) -> int:
-        """`long_prefill_token_threshold` as it is in force; 0: no prompt is long."""
+        """The effective `long_prefill_token_threshold`; 0: no prompt is long."""
         threshold = self.long_prefill_token_threshold
         return self.max_num_batched_tokens // 2 if threshold is None else threshold
 
     @property
     def encoder_budget(self) -> int:
-        """`encoder_cache_size` as it is in force."""
+        """The effective `encoder_cache_size`."""
         return self.max_num_batched_tokens if self.encoder_cache_size is None else self.encoder_cache_size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulerConfig(SchedulingOptions):
-    """Limits of one scheduler: the options, and what model and device decide.
+    """Limits of one scheduler: the options, and the sizes that depend on model and device.
 
-    max_model_len: tokens of the longest request, prompt and output together.
-    num_blocks: blocks of the pool, counting block 0, which is padding and never handed out.
+    max_model_len: the most tokens of one request, prompt and output together.
+    num_blocks: blocks of the pool. Block 0 is one of them: it is padding and never handed out.
 
     Raises ValueError, naming the value and the limit, for anything that could not work.
     """
@@ -182,7 +185,7 @@ class SchedulerConfig(SchedulingOptions):
 
     @property
     def blocks_per_request(self) -> int:
-        """Blocks that the longest request needs: the width of a block table."""
+        """Blocks of the longest request: the width of a block table."""
         return self.blocks_for(self.max_model_len)
 
     def blocks_for(self, num_tokens: int) -> int:
@@ -192,20 +195,20 @@ class SchedulerConfig(SchedulingOptions):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig(SchedulingOptions):
-    """What a person sets to run a model. `None` means: decided when the model is loaded.
+    """The settings for running a model. `None` means: decided when the model is loaded.
 
     model: a local folder or a hub id; None is the embedded default model.
-    scheduler: which resource manager; None follows the environment switches (see `managers.choose_scheduler`).
-    device, dtype: as torch names them; "auto" takes CUDA where present, and the dtype of the checkpoint.
-    attention_backend: what computes attention: "torch"; "numba", a compiled kernel for decodes in float32 on a CPU; or
-        "flashinfer", for half precision on CUDA; "auto" takes one of these two where it can be had.
-    enforce_eager: launch each kernel of a decode step by itself, not all of them as one CUDA graph.
-    num_blocks: blocks of the KV cache; None computes it from `kv_cache_memory_gb` on a CPU and from
+    scheduler: the resource manager; None follows the environment switches (see `managers.choose_scheduler`).
+    device, dtype: as torch names them; "auto" is CUDA if there is a GPU, and the dtype of the checkpoint.
+    attention_backend: "torch"; "numba", a compiled kernel for decodes in float32 on a CPU; or "flashinfer", for half
+        precision on CUDA. "auto" takes numba or flashinfer where it is installed and fits, else torch.
+    enforce_eager: launch the kernels of a decode step one by one, not as one CUDA graph.
+    num_blocks: blocks of the KV cache; None computes the number from `kv_cache_memory_gb` on a CPU and from
         `gpu_memory_utilization` on CUDA.
-    max_waiting: requests that may be queued beyond `max_num_seqs` before new ones are refused.
-    async_scheduling: schedule and launch a step while the one before it computes, so that the device need not wait.
-        The answers are the same; a newcomer's first step begins behind both.
-    step_timeout: seconds after which the watchdog gives up a step of the device.
+    max_waiting: the most requests in the engine beyond `max_num_seqs`; further requests are refused.
+    async_scheduling: schedule and launch the next step while the present one computes, so that the device never waits
+        for the scheduler. The answers are the same; the first step of a new request begins after both.
+    step_timeout: seconds until the watchdog gives up a step of the device.
     """
 
     model: str | None = None
@@ -242,6 +245,6 @@ class EngineConfig(SchedulingOptions):
         _one_of("attention_backend", self.attention_backend, ("auto", "torch", "numba", "flashinfer"))
 
     def for_scheduler(self, *, max_model_len: int, num_blocks: int) -> SchedulerConfig:
-        """The core's limits, once the model has told its length and the device its room."""
+        """The limits of the core, once the length of the model and the blocks of the device are known."""
         options = {field.name: getattr(self, field.name) for field in fields(SchedulingOptions)}
         return SchedulerConfig(max_model_len=max_model_len, num_blocks=num_blocks, **options)

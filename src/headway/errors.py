@@ -1,18 +1,18 @@
-"""The errors that callers get."""
+"""Errors that callers can catch."""
 
 from __future__ import annotations
 
 
 class RequestError(ValueError):
-    """The request cannot be accepted as it is; the message names the value and the limit. HTTP 400."""
+    """The request breaks a rule; the message names the value and the limit. HTTP 400."""
 
 
 class DuplicateRequestError(RequestError):
-    """A request of this id is still in the engine. HTTP 409."""
+    """A request with the same id is still in the engine. HTTP 409."""
 
 
 class QueueFullError(RuntimeError):
-    """The engine holds as many requests as it may; try again later. HTTP 503 with Retry-After."""
+    """The engine is full; try again later. HTTP 503 with Retry-After."""
 
 
 class EnginePausedError(RuntimeError):
@@ -24,4 +24,4 @@ class EngineDeadError(RuntimeError):
 
 
 class QueryError(RuntimeError):
-    """A query that cannot be answered: asked of an engine of the wrong role, or by the thread that must answer it."""
+    """A query that cannot be answered: the engine has the wrong role, or the caller is the writer thread itself."""

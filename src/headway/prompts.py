@@ -1,4 +1,4 @@
-"""The forms in which a prompt may be given to `LLM`, told apart and checked.
+"""The forms of a prompt that `LLM` accepts: tells them apart, and checks them.
 
 A prompt is text, token ids, {"prompt": text} or {"prompt_token_ids": ids}.
 """
@@ -17,7 +17,7 @@ Messages = Sequence[Mapping[str, Any]]
 
 
 def is_token_ids(prompt: object) -> bool:
-    """Whether this is one flat sequence of integers."""
+    """Whether `prompt` is one flat sequence of integers."""
     if isinstance(prompt, np.ndarray):
         return prompt.ndim == 1 and np.issubdtype(prompt.dtype, np.integer)
     if isinstance(prompt, str | bytes) or not isinstance(prompt, Sequence):
@@ -30,7 +30,7 @@ def _is_int(token: object) -> bool:
 
 
 def as_list(prompts: Any) -> list[Any]:
-    """One prompt or several, as a list. An empty list is no prompts rather than an empty one."""
+    """One prompt or several, as a list. An empty list means no prompts, not an empty prompt."""
     if isinstance(prompts, str | Mapping) or (is_token_ids(prompts) and len(prompts)):
         return [prompts]
     if not isinstance(prompts, Sequence | np.ndarray):
@@ -39,7 +39,7 @@ def as_list(prompts: Any) -> list[Any]:
 
 
 def text_of(prompt: Any, index: int) -> str | None:
-    """The prompt's text, to be tokenised; None if it comes as token ids. Raises RequestError for anything else."""
+    """The prompt's text, to be tokenised; None for a prompt of token ids. Raises RequestError for any other type."""
     inner = prompt
     if isinstance(prompt, Mapping):
         if len(prompt) != 1 or next(iter(prompt)) not in ("prompt", "prompt_token_ids"):
@@ -68,7 +68,7 @@ def ids_of(prompt: Any) -> list[int]:
 
 
 def one_each(name: str, value: Any, count: int) -> list[Any]:
-    """The value of each of `count` prompts, from one for all or one for each."""
+    """A list of `count` values, from one value for all prompts or from one value for each."""
     if not isinstance(value, Sequence):
         return [value] * count
     if len(value) != count:

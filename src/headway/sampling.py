@@ -1,4 +1,4 @@
-"""How the next token is chosen, and when an answer stops."""
+"""Sampling parameters: how the next token is chosen, and when an answer stops."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def _in_range(name: str, value: float, low: float, high: float) -> None:
 class SamplingParams:
     """How the next token is chosen and when to stop. Names and defaults follow vLLM's.
 
-    n: how many answers to the same prompt.
+    n: answers to the same prompt.
     temperature: 0 is greedy.
     top_k: 0 or -1 keeps the whole vocabulary.
     seed: the same seed, prompt and parameters give the same tokens, whatever else runs and however often the
-        request is preempted; None draws a fresh one.
+        request is preempted; None draws a fresh seed.
     max_tokens: None means as many as `max_model_len` allows.
-    min_tokens: stop tokens are masked until so many tokens are generated.
+    min_tokens: stop tokens are masked until this many tokens are generated.
     logprobs: top alternatives to report per token (0: only the sampled one); None reports nothing.
     logit_bias: token id -> value added to its logit, -100 to 100.
 

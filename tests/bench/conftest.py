@@ -1,19 +1,15 @@
-"""Stand-ins: for a server, which answers as the bench expects and misbehaves where a prompt asks for it; for peers."""
+"""A stand-in for a server, which answers as the bench expects and misbehaves where a prompt asks for it."""
 
 import asyncio
 import json
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 import pytest
 import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, StreamingResponse
-
-from headway.bench import peers
-from headway.bench.headway_system import HeadwaySystem
 
 
 class FakeServer:
@@ -33,7 +29,7 @@ class FakeServer:
     def forget(self) -> None:
         self.requests: list[dict] = []
         self.in_flight = self.most_in_flight = 0
-        self.gap_s = 0.0
+        self.hold_for = 0  # no answer goes on before so many have been streamed at the same time
         self.piece: Callable[[int], str | None] = lambda index: "x"  # None: a token that shows no text
         self.tokens = lambda text: [ord(character) for character in text]
         self.card: dict = {"id": "fake", "max_model_len": 256}
@@ -55,8 +51,9 @@ class FakeServer:
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
         try:
+            while self.most_in_flight < self.hold_for:
+                await asyncio.sleep(0.005)
             for index in range(body["max_tokens"]):
-                await asyncio.sleep(self.gap_s)
                 if (piece := self.piece(index)) is not None:
                     yield event(choices=[{"text": piece, "finish_reason": None}])
             if body["prompt"] == "fail":
@@ -91,26 +88,3 @@ def running_fake_server() -> Iterator[FakeServer]:
 def fake_server(running_fake_server: FakeServer) -> FakeServer:
     running_fake_server.forget()
     return running_fake_server
-
-
-@pytest.fixture
-def fake_peers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Peers that are our own scheduler again; returns those that were started."""
-    started = []
-
-    class Fake:
-        version = "9.9"
-
-        def __init__(self, name: str) -> None:
-            self.name = name
-
-        def run(self, workload):
-            return workload.run(HeadwaySystem)
-
-    @contextmanager
-    def open_peer(name: str):
-        started.append(str(name))
-        yield Fake(str(name))
-
-    monkeypatch.setattr(peers, "open_peer", open_peer)
-    return started

@@ -117,8 +117,8 @@ def test_a_server_that_does_not_tell_its_length_can_be_told_it(bench, fake_serve
     ("arguments", "complaint"),
     [
         (["--num-prompts", "0"], "--num-prompts must be at least 1, got 0"),
-        (["--request-rate", "0"], "--request-rate must be above 0 requests per second, or inf, got '0'"),
-        (["--request-rate", "5,fast"], "--request-rate must be above 0 requests per second, or inf, got 'fast'"),
+        (["--request-rate", "0"], "must be numbers above 0, or inf, with commas between them, got '0'"),
+        (["--request-rate", "5,fast"], "must be numbers above 0, or inf, with commas between them, got '5,fast'"),
         (["--burstiness", "0"], "--burstiness must be above 0 and finite, got 0.0"),
         (["--max-concurrency", "0"], "--max-concurrency must be at least 1, got 0"),
         (["--minutes", "2"], "--trace and --minutes need --dataset azure or mooncake, got heldout"),

@@ -73,7 +73,7 @@ def test_a_server_that_ignores_sigterm_is_killed_with_all_that_it_started(tmp_pa
         address = ("127.0.0.1", int(port_file.read_text()))
         socket.create_connection(address).close()
     assert server._process.returncode == -signal.SIGKILL
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     with pytest.raises(ConnectionRefusedError):
         while time.monotonic() < deadline:
             socket.create_connection(address).close()
@@ -100,6 +100,6 @@ def test_sigterm_ends_the_block_and_so_the_server(tmp_path):
     parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     child = int(parent.stdout.readline())
     parent.terminate()
-    assert parent.wait(30) == 128 + signal.SIGTERM
+    assert parent.wait(60) == 128 + signal.SIGTERM
     parent.stdout.close()
     assert not is_alive(child)

@@ -34,7 +34,7 @@ def test_a_table_has_a_line_per_row(capsys):
     ours, theirs = (line for line in out.splitlines() if "ours" in line or "theirs" in line)
     assert [cell.strip() for cell in ours.split("│")[1:-1]] == ["ours", "1,234.6", "n/a", "yes", ""]
     assert [cell.strip() for cell in theirs.split("│")[1:-1]] == ["theirs", "9.0", "1.0", "", "2.0 (1.5 – 3.0)"]
-    assert "title" in out and machine()["python"] in out
+    assert "title" in out and machine()["python"] in " ".join(out.split())  # wherever its line breaks
 
 
 def test_a_column_that_nobody_has_is_left_out(capsys):

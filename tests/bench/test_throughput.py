@@ -1,9 +1,13 @@
 """`headway bench throughput` generates with every system, each in a process of its own, and compares them."""
 
+from pathlib import Path
+
 import pytest
 
 from headway.bench import throughput
-from headway.bench.generators import GENERATORS, Answers
+from headway.bench.child_process import ChildError
+from headway.bench.generator_process import GeneratorProcess
+from headway.bench.generators import GENERATORS, Answers, Setting
 from headway.bench.shapes import SHAPES
 from headway.cli import main
 from tests.bench.printed import rows_of
@@ -19,7 +23,9 @@ def test_all_systems_answer_and_are_compared(capfd: pytest.CaptureFixture[str]) 
     for row in rows:
         assert (row["requests"], row["rounds"], row["generated_tokens"], row["threads"]) == (4, 3, 32, 1)
         assert row["tokens_per_s_low"] <= row["tokens_per_s"] <= row["tokens_per_s_high"]
-        assert 0 < row["forward_percent"] <= 100 and row["step_ms"] > 0 and row["floor_ms"] > 0
+        assert row["floor_ms"] > 0
+        if row["decode_steps"]:  # none where the first answer was complete before the last request had come
+            assert 0 < row["forward_percent"] <= 100 and row["step_ms"] > 0
         assert row.get("differing", 0) == 0
     assert "times_headway" not in ours and "times_batching" not in batching
     assert ours["times_batching"] == batching["times_headway"] > 0
@@ -38,7 +44,7 @@ def test_several_sizes_and_threads_in_a_table_and_a_picture(tmp_path, capfd: pyt
 
 def test_a_system_that_fails_ends_it_with_its_last_words(monkeypatch, capfd: pytest.CaptureFixture[str]) -> None:
     def broken(*arguments):
-        raise throughput.GeneratorError("the peer caught fire")
+        raise ChildError("the peer caught fire")
 
     monkeypatch.setattr(throughput.GeneratorProcess, "generate", broken)
     assert main([*TINY, "--systems", "headway"]) == 1
@@ -46,13 +52,9 @@ def test_a_system_that_fails_ends_it_with_its_last_words(monkeypatch, capfd: pyt
 
 
 def test_what_a_process_raises_arrives_here() -> None:
-    from pathlib import Path
-
-    from headway.bench.generator_process import GeneratorError, GeneratorProcess
-    from headway.bench.generators import Setting
-
-    with pytest.raises(GeneratorError, match="ValueError"):
-        GeneratorProcess("headway", Setting(Path("/nowhere/at/all"), "cpu", "float32", 1, 32, 1))
+    setting = Setting(Path("/nowhere/at/all"), "cpu", "float32", 1, 32, 1)
+    with pytest.raises(ChildError, match="ValueError"), GeneratorProcess("headway", setting):
+        pass
 
 
 def test_a_step_is_timed_while_all_decode() -> None:
@@ -80,10 +82,10 @@ def test_what_a_step_must_read() -> None:
     [
         (["--shape", "huge"], "one of small, qwen3-8b, tiny, got 'huge'"),
         (["--rounds", "2"], "at least 3 for a median, got 2"),
-        (["--threads", "0"], "from 1 to 1,024 with commas between them, got '0'"),
-        (["--requests", "4,x"], "from 1 to 1,024 with commas between them, got '4,x'"),
+        (["--threads", "0"], "whole numbers in [1, 1024] with commas between them, got '0'"),
+        (["--requests", "4,x"], "whole numbers in [1, 1024] with commas between them, got '4,x'"),
         (["--new-tokens", "3"], "from 4 to 8168, got 3"),
-        (["--systems", "headway,vllm"], "got 'vllm'"),
+        (["--systems", "headway,vllm"], "got 'headway,vllm'"),
         (["--systems", "headway,headway"], "each once"),
         (["--device", "tpu"], "cpu or cuda, got 'tpu'"),
         (["--plot", "it.gif"], "must end in .png or .svg, got 'it.gif'"),

@@ -18,7 +18,7 @@ from headway.request import FinishReason, NewRequest
 from headway.sampling import SamplingParams
 from tests.server.running import save_without_weights
 
-SIMULATED = ("--executor", "simulated", "--base-s", "0.002")
+SIMULATED = ("--executor", "simulated", "--base-s", "0.01")  # 250 tokens take 2.5 seconds
 LONG = SamplingParams(max_tokens=250, ignore_eos=True)
 
 
@@ -102,16 +102,16 @@ async def test_what_the_engine_refuses_is_raised(client: EngineClient) -> None:
 
 
 async def test_stop_strings_end_a_request_in_the_engine_too(client: EngineClient) -> None:
-    (before, _) = await all_events(client, "free", stream=False, max_tokens=250, ignore_eos=True)
+    (before, _) = await all_events(client, "free", stream=False, max_tokens=40, ignore_eos=True)
     text = before.output.outputs[0].text
     stop = text[5:8]
     await idle(client)
     steps = client.snapshot.step_id
-    (stopped, _) = await all_events(client, "stopped", stream=False, max_tokens=250, ignore_eos=True, stop=stop)
+    (stopped, _) = await all_events(client, "stopped", stream=False, max_tokens=40, ignore_eos=True, stop=stop)
     answer = stopped.output.outputs[0]
     assert (answer.text, answer.finish_reason, answer.stop_reason) == (text[: text.index(stop)], "stop", stop)
     await idle(client)
-    assert client.snapshot.step_id - steps <= 260
+    assert client.snapshot.step_id - steps <= 50
 
 
 async def test_a_pause_gives_what_there_is_and_a_resume_goes_on(client: EngineClient) -> None:

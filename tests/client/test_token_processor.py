@@ -472,19 +472,6 @@ def test_discarding_names_what_is_still_in_the_engine_and_silences_it():
     assert (late.deltas, late.outputs, late.num_tokens) == ([], [], 0)
 
 
-def test_a_dead_engine_ends_everything_with_its_reason():
-    processor = TokenProcessor(BYTES)
-    add(processor, "s", [1], SamplingParams(), prompt_token_ids=[1], now=0.0, stream=True)
-    add(processor, "w", [2, 3], SamplingParams(n=2), prompt_token_ids=[1], now=0.0)
-    processed = processor.fail_all("the engine died", now=1.0)
-    assert [(d.error, d.finish_reason, d.finished) for d in processed.deltas] == [
-        ("the engine died", FinishReason.ERROR, True)
-    ]
-    (output,) = processed.outputs
-    assert [o.error for o in output.outputs] == ["the engine died"] * 2
-    assert len(processor) == 0
-
-
 def test_times_are_the_callers_and_latencies_are_counted_per_answer():
     processor = TokenProcessor(BYTES)
     add(processor, "r", [1, 2], SamplingParams(n=2), prompt_token_ids=[1], now=10.0)

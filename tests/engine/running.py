@@ -14,7 +14,8 @@ from headway.executor.simulated import SimulatedExecutor, StepTimeModel
 from headway.managers import Manager
 from headway.sampling import SamplingParams
 from headway.scheduler import Batch, Effects
-from tests.managers.driving import PATIENCE, VOCAB, History, make, new_request
+from tests.history import History
+from tests.managers.driving import PATIENCE, VOCAB, make, new_request
 
 
 def eventually(condition: Callable[[], Any]) -> bool:
@@ -68,6 +69,43 @@ class Running:
         """Hand in a request; returns its uid."""
         params = SamplingParams(max_tokens=max_tokens, **sampling)
         return self.engine.add(new_request(request_id, prompt, params, preprocess=preprocess))
+
+
+class Clock:
+    """The writer's time, which passes only when a test says so. The writer looks around often, by the real clock."""
+
+    LONGEST_SLEEP = 0.01
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self._looks = 0
+
+    def monotonic(self) -> float:
+        if threading.current_thread().name == "headway-writer":
+            self._looks += 1
+        return self.now
+
+    def let_look(self) -> None:
+        """Wait until the writer has looked at everything twice, at this time of the clock."""
+        until = self._looks + 6  # two looks a turn; the first turn may be half over
+        assert eventually(lambda: self._looks >= until), "the writer does not look around"
+
+    def let_pass(self, seconds: float) -> None:
+        """What has happened is seen, then time passes, and that is seen."""
+        self.let_look()
+        self.now += seconds
+        self.let_look()
+
+
+def pause_within_a_step(it: Running, hang: Hang, *args: Any, **kwargs: Any) -> None:
+    """Pause while the device is in the step in which it hangs, so that all who are inside are in the middle."""
+    assert hang.reached.wait(PATIENCE)
+    thread = threading.Thread(target=it.manager.pause, args=args, kwargs=kwargs)
+    thread.start()
+    assert eventually(lambda: it.manager.snapshot().paused)
+    hang.let_go.set()
+    thread.join(PATIENCE)
+    assert not thread.is_alive() and it.manager.snapshot().num_in_flight == 0
 
 
 class Device(SimulatedExecutor):

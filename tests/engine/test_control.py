@@ -4,25 +4,17 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from typing import Any
 
 import pytest
 
 from headway.config import Role
-from headway.engine import writer
 from headway.errors import EngineDeadError, EnginePausedError
 from headway.request import FinishReason, RequestStatus
 from headway.sampling import SamplingParams
 from headway.scheduler import Batch, Sending
-from tests.engine.running import Device, Hang, Running, eventually, running
-from tests.managers.driving import ALL, PATIENCE, answer_to, assert_nothing_held, make_request, prompt_of
-
-
-@pytest.fixture(params=ALL)
-def name(request: pytest.FixtureRequest) -> str:
-    """Each of the three managers in turn."""
-    return str(request.param)
+from tests.engine.running import Clock, Device, Hang, Running, eventually, pause_within_a_step, running
+from tests.managers.driving import PATIENCE, answer_to, assert_nothing_held, make_request, prompt_of
 
 
 def in_thread(work: Any, *args: Any, **kwargs: Any) -> tuple[threading.Thread, list[Any]]:
@@ -44,10 +36,10 @@ def in_thread(work: Any, *args: Any, **kwargs: Any) -> tuple[threading.Thread, l
 
 
 def test_a_pause_ends_what_is_inside_and_refuses_what_comes(name: str) -> None:
-    with running(name, Device(base_s=0.002)) as it:
+    hang = Hang(step_id=5)
+    with running(name, Device(before_step=hang)) as it:
         uids = [it.add(f"r{i}", max_tokens=50) for i in range(6)]
-        assert eventually(lambda: it.history.tokens)
-        it.manager.pause()
+        pause_within_a_step(it, hang)
         assert it.manager.door.paused
         assert it.manager.snapshot().num_in_flight == 0
         it.history.wait_for(uids)
@@ -62,20 +54,21 @@ def test_a_pause_ends_what_is_inside_and_refuses_what_comes(name: str) -> None:
     assert_nothing_held(it.manager)
 
 
-def test_what_a_pause_keeps_goes_on_after_it(name: str) -> None:
+def test_what_a_pause_keeps_goes_on_after_it(name: str, clock: Clock) -> None:
     launched = 0
+    hang = Hang(step_id=5)
 
     def count(batch: Batch) -> None:
         nonlocal launched
         launched += 1
+        hang(batch)
 
-    with running(name, Device(before_step=count, base_s=0.002)) as it:
+    with running(name, Device(before_step=count)) as it:
         prompts = [prompt_of(i, 9) for i in range(6)]
         uids = [it.add(f"r{i}", prompt, max_tokens=30) for i, prompt in enumerate(prompts)]
-        assert eventually(lambda: it.history.tokens)
-        it.manager.pause("preempt")
+        pause_within_a_step(it, hang, "preempt")
         before = launched
-        time.sleep(0.05)
+        clock.let_pass(3600)
         assert launched == before and it.manager.door.num_inside == 6
         it.manager.resume()
         it.history.wait_for(uids)
@@ -131,9 +124,10 @@ def test_a_mode_that_does_not_exist_is_refused_and_nothing_pauses(name: str) -> 
 
 
 def test_a_paused_engine_stops_at_once(name: str) -> None:
-    with running(name, Device(base_s=0.002)) as it:
+    hang = Hang()
+    with running(name, Device(before_step=hang)) as it:
         uid = it.add("a", max_tokens=50)
-        it.manager.pause("preempt")
+        pause_within_a_step(it, hang, "preempt")
         thread, outcome = in_thread(it.engine.shutdown, grace=10 * PATIENCE)
         thread.join(PATIENCE)
         assert outcome == [None]
@@ -228,42 +222,34 @@ def test_without_a_connector_such_a_request_ends_with_an_error(name: str) -> Non
 # -- who is not stalled ------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The writer looks around often, and no progress for a moment counts as a stall."""
-    monkeypatch.setattr(writer, "_LONGEST_SLEEP", 0.02)
-    monkeypatch.setattr(writer, "_STALL_SECONDS", 0.05)
-
-
-@pytest.mark.usefixtures("impatient")
-def test_a_paused_engine_is_not_stalled(name: str) -> None:
-    with running(name, Device(base_s=0.002)) as it:
+def test_a_paused_engine_is_not_stalled(name: str, clock: Clock) -> None:
+    hang = Hang()
+    with running(name, Device(before_step=hang)) as it:
         it.add("a", max_tokens=50)
-        it.manager.pause("preempt")
-        time.sleep(0.2)
+        pause_within_a_step(it, hang, "preempt")
+        clock.let_pass(3600)
         assert it.manager.door.num_inside == 1
         assert not it.engine.is_stalled()
 
 
-@pytest.mark.usefixtures("impatient")
-def test_an_engine_whose_requests_are_prepared_is_not_stalled(name: str) -> None:
+def test_an_engine_whose_requests_are_prepared_is_not_stalled(name: str, clock: Clock) -> None:
     let_go = threading.Event()
     with running(name, preprocess=lambda request: let_go.wait(PATIENCE)) as it:  # type: ignore[arg-type, return-value]
         it.add("a", preprocess=b"")
-        time.sleep(0.2)
+        assert eventually(lambda: it.manager.snapshot().num_preparing)
+        clock.let_pass(3600)
         assert it.manager.snapshot().num_preparing == 1
         assert not it.engine.is_stalled()
         let_go.set()
 
 
-@pytest.mark.usefixtures("impatient")
-def test_an_engine_whose_room_is_held_for_another_engine_is_not_stalled(name: str) -> None:
+def test_an_engine_whose_room_is_held_for_another_engine_is_not_stalled(name: str, clock: Clock) -> None:
     sent: list[Sending] = []
     with running(name, role=Role.PREFILL, max_num_seqs=1, num_blocks=17, on_sending=sent.append) as it:
         sending = prefill(it, "a", prompt_of(1, 60))
         assert eventually(lambda: sent)
         waiting = it.add("b", prompt_of(2, 60))  # the other one holds the blocks
-        time.sleep(0.2)
+        clock.let_pass(3600)
         assert it.manager.snapshot().num_waiting == 1
         assert not it.engine.is_stalled()
         it.engine.manager.send_done(sending)

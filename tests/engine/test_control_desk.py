@@ -13,13 +13,7 @@ from headway.engine.control_desk import ControlDesk
 from headway.errors import EngineDeadError
 from headway.wire import to_client, to_engine
 from tests.engine.running import Device, Hang, Running, eventually, running
-from tests.managers.driving import ALL, PATIENCE
-
-
-@pytest.fixture(params=ALL)
-def name(request: pytest.FixtureRequest) -> str:
-    """Each of the three managers in turn."""
-    return str(request.param)
+from tests.managers.driving import PATIENCE
 
 
 class Asking:

@@ -18,7 +18,7 @@ from headway.request import FinishReason, Request, Span
 from headway.sampling import SamplingParams
 from headway.scheduler import PreprocessDone
 from tests.engine.running import eventually, running
-from tests.managers.driving import ALL, PATIENCE, VOCAB, answer_to, assert_nothing_held, hand_made, make_request
+from tests.managers.driving import PATIENCE, VOCAB, answer_to, assert_nothing_held, hand_made, make_request
 
 SPAN = Span(1, 2, b"cat", 2)
 
@@ -208,12 +208,6 @@ def test_a_pool_without_threads_is_refused() -> None:
 
 
 # -- an engine that has one --------------------------------------------------------------------------------------
-
-
-@pytest.fixture(params=ALL)
-def name(request: pytest.FixtureRequest) -> str:
-    """Each of the three managers in turn."""
-    return str(request.param)
 
 
 def spell(request: Request) -> Prepared:

@@ -16,14 +16,8 @@ from headway.executor.base import OnDone
 from headway.kvcache.pool import OwnershipError
 from headway.request import FinishReason
 from headway.scheduler import AbortRequests, AddRequest, Batch, Effects, StepResult
-from tests.engine.running import Device, Hang, Running, eventually, running
-from tests.managers.driving import ALL, PATIENCE, answer_to, assert_nothing_held, prompt_of
-
-
-@pytest.fixture(params=ALL)
-def name(request: pytest.FixtureRequest) -> str:
-    """Each of the three managers in turn."""
-    return str(request.param)
+from tests.engine.running import Clock, Device, Hang, Running, eventually, running
+from tests.managers.driving import PATIENCE, answer_to, assert_nothing_held, every_manager, prompt_of
 
 
 @pytest.fixture(params=[1, 2])
@@ -40,16 +34,10 @@ def hang() -> Iterator[Hang]:
     hang.let_go.set()
 
 
-@pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The writer looks around often, and no progress for a moment counts as a stall."""
-    monkeypatch.setattr(writer, "_LONGEST_SLEEP", 0.02)
-    monkeypatch.setattr(writer, "_STALL_SECONDS", 0.05)
-
-
 # -- ordinary life -----------------------------------------------------------------------------------------------
 
 
+@every_manager
 def test_many_requests_get_their_answers(name: str, depth: int) -> None:
     with running(name, depth=depth, max_num_seqs=8) as it:
         prompts = {it.add(f"r{i}", prompt_of(i, 1 + i % 50), max_tokens=1 + i % 9): i for i in range(60)}
@@ -147,6 +135,7 @@ def test_commands_are_carried_out_while_the_device_computes(name: str, depth: in
     assert_nothing_held(it.manager)
 
 
+@every_manager
 def test_an_engine_in_the_prefill_role_makes_prompt_and_one_token(name: str) -> None:
     with running(name, role=Role.PREFILL, max_num_batched_tokens=16) as it:
         prompts = [prompt_of(i, 10 + 4 * i) for i in range(10)]
@@ -157,6 +146,7 @@ def test_an_engine_in_the_prefill_role_makes_prompt_and_one_token(name: str) -> 
     assert_nothing_held(it.manager)
 
 
+@every_manager
 @pytest.mark.parametrize("role, method", [(Role.MIXED, "schedule"), (Role.PREFILL, "prefill_schedule")])
 def test_the_role_decides_the_pass(name: str, role: Role, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     called: list[str] = []
@@ -283,16 +273,19 @@ class LateDevice(Device):
         super().shutdown()
 
 
-@pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("kind", [Device, LateDevice])
 def test_a_hanging_step_is_given_up_and_what_waits_goes_on(
-    name: str, kind: type[Device], depth: int, hang: Hang
+    name: str, kind: type[Device], depth: int, hang: Hang, clock: Clock
 ) -> None:
     with running(name, kind(before_step=hang), depth=depth, max_num_seqs=2, step_timeout=1.0, start=False) as it:
         prompts = [prompt_of(i, 5) for i in range(5)]
         uids = [it.add(f"r{i}", prompt, max_tokens=9) for i, prompt in enumerate(prompts)]
         it.engine.start()
-        it.history.wait_for(uids[:2])
+        assert hang.reached.wait(PATIENCE)
+        assert eventually(lambda: it.manager.snapshot().num_in_flight == depth)
+        clock.let_pass(0.9)
+        assert not it.history.ends
+        clock.let_pass(0.2)
         it.history.wait_for(uids)
         hang.let_go.set()  # the late answer changes nothing
         more = it.add("more")
@@ -328,13 +321,16 @@ class BreaksOnRestart(Device):
     ],
     ids=["refuses", "raises"],
 )
-@pytest.mark.usefixtures("impatient")
 def test_when_the_device_cannot_be_restarted_the_engine_says_so(
-    name: str, kind: type[Device], why: str, depth: int, hang: Hang
+    name: str, kind: type[Device], why: str, depth: int, hang: Hang, clock: Clock
 ) -> None:
     with running(name, kind(before_step=hang), depth=depth, max_num_seqs=2, step_timeout=0.2, start=False) as it:
         uids = [it.add(f"r{i}") for i in range(5)]
         it.engine.start()
+        assert hang.reached.wait(PATIENCE)
+        assert eventually(lambda: it.manager.snapshot().num_in_flight == depth)
+        clock.let_look()
+        clock.now += 0.3
         it.history.wait_for(uids)
         failure = it.engine.failure()
         assert failure is not None and failure.startswith("the engine stopped: ") and why in failure
@@ -446,71 +442,75 @@ def test_an_error_in_what_takes_the_effects_stops_the_engine_too(name: str) -> N
 # -- health ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("impatient")
-def test_an_idle_engine_is_not_stalled(name: str) -> None:
+def test_an_idle_engine_is_not_stalled(name: str, clock: Clock) -> None:
     with running(name) as it:
-        time.sleep(0.2)
+        clock.let_pass(3600)
         assert not it.engine.is_stalled()
         it.history.wait_for([it.add("a")])
-        time.sleep(0.2)
+        clock.let_pass(3600)
         assert not it.engine.is_stalled()
 
 
-@pytest.mark.usefixtures("impatient")
-def test_a_long_step_is_no_stall_before_its_timeout(name: str, hang: Hang) -> None:
-    with running(name, Device(before_step=hang), step_timeout=PATIENCE) as it:
+def test_a_long_step_is_no_stall_before_its_timeout(name: str, hang: Hang, clock: Clock) -> None:
+    with running(name, Device(before_step=hang), step_timeout=30.0) as it:
         it.add("a")
         assert hang.reached.wait(PATIENCE)
         assert eventually(lambda: it.manager.snapshot().num_in_flight == 2)
-        time.sleep(0.2)
+        clock.let_pass(29.0)
         assert not it.engine.is_stalled()
         hang.let_go.set()
 
 
-@pytest.mark.usefixtures("impatient")
-def test_a_writer_that_is_stuck_is_a_stall_until_it_goes_on(name: str) -> None:
-    go_on = threading.Event()
-    with running(name, step_timeout=0.3) as it:
+def test_a_writer_that_is_stuck_is_a_stall_until_it_goes_on(name: str, clock: Clock) -> None:
+    reached, go_on = threading.Event(), threading.Event()
+    with running(name, step_timeout=30.0) as it:
 
         def stuck(effects: Effects) -> None:
+            reached.set()
             assert go_on.wait(PATIENCE)
             it.history.take(effects)
 
         it.on_effects = stuck
         uid = it.add("a", max_tokens=30)
-        assert eventually(it.engine.is_stalled)
+        assert reached.wait(PATIENCE)
+        assert not it.engine.is_stalled()
+        clock.now += 31.0
+        assert it.engine.is_stalled()
+        clock.now -= 31.0  # else the steps that are out when it goes on would count as given up
         go_on.set()
         it.history.wait_for([uid])
         assert eventually(lambda: not it.engine.is_stalled())
         assert it.engine.failure() is None
 
 
-@pytest.mark.usefixtures("impatient")
-def test_work_that_nothing_is_done_about_is_a_stall(name: str) -> None:
+def test_work_that_nothing_is_done_about_is_a_stall(name: str, clock: Clock) -> None:
     with running(name) as it:
         it.manager._core.schedule = lambda: None  # type: ignore[method-assign]
         it.add("a")
-        assert eventually(it.engine.is_stalled)
+        assert eventually(lambda: it.manager.snapshot().has_work)
+        clock.let_pass(9.0)
+        assert not it.engine.is_stalled()
+        clock.let_pass(2.0)
+        assert it.engine.is_stalled()
 
 
-@pytest.mark.usefixtures("impatient")
-def test_requests_before_a_writer_that_was_never_started_are_a_stall(name: str) -> None:
+def test_requests_before_a_writer_that_was_never_started_are_a_stall(name: str, clock: Clock) -> None:
     with running(name, start=False) as it:
         it.add("a")
-        assert eventually(it.engine.is_stalled)
+        assert not it.engine.is_stalled()
+        clock.now += 11.0
+        assert it.engine.is_stalled()
 
 
-@pytest.mark.usefixtures("impatient")
-def test_an_engine_that_was_stopped_is_not_stalled(name: str) -> None:
+def test_an_engine_that_was_stopped_is_not_stalled(name: str, clock: Clock) -> None:
     with running(name) as it:
         it.history.wait_for([it.add("a")])
         it.engine.shutdown()
-        time.sleep(0.2)
+        clock.now += 3600.0
         assert not it.engine.is_stalled()
 
 
-@pytest.mark.usefixtures("impatient")
-def test_having_been_idle_for_long_is_not_held_against_the_engine(name: str) -> None:
+def test_having_been_idle_for_long_is_not_held_against_the_engine(name: str, clock: Clock) -> None:
     """Health is asked at the worst moment: work has just come, nothing is launched yet."""
     seen: list[bool] = []
     with running(name, start=False) as it:
@@ -521,7 +521,7 @@ def test_having_been_idle_for_long_is_not_held_against_the_engine(name: str) -> 
             return schedule()
 
         it.engine.start()
-        time.sleep(0.3)
+        clock.let_pass(3600)
         it.manager._core.schedule = asked  # type: ignore[method-assign]
         it.history.wait_for([it.add("a", max_tokens=1)])
     assert seen and not any(seen)

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from headway.bench import tiny_models
-from headway.bench.reference import Draw, Reference, generate_greedily
+from headway.accuracy import tiny_models
+from headway.accuracy.reference import Draw, Reference, generate_greedily
 from headway.config import EngineConfig
 from headway.executor import flashinfer_attention, transformers_executor
 from headway.executor.transformers_executor import TransformersExecutor

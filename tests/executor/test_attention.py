@@ -144,7 +144,7 @@ class TestPlan:
         batch = make_batch([5], [(3, 3)])  # slots 1 and 0
         plan = self.plan(batch, np.array([[7, 8], [3, 9]], np.int32))
         assert token_positions(batch).tolist() == [5, 3, 4, 5]
-        assert plan.slots.tensor.tolist() == [9 * BLOCK + 1, 7 * BLOCK + 3, 8 * BLOCK, 8 * BLOCK + 1]
+        assert plan.places.tensor.tolist() == [9 * BLOCK + 1, 7 * BLOCK + 3, 8 * BLOCK, 8 * BLOCK + 1]
 
     def test_blocks_begun_and_not_filled_are_wiped_behind_the_last_token(self):
         batch = make_batch([5, 8, 3], [(0, 4), (2, 4), (0, 5)])  # slots 5 to 0

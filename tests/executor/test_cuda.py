@@ -13,8 +13,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Gemma2Config, GptOssConfig, LlamaConfig, Qwen3Config
 
-from headway.bench import reference as reference_module
-from headway.bench.reference import Reference, generate_greedily
+from headway.accuracy import reference as reference_module
+from headway.accuracy.reference import Reference, generate_greedily
 from headway.config import EngineConfig
 from headway.engine.engine import Engine
 from headway.executor import attention_backend

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from headway.bench import tiny_models
+from headway.accuracy import tiny_models
 from headway.executor import decode_graphs, flashinfer_attention
 from headway.executor.attention_plan import AttentionCall
 from headway.executor.flashinfer_attention import PagePlan, why_not
@@ -52,8 +52,7 @@ def serve(driver, expected, num_output=NUM_OUTPUT, **how) -> list[list[int]]:
 
 
 class TestTokens:
-    @pytest.mark.parametrize("enforce_eager", [True, False])
-    @pytest.mark.parametrize("budget", [17, 2048])
+    @pytest.mark.parametrize(("budget", "enforce_eager"), [(17, True), (2048, False)])
     @pytest.mark.parametrize("name", tiny_models.SUPPORTED)
     def test_greedy_tokens_are_those_of_generate(self, name, budget, enforce_eager, make, reference, graphs):
         driver = make(name, enforce_eager=enforce_eager)
@@ -287,7 +286,7 @@ class TestPagePlan:
         assert plan.page_starts.tolist() == [0, 1, 2, 4, 6, 8]
         assert plan.pages.tensor.tolist() == [13, 10, 7, 8, 4, 5, 1, 2]
         assert plan.last_lengths.tolist() == [1, 4, 1, 4, 4]
-        assert plan.slots.tensor.tolist()[:3] == [13 * 4, 10 * 4 + 3, 8 * 4]
+        assert plan.places.tensor.tolist()[:3] == [13 * 4, 10 * 4 + 3, 8 * 4]
         assert not plan.decodes_only
         assert {a.dtype for a in (plan.page_starts, plan.last_lengths, plan.query_starts)} == {np.dtype(np.int32)}
 

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig, MambaConfig, Phi3Config, PhimoeConfig
 from transformers.models.llama import modeling_llama
 
-from headway.bench import tiny_models
+from headway.accuracy import tiny_models
 from headway.config import EngineConfig
 from headway.executor.loader import choose_device, load_model
 from headway.model_files import ModelFiles

@@ -6,13 +6,7 @@ import pytest
 
 from headway.managers import lock_free
 from tests.findings.original import make
-from tests.managers.driving import ALL, Driver
-
-
-@pytest.fixture(params=ALL)
-def name(request: pytest.FixtureRequest) -> str:
-    """Each of the three managers in turn."""
-    return str(request.param)
+from tests.managers.driving import Driver
 
 
 @pytest.fixture

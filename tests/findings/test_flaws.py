@@ -7,20 +7,22 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import multiprocessing
+import queue
 import threading
 import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import UnionType
+from types import SimpleNamespace, UnionType
 from typing import Any, get_args
 
 import numpy as np
 import pytest
 
 import headway
-from headway.adapters.fastdeploy import OriginalCalls
+from headway.adapters.fastdeploy import OriginalCalls, ResourceManagerV2
 from headway.config import Role
 from headway.engine.preprocess import Prepared
 from headway.errors import EngineDeadError, QueryError, QueueFullError
@@ -45,12 +47,30 @@ def test_these_are_all_that_a_caller_can_do() -> None:
 
 
 def test_flaw_01_the_lock_free_manager_has_no_lock() -> None:
-    """None can be reached from it, whatever it is made of. (Under the other two there is one: so one would be seen.)"""
+    """None can be reached from it but the one inside the bell, which rings for a writer that sleeps and for no other.
+
+    Under the other two there is one: so one would be seen.
+    """
     for name in ALL:
         driver = Driver(make(name))
         driver.add("a")
         driver.step()
-        assert bool(locks_in(driver.manager)) == (name != "v2")
+        manager = driver.manager
+        bells = [manager._mailbox._bell] if isinstance(manager, ResourceManagerV2) else []
+        assert bool(bells) == (name == "v2")
+        assert (locks_in(manager) == bells) == (name == "v2")
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [queue.SimpleQueue, queue.Queue, threading.Lock, threading.Event, multiprocessing.Lock, multiprocessing.Queue],
+)
+def test_flaw_01_a_lock_is_seen_wherever_it_hides(kind: Callable[[], Any]) -> None:
+    """In an attribute, in an object of C, behind a bound method or in what a function closes over."""
+    lane = kind()
+    one = lane.put if hasattr(lane, "put") else lane.__enter__ if hasattr(lane, "__enter__") else lane
+    for thing in (SimpleNamespace(lane=lane), deque([one]), lambda: lane):
+        assert locks_in(thing)
 
 
 class Recorded(deque[Any]):

@@ -19,11 +19,11 @@ from headway.managers.query import QueryDesk
 from headway.request import FinishReason, RequestStatus
 from headway.sampling import SamplingParams
 from headway.scheduler import AbortRequests, Pause, ResetPrefixCache, Resume, StepResult
-from tests.engine.running import Device, Hang, eventually
+from tests.engine.running import Clock, Device, Hang
 from tests.findings.original import make, running
 from tests.findings.witness import SOON, Asked, comes
 from tests.managers.driving import Driver as ManagerDriver
-from tests.managers.driving import answer_to, make_request, prompt_of
+from tests.managers.driving import answer_to, every_manager, make_request, prompt_of
 from tests.scheduler.driver import Driver, config
 
 # -- the mailbox -------------------------------------------------------------------------------------------------
@@ -278,9 +278,9 @@ def test_late_decodes_are_dropped_when_the_slot_has_changed_hands() -> None:
     driver.abort(old.uid)
     new = driver.add(range(20, 26), max_tokens=5)
     driver.launch()
-    seen = len(driver.histories[old.uid].tokens)
+    seen = len(driver.history.tokens[old.uid])
     driver.answer()
-    assert len(driver.histories[old.uid].tokens) == seen
+    assert len(driver.history.tokens[old.uid]) == seen
     driver.run()
     driver.assert_answered(new)
     driver.assert_empty()
@@ -296,7 +296,7 @@ def test_published_is_only_what_a_step_that_succeeded_has_computed() -> None:
     third = driver.add(range(12), max_tokens=2)
     driver.run()
     assert driver.ended(first) == "error: boom"
-    assert driver.histories[second.uid].cached == 0
+    assert driver.history.started[second.uid] == 0
     driver.assert_answered(second, third)
     driver.assert_empty()
 
@@ -308,7 +308,7 @@ def test_published_blocks_are_forgotten_with_the_device_that_held_them() -> None
     driver.lose_device()
     again = driver.add(range(12), max_tokens=2)
     driver.run()
-    assert driver.histories[again.uid].cached == 0
+    assert driver.history.started[again.uid] == 0
     driver.assert_answered(again)
 
 
@@ -317,7 +317,7 @@ def test_published_blocks_of_another_tenant_are_not_found() -> None:
     for salt, cached in (("one", 0), ("two", 0), (None, 0), ("one", 8)):
         request = driver.add(range(12), max_tokens=2, cache_salt=salt)
         driver.run()
-        assert driver.histories[request.uid].cached == cached
+        assert driver.history.started[request.uid] == cached
     driver.assert_answered()
 
 
@@ -330,7 +330,7 @@ def test_published_is_nothing_that_was_begun_before_the_cache_was_reset() -> Non
     driver.run()
     again = driver.add(range(20), max_tokens=2)
     driver.run()
-    assert driver.histories[again.uid].cached == 0
+    assert driver.history.started[again.uid] == 0
 
 
 def test_lent_blocks_stay_with_the_sender_until_it_is_done() -> None:
@@ -340,7 +340,7 @@ def test_lent_blocks_stay_with_the_sender_until_it_is_done() -> None:
     driver.reserve(request)
     driver.start_prefill(request.uid)
     driver.run()
-    sending = driver.histories[request.uid].sending
+    sending = driver.history.sent[request.uid]
     assert sending is not None
     driver.abort(request.uid)
     snapshot = driver.core.snapshot()
@@ -423,17 +423,20 @@ def test_pause_returns_when_nothing_is_in_flight_and_the_loop_lives_on(name: str
         it.history.wait_for([it.add("b")])
 
 
-def test_watchdog_gives_up_a_step_that_never_answers(name: str) -> None:
+def test_watchdog_gives_up_a_step_that_never_answers(name: str, clock: Clock) -> None:
     hang = Hang()
-    with running(name, Device(before_step=hang), max_num_seqs=1, step_timeout=0.2) as it:
+    with running(name, Device(before_step=hang), max_num_seqs=1, step_timeout=30.0) as it:
         first, second = it.add("a"), it.add("b")
-        assert eventually(lambda: first in it.history.ends)
+        assert hang.reached.wait(SOON)
+        clock.let_pass(31.0)
+        it.history.wait_for([first])
         assert "did not answer within step_timeout" in str(it.history.ends[first].message)
         it.history.wait_for([second])
         assert it.history.tokens[second] == answer_to([1, 2, 3], 4)
         hang.let_go.set()
 
 
+@every_manager
 def test_end_of_every_request_is_told_once(name: str) -> None:
     """Aborted, finished, and come to its length at once; and the engine is shut down meanwhile."""
     with running(name, Device(base_s=0.001)) as it:

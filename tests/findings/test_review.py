@@ -25,7 +25,7 @@ from headway.scheduler import Batch, PreprocessDone, SlotTable
 from tests.findings.calls import PLAIN_VERBS, QUERIES, role_for
 from tests.findings.original import make, running
 from tests.findings.witness import SOON, Asked, comes
-from tests.managers.driving import ALL, Driver, answer_to, make_request, prompt_of
+from tests.managers.driving import ALL, Driver, answer_to, every_manager, make_request, prompt_of
 
 SOURCE = Path(headway.__file__).parent
 
@@ -66,7 +66,7 @@ def test_F1_a_query_to_a_loop_that_stands_still_times_out(query: str) -> None:
     assert (snapshot.num_reserved, snapshot.num_requests_added, manager.door.num_inside) == (0, 0, 0)
 
 
-@pytest.mark.parametrize("name", ["v0", "v1"])
+@pytest.mark.parametrize("name", ["v1"])
 def test_F1_nor_does_the_lock_keep_a_query_for_ever(name: str) -> None:
     manager = make(name)
     with somebody_else_holds(manager._lock):  # type: ignore[attr-defined]
@@ -328,6 +328,7 @@ def test_F4_a_switch_turned_while_an_engine_runs_changes_nothing(name: str, monk
         assert isinstance(it.manager, MANAGERS[name])  # type: ignore[index]
 
 
+@every_manager
 def test_F4_recycling_is_one_call_whatever_the_manager(name: str) -> None:
     """The original's token processor chose between two. `finish_requests_async` is only the other name of it."""
     for method in ("finish_requests", "finish_requests_async"):
@@ -343,6 +344,7 @@ def test_F4_recycling_is_one_call_whatever_the_manager(name: str) -> None:
 # -- prefill_schedule: the default manager had none --------------------------------------------------------------
 
 
+@every_manager
 def test_prefill_schedule_an_engine_with_the_P_role_runs_under_every_manager(name: str) -> None:
     """AttributeError, under the default one."""
     with running(name, role=Role.PREFILL, max_num_batched_tokens=16) as it:

@@ -102,9 +102,9 @@ def test_v1_abort_takes_effect_at_once_in_every_state(place: type) -> None:
     assert driver.progress(request) is None
     assert not driver.abort(request.uid).ended, "the second time nothing happens"
     driver.run()
-    for history in driver.histories.values():
-        if history.request is not request:
-            driver.assert_answered(history.request)
+    for other in driver.requests.values():
+        if other is not request:
+            driver.assert_answered(other)
     driver.assert_empty()
 
 

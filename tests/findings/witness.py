@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import gc
+import io
+import queue
 import sys
 import threading
 import time
+from _multiprocessing import SemLock
 from collections.abc import Callable
 from types import FrameType, FunctionType, ModuleType
 from typing import Any
 
-SOON = 10.0  # seconds after which a caller that should have come back counts as blocked
+SOON = 30.0  # seconds after which a caller that should have come back counts as blocked
 
 
 def instructions(act: Callable[[], object]) -> int:
@@ -36,19 +39,24 @@ def instructions(act: Callable[[], object]) -> int:
 
 
 _LOCKS = (type(threading.Lock()), type(threading.RLock()), threading.Condition, threading.Semaphore, threading.Event)
+# Objects of C whose lock nothing in Python refers to. (`queue.Queue` and their like are made of locks of Python.)
+_LOCKS_INSIDE = (queue.SimpleQueue, SemLock, io.BufferedReader, io.BufferedWriter, io.BufferedRandom, io.BufferedRWPair)
 
 
 def locks_in(thing: object) -> list[object]:
-    """Every lock that can be reached from a thing, through whatever it is made of."""
+    """Every lock that can be reached from a thing, through whatever it is made of, and every object known to hold one
+    where Python cannot see it."""
     found: list[object] = []
     seen, todo = {id(thing)}, [thing]
     while todo:
         one = todo.pop()
-        if isinstance(one, _LOCKS):
+        if isinstance(one, _LOCKS + _LOCKS_INSIDE):
             found.append(one)
             continue
-        for part in gc.get_referents(one):
-            if id(part) not in seen and not isinstance(part, (type, ModuleType, FunctionType)):
+        # Of a function what it closes over; what it refers to beside that is its whole module.
+        parts = one.__closure__ or () if isinstance(one, FunctionType) else gc.get_referents(one)
+        for part in parts:
+            if id(part) not in seen and not isinstance(part, (type, ModuleType)):
                 seen.add(id(part))
                 todo.append(part)
     return found

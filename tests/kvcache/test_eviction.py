@@ -1,10 +1,11 @@
 """EvictionQueue: first released, first given up, wherever blocks are taken out in between."""
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from headway.kvcache.eviction import EvictionQueue
+from tests.examples import examples
 
 
 def blocks(*ids: int) -> np.ndarray:
@@ -34,7 +35,7 @@ def test_many_stale_entries_before_the_live_ones_are_stepped_over() -> None:
     assert queue.pop(10).tolist() == list(range(990, 1000))
 
 
-@settings(max_examples=max(200, settings().max_examples))
+@examples(2)
 @given(st.lists(st.tuples(st.sampled_from(["push", "remove", "pop"]), st.integers(1, 6)), max_size=80), st.randoms())
 def test_it_behaves_like_an_ordered_set(moves: list[tuple[str, int]], random: object) -> None:
     size = 8  # small, so that the line is squeezed often

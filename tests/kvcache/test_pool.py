@@ -184,4 +184,4 @@ class PoolMachine(RuleBasedStateMachine):
 
 
 TestPoolMachine = PoolMachine.TestCase
-TestPoolMachine.settings = settings(max_examples=max(100, settings().max_examples), stateful_step_count=40)
+TestPoolMachine.settings = settings(stateful_step_count=40)

@@ -3,12 +3,13 @@
 from typing import NamedTuple
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from headway.kvcache import BlockPool, PrefixCache
 from headway.kvcache.lazy import lazy_zeros
 from headway.kvcache.media import media_keys
+from tests.examples import examples
 
 SIZE = 4
 ROOT = PrefixCache.root(None)
@@ -232,7 +233,7 @@ def sequences(draw: st.DrawFn) -> Sequence:
 
 
 @given(st.lists(sequences(), min_size=2, max_size=8))
-@settings(max_examples=300, deadline=None)
+@examples(3)
 def test_exactly_the_blocks_of_equal_tokens_media_and_salt_are_found(given_: list[Sequence]) -> None:
     pool, prefix = cache(num_blocks=40)
     published: list[list[tuple[object, ...]]] = []

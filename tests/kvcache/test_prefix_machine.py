@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from headway.kvcache import BlockPool, PrefixCache
+from tests.examples import examples
 
 SIZE = 4
 ROOT = PrefixCache.root(None)
@@ -78,7 +79,7 @@ class PrefixMachine(RuleBasedStateMachine):
 
 
 TestPrefixMachine = PrefixMachine.TestCase
-TestPrefixMachine.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
+TestPrefixMachine.settings = settings(examples(2), stateful_step_count=40)
 
 
 def test_a_run_that_two_share_is_found_whole_until_the_first_of_its_blocks_goes() -> None:

@@ -8,13 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from headway.managers import lock_free
-from tests.managers.driving import ALL, PATIENCE, Driver, make
-
-
-@pytest.fixture(params=ALL)
-def name(request: pytest.FixtureRequest) -> str:
-    """Each of the three managers in turn."""
-    return str(request.param)
+from tests.managers.driving import PATIENCE, Driver, make
 
 
 @pytest.fixture

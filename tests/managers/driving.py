@@ -5,24 +5,29 @@ from __future__ import annotations
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 from headway.config import SchedulerConfig
 from headway.executor.simulated import SimulatedTokens
 from headway.managers import MANAGERS, Manager
 from headway.model_limits import ModelLimits
-from headway.request import FinishReason, NewRequest, Request
+from headway.request import NewRequest, Request
 from headway.sampling import SamplingParams
-from headway.scheduler import Batch, Effects, RequestEnd, StepResult
+from headway.scheduler import Batch, StepResult
+from tests.history import History
 
 VOCAB = 32000
 ALL = tuple(MANAGERS)
+ACCESSES = ("v1", "v2")  # by the lock, by the mailbox; v0 is reached as v1 is, and differs in its allocation alone
 PATIENCE = 30.0  # seconds after which something that should have happened counts as never happening
+
+every_manager = pytest.mark.parametrize("name", ALL)  # where it matters how blocks are allocated
 
 T = TypeVar("T")
 
@@ -72,32 +77,6 @@ def answer_to(prompt: Sequence[int] | NDArray[np.integer], count: int) -> list[i
     """What the simulated device answers to a prompt, whatever else runs and however often it is preempted."""
     base = zlib.crc32(np.asarray(prompt, np.int32).tobytes())
     return [(base + (len(prompt) + i) * 7919) % VOCAB for i in range(count)]
-
-
-class History:
-    """What a manager reported, in order. Refuses a second end, and anything about a request that has ended."""
-
-    def __init__(self) -> None:
-        self.started: dict[int, int] = {}
-        self.tokens: dict[int, list[int]] = {}
-        self.ends: dict[int, RequestEnd] = {}
-
-    def take(self, effects: Effects) -> None:
-        """Write down what came about. Also serves as an engine's `on_effects`."""
-        for uid, num_cached_tokens in effects.started:
-            assert uid not in self.started, f"uid {uid} started twice"
-            self.started[uid] = num_cached_tokens
-        for outputs in effects.tokens:
-            for uid, token in zip(outputs.uids.tolist(), outputs.tokens.tolist(), strict=True):
-                assert uid not in self.ends, f"uid {uid} got a token after its end"
-                self.tokens.setdefault(uid, []).append(token)
-        for end in effects.ended:
-            assert end.uid not in self.ends, f"uid {end.uid} ended twice"
-            self.ends[end.uid] = end
-
-    def reasons(self, uids: Iterable[int]) -> list[FinishReason]:
-        """Why these requests ended."""
-        return [self.ends[uid].reason for uid in uids]
 
 
 class Asking(Future[T]):

@@ -8,6 +8,7 @@ for a lock) another one goes on.
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import queue
 import sys
@@ -15,23 +16,30 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
-from types import FrameType, SimpleNamespace
+from types import CodeType, FrameType, SimpleNamespace
 from typing import Any
 
 import pytest
 
-from headway import managers
-from headway.managers import Manager, query
+from headway.managers import Door, LockedManager, LockFreeManager, Manager, query
+from headway.managers.query import QueryDesk, checked_timeout
+from headway.managers.surface import Surface
 from tests.managers.driving import PATIENCE
 
-_FOLDER = Path(managers.__file__).parent
-_FILES = frozenset(str(_FOLDER / f"{name}.py") for name in ("surface", "manager", "door", "locked", "lock_free"))
-_QUERY = str(_FOLDER / "query.py")  # has tests of its own for every moment; here it mostly counts as one step
+_FILES = frozenset(map(inspect.getfile, (Surface, Manager, Door, LockedManager, LockFreeManager)))
+_QUERY = inspect.getfile(QueryDesk)  # has tests of its own for every moment; here it mostly counts as one step
 
 # Functions that touch nothing that others touch, or one such thing: an interruption before them says it all.
-_ALONE = {"checked_timeout", "left", "<lambda>", "<genexpr>", "<listcomp>", "__init__", "_reason", "_check_open"}
-_ALONE |= {"snapshot", "_publish", "put", "take", "serve_here", "_tick", "inside", "accept", "_uids", "uids_of"}
+_FUNCTIONS: tuple[Any, ...] = (
+    checked_timeout,
+    *(Surface._reason, Surface._check_open, Surface._uids),
+    *(Manager.snapshot, Manager._publish, Manager._tick),
+    *(Door.inside, Door.accept, Door.uids_of),
+    *(QueryDesk.take, QueryDesk.serve_here),
+)
+_LEFT = [const for const in Surface._ask.__code__.co_consts if isinstance(const, CodeType)]  # its look at the clock
+_ALONE = frozenset([*_LEFT, *(function.__code__ for function in _FUNCTIONS)])
+_NAMELESS = {"<lambda>", "<genexpr>", "<listcomp>", "__init__"}
 
 _THREADS = ThreadPoolExecutor(thread_name_prefix="actor")
 
@@ -131,7 +139,9 @@ class Stage:
 
     def _on_call(self, frame: FrameType, event: str, arg: Any) -> Any:
         code = frame.f_code
-        return self._on_line if code.co_filename in self._files and code.co_name not in _ALONE else None
+        if code.co_filename not in self._files or code in _ALONE or code.co_name in _NAMELESS:
+            return None
+        return self._on_line
 
     def _on_line(self, frame: FrameType, event: str, arg: Any) -> Any:
         if event != "line":

@@ -25,7 +25,18 @@ from headway.managers import manager as manager_module
 from headway.request import FinishReason, Request, RequestStatus
 from headway.sampling import SamplingParams
 from headway.scheduler import AuditReport, Effects, Message, Progress, Query, Scheduler
-from tests.managers.driving import PATIENCE, Asking, Driver, answer_to, asking, hand_made, make, make_request, prompt_of
+from tests.managers.driving import (
+    PATIENCE,
+    Asking,
+    Driver,
+    answer_to,
+    asking,
+    every_manager,
+    hand_made,
+    make,
+    make_request,
+    prompt_of,
+)
 
 SHORT = 0.001  # seconds; for waits that are meant to end by timeout
 
@@ -91,6 +102,7 @@ NOTHING = (0, 0, 0, 0, 0, 0)
 # -- answers -----------------------------------------------------------------------------------------------------
 
 
+@every_manager
 def test_a_reservation_holds_slot_and_blocks_in_the_callers_name(name: str) -> None:
     for role, ask, num_blocks in (
         (Role.PREFILL, Manager.reserve_prefill, 3),
@@ -120,6 +132,7 @@ def test_a_reservation_finds_what_is_cached(name: str) -> None:
     assert reservation.num_cached_tokens == 8
 
 
+@every_manager
 @pytest.mark.parametrize("question", RESERVING)
 @pytest.mark.parametrize("lacking", ["slots", "blocks", "turn"])
 def test_without_room_the_answer_is_no_and_nothing_is_held(name: str, question: str, lacking: str) -> None:
@@ -394,10 +407,9 @@ def test_a_query_that_nobody_draws_times_out_and_never_runs(question: str, monke
 WAIT = "await_steps"
 
 
-@pytest.mark.parametrize("name", ["v0", "v1"])
 @pytest.mark.parametrize("question", [name for name in QUESTIONS if name != "pause"])
-def test_a_lock_that_is_held_too_long_is_a_timeout(name: str, question: str) -> None:
-    driver = Driver(make(name, role=QUESTIONS[question].role))
+def test_a_lock_that_is_held_too_long_is_a_timeout(question: str) -> None:
+    driver = Driver(make("v1", role=QUESTIONS[question].role))
     with driver.manager._lock, pytest.raises(TimeoutError):  # type: ignore[attr-defined]
         driver.asking(bound(driver, question, SHORT)).answer()
     assert held(driver.manager) == NOTHING

@@ -15,7 +15,7 @@ from headway.managers import Manager
 from headway.request import FinishReason, Request, RequestStatus, Span
 from headway.sampling import SamplingParams
 from headway.scheduler import Reservation
-from tests.managers.driving import Driver, answer_to, make, make_request, prompt_of
+from tests.managers.driving import Driver, answer_to, every_manager, make, make_request, prompt_of
 
 OF_IDS: dict[str, Callable[[Manager, Any], None]] = {
     "finish": lambda manager, ids: manager.finish(ids),
@@ -106,6 +106,7 @@ def test_caching_the_output_of_a_request_that_does_not_decode_changes_nothing(dr
     assert state_of(driver) == before
 
 
+@every_manager
 def test_preempting_all_sends_what_runs_back_to_its_place_and_every_answer_stays_the_same(name: str) -> None:
     driver = Driver(make(name, max_num_seqs=2))
     uids = [driver.add(f"r{i}", prompt_of(i, 9), max_tokens=9) for i in range(4)]
@@ -160,6 +161,7 @@ def reserved(name: str, role: Role, **changes: Any) -> tuple[Driver, Request, Re
     return driver, request, reservation
 
 
+@every_manager
 def test_p_computes_a_preallocated_request_when_d_has_agreed_and_ends_it_when_its_kv_is_sent(name: str) -> None:
     driver, request, reservation = reserved(name, Role.PREFILL)
     assert driver.step() is None, "nothing is computed before D has agreed"
@@ -189,6 +191,7 @@ def test_kv_that_cannot_be_sent_ends_its_request_with_the_reason(name: str) -> N
     driver.assert_empty()
 
 
+@every_manager
 def test_d_decodes_from_the_token_that_came_with_the_kv(name: str) -> None:
     driver, request, _ = reserved(name, Role.DECODE)
     assert driver.step() is None, "nothing is computed before the KV has come"
@@ -209,6 +212,7 @@ def test_a_first_token_that_is_none_is_refused_and_the_reservation_stays(name: s
     assert entry_of(driver, request.uid).status is RequestStatus.RESERVED
 
 
+@every_manager
 @pytest.mark.parametrize("role", [Role.PREFILL, Role.DECODE])
 def test_a_reservation_that_is_given_up_ends_its_request_and_holds_nothing(name: str, role: Role) -> None:
     driver, request, _ = reserved(name, role)

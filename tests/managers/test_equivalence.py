@@ -22,6 +22,7 @@ from headway.errors import EnginePausedError
 from headway.managers import lock_free, locked, surface
 from headway.managers import manager as manager_module
 from headway.request import Request
+from headway.scheduler import Snapshot
 from tests.managers.driving import Asking
 from tests.managers.world import World, world
 
@@ -119,8 +120,9 @@ class Script:
         return [*self._dice.choice(self._stems)[: self._dice.randrange(1, 20)], self._dice.randrange(900)]
 
     def _add(self) -> None:
-        prepare = {"preprocess": b"an image"} if self._dice.random() < 0.2 else {}
-        self._world.add(self._new(), self._prompt(), self._dice.randrange(1, 30), **prepare)
+        options: dict[str, Any] = {"preprocess": b"an image"} if self._dice.random() < 0.2 else {}
+        options["priority"] = self._dice.choice([0, 0, 1])
+        self._world.add(self._new(), self._prompt(), self._dice.randrange(1, 30), **options)
 
     def _reserve(self) -> None:
         self._reservations.append(self._world.reserve(self._new(), self._prompt(), self._dice.randrange(1, 30)))
@@ -150,7 +152,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     return one
 
 
-def life_of(name: str, seed: int, role: Role, clock: SimpleNamespace) -> list[Any]:
+def life_of(name: str, seed: int, role: Role, clock: SimpleNamespace) -> tuple[list[Any], Snapshot]:
     clock.now = 1000.0
     one = world(
         name,
@@ -164,7 +166,7 @@ def life_of(name: str, seed: int, role: Role, clock: SimpleNamespace) -> list[An
     script = Script(seed, one, clock)
     for _ in range(NUM_TURNS):
         script.turn()
-    lived = list(log)
+    lived = list(log), one.manager.snapshot()
     one.run()
     one.check()
     return lived
@@ -173,8 +175,9 @@ def life_of(name: str, seed: int, role: Role, clock: SimpleNamespace) -> list[An
 @pytest.mark.parametrize("role", list(Role))
 @pytest.mark.parametrize("seed", range(6))
 def test_v1_and_v2_decide_the_same(seed: int, role: Role, clock: SimpleNamespace) -> None:
-    first, second = life_of("v1", seed, role, clock), life_of("v2", seed, role, clock)
+    (first, end), (second, _) = life_of("v1", seed, role, clock), life_of("v2", seed, role, clock)
     for one, other in zip(first, second, strict=True):
         assert one == other
     batches = [answer for name, _, answer, _ in first if name != "apply" and answer is not None]
-    assert len(batches) > 20, "a dull life proves nothing"
+    assert len(batches) > 20 and end.num_prefix_hit_tokens, "a dull life proves nothing"
+    assert end.num_preemptions or role is Role.PREFILL, "nor does one without preemptions"

@@ -15,7 +15,7 @@ import pytest
 from headway.config import Role
 from headway.managers import manager as manager_module
 from headway.request import FinishReason, RequestStatus
-from tests.managers.driving import PATIENCE
+from tests.managers.driving import PATIENCE, every_manager
 from tests.managers.world import World, orders, world
 
 Op = tuple[str, Callable[[World], Any]]
@@ -143,6 +143,7 @@ def two_decoding(name: str, **changes: Any) -> World:
     return w
 
 
+@every_manager
 @pytest.mark.parametrize("operator", sorted(KEEPING))
 @pytest.mark.parametrize("end", [ABORT_A, FINISH_A], ids=lambda end: end[0])
 def test_an_end_and_a_preemption(name: str, operator: str, end: Op) -> None:
@@ -299,6 +300,7 @@ def test_p_starts_computes_and_sends_while_its_request_is_given_up(name: str, en
     every_order(lambda: on_p(name), [START_A], [end], [LAUNCH, ANSWER, DRAIN, sent, LAUNCH], then=then)
 
 
+@every_manager
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_p_sends_while_an_operator_acts(name: str, operator: str) -> None:
     def start() -> World:
@@ -341,6 +343,7 @@ def test_the_kv_comes_to_d_while_its_request_is_given_up(name: str, end: Op, res
     every_order(lambda: on_d(name), [receive], [end], [result, LAUNCH, ANSWER, LAUNCH], then=then)
 
 
+@every_manager
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_the_kv_comes_to_d_while_an_operator_acts(name: str, operator: str) -> None:
     receive = op("receive a", lambda w: w.receive("a"))

@@ -14,10 +14,9 @@ from headway.managers import Manager
 from headway.request import FinishReason
 from headway.sampling import SamplingParams
 from headway.scheduler import AuditReport, Effects, Pause, Progress, Query, RequestEnd, Reservation
-from tests.managers.driving import assert_nothing_held, hand_made, make, make_request
+from tests.managers.driving import ACCESSES, assert_nothing_held, hand_made, make, make_request
 from tests.managers.interleaving import Stage, explore, on_stage
 
-ACCESSES = ("v1", "v2")  # v0 reaches the core as v1 does
 PAUSE = Pause(abort=True, reset_prefix_cache=True)
 PATIENT = pytest.mark.parametrize("patient", [True, False], ids=["patient", "timing out"])
 

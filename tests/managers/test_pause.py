@@ -14,7 +14,7 @@ from headway.managers import manager as manager_module
 from headway.request import FinishReason, RequestStatus
 from headway.sampling import SamplingParams
 from headway.scheduler import PreprocessDone
-from tests.managers.driving import PATIENCE, Driver, answer_to, make, make_request, prompt_of
+from tests.managers.driving import PATIENCE, Driver, answer_to, every_manager, make, make_request, prompt_of
 
 MODES: tuple[PauseMode, ...] = ("abort", "preempt")
 STEP_ON_DEVICE = pytest.mark.parametrize("in_flight", [False, True], ids=["idle device", "step on the device"])
@@ -82,6 +82,7 @@ def test_aborting_ends_everybody_accepted_before(name: str, in_flight: bool) -> 
     driver.assert_empty()
 
 
+@every_manager
 @STEP_ON_DEVICE
 def test_preempting_keeps_everybody_accepted_before_and_their_answers(name: str, in_flight: bool) -> None:
     driver = Driver(make(name, max_num_seqs=2))

@@ -13,7 +13,7 @@ from headway.managers import MANAGERS, Manager
 from headway.request import FinishReason
 from headway.sampling import SamplingParams
 from headway.scheduler import Effects, Snapshot, StepResult
-from tests.managers.driving import ALL, Driver, answer_to, hand_made, make, make_request, prompt_of
+from tests.managers.driving import ALL, Driver, answer_to, every_manager, hand_made, make, make_request, prompt_of
 
 PUBLIC = [name for name, _ in inspect.getmembers(Manager, inspect.isfunction) if not name.startswith("_")]
 
@@ -42,6 +42,7 @@ def test_every_method_has_one_signature_and_is_documented(method: str) -> None:
     assert len(signatures) == 1
 
 
+@every_manager
 def test_no_manager_adds_to_the_surface(name: str) -> None:
     kind = type(make(name))
     assert kind.__doc__
@@ -170,6 +171,7 @@ def test_a_request_that_the_core_refuses_ends_with_an_error(driver: Driver) -> N
 # -- the passes and the round trip -------------------------------------------------------------------------------
 
 
+@every_manager
 def test_many_requests_get_the_answers_they_should(driver: Driver) -> None:
     prompts = {
         driver.add(f"r{i}", prompt_of(i, 1 + 6 * i), max_tokens=1 + i): prompt_of(i, 1 + 6 * i) for i in range(9)
@@ -246,6 +248,7 @@ def test_the_loop_is_woken_by_what_was_handed_in(driver: Driver) -> None:
     assert time.monotonic() - began >= 0.019
 
 
+@every_manager
 @pytest.mark.parametrize("role", [Role.MIXED, Role.PREFILL])
 def test_every_manager_has_a_prefill_pass(name: str, role: Role) -> None:
     """In the prefill role it does all the work: prompt and one token."""
@@ -280,6 +283,7 @@ def test_v0_makes_no_difference_between_its_passes() -> None:
 # -- a small pool ------------------------------------------------------------------------------------------------
 
 
+@every_manager
 @pytest.mark.parametrize("caching", [True, False])
 def test_a_small_pool_preempts_under_dynamic_allocation_and_queues_under_static(name: str, caching: bool) -> None:
     """The answers are the same."""

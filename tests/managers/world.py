@@ -15,28 +15,10 @@ from headway.managers import Manager
 from headway.request import FinishReason, Request
 from headway.sampling import SamplingParams
 from headway.scheduler import DeviceLost, PreprocessDone, Reservation, Sending, StepResult
-from tests.managers.driving import Asking, History, T, asking, assert_nothing_held, make, make_request
-from tests.oracle_device import OracleDevice, _extend, _root, answer_of
-
-
-class Device(OracleDevice):
-    """Its KV may also come from, and go to, another device."""
-
-    def receive(self, request: Request, blocks: Sequence[int]) -> None:
-        """The KV of a prompt comes in from P."""
-        for place, digest in self._prompt_kv(request, blocks):
-            self._kv[place] = digest
-
-    def check(self, request: Request, blocks: Sequence[int]) -> None:
-        """What is read from these blocks is the KV of this prompt."""
-        for place, digest in self._prompt_kv(request, blocks):
-            assert self._kv.get(place) == digest, f"D would read foreign KV of request {request.request_id!r}"
-
-    def _prompt_kv(self, request: Request, blocks: Sequence[int]) -> Iterator[tuple[int, bytes]]:
-        digest = _root(request)
-        for position, token in enumerate(request.prompt.tolist()):
-            digest = _extend(digest, token)
-            yield int(blocks[position // self._size]) * self._size + position % self._size, digest
+from headway.simulation.device import OracleDevice
+from headway.simulation.digests import answer_of
+from tests.history import History
+from tests.managers.driving import Asking, T, asking, assert_nothing_held, make, make_request
 
 
 class World:
@@ -44,7 +26,7 @@ class World:
 
     def __init__(self, manager: Manager) -> None:
         self.manager = manager
-        self.device = Device(manager.config)
+        self.device = OracleDevice(manager.config)
         self.history = History()
         self.requests: dict[str, Request] = {}  # those that were accepted, by request id
         self.reservations: dict[str, Reservation] = {}
@@ -99,7 +81,8 @@ class World:
         request = self.requests[request_id]
         entry = self.manager._core._state.entries.get(request.uid)
         if entry is not None and entry.handle is not None:  # else the blocks are no longer its own
-            self.device.receive(request, self.reservations[request_id].blocks.tolist())
+            reservation = self.reservations[request_id]
+            self.device.receive(request, reservation.blocks, reservation.num_cached_tokens)
         self.manager.start_decode(request_id, answer_of(request)[0][0])
 
     # -- device, jobs, sender ------------------------------------------------------------------------------------
@@ -116,13 +99,16 @@ class World:
         """The device answers for its oldest step."""
         if self.in_flight:
             result = self.in_flight.popleft()
-            if error is not None:
+            if error is None:
+                self.device.done(result.step_id)
+            else:
+                self.device.spoil(result.step_id)
                 result = StepResult(result.step_id, np.zeros(0, np.int32), error=error)
             self.manager.post_result(result)
 
     def lose_device(self) -> None:
         self.in_flight.clear()
-        self.device = Device(self.manager.config)
+        self.device.lose()
         self.manager.post_result(DeviceLost("the device is gone"))
 
     def prepare(self, error: str | None = None) -> None:
@@ -137,7 +123,7 @@ class World:
             request_id = next(iter(self.sending))
         sending = self.sending.pop(request_id, None)
         if sending is not None:
-            self.device.check(self.requests[request_id], sending.blocks.tolist())
+            self.device.send(self.requests[request_id], sending.blocks, sending.num_tokens)
             self.manager.send_done(sending.uid, error)
 
     # -- the loop ------------------------------------------------------------------------------------------------

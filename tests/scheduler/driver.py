@@ -1,10 +1,9 @@
-"""Drives a core and an oracle device together, as a loop would, and keeps the history of every request."""
+"""Drives a core and an oracle device together, as a loop would, and keeps the history."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -27,13 +26,11 @@ from headway.scheduler import (
     PreprocessDone,
     Progress,
     Query,
-    RequestEnd,
     Reservation,
     ReserveDecode,
     ReservePrefill,
     Scheduler,
     SendDone,
-    Sending,
     StartDecode,
     StartPrefill,
     StepResult,
@@ -42,25 +39,16 @@ from headway.scheduler import (
 from headway.scheduler.state.state import State
 from headway.simulation.device import OracleDevice
 from headway.simulation.digests import Words, answer_of, prompt_of
+from tests.history import History
 
 _OF_REQUEST = ("priority", "cache_salt", "stop_token_ids", "spans", "preprocess", "arrival_time")
-
-
-@dataclass
-class History:
-    """What a request's caller saw. held: what its blocks held when they were lent to a sender, uint64 [num_tokens]."""
-
-    request: Request
-    tokens: list[int] = field(default_factory=list)
-    cached: int | None = None
-    end: RequestEnd | None = None
-    sending: Sending | None = None
-    held: Words | None = None
 
 
 class Driver:
     """depth: steps in flight before the first of them must answer. now: the clock, seconds; `wait` moves it.
 
+    requests: all that were handed in, or reserved with a yes; as they were prepared. held: what the blocks of a request
+    held when they were lent to a sender, uint64 [num_tokens].
     reservations: that were answered with a yes. answers: by reply id, to queries that were not answered at once.
     jobs: requests handed out to be prepared.
     """
@@ -78,7 +66,9 @@ class Driver:
         self.depth = depth
         self.now = 0.0
         self.in_flight: deque[StepResult] = deque()
-        self.histories: dict[int, History] = {}
+        self.history = History()
+        self.requests: dict[int, Request] = {}
+        self.held: dict[int, Words] = {}
         self.reservations: dict[int, Reservation] = {}
         self.answers: dict[int, object] = {}
         self.jobs: list[Request] = []
@@ -112,11 +102,11 @@ class Driver:
 
     def hand_in(self, request: Request) -> Effects:
         """Add a request that was made before."""
-        self.histories[request.uid] = History(request)
+        self.requests[request.uid] = request
         return self.tell(AddRequest(request))
 
     def reserve(self, request: Request, timeout: float = 10.0) -> Reservation | None:
-        """Ask for room on P or D. A request gets a history only with a yes. timeout: of D's reservation."""
+        """Ask for room on P or D. It counts as handed in only with a yes. timeout: of D's reservation."""
         self._last_reply += 1
         prefill = self.config.role is Role.PREFILL
         reply = self._last_reply
@@ -126,7 +116,7 @@ class Driver:
         (answer,) = effects.answers
         assert answer.reply == reply and (answer.value is None or isinstance(answer.value, Reservation))
         if answer.value is not None:
-            self.histories[request.uid] = History(request)
+            self.requests[request.uid] = request
             self.reservations[request.uid] = answer.value
         self.note(effects)
         return answer.value
@@ -146,17 +136,13 @@ class Driver:
 
     def sent(self, uid: int, error: str | None = None) -> Effects:
         """P: the sender is done. What it read must have been there all the time."""
-        history = self.histories[uid]
-        assert history.sending is not None and history.held is not None
-        held = self.device.read(history.sending.blocks, len(history.held))
-        assert (held == history.held).all(), "blocks were written to while they were lent"
+        assert (self._read_sent(uid) == self.held[uid]).all(), "blocks were written to while they were lent"
         return self.tell(SendDone(uid, error))
 
     def prepared(self, request: Request, prompt: Sequence[int] | None = None, spans: Sequence[Span] = ()) -> Effects:
         """A preprocess job has ended well."""
         effects = self.tell(PreprocessDone(request.uid, None if prompt is None else prompt_of(prompt), tuple(spans)))
-        made = next((one for one in self.core.requests() if one.uid == request.uid), request)
-        self.histories[request.uid].request = made
+        self.requests[request.uid] = next((one for one in self.core.requests() if one.uid == request.uid), request)
         return effects
 
     def abort(self, *uids: int) -> Effects:
@@ -171,9 +157,7 @@ class Driver:
     def lose_device(self) -> Effects:
         self.in_flight.clear()
         self.device.lose()
-        for history in self.histories.values():
-            if history.sending is not None and history.held is not None:
-                history.held = self.device.read(history.sending.blocks, len(history.held))
+        self.held = {uid: self._read_sent(uid) for uid in self.held}
         return self.tell(DeviceLost("the device is gone"))
 
     def wait(self, seconds: float) -> Effects:
@@ -245,22 +229,9 @@ class Driver:
     # -- what was seen -------------------------------------------------------------------------------------------
 
     def note(self, effects: Effects) -> Effects:
-        for uid, cached in effects.started:
-            assert self.histories[uid].cached is None, "started twice"
-            assert self.histories[uid].end is None, "started after the end"
-            self.histories[uid].cached = cached
-        for outputs in effects.tokens:
-            for uid, token in zip(outputs.uids.tolist(), outputs.tokens.tolist(), strict=True):
-                assert self.histories[uid].end is None, "a token after the end"
-                self.histories[uid].tokens.append(token)
+        self.history.take(effects)
         for sending in effects.sending:
-            history = self.histories[sending.uid]
-            assert history.sending is None and history.end is None and history.tokens == [sending.token]
-            history.sending = sending
-            history.held = self.device.send(history.request, sending.blocks, sending.num_tokens)
-        for end in effects.ended:
-            assert self.histories[end.uid].end is None, "ended twice"
-            self.histories[end.uid].end = end
+            self.held[sending.uid] = self.device.send(self.requests[sending.uid], sending.blocks, sending.num_tokens)
         for answer in effects.answers:
             assert answer.reply not in self.answers, "answered twice"
             self.answers[answer.reply] = answer.value
@@ -270,7 +241,7 @@ class Driver:
 
     def ended(self, request: Request) -> str | None:
         """Why a request ended: the reason, and the message if there is one; None if it has not."""
-        end = self.histories[request.uid].end
+        end = self.history.ends.get(request.uid)
         return None if end is None else f"{end.reason}: {end.message}" if end.message is not None else str(end.reason)
 
     def admissions(self) -> list[int]:
@@ -279,11 +250,9 @@ class Driver:
 
     def assert_answered(self, *requests: Request) -> None:
         """These requests (all, if none is named) got the very answer they would have got alone."""
-        for request in requests or [history.request for history in self.histories.values()]:
-            history = self.histories[request.uid]
-            tokens, reason = answer_of(request)
-            assert history.tokens == tokens
-            assert history.end is not None and history.end.reason is reason
+        for request in requests or self.requests.values():
+            answer = self.history.tokens[request.uid], self.history.ends[request.uid].reason
+            assert answer == answer_of(request)
 
     def assert_empty(self) -> None:
         """Nothing is held any more, and nobody waited for."""
@@ -292,16 +261,21 @@ class Driver:
         assert (snapshot.num_preparing, snapshot.num_reserved, snapshot.num_sending) == (0, 0, 0)
         assert snapshot.num_blocks_free + snapshot.num_blocks_evictable == snapshot.num_blocks_total
         assert self.core.slots.num_free_slots() == snapshot.num_slots and snapshot.num_slots_spanned == 0
-        assert snapshot.num_requests_added == snapshot.num_requests_ended == len(self.histories)
+        assert snapshot.num_requests_added == snapshot.num_requests_ended == len(self.requests)
         assert snapshot.next_deadline is None
         self._check()
+
+    def _read_sent(self, uid: int) -> Words:
+        """What the blocks hold now that are, or were, lent to the sender."""
+        return self.device.read(self.history.sent[uid].blocks, len(self.held[uid]))
 
     def _check(self) -> None:
         """What holds at any time."""
         self.core.audit()
         self.state.encoder.audit(self.state.entries)
         snapshot = self.core.snapshot()
-        alive = sum(history.end is None for history in self.histories.values())
+        assert self.requests.keys() >= self.history.ends.keys()
+        alive = len(self.requests) - len(self.history.ends)
         by_state = (snapshot.num_running, snapshot.num_waiting, snapshot.num_preparing, snapshot.num_reserved)
         assert sum(by_state) + snapshot.num_sending == alive == len(self.core.requests())
 

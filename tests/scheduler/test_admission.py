@@ -54,7 +54,7 @@ class TestRoom:
         driver.step()
         twin = driver.add(range(20), max_tokens=1)  # 5 blocks, 4 of them shared
         driver.step()
-        assert driver.histories[twin.uid].cached == 16
+        assert driver.history.started[twin.uid] == 16
 
     def test_is_looked_at_again_when_others_have_computed_its_beginning(self) -> None:
         """It lacked 3 of 6 blocks. Then the cache has 5 of them, and the one that is needed was there before."""
@@ -64,7 +64,7 @@ class TestRoom:
         driver.step()
         assert driver.core.snapshot().num_waiting == 1
         driver.step()
-        assert driver.histories[second.uid].cached == 20
+        assert driver.history.started[second.uid] == 20
         driver.run()
         driver.assert_answered()
 

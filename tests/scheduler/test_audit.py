@@ -148,7 +148,7 @@ class TestTheRound:
         for _ in range(ROUND):
             driver.step()
         driver.run()
-        driver.assert_answered(driver.histories[2].request)
+        driver.assert_answered(driver.requests[2])
 
 
 class TestOnDemand:

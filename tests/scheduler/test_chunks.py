@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from headway.config import Role, SchedulerConfig
@@ -16,6 +16,7 @@ from headway.sampling import SamplingParams
 from headway.scheduler.fitting import never_fits
 from headway.scheduler.passes.chunk_plan import ChunkPlan, end_of_chunk
 from headway.scheduler.state.encoder_cache import EncoderCache
+from tests.examples import examples
 
 SAMPLING = SamplingParams()
 
@@ -315,7 +316,7 @@ def requests(draw: st.DrawFn, config: SchedulerConfig, uid: int) -> Request:
 
 
 @given(st.data(), st.integers(0, 100), st.integers(1, 100), st.integers(-5, 120), st.integers(1, 20))
-@settings(max_examples=400, deadline=None)
+@examples(4)
 def test_a_chunk_ends_where_the_rule_says(data: st.DataObject, start: int, left: int, limit: int, grain: int) -> None:
     spans = data.draw(span_lists(start + left, 30, 0))
     end = start + left
@@ -327,7 +328,7 @@ def test_a_chunk_ends_where_the_rule_says(data: st.DataObject, start: int, left:
 
 
 @given(st.data(), configs())
-@settings(max_examples=300, deadline=None)
+@examples(3)
 def test_a_plan_keeps_every_limit(data: st.DataObject, config: SchedulerConfig) -> None:
     budget = data.draw(st.integers(0, config.max_num_batched_tokens))
     encoder = EncoderCache(config.encoder_budget)
@@ -388,7 +389,7 @@ def test_a_plan_keeps_every_limit(data: st.DataObject, config: SchedulerConfig) 
 
 
 @given(configs(), st.data())
-@settings(max_examples=200, deadline=None)
+@examples(2)
 def test_every_prompt_that_fits_is_computed_whatever_else_runs(config: SchedulerConfig, data: st.DataObject) -> None:
     """Steps overlap, decodes take all they may, and short prompts with media keep coming in behind."""
     rng = random.Random(data.draw(st.integers(0, 2**32)))

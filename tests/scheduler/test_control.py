@@ -34,7 +34,7 @@ class TestPreemptAll:
         driver = busy()
         driver.tell(PreemptAll())
         assert driver.core.snapshot().num_preemptions == 3
-        progress = driver.progress(driver.histories[1].request)
+        progress = driver.progress(driver.requests[1])
         assert progress is not None
         assert (progress.status, progress.num_preemptions) == (RequestStatus.PREEMPTED, 1)
         assert (progress.num_blocks, progress.num_computed_tokens) == (0, 0)
@@ -59,13 +59,11 @@ class TestClear:
     def test_is_a_barrier(self) -> None:
         """What was added before it ends; what comes after it is not touched."""
         driver = busy()
-        before = list(driver.histories)
+        before = list(driver.requests)
         driver.tell(Clear())
         after = driver.add(range(12), max_tokens=4)
         driver.run()
-        assert {driver.ended(driver.histories[uid].request) for uid in before} == {
-            "abort: the engine's data was cleared"
-        }
+        assert {driver.ended(driver.requests[uid]) for uid in before} == {"abort: the engine's data was cleared"}
         driver.assert_answered(after)
         driver.assert_empty()
 
@@ -77,7 +75,7 @@ class TestClear:
         assert len(driver.state.prefix) == 0
         late = driver.add(range(9), max_tokens=1)
         driver.run()
-        assert driver.histories[late.uid].cached == 0
+        assert driver.history.started[late.uid] == 0
 
     @pytest.mark.parametrize("depth", [1, 2])
     def test_lets_nothing_of_a_step_in_flight_through(self, depth: int) -> None:
@@ -88,7 +86,7 @@ class TestClear:
         for _ in range(depth):
             assert not driver.answer().tokens  # they are of the old ones
         driver.run()
-        assert driver.histories[late.uid].cached == 0
+        assert driver.history.started[late.uid] == 0
         driver.assert_answered(late)
 
     def test_of_an_empty_engine_does_nothing(self) -> None:
@@ -121,10 +119,10 @@ class TestResetPrefixCache:
         assert driver.ask(ResetPrefixCache) == 2  # in use, and cached
         twin = driver.add(range(9), max_tokens=3)
         driver.run()
-        assert driver.histories[twin.uid].cached == 0
-        rest = driver.add([*range(9), *driver.histories[long.uid].tokens], max_tokens=2)
+        assert driver.history.started[twin.uid] == 0
+        rest = driver.add([*range(9), *driver.history.tokens[long.uid]], max_tokens=2)
         driver.run()
-        assert driver.histories[rest.uid].cached == 8  # what the twin has computed since, and no more
+        assert driver.history.started[rest.uid] == 8  # what the twin has computed since, and no more
         driver.assert_answered()
 
     @pytest.mark.parametrize("moment", range(1, 6))

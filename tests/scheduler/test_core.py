@@ -35,8 +35,8 @@ class TestASingleRequest:
     def test_that_needs_more_than_max_model_len_is_refused_at_once_with_both_numbers(self) -> None:
         driver = Driver(config(max_model_len=32))
         request = driver.add(range(30), max_tokens=3)
-        end = driver.histories[request.uid].end
-        assert end is not None and end.reason is FinishReason.ERROR
+        end = driver.history.ends[request.uid]
+        assert end.reason is FinishReason.ERROR
         assert end.message == "prompt (30 tokens) + max_tokens (3) exceed max_model_len (32)"
         driver.assert_empty()
 
@@ -55,9 +55,8 @@ class TestStopTokens:
         free_run, _ = answer_of(driver.add([5, 6, 7], max_tokens=12))
         request = driver.add([5, 6, 7], max_tokens=12, stop_token_ids=(free_run[4],))
         driver.run()
-        history = driver.histories[request.uid]
-        assert history.tokens == free_run[: free_run.index(free_run[4]) + 1]
-        assert history.end is not None and history.end.stop_token == free_run[4]
+        assert driver.history.tokens[request.uid] == free_run[: free_run.index(free_run[4]) + 1]
+        assert driver.history.ends[request.uid].stop_token == free_run[4]
         driver.assert_answered()
 
     def test_may_be_the_very_first_token(self) -> None:
@@ -65,7 +64,7 @@ class TestStopTokens:
         first = answer_of(driver.add([5, 6, 7]))[0][0]
         request = driver.add([5, 6, 7], stop_token_ids=(first,))
         driver.run()
-        assert driver.histories[request.uid].tokens == [first]
+        assert driver.history.tokens[request.uid] == [first]
 
     def test_do_not_count_before_min_tokens(self) -> None:
         driver = Driver(config(max_model_len=64, num_blocks=80))
@@ -75,15 +74,15 @@ class TestStopTokens:
             driver.add([5, 6, 7], max_tokens=40, min_tokens=min_tokens, stop_token_ids=stops)
         driver.run()
         driver.assert_answered()
-        assert [len(driver.histories[uid].tokens) for uid in (2, 3, 4)] == [1, 2, 5]
+        assert [len(driver.history.tokens[uid]) for uid in (2, 3, 4)] == [1, 2, 5]
 
     def test_win_over_the_length_when_both_come_with_the_same_token(self) -> None:
         driver = Driver(config())
         last = answer_of(driver.add([5, 6, 7], max_tokens=6))[0][-1]
         request = driver.add([5, 6, 7], max_tokens=6, stop_token_ids=(last,))
         driver.run()
-        end = driver.histories[request.uid].end
-        assert end is not None and end.reason is FinishReason.STOP
+        end = driver.history.ends[request.uid]
+        assert end.reason is FinishReason.STOP
 
 
 class TestChunkedPrefill:
@@ -134,7 +133,7 @@ class TestPrefixCaching:
         driver.run()
         second = driver.add([*range(10), 41], max_tokens=2)
         driver.run()
-        assert driver.histories[second.uid].cached == 8
+        assert driver.history.started[second.uid] == 8
         assert driver.batches[-2].positions.tolist() == [8]
         driver.assert_answered()
 
@@ -143,16 +142,16 @@ class TestPrefixCaching:
         for _ in range(2):
             request = driver.add(range(8), max_tokens=2)
             driver.run()
-        assert driver.histories[request.uid].cached == 4
+        assert driver.history.started[request.uid] == 4
         driver.assert_answered()
 
     def test_output_is_found_too_when_a_conversation_goes_on(self) -> None:
         driver = Driver(config())
         first = driver.add(range(6), max_tokens=8)
         driver.run()
-        second = driver.add([*range(6), *driver.histories[first.uid].tokens, 30, 31], max_tokens=2)
+        second = driver.add([*range(6), *driver.history.tokens[first.uid], 30, 31], max_tokens=2)
         driver.run()
-        assert driver.histories[second.uid].cached == 12
+        assert driver.history.started[second.uid] == 12
         driver.assert_answered()
 
     def test_running_requests_share_blocks(self) -> None:
@@ -170,7 +169,7 @@ class TestPrefixCaching:
         for salt in ("a", "b", None):
             request = driver.add(range(9), max_tokens=2, cache_salt=salt)
             driver.run()
-            assert driver.histories[request.uid].cached == 0
+            assert driver.history.started[request.uid] == 0
         driver.assert_answered()
 
     def test_can_be_switched_off(self) -> None:
@@ -178,7 +177,7 @@ class TestPrefixCaching:
         for _ in range(2):
             request = driver.add(range(9), max_tokens=6)
             driver.run()
-        assert driver.histories[request.uid].cached == 0
+        assert driver.history.started[request.uid] == 0
         assert driver.core.snapshot().num_blocks_evictable == 0
         driver.assert_answered()
 
@@ -189,7 +188,7 @@ class TestPrefixCaching:
         driver.answer(error="out of memory")
         again = driver.add(range(9), max_tokens=2)
         driver.run()
-        assert driver.histories[again.uid].cached == 0
+        assert driver.history.started[again.uid] == 0
         driver.assert_answered(again)
 
 
@@ -233,7 +232,7 @@ class TestEnding:
         driver.abort(first.uid)
         second = driver.add([4, 5, 6], max_tokens=5)
         driver.launch()
-        assert driver.histories[first.uid].tokens == answer_of(first)[0][:1]
+        assert driver.history.tokens[first.uid] == answer_of(first)[0][:1]
         driver.run()
         driver.assert_answered(second)
         driver.assert_empty()
@@ -261,7 +260,7 @@ class TestFailures:
         batch = driver.launch()
         assert batch is not None and len(batch) == 1 and len(batch.admissions) == 2
         driver.answer(error="boom")
-        assert driver.histories[newcomer.uid].end is not None
+        assert newcomer.uid in driver.history.ends
         driver.assert_empty()
 
     @pytest.mark.parametrize("steps", [0, 1])
@@ -327,7 +326,7 @@ class TestFailures:
         effects = driver.lose_device()
         assert [(e.uid, e.message) for e in effects.ended] == [(running.uid, "the device is gone")]
         driver.run()
-        assert driver.histories[waiting.uid].cached == 0
+        assert driver.history.started[waiting.uid] == 0
         driver.assert_answered(waiting)
         driver.assert_empty()
 

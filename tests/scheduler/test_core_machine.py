@@ -35,6 +35,7 @@ from headway.scheduler import (
     never_fits,
 )
 from headway.simulation.digests import EOS, answer_of
+from tests.examples import examples
 from tests.scheduler.driver import Driver, config
 
 STEMS = ([3] * 12, [3] * 6 + [4] * 6, [9, 8, 7, 6, 5, 4, 3, 2])  # prefixes that prompts share
@@ -134,22 +135,22 @@ class CoreMachine(RuleBasedStateMachine):
         else:
             prompt = [*request.prompt.tolist(), *tail] if outcome == "longer" else None
             effects = self.driver.prepared(request, prompt, request.spans)
-            made = self.driver.histories[uid].request
+            made = self.driver.requests[uid]
             self.expect(made)
             self.note(effects, self.hopeless(made))
 
-    @precondition(lambda self: self.driver.histories)
+    @precondition(lambda self: self.driver.requests)
     @rule(data=st.data(), deed=st.sampled_from(("finish", "abort")))
     def end(self, data: st.DataObject, deed: str) -> None:
-        uid = data.draw(st.sampled_from(sorted(self.driver.histories)))
+        uid = data.draw(st.sampled_from(sorted(self.driver.requests)))
         alive = {uid} & self.alive()
         self.note((self.driver.finish if deed == "finish" else self.driver.abort)(uid), alive)
         assert not alive & self.alive()
 
-    @precondition(lambda self: self.driver.histories)
+    @precondition(lambda self: self.driver.requests)
     @rule(data=st.data())
     def tell_what_is_harmless(self, data: st.DataObject) -> None:
-        uid = data.draw(st.sampled_from(sorted(self.driver.histories)))
+        uid = data.draw(st.sampled_from(sorted(self.driver.requests)))
         assert not self.driver.tell(PublishOutput((uid,)))
         if uid not in self.reserved:
             for message in (StartPrefill((uid,)), StartDecode(uid, 3), DropReservations((uid,))):
@@ -281,17 +282,17 @@ class CoreMachine(RuleBasedStateMachine):
     # -- what must hold ------------------------------------------------------------------------------------------
 
     def alive(self) -> set[int]:
-        return {uid for uid, history in self.driver.histories.items() if history.end is None}
+        return self.driver.requests.keys() - self.driver.history.ends.keys()
 
     def status(self, uid: int) -> RequestStatus:
-        progress = self.driver.progress(self.driver.histories[uid].request)
+        progress = self.driver.progress(self.driver.requests[uid])
         assert progress is not None
         return progress.status
 
     def note(self, effects: Effects, ends: set[int]) -> None:
         """Those and no others may have been ended by what was done, unless they came to their end by themselves."""
         for end in effects.ended:
-            if (self.driver.histories[end.uid].tokens, end.reason) != self.answers[end.uid]:
+            if (self.driver.history.tokens[end.uid], end.reason) != self.answers[end.uid]:
                 assert end.uid in ends
                 self.disturbed.add(end.uid)
 
@@ -303,14 +304,14 @@ class CoreMachine(RuleBasedStateMachine):
         self.preparing = {uid: request for uid, request in self.preparing.items() if uid in alive}
         self.reserved = {uid: request for uid, request in self.reserved.items() if uid in alive}
         leases = set(self.driver.state.leases)
-        self.sending |= {uid for uid in leases if self.driver.histories[uid].sending is not None}
+        self.sending |= {uid for uid in leases if uid in self.driver.history.sent}
         assert leases == self.sending
         snapshot = self.driver.core.snapshot()
         assert (snapshot.num_preparing, snapshot.num_reserved) == (len(self.preparing), len(self.reserved))
         assert snapshot.num_sending == len(self.sending & alive)
         assert snapshot.num_in_flight == len(self.driver.in_flight)
-        for uid, history in self.driver.histories.items():
-            assert history.tokens == self.answers[uid][0][: len(history.tokens)]
+        for uid, tokens in self.driver.history.tokens.items():
+            assert tokens == self.answers[uid][0][: len(tokens)]
         flying = {result.step_id for result in self.driver.in_flight}
         for reply, steps in self.awaited.items():
             assert (reply in self.driver.answers) == (not steps & flying)
@@ -323,19 +324,17 @@ class CoreMachine(RuleBasedStateMachine):
             self.note(self.driver.prepared(request), self.hopeless(request))
         for request in self.reserved.values():
             self.begin(request)
-        for _ in range(40 * (1 + len(self.driver.histories))):  # tokens of the longest request, one after the other
+        for _ in range(40 * (1 + len(self.driver.requests))):  # tokens of the longest request, one after the other
             self.driver.step()
             for uid in list(self.driver.state.leases):
                 self.driver.sent(uid)
             if not self.alive() and not self.driver.in_flight:
                 break
         self.driver.assert_empty()
-        for uid, history in self.driver.histories.items():
-            tokens, reason = self.answers[uid]
-            assert history.end is not None
-            if uid not in self.disturbed:
-                assert (history.tokens, history.end.reason) == (tokens, reason)
+        history = self.driver.history
+        for uid in self.driver.requests.keys() - self.disturbed:
+            assert (history.tokens[uid], history.ends[uid].reason) == self.answers[uid]
 
 
 TestCoreMachine = CoreMachine.TestCase
-TestCoreMachine.settings = settings(max_examples=max(300, settings().max_examples), stateful_step_count=40)
+TestCoreMachine.settings = settings(examples(3), stateful_step_count=40)

@@ -54,7 +54,7 @@ def test_whoever_ends_otherwise_has_no_deadline_any_more() -> None:
     for request in requests:
         driver.reserve(request, timeout=5.0)
     driver.add([1], preprocess=b"image")
-    driver.abort(*driver.histories)
+    driver.abort(*driver.requests)
     assert driver.core.next_deadline is None
     assert not driver.wait(100.0)
     driver.assert_empty()

@@ -7,6 +7,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from headway.request import Span
 from headway.scheduler.state.encoder_cache import EncoderCache
+from tests.examples import examples
 
 A, B, C, D = (bytes([i]) * 32 for i in range(4))
 
@@ -248,4 +249,4 @@ class EncoderMachine(RuleBasedStateMachine):
 
 
 TestEncoderMachine = EncoderMachine.TestCase
-TestEncoderMachine.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestEncoderMachine.settings = settings(examples(0.6), stateful_step_count=40)

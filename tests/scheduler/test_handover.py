@@ -38,8 +38,8 @@ class TestBothSides:
         assert p.reserve(on_p) is not None and d.reserve(on_d) is not None
         p.start_prefill(on_p.uid)
         p.run()
-        sending = p.histories[on_p.uid].sending
-        assert sending is not None and sending.num_tokens == length
+        sending = p.history.sent[on_p.uid]
+        assert sending.num_tokens == length
         assert sending.token == answer_of(on_d)[0][0]
         d.start_decode(on_d)  # which must be told that very token
         p.sent(on_p.uid)
@@ -94,17 +94,16 @@ class TestSending:
         driver = p_of()
         uid = send(driver)
         driver.sent(uid, error="connection reset")
-        assert driver.ended(driver.histories[uid].request) == "error: the KV was not sent: connection reset"
+        assert driver.ended(driver.requests[uid]) == "error: the KV was not sent: connection reset"
         driver.assert_empty()
 
     @pytest.mark.parametrize("how", ["abort", "time"])
     def test_lends_the_blocks_on_when_the_request_has_ended_and_nobody_gets_them(self, how: str) -> None:
         driver = p_of(num_blocks=9)
         uid = send(driver, range(20))  # 5 of 8 blocks
-        sending = driver.histories[uid].sending
-        assert sending is not None
+        sending = driver.history.sent[uid]
         driver.abort(uid) if how == "abort" else driver.wait(61)
-        assert driver.histories[uid].end is not None
+        assert uid in driver.history.ends
         snapshot = driver.core.snapshot()
         assert (snapshot.num_sending, snapshot.num_blocks_free, snapshot.next_deadline) == (0, 3, None)
         waits = driver.add(range(20, 40), max_tokens=1)
@@ -124,7 +123,7 @@ class TestSending:
         assert driver.core.next_deadline == 7.0
         assert not driver.wait(6.9).ended
         driver.wait(0.1)
-        assert driver.ended(driver.histories[uid].request) == "error: its KV was not sent within send_timeout"
+        assert driver.ended(driver.requests[uid]) == "error: its KV was not sent within send_timeout"
         driver.sent(uid)
         driver.assert_empty()
 
@@ -141,7 +140,7 @@ class TestSending:
         second = driver.add([*range(8), 30], max_tokens=1)
         driver.run()
         driver.sent(uid)
-        assert driver.histories[second.uid].cached == 8
+        assert driver.history.started[second.uid] == 8
         driver.assert_answered()
         driver.assert_empty()
 
@@ -158,7 +157,7 @@ class TestSending:
     def test_progress_counts_the_prompt_and_its_token(self) -> None:
         driver = p_of()
         uid = send(driver)
-        progress = driver.progress(driver.histories[uid].request)
+        progress = driver.progress(driver.requests[uid])
         assert progress is not None and progress.status is RequestStatus.SENDING
         assert (progress.num_output_tokens, progress.num_computed_tokens, progress.num_blocks) == (1, 9, 3)
 
@@ -194,7 +193,7 @@ def test_images_come_with_their_kv_and_are_not_encoded_here() -> None:
     driver.assert_answered()
     twin = driver.add(range(9), max_tokens=2, spans=(Span(2, 4, b"b", 4),))
     driver.run()
-    assert driver.histories[twin.uid].cached == 0
+    assert driver.history.started[twin.uid] == 0
     driver.assert_answered()
 
 

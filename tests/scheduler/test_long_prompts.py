@@ -15,7 +15,7 @@ class TestLongPrompts:
         short = [driver.add(range(i, i + 4), max_tokens=2) for i in range(2)]
         batch = driver.step()
         assert batch is not None and batch.num_new_tokens.tolist() == [8, 4, 4]
-        assert all(driver.histories[request.uid].tokens for request in short)
+        assert all(driver.history.tokens[request.uid] for request in short)
         driver.run()
         driver.assert_answered()
 
@@ -66,7 +66,7 @@ class TestLongPrompts:
         more = driver.add([*range(40), 7, 7], max_tokens=1)
         batch = driver.step()
         assert batch is not None and driver.admissions()[1:] == [other.uid, more.uid]
-        assert driver.histories[more.uid].cached == 40
+        assert driver.history.started[more.uid] == 40
         driver.run()
         driver.assert_answered()
 

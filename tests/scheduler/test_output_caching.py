@@ -14,7 +14,7 @@ def told(driver: Driver, request: Request) -> None:
 
 def found_of(driver: Driver, request: Request) -> int:
     """How many tokens of prompt and output so far a newcomer finds."""
-    tokens = [*request.prompt.tolist(), *driver.histories[request.uid].tokens]
+    tokens = [*request.prompt.tolist(), *driver.history.tokens[request.uid]]
     newcomer = driver.add([*tokens, 30], max_tokens=1)
     while newcomer.uid not in driver.admissions():
         driver.step()
@@ -75,7 +75,7 @@ def test_nothing_is_found_whose_step_may_yet_fail(depth: int, steps: int, output
     """It is told of at any moment, and then what is in flight fails: the oracle notices if its KV is found."""
     driver = Driver(config(enable_output_caching=output_caching), depth=depth)
     request = after_steps(driver, steps)
-    tokens = list(driver.histories[request.uid].tokens)
+    tokens = list(driver.history.tokens[request.uid])
     for _ in range(depth):
         driver.launch()
     told(driver, request)
@@ -83,7 +83,7 @@ def test_nothing_is_found_whose_step_may_yet_fail(depth: int, steps: int, output
         driver.answer(error="boom")
     newcomer = driver.add([*range(6), *tokens, 30, 31, 32, 33], max_tokens=4)
     driver.run()
-    assert driver.histories[newcomer.uid].cached == (6 + len(tokens) - 1) // 4 * 4 if steps else True
+    assert driver.history.started[newcomer.uid] == (6 + len(tokens) - 1) // 4 * 4 if steps else True
     driver.assert_answered(newcomer)
     driver.assert_empty()
 

@@ -31,8 +31,7 @@ class TestPause:
         driver = busy()
         driver.add([8], preprocess=b"image")
         driver.pause("abort")
-        requests = [history.request for history in driver.histories.values()]
-        assert {driver.ended(request) for request in requests} == {"abort: the engine was paused"}
+        assert {driver.ended(request) for request in driver.requests.values()} == {"abort: the engine was paused"}
         driver.answer()
         driver.assert_empty()
 
@@ -73,11 +72,11 @@ class TestPause:
         request = driver.add([1, 2], max_tokens=12)
         driver.step()
         driver.launch()
-        known = list(driver.histories[request.uid].tokens)
+        known = list(driver.history.tokens[request.uid])
         driver.pause()
         while driver.in_flight:
             driver.answer()
-        assert driver.histories[request.uid].tokens == known
+        assert driver.history.tokens[request.uid] == known
         driver.tell(Resume())
         batch = driver.launch()
         assert batch is not None and batch.admissions[0].tokens.tolist() == [1, 2, *known]
@@ -89,7 +88,7 @@ class TestPause:
         driver.pause()
         assert driver.core.snapshot() == before
         driver.pause("abort")
-        assert all(history.end is not None for history in driver.histories.values())
+        assert driver.history.ends.keys() == driver.requests.keys()
 
     def test_a_resume_of_an_engine_that_is_not_paused_changes_nothing(self) -> None:
         driver = busy()
@@ -138,7 +137,7 @@ class TestPauseForNewWeights:
         for expected in (0, 8):  # and what is computed from here on is found as ever
             late = driver.add(range(30, 42), max_tokens=max_tokens, spans=[Span(0, 3, b"a", 3)])
             driver.run()
-            assert driver.histories[late.uid].cached == expected
+            assert driver.history.started[late.uid] == expected
         driver.assert_answered()
         driver.assert_empty()
 
@@ -152,7 +151,7 @@ class TestPauseForNewWeights:
         driver.tell(Resume())
         late = driver.add(range(9), max_tokens=2)
         driver.run()
-        assert driver.histories[late.uid].cached == 0
+        assert driver.history.started[late.uid] == 0
         driver.assert_answered()
 
     @pytest.mark.parametrize("role", [Role.PREFILL, Role.DECODE])
@@ -175,4 +174,4 @@ class TestPauseForNewWeights:
         driver.tell(Resume())
         late = driver.add(range(9), max_tokens=1)
         driver.run()
-        assert driver.histories[late.uid].cached == 8
+        assert driver.history.started[late.uid] == 8

@@ -34,7 +34,7 @@ class TestTheVictim:
         driver = small(depth, **changes)
         driver.run()
         assert driver.core.snapshot().num_preemptions > 0
-        assert list(driver.histories) == [uid for uid, history in driver.histories.items() if history.end]
+        assert driver.history.ends.keys() == driver.requests.keys()
         driver.assert_answered()
         driver.assert_empty()
 
@@ -122,8 +122,8 @@ class TestAfterwards:
 
     def test_it_is_told_as_started_only_once(self) -> None:
         driver = small()
-        driver.run()  # the driver fails on a second start
-        assert all(history.cached is not None for history in driver.histories.values())
+        driver.run()  # the history refuses a second start
+        assert driver.history.started.keys() == driver.requests.keys()
 
     def test_it_keeps_its_place_before_those_who_came_later(self) -> None:
         driver = small(reserve="none")
@@ -152,7 +152,7 @@ class TestAfterwards:
         driver.run()
         for batch in driver.batches:
             for admission in batch.admissions:
-                known = [*admission.request.prompt.tolist(), *driver.histories[admission.request.uid].tokens]
+                known = [*admission.request.prompt.tolist(), *driver.history.tokens[admission.request.uid]]
                 assert admission.tokens.tolist() == known[: len(admission.tokens)]
 
 

@@ -38,7 +38,7 @@ def test_what_the_job_made_is_what_is_computed() -> None:
     assert driver.core.requests() == [made]
     driver.answer()
     driver.run()
-    assert driver.histories[request.uid].tokens == answer_of(made)[0]
+    assert driver.history.tokens[request.uid] == answer_of(made)[0]
     driver.assert_empty()
 
 
@@ -48,7 +48,7 @@ def test_images_that_the_job_found_tell_prompts_apart_whose_tokens_are_equal() -
         request = driver.add([], preprocess=IMAGE, max_tokens=2)
         driver.prepared(request, [7] * 9, [Span(0, 4, digest, 4)])
         driver.run()
-        assert driver.histories[request.uid].cached == cached
+        assert driver.history.started[request.uid] == cached
     driver.assert_answered()
 
 
@@ -57,7 +57,7 @@ def test_max_tokens_shrinks_to_what_the_longer_prompt_leaves() -> None:
     request = driver.add([1], preprocess=IMAGE, max_tokens=20)
     driver.prepared(request, range(28))
     driver.run()
-    assert len(driver.histories[request.uid].tokens) == 4
+    assert len(driver.history.tokens[request.uid]) == 4
     assert driver.ended(request) == "length"
 
 
@@ -160,7 +160,7 @@ def test_on_p_too() -> None:
     assert driver.launch() is None
     driver.prepared(request, range(6))
     driver.run()
-    assert len(driver.histories[request.uid].tokens) == 1
+    assert len(driver.history.tokens[request.uid]) == 1
     driver.assert_empty()
 
 

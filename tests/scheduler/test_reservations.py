@@ -47,8 +47,8 @@ class TestReservationsOfP:
         assert reservation is not None and len(reservation.blocks) == 2
         driver.start_prefill(request.uid)
         driver.run()
-        sending = driver.histories[request.uid].sending
-        assert sending is not None and sending.blocks.tolist() == reservation.blocks.tolist()
+        sending = driver.history.sent[request.uid]
+        assert sending.blocks.tolist() == reservation.blocks.tolist()
 
     def test_find_what_the_prefix_cache_has(self) -> None:
         driver = p_of()
@@ -59,7 +59,7 @@ class TestReservationsOfP:
         assert reservation is not None and reservation.num_cached_tokens == 8
         driver.start_prefill(request.uid)
         driver.run()
-        assert driver.histories[request.uid].cached == 8
+        assert driver.history.started[request.uid] == 8
         assert driver.batches[-1].positions.tolist() == [8]
 
     def test_are_copies_that_their_holder_may_keep(self) -> None:
@@ -159,7 +159,7 @@ class TestReservationsOfD:
         reservation = driver.reserve(request)
         assert reservation is not None and reservation.num_cached_tokens == 8
         driver.start_decode(request)
-        assert driver.histories[request.uid].cached == 8
+        assert driver.history.started[request.uid] == 8
         batch = driver.launch()
         assert batch is not None and (batch.positions.tolist(), batch.num_new_tokens.tolist()) == ([12], [1])
         driver.run()
@@ -172,7 +172,7 @@ class TestReservationsOfD:
         driver.start_decode(request)
         second = driver.add([*range(8), 30], max_tokens=2)
         driver.run()
-        assert driver.histories[second.uid].cached == 8
+        assert driver.history.started[second.uid] == 8
         driver.assert_answered()
 
     def test_do_not_let_others_find_kv_that_has_not_come(self) -> None:
@@ -180,7 +180,7 @@ class TestReservationsOfD:
         driver.reserve(driver.make(range(9)))
         second = driver.add(range(9), max_tokens=2)
         driver.run()
-        assert driver.histories[second.uid].cached == 0
+        assert driver.history.started[second.uid] == 0
         driver.assert_answered(second)
 
     def test_are_over_at_once_when_the_first_token_ends_them(self) -> None:
@@ -191,7 +191,7 @@ class TestReservationsOfD:
             driver.reserve(request)
             effects = driver.start_decode(request)
             assert [str(end.reason) for end in effects.ended] == [reason]
-            assert driver.histories[request.uid].tokens == [first]
+            assert driver.history.tokens[request.uid] == [first]
         assert driver.launch() is None
         driver.assert_answered()
         driver.assert_empty()
@@ -203,7 +203,7 @@ class TestReservationsOfD:
         driver.reserve(request)
         driver.start_decode(request)
         driver.run()
-        assert len(driver.histories[request.uid].tokens) > 1
+        assert len(driver.history.tokens[request.uid]) > 1
         driver.assert_answered()
 
     @pytest.mark.parametrize("steps", range(5))
@@ -217,8 +217,7 @@ class TestReservationsOfD:
             driver.step()
         driver.tell(PreemptAll())
         driver.run()
-        progress_of = driver.histories[request.uid]
-        assert progress_of.end is not None and driver.core.snapshot().num_preemptions == 1
+        assert request.uid in driver.history.ends and driver.core.snapshot().num_preemptions == 1
         driver.assert_answered()
         driver.assert_empty()
 
@@ -398,5 +397,5 @@ def test_a_reset_of_the_cache_leaves_reservations_alone() -> None:
     driver.start_decode(request)
     late = driver.add(range(9), max_tokens=2)
     driver.run()
-    assert driver.histories[late.uid].cached == 0  # what came in over the reset is found by nobody
+    assert driver.history.started[late.uid] == 0  # what came in over the reset is found by nobody
     driver.assert_answered()

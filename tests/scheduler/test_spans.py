@@ -72,7 +72,7 @@ class TestChunks:
         for tail in (40, 41):
             request = driver.add([*range(11), tail], max_tokens=2, spans=[image(6, 5)])
             driver.run()
-        assert driver.histories[request.uid].cached == 8
+        assert driver.history.started[request.uid] == 8
         driver.assert_answered()
 
 
@@ -148,7 +148,7 @@ class TestEncoderOutputs:
             assert driver.state.encoder.room == 4
             driver.add(range(6), max_tokens=2, spans=[image(0, 4, B)], priority=-1)
             driver.run()
-            driver.assert_answered(driver.histories[2].request)
+            driver.assert_answered(driver.requests[2])
 
     def test_on_p_too(self) -> None:
         driver = of(role=Role.PREFILL)
@@ -213,7 +213,7 @@ class TestWhatTheCacheKnows:
             requests.append(driver.add([7] * 9, max_tokens=5, spans=spans, cache_salt=salt))
             driver.run()
         driver.assert_answered()
-        return [driver.histories[request.uid].cached for request in requests]
+        return [driver.history.started[request.uid] for request in requests]
 
     def test_two_images_never_share_kv_though_their_tokens_are_equal(self) -> None:
         assert self.cached((None, [image(0, 4, A)]), (None, [image(0, 4, B)]), (None, [])) == [0, 0, 0]
@@ -235,11 +235,11 @@ class TestWhatTheCacheKnows:
         driver = of()
         first = driver.add([7] * 6, max_tokens=8, spans=[image(4, 2, A)])
         driver.run()
-        output = driver.histories[first.uid].tokens
+        output = driver.history.tokens[first.uid]
         for digest, cached in ((A, 12), (B, 4)):
             more = driver.add([7] * 6 + [*output, 3], max_tokens=1, spans=[image(4, 2, digest)])
             driver.run()
-            assert driver.histories[more.uid].cached == cached
+            assert driver.history.started[more.uid] == cached
         driver.assert_answered()
 
     @pytest.mark.parametrize("steps", range(1, 7))

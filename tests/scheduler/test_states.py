@@ -216,7 +216,7 @@ def test_it_ends_at_once_or_goes_on(scene: Callable[[], Scene], deed: Deed) -> N
     newcomer_gets_what_is_free(driver)
     everything_comes_late(driver, request, flying, over=request.uid in hit)
     go_on_to_the_end(driver)
-    driver.assert_answered(*(h.request for h in driver.histories.values() if h.request.uid not in hit))
+    driver.assert_answered(*(other for uid, other in driver.requests.items() if uid not in hit))
     driver.assert_empty()
 
 
@@ -237,8 +237,7 @@ def everything_comes_late(driver: Driver, request: Request, flying: list[StepRes
             assert not driver.tell(result)
     if not over:
         return
-    history = driver.histories[uid]
-    if history.sending is not None:
+    if uid in driver.history.sent:
         assert not driver.sent(uid)  # which frees the blocks, and nothing else
     for message in (
         PreprocessDone(uid),
@@ -259,8 +258,7 @@ def everything_comes_late(driver: Driver, request: Request, flying: list[StepRes
 
 def go_on_to_the_end(driver: Driver) -> None:
     """Whoever is prepared, reserved or sending gets on; the steps succeed."""
-    for history in list(driver.histories.values()):
-        request = history.request
+    for request in list(driver.requests.values()):
         progress = driver.progress(request)
         if progress is None:
             continue
@@ -274,9 +272,8 @@ def go_on_to_the_end(driver: Driver) -> None:
                     driver.answer()
                 driver.start_decode(request)
     driver.run()
-    for uid, history in driver.histories.items():
-        if history.sending is not None and history.end is None:
-            driver.sent(uid)
+    for uid in driver.history.sent.keys() - driver.history.ends.keys():
+        driver.sent(uid)
 
 
 def test_what_is_said_of_a_request_that_still_runs_but_means_another_state_changes_nothing() -> None:

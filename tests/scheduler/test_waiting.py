@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from headway.scheduler.state.state import waiting_queue
@@ -139,7 +139,6 @@ def test_many_thousands_wait_in_short_runs_and_leave_nothing_behind() -> None:
     assert queue._runs == []
 
 
-@settings(deadline=None)
 @given(st.data())
 def test_like_a_sorted_list(data: st.DataObject) -> None:
     """Runs of 4, so that they split, join in the window and vanish; ranks in a few levels, so that seniority counts."""

@@ -116,6 +116,12 @@ class FakeLink:
         pass
 
 
+async def settled() -> None:
+    """What was said has been heard, and all that follows from it has happened: every task has had many turns."""
+    for _ in range(100):
+        await asyncio.sleep(0)
+
+
 def fake_client(**behaviour: Any) -> tuple[EngineClient, FakeLink]:
     """A client, in front of a fake engine with a byte tokenizer. Needs a running loop."""
     tokenizer = byte_tokenizer(CHAT_TEMPLATE)

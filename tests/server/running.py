@@ -127,7 +127,7 @@ class Server:
         (line,) = (line for line in page.splitlines() if line.startswith(f"headway:{name}{{"))
         return float(line.rsplit(" ", 1)[1])
 
-    def wait_for(self, name: str, value: float, timeout: float = 10.0) -> None:
+    def wait_for(self, name: str, value: float, timeout: float = 60.0) -> None:
         """Until the metric has the value."""
         until = time.monotonic() + timeout
         while (now := self.metric(name)) != value:

@@ -15,7 +15,7 @@ from headway.request import FinishReason
 from headway.scheduler.effects import RequestEnd
 from headway.wire import to_client, to_engine
 from tests.server.conftest import Api
-from tests.server.fakes import ANSWER, MAX_MODEL_LEN, MODEL, status
+from tests.server.fakes import ANSWER, MAX_MODEL_LEN, MODEL, settled, status
 
 MakeApi = Callable[..., Api]
 USER = [{"role": "user", "content": "hi"}]
@@ -329,7 +329,7 @@ async def test_a_group_shows_nothing_before_it_is_accepted_whole(make_api: MakeA
     task, uids = await submitted_group(api, stream=stream)
     api.link.step(uids[:1], api.link.tokens[:1])
     api.link.step([], [], [RequestEnd(uids[0], "", FinishReason.ABORT)])  # taken back: the second does not fit
-    await asyncio.sleep(0.01)
+    await settled()
     assert not task.done()
     api.link.say(to_client.Refused(uids[0], "queue_full", "full"))
     assert (await task).status_code == 503
@@ -342,7 +342,7 @@ async def test_a_group_may_be_complete_before_it_is_known_to_be_accepted(make_ap
     task, uids = await submitted_group(api, stream=stream)
     api.link.step(uids, api.link.tokens[:1] * 2)
     api.link.step(uids, api.link.tokens[1:2] * 2, [RequestEnd(uid, "", FinishReason.LENGTH) for uid in uids])
-    await asyncio.sleep(0.01)
+    await settled()
     assert not task.done() and api.client.num_open == 1
     api.link.say(to_client.Accepted(uids[0]))
     response = await task
@@ -380,7 +380,7 @@ async def test_a_failure_in_the_middle_of_a_stream_comes_as_an_event(make_api: M
         await asyncio.sleep(0)
     uid = api.link.sent_of(to_engine.AddGroup)[0].requests[0].uid
     api.link.step([uid], api.link.tokens[:1])
-    await asyncio.sleep(0.01)
+    await settled()
     api.link.end("killed by SIGKILL")
     response = await task
     assert response.status_code == 200
@@ -529,11 +529,11 @@ async def test_the_operators_template_stands_for_the_models(make_api: MakeApi) -
 async def test_health_follows_the_engine(api: Api) -> None:
     assert (await api.get("/health")).status_code == 200
     api.link.say(status(stalled=True))
-    await asyncio.sleep(0.01)
+    await settled()
     response = await api.get("/health")
     assert response.status_code == 503 and "no progress" in error_of(response)["message"]
     api.link.say(status())
-    await asyncio.sleep(0.01)
+    await settled()
     assert (await api.get("/health")).status_code == 200
 
 

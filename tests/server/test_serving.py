@@ -18,7 +18,7 @@ import pytest
 from tests.server.fakes import MODEL
 from tests.server.running import Server, failed_start, is_running, save_without_weights
 
-SIMULATED = ("--executor", "simulated", "--base-s", "0.005")
+SIMULATED = ("--executor", "simulated", "--base-s", "0.02")  # 250 tokens take 5 seconds
 SLOTS = WAITING = 4
 
 
@@ -41,8 +41,8 @@ def server(model: Path) -> Iterator[Server]:
 
 
 def eventually(ask: Callable[[], object], expected: object) -> bool:
-    """Whether `ask` gives what is expected within a few seconds: an abort is on its way when its client has gone."""
-    until = time.monotonic() + 5
+    """Whether `ask` comes to give what is expected: an abort is on its way when its client has gone."""
+    until = time.monotonic() + 60
     while (found := ask()) != expected and time.monotonic() < until:
         time.sleep(0.02)
     return found == expected
@@ -117,7 +117,7 @@ def test_bad_input_is_a_400_and_the_server_goes_on(
 
 
 def test_more_than_the_queue_holds_is_refused_at_once(server: Server) -> None:
-    body = {"prompt": "a", "max_tokens": 250, "ignore_eos": True}  # well over a second
+    body = {"prompt": "a", "max_tokens": 100, "ignore_eos": True}  # two seconds, and as long again for those behind
     with ThreadPoolExecutor(SLOTS + WAITING) as pool:
         inside = [pool.submit(server.http.post, "/v1/completions", json=body) for _ in range(SLOTS + WAITING)]
         server.wait_for("num_requests_running", SLOTS)
@@ -145,7 +145,7 @@ def test_a_duplicate_id_is_a_409(server: Server) -> None:
 def test_a_client_that_disconnects_frees_its_slot(server: Server, stream: bool) -> None:
     body = {"prompt": "a", "max_tokens": 250, "ignore_eos": True, "stream": stream}
     started = server.metric("generation_tokens_total")
-    timeout = httpx.Timeout(60, read=0.3)  # 250 tokens take four times as long
+    timeout = httpx.Timeout(60, read=0.3)
     with pytest.raises(httpx.ReadTimeout), httpx.Client(timeout=timeout) as client:
         if stream:
             with client.stream("POST", f"{server.url}/v1/completions", json=body) as response:
@@ -153,7 +153,7 @@ def test_a_client_that_disconnects_frees_its_slot(server: Server, stream: bool) 
                 next(response.iter_lines())
                 raise httpx.ReadTimeout("seen enough")
         client.post(f"{server.url}/v1/completions", json=body)
-    server.wait_for("num_requests_running", 0, timeout=0.8)
+    server.wait_for("num_requests_running", 0)
     assert server.metric("generation_tokens_total") - started < 200
 
 
@@ -165,7 +165,7 @@ def test_a_client_that_disconnects_leaves_the_queue(server: Server, stream: bool
             running.enter_context(server.http.stream("POST", "/v1/completions", json=body))
         with pytest.raises(httpx.ReadTimeout), httpx.Client(timeout=httpx.Timeout(60, read=0.3)) as client:
             client.post(f"{server.url}/v1/completions", json={**body, "stream": stream})
-        server.wait_for("num_requests_waiting", 0, timeout=0.5)  # long before a slot is free
+        server.wait_for("num_requests_waiting", 0)
         assert server.metric("num_requests_running") == SLOTS
     server.wait_for("num_requests_running", 0)
 
@@ -179,14 +179,14 @@ def test_metrics_count_what_was_served(server: Server) -> None:
 
 
 def test_sigterm_lets_running_requests_finish_within_the_grace(model: Path) -> None:
-    slow = ("--executor", "simulated", "--base-s", "0.02")
-    with Server(model, engine_args=slow, grace=2.5) as server, ThreadPoolExecutor(3) as pool:
+    slow = ("--executor", "simulated", "--base-s", "0.1")
+    with Server(model, engine_args=slow, grace=5.0) as server, ThreadPoolExecutor(3) as pool:
 
         def post(max_tokens: int) -> httpx.Response:
             body = {"prompt": "a", "max_tokens": max_tokens, "ignore_eos": True}
             return server.http.post("/v1/completions", json=body)
 
-        short, long = pool.submit(post, 50), pool.submit(post, 255)  # one second, five seconds
+        short, long = pool.submit(post, 10), pool.submit(post, 255)  # a second, and far longer than the grace
         server.wait_for("num_requests_running", 2)
         (engine,) = server.children()
         server.process.send_signal(signal.SIGTERM)
@@ -194,10 +194,10 @@ def test_sigterm_lets_running_requests_finish_within_the_grace(model: Path) -> N
             pass
         assert refused.status_code == 503 and refused.json()["error"]["code"] == "shutting_down"
         assert short.result().status_code == 200
-        assert short.result().json()["usage"]["completion_tokens"] == 50
+        assert short.result().json()["usage"]["completion_tokens"] == 10
         assert long.result().status_code == 503
         assert "shutting down" in long.result().json()["error"]["message"]
-        assert server.process.wait(20) == 0
+        assert server.process.wait(60) == 0
         assert not is_running(engine)
         assert server.leftovers() == []
 

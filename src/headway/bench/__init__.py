@@ -1,26 +1,53 @@
-"""Benchmarks, one file each; `app` is the command `headway bench`.
+"""Benchmarks of what users run, one file each; `app` is the command `headway bench`.
+
+    serve.py            a server under load: datasets.py, traces.py, workload.py, load.py, report.py
+    throughput.py       tokens per second beside transformers: shapes.py, generators.py, generator_process.py
+    benchmark.py        what every benchmark does around its measurement: tables.py, plot.py, machine.py, rounds.py
+    child_process.py    programs that run beside this one: answering.py (their far end), server_process.py
 
 A benchmark may import anything of headway; nothing but the command line imports a benchmark. Each has `--json`: one
-flat JSON object per row and line, units in the key names. To add one: write a module with a function `command` that
-typer can read, register it here, and give it a line in `suite.SUITE`, so that `headway bench all` runs it too.
+flat JSON object per row and line, units in the key names.
+
+The benchmarks of the scheduler are a package of their own, `lab/` in the repository. Its commands are found by their
+entry points in the group ENTRY_POINTS, and imported when they are run.
 """
 
+from importlib.metadata import entry_points
+from typing import Any
+
 import typer
+from typer.core import TyperGroup
 
-from headway.bench import churn, gap, intake, memory, preempt, prefix, query, serve, step, suite, throughput
+from headway.bench import serve, throughput
 
-app = typer.Typer(no_args_is_help=True, add_completion=False)
-app.command("step")(step.command)
-app.command("churn")(churn.command)
-app.command("prefix")(prefix.command)
-app.command("preempt")(preempt.command)
-app.command("query")(query.command)
-app.command("gap")(gap.command)
-app.command("intake")(intake.command)
+ENTRY_POINTS = "headway.bench"
+
+
+class _Benchmarks(TyperGroup):
+    """The commands of this package and, behind them, those of the laboratory where it is installed."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return [*super().list_commands(ctx), *(entry.name for entry in entry_points(group=ENTRY_POINTS))]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """None for an unknown name. Raises ValueError, saying how to get it, where there is no laboratory."""
+        entries = entry_points(group=ENTRY_POINTS)
+        if cmd_name in entries.names:
+            alone = typer.Typer(add_completion=False)
+            alone.command(cmd_name)(entries[cmd_name].load())
+            return typer.main.get_command(alone)
+        found = super().get_command(ctx, cmd_name)
+        if found is None and not entries:
+            raise ValueError(
+                f"no benchmark {cmd_name!r} is installed (there are {', '.join(self.commands)}); those of the "
+                "scheduler come with the repository: run `make setup` in a clone, or `pip install ./lab` there"
+            )
+        return found
+
+
+app = typer.Typer(cls=_Benchmarks, no_args_is_help=True, add_completion=False)
 app.command("serve")(serve.command)
 app.command("throughput")(throughput.command)
-app.command("memory")(memory.command)
-app.command("all")(suite.command)
 
 
 @app.callback()

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from headway import default_model
 from headway.bench.load import LoadRequest
 from headway.bench.server_process import ServerError
-from headway.simulation.traces import read_trace, scaled
-from headway.simulation.workload import (
+from headway.bench.traces import read_trace, scaled
+from headway.bench.workload import (
     SyntheticTraffic,
     WorkloadRequest,
     arrival_times,
@@ -136,8 +136,12 @@ class Workload:
         if not self.is_trace and (self.trace is not None or self.minutes is not None):
             raise ValueError(f"--trace and --minutes need --dataset azure or mooncake, got {self.dataset.value}")
         if self.is_trace and not self.trace_file.is_file():
-            hint = "" if self.trace else " (the excerpts come with the repository, not with the package: see --trace)"
-            raise ValueError(f"no such trace: {self.trace_file}{hint}")
+            if self.trace is not None:
+                raise ValueError(f"no such trace: {self.trace_file}")
+            raise ValueError(
+                f"the excerpt for --dataset {self.dataset.value} comes with the repository, not with the package: run "
+                "this in a clone, or name a file of that format by --trace"
+            )
 
     @property
     def is_trace(self) -> bool:

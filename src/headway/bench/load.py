@@ -7,7 +7,7 @@ the usage chunk that ends a stream.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 
@@ -75,10 +75,22 @@ class LoadGenerator:
     """Sends requests to one model of one server.
 
     timeout_s: how long the server may be silent before a request counts as failed.
+    transport, clock, sleep: the network and the time; a test brings its own.
     """
 
-    def __init__(self, base_url: str, model: str, *, ignore_eos: bool = False, timeout_s: float = 600.0) -> None:
-        self._base_url = base_url
+    def __init__(
+        self,
+        base_url: str,
+        model: str,
+        *,
+        ignore_eos: bool = False,
+        timeout_s: float = 600.0,
+        transport: httpx.AsyncBaseTransport | None = None,
+        clock: Callable[[], float] = perf_counter,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._base_url, self._transport = base_url, transport
+        self._clock, self._sleep = clock, sleep
         self._body = {
             "model": model,
             "temperature": 0.0,
@@ -105,7 +117,9 @@ class LoadGenerator:
         slots = asyncio.Semaphore(max_concurrency or len(requests))
         send_lag_s = 0.0
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-        async with httpx.AsyncClient(base_url=self._base_url, timeout=self._timeout, limits=limits) as client:
+        async with httpx.AsyncClient(
+            base_url=self._base_url, timeout=self._timeout, limits=limits, transport=self._transport
+        ) as client:
 
             async def one(request: LoadRequest) -> Outcome:
                 async with slots:
@@ -113,23 +127,23 @@ class LoadGenerator:
                 on_done(outcome)
                 return outcome
 
-            start = perf_counter()
+            start = self._clock()
             async with asyncio.TaskGroup() as group:
                 tasks = []
                 for request in requests:
                     due = start + request.arrival_s
-                    if (wait_s := due - perf_counter()) > 0:
-                        await asyncio.sleep(wait_s)
-                    send_lag_s = max(send_lag_s, perf_counter() - due)
+                    if (wait_s := due - self._clock()) > 0:
+                        await self._sleep(wait_s)
+                    send_lag_s = max(send_lag_s, self._clock() - due)
                     tasks.append(group.create_task(one(request)))
-            duration_s = perf_counter() - start
+            duration_s = self._clock() - start
         return LoadResult([task.result() for task in tasks], duration_s, send_lag_s)
 
     async def _send(self, client: httpx.AsyncClient, request: LoadRequest) -> Outcome:
         outcome = Outcome()
         body = {**self._body, "prompt": request.prompt, "max_tokens": request.max_tokens}
         try:
-            start = perf_counter()
+            start = self._clock()
             async with client.stream("POST", "/v1/completions", json=body) as response:
                 if response.status_code != 200:
                     await response.aread()
@@ -158,7 +172,7 @@ class LoadGenerator:
                 return
             usage = chunk.usage or usage
             for choice in chunk.choices:
-                now_s = perf_counter() - start
+                now_s = self._clock() - start
                 if outcome.ttft_s is None:
                     outcome.ttft_s = now_s
                 elif choice.text or choice.finish_reason is None:  # the end alone is no piece of the answer

@@ -22,6 +22,7 @@ from headway.bench.load import LoadGenerator, LoadRequest, LoadResult
 from headway.bench.plot import PlotOption
 from headway.bench.report import Row, block, figures
 from headway.bench.server_process import ServerError, ServerProcess, exit_on_sigterm
+from headway.commands.lists import positive_numbers
 
 _LENGTHS = "Lengths of --dataset random"
 _TRACES = "Traces"
@@ -40,8 +41,9 @@ def command(
         int | None, typer.Option(help="Requests to send.", show_default="200; of a trace, all")
     ] = None,
     request_rate: Annotated[
-        str | None,
+        Sequence[float] | None,
         typer.Option(
+            parser=positive_numbers(),
             metavar="RATE,...",
             help="Requests per second, or inf for all at once; several are run one after the other.",
             show_default="inf; a trace brings its own times",
@@ -132,7 +134,9 @@ def command(
             max_model_len=max_model_len,
             seed=seed,
         )
-        rates = _rates(request_rate, workload)
+        if workload.is_trace and request_rate is not None:
+            raise ValueError("--request-rate does not go with a trace, which brings its own times: see --time-scale")
+        rates = request_rate or (math.inf,)
         if max_concurrency is not None and max_concurrency < 1:
             raise ValueError(f"--max-concurrency must be at least 1, got {max_concurrency}")
         if base_url is not None and serve_args:
@@ -185,24 +189,6 @@ def _draw(rows: Sequence[Row], file: Path) -> None:
         unpaced = "all at once" if row["dataset"] in (Dataset.RANDOM, Dataset.HELDOUT) else "as recorded"
         stacks[unpaced if rate is None else f"{rate:g} requests/s"] = bar
     plot.bars(file, f"Time to first token, {rows[0]['dataset']}", "ms", stacks)
-
-
-def _rates(text: str | None, workload: Workload) -> list[float]:
-    """Requests per second of each run; raises ValueError."""
-    if workload.is_trace:
-        if text is not None:
-            raise ValueError("--request-rate does not go with a trace, which brings its own times: see --time-scale")
-        return [math.inf]
-    rates = []
-    for part in (text or "inf").split(","):
-        try:
-            rate = float(part)
-        except ValueError:
-            rate = math.nan
-        if not rate > 0:
-            raise ValueError(f"--request-rate must be above 0 requests per second, or inf, got {part!r}")
-        rates.append(rate)
-    return rates
 
 
 @contextmanager

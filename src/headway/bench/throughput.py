@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import statistics
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from headway.bench import plot
-from headway.bench.contenders import Rounds, compared, pooled
-from headway.bench.generator_process import GeneratorError, GeneratorProcess
+from headway.bench.benchmark import Table, run_benchmark
+from headway.bench.child_process import ChildError
+from headway.bench.generator_process import GeneratorProcess
 from headway.bench.generators import GENERATORS, Answers, Setting
 from headway.bench.plot import PlotOption
 from headway.bench.report import Row
+from headway.bench.rounds import Rounds, Samples, compared, pooled
 from headway.bench.shapes import MAX_POSITIONS, SHAPES, Shape
-from headway.bench.tables import Column, JsonOption, show
-from headway.bench.workloads import Samples
+from headway.bench.tables import Column, JsonOption
+from headway.commands.lists import names, whole_numbers
 
 MIN_ROUNDS = 3  # for a median and what lies on either side of it
 OURS, PEER = "headway", "batching"  # what others are compared with
@@ -44,10 +46,8 @@ COLUMNS = (
 )
 
 
-def measure(
-    shape: Shape, folder: Path, names: Sequence[str], setting: Setting, new_tokens: int, rounds: int
-) -> Iterator[Row]:
-    """A row for each generator, all on the same prompts. Raises GeneratorError.
+def measure(shape: Shape, names: Sequence[str], setting: Setting, new_tokens: int, rounds: int) -> Iterator[Row]:
+    """A row for each generator, all on the same prompts. Raises ChildError.
 
     On a CPU they run in turn, a round of each; on CUDA, which has no room for all of them, one after the other.
     """
@@ -114,7 +114,7 @@ def _step(rounds: Sequence[Answers]) -> Row:
     for answers in rounds:
         begin, end = max(each[0] for each in answers.times), min(each[-1] for each in answers.times)
         marks = [at for at in answers.times[0] if begin <= at <= end]
-        steps += [later - sooner for sooner, later in pairwise(marks)]
+        steps += [later - sooner for sooner, later in itertools.pairwise(marks)]
         if answers.forwards:
             inside += sum(
                 min(to, end) - max(since, begin) for since, to in answers.forwards if since < end and to > begin
@@ -140,16 +140,29 @@ def command(
     shape: Annotated[str, typer.Option(help=f"Of the model, whose weights are random: {', '.join(SHAPES)}.")] = "small",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     threads: Annotated[
-        str, typer.Option(metavar="N,...", help="That each system computes with; several are run one by one.")
-    ] = "1,2",
+        Sequence[int],
+        typer.Option(
+            parser=whole_numbers(1, 1024),
+            metavar="N,...",
+            help="That each system computes with; several are run one by one.",
+        ),
+    ] = (1, 2),
     requests: Annotated[
-        str | None, typer.Option(metavar="N,...", help="At a time.", show_default="64; qwen3-8b: 1,32,256")
+        Sequence[int] | None,
+        typer.Option(
+            parser=whole_numbers(1, 1024), metavar="N,...", help="At a time.", show_default="64; qwen3-8b: 1,32,256"
+        ),
     ] = None,
     new_tokens: Annotated[int, typer.Option(help="For each request.")] = 64,
     rounds: Annotated[int, typer.Option(help="Of each system, after one to warm up.")] = 3,
     systems: Annotated[
-        str, typer.Option(metavar="NAME,...", help="Which to measure; the first is whose answers are compared with.")
-    ] = ",".join(GENERATORS),
+        Sequence[str],
+        typer.Option(
+            parser=names(tuple(GENERATORS)),
+            metavar="NAME,...",
+            help="Which to measure; the first is whose answers are compared with.",
+        ),
+    ] = tuple(GENERATORS),
     as_json: JsonOption = False,
     plot_file: PlotOption = None,
 ) -> None:
@@ -163,9 +176,6 @@ def command(
     if shape not in SHAPES:
         raise typer.BadParameter(f"must be one of {', '.join(SHAPES)}, got {shape!r}", param_hint="--shape")
     chosen = SHAPES[shape]
-    counts = chosen.requests if requests is None else _numbers(requests, 1_024, "--requests")
-    thread_counts = _numbers(threads, 1_024, "--threads")
-    names = _names(systems)
     if rounds < MIN_ROUNDS:
         raise typer.BadParameter(f"must be at least {MIN_ROUNDS} for a median, got {rounds}", param_hint="--rounds")
     most = MAX_POSITIONS - chosen.longest
@@ -174,51 +184,30 @@ def command(
             f"must be from {WARM_UP_TOKENS} to {most}, got {new_tokens}", param_hint="--new-tokens"
         )
     _check_device(device)
-    plot.check(plot_file)
+    counts = chosen.requests if requests is None else requests
+    title = f"Shape {shape} on {device}, {chosen.dtype}, {new_tokens} new tokens each"
 
-    def rows(folder: Path) -> Iterator[Row]:
-        chosen.build(folder, device)
-        for num_threads in thread_counts:
-            for count in counts:
+    def rows() -> Iterator[Row]:
+        with tempfile.TemporaryDirectory() as path:
+            folder = Path(path)
+            chosen.build(folder, device)
+            for num_threads, count in itertools.product(threads, counts):
                 setting = Setting(folder, device, chosen.dtype, count, chosen.longest + new_tokens, num_threads)
-                for row in measure(chosen, folder, names, setting, new_tokens, rounds):
+                for row in measure(chosen, systems, setting, new_tokens, rounds):
                     yield {"shape": shape, "device": device, "requests": count, "new_tokens": new_tokens} | row
 
-    title = f"Shape {shape} on {device}, {chosen.dtype}, {new_tokens} new tokens each"
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            done = show(rows(Path(folder)), COLUMNS, title, as_json=as_json)
-    except GeneratorError as error:
-        print("headway:", error, file=sys.stderr)
-        raise typer.Exit(1) from error
-    if plot_file is not None:
+    def draw(rows: Sequence[Row], file: Path) -> None:
         bars = {
             f"{row['system']}, {row['requests']} at a time, {row['threads']} threads": {"tokens/s": row["tokens_per_s"]}
-            for row in done
+            for row in rows
         }
-        plot.bars(plot_file, title, "tokens per second", bars)
+        plot.bars(file, title, "tokens per second", bars)
 
-
-def _numbers(given: str, most: int, option: str) -> tuple[int, ...]:
     try:
-        numbers = tuple(int(part) for part in given.split(","))
-    except ValueError:
-        numbers = ()
-    if not numbers or min(numbers) < 1 or max(numbers) > most:
-        raise typer.BadParameter(
-            f"must be numbers from 1 to {most:,} with commas between them, got {given!r}", param_hint=option
-        )
-    return numbers
-
-
-def _names(given: str) -> list[str]:
-    names = given.split(",")
-    for name in names:
-        if name not in GENERATORS:
-            raise typer.BadParameter(f"must be of {', '.join(GENERATORS)}, got {name!r}", param_hint="--systems")
-    if len(set(names)) < len(names):
-        raise typer.BadParameter(f"must name each once, got {given!r}", param_hint="--systems")
-    return names
+        run_benchmark(Table(title, COLUMNS, rows()), as_json=as_json, plot_file=plot_file, draw=draw)
+    except ChildError as error:
+        print("headway:", error, file=sys.stderr)
+        raise typer.Exit(1) from error
 
 
 def _check_device(device: str) -> None:

@@ -148,14 +148,6 @@ class TokenProcessor:
             return []
         return [uid for uid in request.uids if self._sequences.pop(uid, None) is not None]
 
-    def fail_all(self, message: str, now: float) -> Processed:
-        """End everything with an error, for an engine that will not answer any more."""
-        ended = [
-            RequestEnd(uid, sequence.request.request_id, FinishReason.ERROR, message=message)
-            for uid, sequence in self._sequences.items()
-        ]
-        return self.process(Effects(ended=ended), now)
-
     def process(self, effects: Effects, now: float) -> Processed:
         """Take in what the engine did. What it says of sequences that ended or were discarded is dropped."""
         processed = Processed()

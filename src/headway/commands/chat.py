@@ -1,4 +1,4 @@
-"""`headway chat`: a conversation at the terminal, or one that is piped in."""
+"""`headway chat`: a conversation, typed at the terminal or piped in."""
 
 from __future__ import annotations
 
@@ -23,13 +23,15 @@ if TYPE_CHECKING:
 def command(
     config: EngineConfig,
     given: dict[str, Any],
-    system: Annotated[str | None, typer.Option(help="What the model is told first.", show_default=False)] = None,
+    system: Annotated[
+        str | None, typer.Option(help="System message: text that the model reads first.", show_default=False)
+    ] = None,
     chat_template: ChatTemplateOption = None,
 ) -> None:
     """Talk with a model.
 
-    /new forgets what was said, /exit (or end of file) leaves, Ctrl-C ends an answer. Lines piped in are answered one
-    after the other, in one conversation.
+    /new starts a new conversation. /exit, or the end of the input, leaves.
+    Ctrl-C ends an answer. Lines piped in are answered in order, as one conversation.
     """
     opening: list[dict[str, str]] = [] if system is None else [{"role": "system", "content": system}]
     with load_llm(config, chat_template) as llm:
@@ -49,7 +51,7 @@ def command(
 
 
 def _lines_said(model: str) -> Iterator[str]:
-    """What the user types, or what is piped in; blank lines are left out."""
+    """The lines that the user types or pipes in, without blank lines."""
     if sys.stdin.isatty():
         import readline  # noqa: F401  (gives input() a history and the arrow keys)
 
@@ -64,9 +66,9 @@ def _lines_said(model: str) -> Iterator[str]:
 
 
 def _speak(llm: LLM, messages: list[dict[str, str]], sampling: SamplingParams) -> str | None:
-    """Print the answer as it comes, and return it; None if it did not come to its end.
+    """Print the answer as it arrives, and return it; None if it was cut short at a terminal.
 
-    That ends the command, unless there is somebody at a terminal to go on with.
+    Without a terminal, an answer that is cut short ends the command.
     """
     at_terminal = sys.stdin.isatty()
     answer = ""

@@ -1,4 +1,4 @@
-"""`headway doctor`: who owns which slots and blocks in a running server, and whether all is in order."""
+"""`headway doctor`: the owner of each slot and block in a running server, and a check that all is in order."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ PATH = "/debug/ownership"
 
 
 def command(
-    url: Annotated[str, typer.Argument(metavar="URL", help="Where the server is.")] = "http://127.0.0.1:8000",
+    url: Annotated[str, typer.Argument(metavar="URL", help="Address of the server.")] = "http://127.0.0.1:8000",
     as_json: Annotated[bool, typer.Option("--json", help="Print the server's report as one JSON object.")] = False,
 ) -> None:
-    """Ask a running server who owns what.
+    """Ask a running server which request owns which slot and blocks.
 
-    Exit code 0: all is in order. 1: something is not, or the engine has stopped. 2: the server cannot be asked.
-    A server answers this on its own host; started with --enable-admin-api, from anywhere.
+    Exit code 0: all is in order. 1: there is a problem, or the engine is dead.
+    2: the server does not answer. A server answers this question to its own host
+    only; with --enable-admin-api, to any host.
     """
     import msgspec
 
@@ -50,7 +51,7 @@ def command(
 
 
 def _ask(url: str) -> httpx.Response:
-    """Raises ValueError, in one line, if nothing answers there."""
+    """The server's answer. Raises ValueError with a message of one line if there is none."""
     import httpx
 
     try:
@@ -65,7 +66,7 @@ def _ask(url: str) -> httpx.Response:
 
 
 def _complaint(response: httpx.Response) -> str:
-    """What the server says is wrong, if it says it as this server does."""
+    """The error message in a response of Headway; of other servers, the HTTP status."""
     try:
         return str(response.json()["error"]["message"])
     except (json.JSONDecodeError, UnicodeDecodeError, LookupError, TypeError):
@@ -99,5 +100,5 @@ def _print(url: str, report: Ownership) -> None:
 
 
 def _shown(text: str) -> str:
-    """Request ids are their clients' choice: what could move the cursor is written out."""
+    """The text, safe to print. Clients choose request ids, so characters that could move the cursor are escaped."""
     return text if text.isprintable() else repr(text)

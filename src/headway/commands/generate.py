@@ -25,13 +25,18 @@ def command(
     config: EngineConfig,
     given: dict[str, Any],
     prompts: Annotated[
-        list[str] | None, typer.Argument(metavar="PROMPT", help="What to answer.", show_default="standard input")
+        list[str] | None, typer.Argument(metavar="PROMPT", help="Prompts to answer.", show_default="standard input")
     ] = None,
     file: Annotated[
-        str | None, typer.Option("--file", "-f", metavar="FILE", help="Read prompts, one a line; - is standard input.")
+        str | None,
+        typer.Option(
+            "--file", "-f", metavar="FILE", help="Read prompts from a file, one per line; - is standard input."
+        ),
     ] = None,
-    n: Annotated[int, typer.Option("-n", help="Answers to each prompt.", show_default=True)] = 1,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object for each answer, one a line.")] = False,
+    n: Annotated[int, typer.Option("-n", help="Number of answers to each prompt.", show_default=True)] = 1,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object per answer, each on its own line.")
+    ] = False,
 ) -> None:
     """Answer prompts."""
     prompts = [*(prompts or ()), *_prompts_from(file, needed=not prompts)]
@@ -49,7 +54,7 @@ def command(
 
 
 def _prompts_from(file: str | None, *, needed: bool) -> list[str]:
-    """The lines of a file that are not empty. Standard input is read if nothing else gives a prompt."""
+    """The lines of a file, without empty lines. Standard input is read if there is no other prompt."""
     if file is None and not needed:
         return []
     if file is None and sys.stdin.isatty():

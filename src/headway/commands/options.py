@@ -15,11 +15,11 @@ from headway.sampling import SamplingParams
 if TYPE_CHECKING:
     from headway.llm import LLM
 
-MAX_TOKENS = 256  # of an answer, if nothing is said
+MAX_TOKENS = 256  # the default for an answer
 
 _MODEL = "Local folder or hub id of the model."
-_OWN_MODEL = "the one that comes with Headway"
-_METAVARS = {"role": "ROLE", "reserve": "RULE", "victim": "RULE"}  # where the choices would leave no room
+_OWN_MODEL = "Headway's own small model"
+_METAVARS = {"role": "ROLE", "reserve": "RULE", "victim": "RULE"}  # where the list of choices would be too wide
 # Fields that no command has a use for yet (no connector, no preprocessor, no draft model): taken, but not shown.
 _NOT_SHOWN = frozenset(
     {
@@ -31,8 +31,8 @@ _NOT_SHOWN = frozenset(
         "send_timeout",
     }
 )
-_NO = "no_"  # before the name of a field that is true by itself
-_BOTH = ("async_scheduling",)  # fields that people know by a flag for either value
+_NO = "no_"  # prefix of the flag for a field that is true by default
+_BOTH = ("async_scheduling",)  # fields with a flag for each value, as users of other engines know them
 
 Command = Callable[..., Any]
 Options = dict[str, inspect.Parameter]
@@ -41,7 +41,7 @@ Options = dict[str, inspect.Parameter]
 def _option(
     name: str, kind: Any, default: Any, text: str, *, panel: str, shown: str | bool = True, **more: Any
 ) -> inspect.Parameter:
-    # Flags are written out: typer would add a --no- form to each, and a column for those to every help.
+    # Flags are written out: typer would add a --no- form to each, and a column for these forms to every help.
     flag = name.replace("_", "-")
     declared = [f"--{flag}/--no-{flag}" if name in _BOTH else f"--{flag}"] if kind is bool else []
     option = typer.Option(*declared, help=text, rich_help_panel=panel, show_default=shown, **more)
@@ -53,67 +53,68 @@ _ENGINE_WORDS: dict[str, tuple[str, str | bool]] = {  # field of EngineConfig ->
     "tokenizer": ("Local folder or hub id of the tokenizer.", "the model's"),
     "revision": ("Revision of a hub model.", "the newest"),
     "trust_remote_code": ("Run code that comes with the model.", False),
-    "served_model_name": ("What to call the model.", "as it was given"),
+    "served_model_name": ("Name under which the API serves the model.", "MODEL as given"),
     "scheduler": ("v0: static allocation; v1: dynamic, one lock; v2: dynamic, lock-free.", "v2"),
-    "role": ("Phases of a request to compute: mixed (both), prefill or decode.", True),
-    "device": ("cpu, cuda, cuda:1 ...; auto takes CUDA where there is one.", True),
-    "dtype": ("float32, bfloat16 or float16; auto is the checkpoint's.", True),
+    "role": ("Phases of a request that this engine computes: mixed (both), prefill or decode.", True),
+    "device": ("cpu, cuda, cuda:1 ...; auto is CUDA if there is a GPU, else cpu.", True),
+    "dtype": ("float32, bfloat16 or float16; auto is the dtype of the checkpoint.", True),
     "attention_backend": (
-        "torch, numba (a compiled kernel for float32 on a CPU) or flashinfer (half precision on CUDA); auto takes the "
-        "best it can have.",
+        "torch, numba (a compiled kernel for float32 on a CPU) or flashinfer (half precision on CUDA); auto is the "
+        "fastest of these that is installed and fits.",
         True,
     ),
     "enforce_eager": ("Run decodes without CUDA graphs.", False),
-    "max_num_seqs": ("Requests that run at once.", True),
-    "max_num_batched_tokens": ("Tokens that one step computes, over all requests.", True),
-    "max_model_len": ("Tokens of the longest request, prompt and output together.", "the model's"),
-    "block_size": ("Tokens in a block of the KV cache; a power of two.", True),
-    "num_blocks": ("Blocks of the KV cache.", "what fits the memory below"),
-    "kv_cache_memory_gb": ("Memory for the KV cache on a CPU.", True),
+    "max_num_seqs": ("The most requests that run at once.", True),
+    "max_num_batched_tokens": ("The most tokens that one step computes, over all requests.", True),
+    "max_model_len": ("The most tokens of one request, prompt and output together.", "the model's"),
+    "block_size": ("Tokens in one KV block; a power of two.", True),
+    "num_blocks": ("Number of KV blocks.", "what fits the memory below"),
+    "kv_cache_memory_gb": ("Memory for the KV cache on a CPU, in GiB.", True),
     "gpu_memory_utilization": ("Share of the GPU's memory to use.", True),
-    "enable_prefix_caching": ("Compute equal beginnings of prompts each time anew.", False),
-    "max_waiting": ("Requests that may queue before more are refused.", True),
-    "async_scheduling": ("Schedule a step while the one before it computes.", True),
-    "step_timeout": ("Seconds after which a step of the device is given up.", True),
-    "seed": ("For random choices of requests that bring no seed.", True),
+    "enable_prefix_caching": ("Turn off prefix caching.", False),
+    "max_waiting": ("The most requests that may wait; further requests are refused.", True),
+    "async_scheduling": ("Schedule the next step while the present one computes.", True),
+    "step_timeout": ("Seconds until the engine gives up a step that does not end.", True),
+    "seed": ("Seed for requests that bring none.", True),
 }
 _SCHEDULING_WORDS: dict[str, tuple[str, str | bool]] = {
-    "enable_output_caching": ("Let no other request find what one has generated.", False),
+    "enable_output_caching": ("Do not cache generated tokens.", False),
     "reserve": (
-        "ratio, blocks or none: what admission leaves to those that decode, by what is to come or in blocks.",
+        "KV blocks that admission keeps free for running requests: ratio (a share of their remaining tokens), blocks "
+        "(a fixed number each), none.",
         True,
     ),
-    "max_bypass": ("How often requests that fit may pass one that waits for blocks.", True),
-    "ageing_seconds": ("Waiting so long is worth one level of priority.", "never"),
-    "enable_priority_preemption": ("Let nobody displace running requests of lower priority.", False),
-    "victim": ("Whom to preempt: least-waste (the fewest tokens to compute again) or last-in-line.", True),
-    "max_num_partial_prefills": ("Prompts that may be part-way computed at once.", "as many as run"),
+    "max_bypass": ("How often other requests may pass a request that waits for blocks.", True),
+    "ageing_seconds": ("Seconds of waiting that count as one level of priority.", "never"),
+    "enable_priority_preemption": ("Never preempt a request for one of higher priority.", False),
+    "victim": ("Request to preempt: least-waste (fewest tokens to compute again) or last-in-line.", True),
+    "max_num_partial_prefills": ("The most prompts that are partly computed at once.", "no limit"),
     "long_prefill_token_threshold": (
-        "Prompts with more tokens than this left are long, and take no more than this of a step that others can use; "
-        "0: none is.",
+        "A prompt with more remaining tokens is long: it gets at most this many tokens of a step while other prompts "
+        "can use the rest. 0: no prompt is long.",
         "half of a step",
     ),
-    "max_long_partial_prefills": ("Long prompts that may be part-way computed at once.", True),
-    "deterministic": ("Cut prompts at fixed places, whatever else runs.", False),
-    "deterministic_chunk_size": ("Those places are multiples of so many tokens.", True),
-    "encoder_cache_size": ("Encoder tokens of images and videos to keep.", "those of one step"),
-    "num_speculative_tokens": ("Draft tokens for each decoding request.", True),
-    "preprocess_timeout": ("Seconds for the preparation of a request.", True),
-    "reservation_timeout": ("Seconds until a slot held for prefill or decode elsewhere is given up.", True),
-    "hold_timeout": ("The same, where decode has only been asked whether there is room.", True),
-    "send_timeout": ("Seconds for KV on its way from prefill to decode.", True),
+    "max_long_partial_prefills": ("The most long prompts that are partly computed at once.", True),
+    "deterministic": ("Cut every prompt at the same places, whatever else runs.", False),
+    "deterministic_chunk_size": ("With --deterministic, cut prompts at multiples of this number of tokens.", True),
+    "encoder_cache_size": ("Encoder tokens of images and videos to keep.", "one step's"),
+    "num_speculative_tokens": ("Draft tokens per decoding request.", True),
+    "preprocess_timeout": ("Seconds that the preparation of a request may take.", True),
+    "reservation_timeout": ("Seconds until a reserved slot that is not used is released.", True),
+    "hold_timeout": ("Seconds to hold the slot after a room check.", True),
+    "send_timeout": ("Seconds that sending KV from prefill to decode may take.", True),
 }
 
 
 def _engine_options() -> Options:
-    """EngineConfig's fields: names, types and defaults are read from it; the words stand above."""
+    """An option for each field of EngineConfig, with its name, type and default. The help is from the tables above."""
     declared = {field.name: field.default for field in fields(EngineConfig)}
     kinds = get_type_hints(EngineConfig)
     options = {}
     for panel, words in (("Engine", _ENGINE_WORDS), ("Scheduling", _SCHEDULING_WORDS)):
         for field, (text, shown) in words.items():
             name, default = field, declared[field]
-            if default is True and field not in _BOTH:  # a flag is for what is not so by itself
+            if default is True and field not in _BOTH:  # a flag turns a default around
                 name, default = _NO + field, False
             metavar = _METAVARS.get(name)
             options[name] = _option(
@@ -136,34 +137,41 @@ def _engine_config(**values: Any) -> EngineConfig:
 
 
 def _sampling_options() -> Options:
-    panel = "Sampling (what is not given is up to the model's own settings)"
+    panel = "Sampling (default: the model's own settings)"
     words: dict[str, tuple[Any, str]] = {
-        "temperature": (float | None, "0 always takes the likeliest token."),
-        "top_p": (float | None, "Choose among the likeliest tokens that make up this share."),
-        "top_k": (int | None, "Choose among this many likeliest tokens."),
-        "min_p": (float | None, "Leave out tokens less likely than this share of the likeliest."),
-        "repetition_penalty": (float | None, "Above 1: shun tokens that were there before."),
+        "temperature": (float | None, "Randomness of the choice; 0 always takes the most likely token."),
+        "top_p": (float | None, "Choose among the most likely tokens that add up to this probability."),
+        "top_k": (int | None, "Choose among this many most likely tokens."),
+        "min_p": (float | None, "Leave out tokens less likely than this share of the most likely one."),
+        "repetition_penalty": (float | None, "Above 1: avoid tokens of the prompt and of the answer so far."),
     }
     options = {name: _option(name, kind, None, text, panel=panel) for name, (kind, text) in words.items()}
     return {
-        "max_tokens": _option("max_tokens", int, MAX_TOKENS, "Tokens of an answer.", panel=panel),
+        "max_tokens": _option("max_tokens", int, MAX_TOKENS, "The most tokens of an answer.", panel=panel),
         **options,
         "stop": _option(
-            "stop", list[str], [], "End the answer before this; may be repeated.", panel=panel, metavar="TEXT"
+            "stop",
+            list[str],
+            [],
+            "End the answer before this text; may be given several times.",
+            panel=panel,
+            metavar="TEXT",
         ),
-        "ignore_eos": _option("ignore_eos", bool, False, "Go on where the model would end.", panel=panel, shown=False),
+        "ignore_eos": _option(
+            "ignore_eos", bool, False, "Go on after the model's end-of-sequence token.", panel=panel, shown=False
+        ),
     }
 
 
 def _given(**sampling: Any) -> dict[str, Any]:
-    """The sampling parameters that were given, checked before a model is loaded."""
+    """The sampling parameters given on the command line, checked before a model is loaded."""
     given = {name: value for name, value in sampling.items() if value is not None}
     SamplingParams(**given)
     return given
 
 
 def _takes(parameter: str, build: Callable[..., Any], options: Options) -> Callable[[Command], Command]:
-    """Replace a command's parameter by options, from which `build` makes it."""
+    """A decorator that replaces a command's parameter by options. `build` makes the parameter from the options."""
 
     def decorate(command: Command) -> Command:
         def run(**arguments: Any) -> Any:
@@ -190,10 +198,10 @@ _MODEL_ARGUMENT = inspect.Parameter(
     ],
 )
 
-# Commands so decorated have a parameter `config`: EngineConfig; the model is an option, or the first argument.
+# These decorators pass a parameter `config`: EngineConfig. The model is an option, or the first argument.
 takes_engine = _takes("config", _engine_config, _ENGINE)
 takes_model_and_engine = _takes("config", _engine_config, {**_ENGINE, "model": _MODEL_ARGUMENT})
-# Commands so decorated have a parameter `given`: the SamplingParams fields that were given.
+# This decorator passes a parameter `given`: the fields of SamplingParams that the user gave.
 takes_sampling = _takes("given", _given, _sampling_options())
 
 
@@ -202,14 +210,14 @@ ChatTemplateOption = Annotated[
     typer.Option(
         "--chat-template",
         metavar="TEMPLATE",
-        help="Chat template: a file, the text itself, or the name of one of the tokenizer's.",
+        help="Chat template: a file, the text itself, or the name of a template in the tokenizer.",
         show_default="the model's",
     ),
 ]
 
 
 def load_llm(config: EngineConfig, chat_template: str | None = None) -> LLM:
-    """Load the model, which takes the imports that other commands can do without."""
+    """Load the model. The import is here, as it takes seconds and other commands do without."""
     from headway.llm import LLM
 
     settings = {field.name: getattr(config, field.name) for field in fields(config)}

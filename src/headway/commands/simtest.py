@@ -19,20 +19,20 @@ if TYPE_CHECKING:
     from headway.simulation.simulate import Mode, Run
 
 VIOLATION = 1  # exit code
-MAX_LINE = 1 << 24  # bytes of JSON on one seed; the trace in it has a line for each event
-MAX_MINIMISED = 3  # of the traces that fail, by one process; the first ones are enough to work on
+MAX_LINE = 1 << 24  # bytes of one seed's JSON; it holds the trace, a line per event
+MAX_MINIMISED = 3  # traces that one process minimises; the first few are enough to work on
 Row = dict[str, Any]
 
 
 def command(
     seeds: Annotated[str, typer.Option(help="One seed, or a range with both ends: 0..999.", metavar="RANGE")] = "0..99",
-    steps: Annotated[int, typer.Option(help="Events of each run, before the faults stop.")] = 2000,
+    steps: Annotated[int, typer.Option(help="Number of events in each run, before the faults stop.")] = 2000,
     mode: Annotated[
         str,
         typer.Option(
             metavar="MODE",
-            help="safety: recount all owners after every message and pass. liveness: let the faults stop after the "
-            "last step, and everything must end. both: both.",
+            help="safety: recount all owners after every message and pass. liveness: stop the faults after the last "
+            "step; then every request must end. both: both.",
         ),
     ] = "both",
     scheduler: Annotated[
@@ -43,16 +43,18 @@ def command(
             "the seed.",
         ),
     ] = None,
-    jobs: Annotated[int, typer.Option(help="Processes to share the seeds.")] = 1,
+    jobs: Annotated[int, typer.Option(help="Number of processes that share the seeds.")] = 1,
     trace: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Run a trace again instead, as a violation prints it.")
+        str | None, typer.Option(metavar="FILE", help="Run a trace again, in the form in which a violation prints it.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object for each seed, one a line.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object per seed, each on its own line.")
+    ] = False,
 ) -> None:
-    """Simulate the scheduler with everything going wrong, and check all that it does.
+    """Simulate the scheduler under injected faults, and check every decision.
 
-    One seed is one run, bit for bit. A violation is printed with its seed and the shortest trace that was found to
-    show it; the exit code is then 1.
+    The same seed gives the same run, bit for bit. A violation is printed with
+    its seed and the shortest trace found that shows it; the exit code is then 1.
     """
     if trace is not None:
         raise typer.Exit(_run_again(Path(trace)))
@@ -96,7 +98,7 @@ def _range(text: str) -> tuple[int, int]:
 
 
 def _rows(seeds: range, steps: int, mode: Mode, static: bool | None) -> Iterator[Row]:
-    """What became of each seed, in this process."""
+    """Run the seeds in this process, and return a row for each."""
     from headway.simulation.minimise import minimise
     from headway.simulation.simulate import run_seed
 
@@ -114,8 +116,8 @@ def _rows(seeds: range, steps: int, mode: Mode, static: bool | None) -> Iterator
 
 
 async def _in_processes(first: int, last: int, options: Sequence[str], jobs: int, report: Callable[[Row], None]) -> int:
-    """The same in several processes, which tell of each seed by a line of JSON; returns how many violations."""
-    size = -(-(last - first + 1) // (4 * jobs))  # some ranges for each, as seeds take their time unequally
+    """Run the seeds in several processes, each of which prints a row per seed. Returns the number of violations."""
+    size = -(-(last - first + 1) // (4 * jobs))  # several ranges per process, as some seeds take longer
     ranges = [(start, min(start + size - 1, last)) for start in range(first, last + 1, size)]
 
     async def work() -> int:
@@ -185,7 +187,7 @@ _DONE = (
 
 @dataclass
 class _Tally:
-    """Adds up what the seeds did, and tells of violations at once."""
+    """Adds up the counts of all seeds, and prints violations at once."""
 
     first: int
     last: int
@@ -210,7 +212,7 @@ class _Tally:
             print(f"\r{done} of {total} seeds, {len(self.violations)} violations", end="", file=sys.stderr, flush=True)
 
     def finish(self) -> None:
-        """The sums, so that one sees that the runs were not dull."""
+        """Print the sums: they show that each kind of event has happened."""
         self._clear_line()
         seconds = max(time.monotonic() - self.started, 1e-9)
         sums = self.sums

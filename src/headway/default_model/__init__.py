@@ -1,9 +1,9 @@
-"""The embedded default model: the weights a fresh install can serve, and the problems that grade them.
+"""The embedded default model: weights that a fresh install can serve, and problems that grade its answers.
 
-This package owns one folder in the ordinary Hugging Face format (a tiny Llama written by
-`tools/train_default_model.py`) and the held-out problems that model never saw in training. Because every
-problem has one right answer, a serving engine can be tested end to end on what it *says*, offline.
-The package knows nothing of torch: importing it costs no more than reading a path.
+This package owns one folder in the ordinary Hugging Face format (a tiny Llama, written by
+`tools/train_default_model.py`) and held-out problems, which the model never saw in training. Every problem has one
+right answer, so a serving engine can be tested end to end, offline, by its answers.
+The package does not import torch: importing it costs no more than reading a path.
 """
 
 import json
@@ -23,6 +23,6 @@ class Problem:
 
 
 def held_out() -> list[Problem]:
-    """The problems kept out of training, the same number for each task."""
+    """Problems that training never used, the same number for each task."""
     lines = (PATH / "heldout.jsonl").read_text(encoding="utf-8").splitlines()
     return [Problem(**json.loads(line)) for line in lines]

@@ -1,22 +1,26 @@
 """Computing a step: the model, its KV cache on the device, attention over it, sampling.
 
-This package owns everything that is a tensor, and the thread its steps run on. It learns of requests through `Batch`
-alone, answers with `StepResult` alone, and never sees or touches scheduling state. torch is imported here and nowhere
-above; `base`, `simulated` and `model_files` do without it.
+This package owns every tensor, and the thread on which steps run. Batches tell it about requests, and it answers with
+step results; it never sees scheduling state. torch is imported here and in no package below; `base` and `simulated` do
+without it.
 
-    base.py            the contract
-    model_files.py     what a model's files say of it
-    loader.py          the weights, and the proof that the model runs on our attention
-    transformers.py    the executor: a batch in, a result out
-    device_thread.py   the threads that run steps                transfer.py     copies that nobody waits for
-    decode_graphs.py   steps of decodes as one launch            kv_budget.py    how many blocks there is room for
+    base.py                  the contract
+    loader.py                the weights, and the proof that the model runs on our attention
+    transformers_executor.py the executor: a batch in, a result out
+    device_thread.py         the threads that run steps
+    decode_graphs.py         steps of decodes as one launch
+    transfer.py              copies between host and device, without waiting
+    kv_budget.py             the number of blocks that fit into memory
+    kv_tensors.py            the memory of the KV cache
 
-    attention.py           attention over the paged cache        kv_tensors.py   its memory
-    attention_plan.py      which tokens see which slots of it
-    attention_backend.py   what computes it: torch, or
-    decode_kernel.py         a compiled kernel for CPUs, or
-    flashinfer_attention.py  FlashInfer on CUDA, after           attention_proof.py
+    attention.py             attention over the paged KV cache
+    attention_plan.py        which tokens of a step see which places of the KV cache
+    attention_backend.py     chooses one of three ways to compute attention: torch, or
+    decode_kernel.py           a compiled kernel for CPUs, or
+    flashinfer_attention.py    FlashInfer on CUDA, checked by
+    attention_proof.py         a comparison with torch
 
-    sampling_state.py  how each slot samples, and its history    sampler.py      the mathematics of it
-    simulated.py       an executor without a model
+    sampling_state.py        how each slot samples, and its history
+    sampler.py               the mathematics of sampling
+    simulated.py             an executor without a model
 """

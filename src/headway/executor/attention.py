@@ -1,8 +1,8 @@
-"""Attention over the paged KV cache, in the place of a transformers model's own.
+"""Attention over the paged KV cache. It replaces the attention of a transformers model.
 
-Registered with transformers under `NAME`: a name with "flash", "/" or "paged|" in it would get special treatment, and
-one without an entry in the mask registry makes models build no mask. The registered function is stateless; each
-attention module carries the `PagedAttention` of its executor, so that several executors can share a process.
+It is registered with transformers under `NAME`. A name with "flash", "/" or "paged|" in it would get special treatment;
+a name without an entry in the mask registry makes models build no mask. The registered function is stateless. Each
+attention module carries the `PagedAttention` of its executor, so several executors can share a process.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from headway.executor.attention_plan import AttentionCall, AttentionPlan, Chunk, DecodeGroup, PagedRows, Window
+from headway.executor.attention_plan import AttentionCall, AttentionPlan, ChunkKeys, DecodeGroup, PagedRows, Window
 from headway.executor.decode_kernel import DecodeKernel
 from headway.executor.flashinfer_attention import FlashInferAttention, PagePlan
 from headway.executor.kv_tensors import KVTensors, LayerShape
@@ -30,15 +30,15 @@ _QUERY_TILE = 256  # bounds the scores held at once, and lets early queries skip
 
 
 class UnsupportedAttentionError(ValueError):
-    """The model asks of its attention what is not implemented."""
+    """The model needs a kind of attention that is not implemented."""
 
 
 class PagedAttention:
-    """The attention of one executor: its KV cache, the plan of the step that runs, its scratch memory.
+    """The attention of one executor: its KV cache, the plan of the running step, its scratch memory.
 
-    max_model_len: no window reaches farther than this.
-    kernel: computes the decodes, if there is one, and plans are made for it.
-    flashinfer: computes the steps whose plan is a PagePlan.
+    max_model_len: the longest sequence; a longer window hides nothing.
+    kernel: if set, computes all decodes, and plans must be made for it.
+    flashinfer: computes steps whose plan is a PagePlan.
     Used by one thread at a time.
     """
 
@@ -52,21 +52,21 @@ class PagedAttention:
         self._calls: list[AttentionCall] | None = None
 
     def bind(self, model: nn.Module) -> None:
-        """Make every attention of `model` that asks for `NAME` come to this object."""
+        """Make every attention layer of `model` that uses `NAME` call this object."""
         for module in model.modules():
             setattr(module, _MODULE_ATTRIBUTE, self)
 
     def close(self) -> None:
-        """Let go of the KV cache and of all scratch memory."""
+        """Release the KV cache and all scratch memory."""
         self.kv = self.plan = self.kernel = self.flashinfer = None
         self._scratch.clear()
 
     def window(self, sliding_window: int | None) -> Window:
-        """A sliding window that can hide anything, or None."""
+        """The sliding window, or None if it can hide no key of the longest sequence."""
         return sliding_window if sliding_window and sliding_window < self._max_model_len else None
 
     def begin_step(self, plan: AttentionPlan | PagePlan) -> None:
-        """To be called before the forward of each step."""
+        """Prepare for the forward of one step. Must be called before each."""
         self.plan = plan
         if isinstance(plan, PagePlan):
             assert self.flashinfer is not None, "its plans are for it"
@@ -76,7 +76,7 @@ class PagedAttention:
 
     @contextmanager
     def noting_calls(self) -> Iterator[list[AttentionCall]]:
-        """Within, every call is added to the list given, and computed without its window."""
+        """Inside this context every call is added to the returned list, and computed without its window."""
         calls: list[AttentionCall] = []
         self._calls = calls
         try:
@@ -96,9 +96,9 @@ class PagedAttention:
             self._calls.append(
                 AttentionCall(layer, shape, len(query), window, score.scaling, softcap, sinks is not None)
             )
-            window = None  # which windows to plan for is what is being found out
+            window = None  # the windows to plan for are not known yet
         if self.kv is not None:
-            self.kv.write(layer, plan.slots.tensor, key, value)
+            self.kv.write(layer, plan.places.tensor, key, value)
         if isinstance(plan, PagePlan):
             assert self.flashinfer is not None and self.kv is not None
             return self.flashinfer.attend(layer, query, self.kv, sinks)[None]
@@ -136,7 +136,7 @@ class PagedAttention:
         mask = plan.group_mask(group, keys.shape[2], query.dtype)
         out[rows] = score.attend(queries, keys, values, mask).flatten(1, 2)
 
-    def _prefill(self, layer: int, plan: AttentionPlan, chunk: Chunk, query: Tensor, key: Tensor, value: Tensor,
+    def _prefill(self, layer: int, plan: AttentionPlan, chunk: ChunkKeys, query: Tensor, key: Tensor, value: Tensor,
                  window: Window, out: Tensor, score: _Score) -> None:  # fmt: skip
         tokens = slice(chunk.start, chunk.start + chunk.length)
         query, out = query[:, tokens], out[tokens]
@@ -172,7 +172,7 @@ class PagedAttention:
         return gather("keys", keys), gather("values", values)
 
     def _take(self, name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
-        """Scratch memory, kept from call to call: fresh large allocations cost more than filling them."""
+        """Scratch memory, kept from call to call: allocating much memory costs more than filling it."""
         size = int(np.prod(shape))
         scratch = self._scratch.get(name)
         if scratch is None or scratch.numel() < size:
@@ -182,7 +182,7 @@ class PagedAttention:
 
 @dataclass(frozen=True, slots=True)
 class _Score:
-    """How scores become weights. sinks: [Hq], a score per head that takes weight and gives nothing."""
+    """How scores become weights. sinks: [Hq], per head a score that takes weight and has no value."""
 
     scaling: float
     softcap: float | None
@@ -225,7 +225,7 @@ def paged_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor
                     **kwargs: Any) -> tuple[Tensor, None]:  # fmt: skip
     """The function transformers calls in every layer; see `PagedAttention.forward`.
 
-    Raises UnsupportedAttentionError for what the model asks and this cannot do.
+    Raises UnsupportedAttentionError if the model needs a feature that is missing here.
     """
     attention: PagedAttention = getattr(module, _MODULE_ATTRIBUTE)
     for name in ("position_bias", "cache", "block_table"):

@@ -1,8 +1,8 @@
-"""What computes attention: chosen in one place, once per executor.
+"""Attention backends: the choice of the code that computes attention, made once per executor.
 
-torch        gathers keys and values and computes on them: every model, device and dtype
-numba        the same, but for decodes a compiled kernel that reads the cache in place: float32 on a CPU
-flashinfer   FlashInfer's kernels, which read the cache in place: half precision on CUDA
+torch        gathers keys and values, then computes: every model, device and dtype
+numba        as torch, but a compiled kernel for decodes reads the KV cache in place: float32 on a CPU
+flashinfer   the kernels of FlashInfer, which read the KV cache in place: half precision on CUDA
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ from headway.scheduler.batch import Batch, IntArray
 
 logger = logging.getLogger(__name__)
 
-_CPU_GROUP_SIZE = 1 << 19  # numbers of the keys gathered at once that still stay in a cache
+_CPU_GROUP_SIZE = 1 << 19  # floats of gathered keys that still fit the processor's cache
 
 
 @dataclass(frozen=True, slots=True)
 class AttentionBackend:
-    """Plans steps for what was chosen. takes_graphs: its decodes can run from a CUDA graph."""
+    """Plans steps for the chosen backend. takes_graphs: its decodes can run from a CUDA graph."""
 
     name: str
     settings: PlanSettings
 
     @property
     def takes_graphs(self) -> bool:
-        return self.name == "flashinfer"  # what torch computes changes its shapes from step to step
+        return self.name == "flashinfer"  # with torch, shapes change from step to step
 
     def plan(
         self, batch: Batch, tables: IntArray, arrays: HostArrays, graph_size: int | None = None
     ) -> AttentionPlan | PagePlan:
-        """The plan of a step. graph_size: it is to run from the graph for so many decodes."""
+        """The plan of a step. graph_size: number of decodes of the CUDA graph that will run the step, if any."""
         if self.name == "flashinfer":
             return PagePlan(batch, tables, self.settings.block_size, arrays, graph_size)
         return AttentionPlan(batch, tables, self.settings, arrays)
@@ -49,9 +49,10 @@ class AttentionBackend:
 def choose_backend(
     wanted: str, model: LoadedModel, *, block_size: int, max_rows: int, blocks_per_request: int
 ) -> AttentionBackend:
-    """What `attention_backend` asks for, put into `model.attention`. max_rows: of one step.
+    """Choose the backend, and put it into `model.attention`.
 
-    Raises ValueError where it cannot be had; "auto" takes the best of what can.
+    wanted: the setting `attention_backend`; "auto" takes the fastest that works. max_rows: the most rows of one step.
+    Raises ValueError if the wanted backend does not work here.
     """
     attention, device, dtype = model.attention, model.device, model.dtype
     if wanted in ("auto", "flashinfer"):
@@ -81,10 +82,10 @@ def choose_backend(
 
 
 def _why_not_proven(model: LoadedModel, flashinfer: FlashInferAttention, block_size: int) -> str | None:
-    """Why it is not to be used, None if it is; compiles its kernels."""
+    """The reason not to use FlashInfer here, or None. Compiles its kernels."""
     try:
         return prove(flashinfer, model.calls, block_size, model.dtype, model.device)
-    except Exception as error:  # a missing compiler, an unknown architecture: it fails in ways of its own
+    except Exception as error:  # a missing compiler, an unknown architecture: FlashInfer raises many types
         return f"its kernels fail: {first_line(error)}"
 
 

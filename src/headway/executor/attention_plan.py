@@ -1,14 +1,15 @@
-"""Which tokens of one step see which slots of the KV cache: all of attention that depends on lengths and block tables.
+"""Which tokens of one step see which places of the KV cache: the part of attention that depends on block tables.
 
-One step is one packed row of T tokens: first one token of each decode, then the prefill chunks, each a run.
+One step is one packed row of T tokens, the pack: first one token of each decode, then all tokens of each prefill chunk.
 
     tokens   [ d0 d1 d2 d3 | c0 c0 c0 c0 c0 | c1 c1 c1 ]
-               decodes: all in one call of    chunks: one at a time, a tile of queries after the other,
-               the kernel, where there is     keys gathered from the cache, or taken as they are if all are new
-               one; else grouped by length,
-               each group one gathered call
+               decodes: one call of the       chunks: one after another, in tiles of queries;
+               kernel; without a kernel,      keys are gathered from the cache, or taken from
+               one gathered call per group    the pack if all of them are new
+               of similar length
 
-It is planned once per step, for each sliding window that the model uses, and shared by all layers.
+A place of the KV cache holds the key and value of one token; its number is block * block_size + offset. One plan per
+step covers every sliding window of the model, and all layers share it.
 """
 
 from __future__ import annotations
@@ -30,10 +31,10 @@ Window = int | None
 
 @dataclass(frozen=True, slots=True)
 class AttentionCall:
-    """What one layer was seen to ask of its attention.
+    """The attention that one layer uses, as seen in a forward.
 
-    softcap: scores are squeezed into (-softcap, softcap). has_sinks: each head has a score that takes weight and gives
-    nothing.
+    softcap: scores are squeezed into (-softcap, softcap). has_sinks: each head has a score that takes weight and has no
+    value.
     """
 
     layer: int
@@ -47,13 +48,13 @@ class AttentionCall:
 
 @dataclass(frozen=True, slots=True)
 class PlanSettings:
-    """What holds for all steps of an executor.
+    """The settings of all steps of an executor.
 
     windows: the sliding windows of the model's layers, in tokens; None is no window.
-    gathers_decodes: False where a kernel reads the keys of decodes in place; then there are no groups.
-    padding: a group of decodes may gather so much more than its shortest row needs, as a share. Few large groups cost
-        padding, many small ones cost calls.
-    group_keys: keys that a group may gather, unless a single row needs more.
+    gathers_decodes: False if a kernel reads the keys of decodes in place; then there are no groups.
+    padding: the most that a group of decodes may gather beyond the need of its shortest row, as a share. Large groups
+        cost padding, many small groups cost calls.
+    group_keys: the most keys that a group may gather, unless a single row needs more.
     """
 
     block_size: int
@@ -66,7 +67,7 @@ class PlanSettings:
 
 @dataclass(slots=True)
 class DecodeGroup:
-    """Decodes of similar length. n rows, `width` blocks gathered for each, K = width * block_size keys.
+    """Decodes of similar length. n rows, `width` blocks gathered for each row, K = width * block_size keys.
 
     rows: int64 [n], tokens of the pack. blocks: int64 [n * width]. visible: int64 [2, n, 1], first and last + 1 of the
     gathered keys that the row may see.
@@ -83,8 +84,8 @@ class DecodeGroup:
 class PagedRows:
     """The decodes of a step, for a kernel that reads the cache in place.
 
-    slots: int32 [n]. ends: int32 [n], tokens that each row sees, its own included. tables: int32 [num_slots, blocks per
-    request], of all slots.
+    slots: int32 [n]. ends: int32 [n], the number of tokens that each row sees, its own included. tables: int32
+    [num_slots, blocks per request], the block tables of all slots.
     """
 
     slots: IntArray
@@ -97,11 +98,12 @@ class PagedRows:
 
 
 @dataclass(slots=True)
-class Chunk:
-    """A prefill chunk: tokens [start, start + length) of the pack, at `position` in their sequence.
+class ChunkKeys:
+    """The keys that one prefill chunk sees. The chunk is tokens [start, start + length) of the pack, at `position` in
+    its sequence.
 
-    blocks: int64 [number of blocks], those with the keys visible to it; None when the chunk begins its
-    sequence, whose keys are then all in the pack. base: position of the first of these keys.
+    blocks: int64 [number of blocks], the blocks that hold the keys; None if the chunk begins its sequence, as the pack
+    then holds all of its keys. base: position of the first of these keys.
     """
 
     start: int
@@ -112,11 +114,11 @@ class Chunk:
 
 
 class AttentionPlan:
-    """Which tokens of one step see which slots of the cache; usable once `arrays` were sent.
+    """Which tokens of one step see which places of the KV cache. Usable after `arrays.send`.
 
-    slots: int64 [T], where each token's key and value are written.
-    unwritten: int64 [C], slots of blocks begun in this step that stay unwritten in it.
-    decodes: all of them. groups, chunks: the decodes that are to be gathered, and the chunks, for each window.
+    places: int64 [T], the place of each token's key and value.
+    unwritten: int64 [C], the places that stay unwritten in the blocks that this step begins.
+    decodes: all decodes. groups, chunks: for each window, the groups of decodes to gather, and the keys of each chunk.
     """
 
     def __init__(self, batch: Batch, tables: IntArray, settings: PlanSettings, arrays: HostArrays) -> None:
@@ -124,8 +126,8 @@ class AttentionPlan:
         self._settings = settings
         self._masks: dict[tuple[int, int, int, Window], Tensor] = {}
         ends = batch.positions + batch.num_new_tokens
-        self.slots = arrays.add(token_slots(batch, tables, settings.block_size))
-        self.unwritten = arrays.add(_unwritten_slots(batch, ends, tables, settings.block_size))
+        self.places = arrays.add(token_places(batch, tables, settings.block_size))
+        self.unwritten = arrays.add(_unwritten_places(batch, ends, tables, settings.block_size))
         decoding = batch.slots[: batch.num_decodes]
         self.decodes = PagedRows(decoding, ends[: batch.num_decodes], tables)
         self.groups = {
@@ -155,7 +157,7 @@ class AttentionPlan:
             rows = order[start:stop]
             columns = first_block[rows, None] + np.arange(width, dtype=np.int32)
             known = columns < num_blocks[rows, None]
-            # Past the end a table holds garbage: block 0 is all zeros, and masked.
+            # Behind its end a block table holds garbage. Block 0 stands in: it is all zeros, and masked.
             blocks = np.where(known, tables[slots[rows, None], np.where(known, columns, 0)], 0)
             base = first_block[rows] * size
             visible = np.stack([first_key[rows] - base, ends[rows] - base])[:, :, None]
@@ -164,20 +166,20 @@ class AttentionPlan:
             )
             start = stop
 
-    def _plan_chunks(self, batch: Batch, ends: IntArray, tables: IntArray, window: Window) -> Iterator[Chunk]:
+    def _plan_chunks(self, batch: Batch, ends: IntArray, tables: IntArray, window: Window) -> Iterator[ChunkKeys]:
         start = batch.num_decodes
         for row in range(batch.num_decodes, len(batch)):
             position, length, end = int(batch.positions[row]), int(batch.num_new_tokens[row]), int(ends[row])
             if position == 0:
-                yield Chunk(start, length, position, None, 0)
+                yield ChunkKeys(start, length, position, None, 0)
             else:
                 first = 0 if window is None else max(0, position - window + 1) // self._settings.block_size
                 blocks = tables[batch.slots[row], first : -(-end // self._settings.block_size)]
-                yield Chunk(start, length, position, self._arrays.add(blocks), first * self._settings.block_size)
+                yield ChunkKeys(start, length, position, self._arrays.add(blocks), first * self._settings.block_size)
             start += length
 
     def group_mask(self, group: DecodeGroup, num_keys: int, dtype: torch.dtype) -> Tensor:
-        """What the rows of a group may see: [n, 1, 1, num_keys], 0 or -inf."""
+        """Mask of the keys that the rows of a group see: [n, 1, 1, num_keys], 0 or -inf."""
         if group.mask is None:
             first, end = group.visible.tensor
             keys = torch.arange(num_keys, device=self._settings.device)
@@ -185,8 +187,8 @@ class AttentionPlan:
         return group.mask
 
     def tile_mask(self, queries: int, keys: int, repeats: int, window: Window, dtype: torch.dtype) -> Tensor | None:
-        """What `queries` consecutive tokens see of the `keys` keys that end with the last of them, the whole repeated
-        for each query head of a key head: [repeats * queries, keys], 0 or -inf; None when they see all."""
+        """Mask of the keys that a tile of consecutive tokens sees; the last key belongs to the last token. Repeated for
+        each query head of a key head: [repeats * queries, keys], 0 or -inf. None if every token sees every key."""
         if queries == 1:
             return None
         key = (queries, keys, repeats, window)
@@ -204,28 +206,28 @@ def _additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, float("-inf"))
 
 
-def token_slots(batch: Batch, tables: IntArray, block_size: int) -> NDArray[np.int64]:
-    """Slot of every token of the pack. int64 [T]."""
+def token_places(batch: Batch, tables: IntArray, block_size: int) -> NDArray[np.int64]:
+    """The place of every token of the pack in the KV cache. int64 [T]."""
     rows = np.repeat(np.arange(len(batch)), batch.num_new_tokens)
     positions = token_positions(batch)
     blocks = tables[batch.slots[rows], positions // block_size].astype(np.int64)
-    slots: NDArray[np.int64] = blocks * block_size + positions % block_size
-    return slots
+    places: NDArray[np.int64] = blocks * block_size + positions % block_size
+    return places
 
 
 def token_positions(batch: Batch) -> NDArray[np.int64]:
-    """Position of every token of the pack in its own sequence. int64 [T]."""
+    """The position of every token of the pack in its sequence. int64 [T]."""
     counts = batch.num_new_tokens.astype(np.int64)
     starts = np.cumsum(counts) - counts  # of each row in the pack
     positions: NDArray[np.int64] = np.arange(batch.num_tokens) + np.repeat(batch.positions - starts, counts)
     return positions
 
 
-def _unwritten_slots(batch: Batch, ends: IntArray, tables: IntArray, block_size: int) -> NDArray[np.int64]:
-    """Slots after the last token in the blocks that this step begins and does not fill. int64 [C]."""
+def _unwritten_places(batch: Batch, ends: IntArray, tables: IntArray, block_size: int) -> NDArray[np.int64]:
+    """Places after the last token in blocks that this step begins and does not fill. int64 [C]."""
     in_block = ends % block_size
     begun = np.flatnonzero((in_block > 0) & (ends - in_block >= batch.positions))
     blocks = tables[batch.slots[begun], ends[begun] // block_size].astype(np.int64)
     offsets = np.arange(block_size)
-    slots: NDArray[np.int64] = blocks[:, None] * block_size + offsets
-    return slots[offsets >= in_block[begun, None]]
+    places: NDArray[np.int64] = blocks[:, None] * block_size + offsets
+    return places[offsets >= in_block[begun, None]]

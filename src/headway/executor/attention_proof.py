@@ -1,7 +1,7 @@
-"""The proof that FlashInfer computes what we mean, made for each model when it is loaded.
+"""The proof that FlashInfer computes the same attention as torch, made for each model when it is loaded.
 
-Random keys and values are attended to twice, by FlashInfer and by the plain way, as decodes, as decodes of a graph, and
-as decodes and chunks in one step. All that no row may see holds large values: looking at one place too many shows.
+FlashInfer and torch compute attention over the same random keys and values: for decodes, for decodes of a graph, and
+for decodes and chunks in one step. Places that no row may see hold large values, so reading one place too many shows.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from headway.executor.attention import PagedAttention
-from headway.executor.attention_plan import AttentionCall, AttentionPlan, PlanSettings, token_slots
+from headway.executor.attention_plan import AttentionCall, AttentionPlan, PlanSettings, token_places
 from headway.executor.flashinfer_attention import FlashInferAttention, PagePlan
 from headway.executor.kv_tensors import KVTensors
 from headway.executor.transfer import HostArrays, to_device
 from headway.scheduler.batch import Batch, IntArray
 
-_TOLERANCE = 0.03  # of the norm of what is computed; half precision is within 0.01
-_UNSEEN = 100.0  # thousands of keys share a weight of 1: one of these among them is more than all others
+_TOLERANCE = 0.03  # as a share of the norm of the output; half precision is within 0.01
+_UNSEEN = 100.0  # thousands of keys share a weight of 1; one of these values outweighs all of them
 _CHUNK = 5
 
 
@@ -33,7 +33,7 @@ def prove(
     dtype: torch.dtype,
     device: torch.device,
 ) -> str | None:
-    """In which layer FlashInfer computes something else, and where; None if in none."""
+    """The first layer in which FlashInfer computes something else, as text; None if there is none."""
     for call in {replace(call, layer=0): call for call in calls}.values():  # one of each kind
         far = 3 + (call.window or 2 * block_size)
         decodes = [(position, 1) for position in (0, block_size - 1, block_size, far)]
@@ -59,7 +59,7 @@ def _error(
     dtype: torch.dtype,
     device: torch.device,
 ) -> float:
-    """How far it is off with rows of so many tokens from such positions on, relative to the norm."""
+    """The difference between FlashInfer and torch, relative to the norm. rows: (first position, tokens) of each row."""
     batch = _batch(rows, num_decodes)
     width = int((batch.positions + batch.num_new_tokens).max() - 1) // block_size + 1
     # Scattered blocks, and none of them block 0.
@@ -77,7 +77,7 @@ def _error(
         cache.fill_(_UNSEEN)
     past = _past(batch, call.window)
     keys, values = (normal(shape.key_heads, past.num_tokens, shape.key_dim)[0].transpose(0, 1) for _ in range(2))
-    kv.write(call.layer, to_device(token_slots(past, tables, block_size), device), keys, values)
+    kv.write(call.layer, to_device(token_places(past, tables, block_size), device), keys, values)
 
     query = normal(call.query_heads, batch.num_tokens, shape.key_dim)
     key, value = (normal(shape.key_heads, batch.num_tokens, shape.key_dim) for _ in range(2))
@@ -115,7 +115,7 @@ def _batch(rows: list[tuple[int, int]], num_decodes: int) -> Batch:
 
 
 def _past(batch: Batch, window: int | None) -> Batch:
-    """As a batch, the tokens before it that any of its tokens may see."""
+    """The earlier tokens that the tokens of `batch` see, as a batch."""
     firsts: IntArray = (
         np.zeros_like(batch.positions) if window is None else np.maximum(batch.positions - np.int32(window - 1), 0)
     )

@@ -1,13 +1,14 @@
-"""Steps of decodes alone, from CUDA graphs: the whole forward is one launch, where it was hundreds.
+"""Steps of decodes alone, from CUDA graphs: the whole forward is one launch instead of hundreds.
 
-A graph repeats what the device did while it was captured, on the same memory: so a step's inputs are copied to where
-the capture found them, and its logits lie where the capture left them.
+A graph repeats the work of its capture on the same memory. So the inputs of a step are copied into the tensors of the
+capture, and its logits are found in the tensor that the capture wrote.
 
-    step of 11 decodes ─▶ padded to 16 rows ─▶ ids, positions, slots copied into [:16] of the static tensors
-                                               page tables, by FlashInfer's plan, into its own
+    step of 11 decodes ─▶ padded to 16 rows ─▶ ids, positions, places copied into [:16] of the static tensors
+                                               page tables copied by FlashInfer's plan into its own tensors
                                                replay of the graph for 16 ─▶ logits[:11]
 
-Padding rows are decodes of a slot that nobody has: its table shows block 0 only, so that they read and write there.
+Padding rows are decodes of a slot that no request ever has. Its block table shows block 0 only, so padding rows read
+and write there.
 """
 
 from __future__ import annotations
@@ -29,21 +30,21 @@ logger = logging.getLogger(__name__)
 
 Replay = Callable[[], None]
 Capture = Callable[[Callable[[], None]], Replay]
-"""Takes work for the device, and returns what repeats it on the same memory."""
+"""Captures work for the device, and returns a function that repeats it on the same memory."""
 
 DRIVER_BYTES = 8 << 20
-"""Generous: what the driver may keep on the device for one graph of a large model."""
+"""Memory that the driver keeps on the device for one graph of a large model: a generous estimate."""
 
 
 class CudaCapture:
-    """Captures CUDA graphs that share their memory: of those from one of these, one at a time may be replayed, and what
-    it leaves in tensors that the capture made is lost with the next."""
+    """Captures CUDA graphs. Graphs of one CudaCapture share memory: replay one at a time. A replay overwrites the
+    outputs of the previous one."""
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, work: Callable[[], None]) -> Replay:
-        # Once for what happens only the first time, such as making handles, which a capture forbids.
+        # First without a capture: a capture forbids one-time work, such as making handles.
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -63,8 +64,8 @@ def graph_sizes(max_rows: int) -> list[int]:
 class DecodeGraphs:
     """The graphs of one executor. Used by one thread at a time.
 
-    max_rows: the most decodes in a step. padding_slot: its table is all zeros.
-    Making it takes all the memory that is not the graphs' own; then the KV cache is made, and then `capture`.
+    max_rows: the most decodes in a step. padding_slot: a slot whose block table is all zeros.
+    The constructor allocates all memory but that of the graphs. The KV cache comes next, and `capture` last.
     """
 
     def __init__(self, model: LoadedModel, max_rows: int, padding_slot: int) -> None:
@@ -75,7 +76,7 @@ class DecodeGraphs:
         def static() -> Tensor:
             return torch.zeros(max_rows, dtype=torch.int64, device=model.device)
 
-        self._input_ids, self._positions, self._slots = static(), static(), static()
+        self._input_ids, self._positions, self._places = static(), static(), static()
         self._all_rows = torch.arange(max_rows, device=model.device)
         self._logits = torch.zeros(max_rows, model.vocab_size, dtype=model.dtype, device=model.device)
         self._replays: dict[int, Replay] = {}
@@ -84,14 +85,14 @@ class DecodeGraphs:
 
     @torch.inference_mode()
     def capture(self, capture: Capture, tables: IntArray, block_size: int) -> None:
-        """Capture every graph, on rows of padding."""
+        """Capture every graph, with rows of padding."""
         model = self._model
         for size in reversed(self.sizes):  # the largest first: the others fit into its memory
             arrays = HostArrays()
             plan = PagePlan(self.pad(_NO_ROWS, size), tables, block_size, arrays, size)
             arrays.send(model.device)
             model.attention.begin_step(plan)
-            plan.slots.tensor = self._slots[:size]
+            plan.places.tensor = self._places[:size]
 
             def work(size: int = size) -> None:
                 ids, positions, rows = self._input_ids[:size], self._positions[:size], self._all_rows[:size]
@@ -100,13 +101,13 @@ class DecodeGraphs:
             self._replays[size] = capture(work)
 
     def size_for(self, batch: Batch) -> int | None:
-        """The graph that the step can run from; None if it is not one of decodes alone."""
+        """The size of the graph for this step; None if the step is not of decodes alone."""
         if batch.num_decodes < len(batch):
             return None
         return self.sizes[int(np.searchsorted(self.sizes, len(batch)))]
 
     def pad(self, batch: Batch, size: int) -> Batch:
-        """The step with rows of padding, `size` rows in all. They sample nothing."""
+        """The step with rows of padding, `size` rows in all. Padding rows sample nothing."""
         missing = size - len(batch)
         if not missing:
             return batch
@@ -125,13 +126,13 @@ class DecodeGraphs:
         )
 
     def forward(self, input_ids: Tensor, positions: Tensor, plan: PagePlan) -> Tensor:
-        """As `LoadedModel.forward`, of a padded step planned for its graph: int64 [size]. Returns the logits of all
-        rows, [size, vocab_size], valid until the next call."""
+        """As `LoadedModel.forward`, for a padded step that was planned for its graph. input_ids, positions: int64
+        [size]. Returns the logits of all rows, [size, vocab_size], valid until the next call."""
         size = len(input_ids)
         for static, now in (
             (self._input_ids, input_ids),
             (self._positions, positions),
-            (self._slots, plan.slots.tensor),
+            (self._places, plan.places.tensor),
         ):
             static[:size].copy_(now)
         self._model.attention.begin_step(plan)

@@ -1,10 +1,11 @@
-"""Attention of decodes on a CPU, compiled by numba: it reads keys and values where they are, in the cache's blocks.
+"""Attention of decodes on a CPU, compiled by numba: it reads keys and values in place, in the blocks of the KV cache.
 
-Gathering them first, as the plain way must, moves every byte of the KV cache twice more, in every layer of every step.
-The rows of a step are shared out among threads by the keys that they see; the compiled code runs without the GIL.
+torch must gather keys and values first, which moves every byte of the KV cache twice more, in every layer of every
+step. The rows of a step are divided among threads so that each thread reads about as many keys. The compiled code runs
+without the GIL.
 
-The threads are OpenMP's, and so those that torch computes with: they spin for a while after each of torch's products,
-and threads of our own would have to fight them for the cores.
+The threads belong to OpenMP, and torch computes with the same threads. Threads of our own would compete with them for
+the cores, as OpenMP threads spin for a while after each product of torch.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ try:
     from llvmlite import ir  # type: ignore[import-untyped]
     from numba import prange
     from numba.extending import intrinsic
-except ImportError:  # the plain way is there
+except ImportError:  # torch computes decodes then
     numba = None
     prange = range
 
@@ -31,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 Floats = NDArray[np.float32]
 
-# What a compiler may assume to use vectors; not that infinities and NaNs never come.
+# What the compiler may assume, in order to use vectors. Infinities and NaNs do occur.
 _FAST = {"reassoc", "contract", "arcp", "nsz"}
 
 _LINE = 16  # float32 numbers in a cache line
@@ -40,7 +41,7 @@ _LINE = 16  # float32 numbers in a cache line
 class DecodeKernel:
     """The compiled function and its scratch memory. Used by one thread at a time.
 
-    num_threads: how many compute, the caller's own among them.
+    num_threads: the number of threads that compute, the caller's thread included.
     """
 
     def __init__(self, num_threads: int) -> None:
@@ -49,9 +50,9 @@ class DecodeKernel:
 
     @classmethod
     def compiled(cls, num_threads: int) -> DecodeKernel | None:
-        """One that is ready to run, None where numba is not installed. Compiling takes some seconds, the first time.
+        """A kernel that is ready to run; None if numba is not installed. Compiling takes some seconds, the first time.
 
-        It has one thread where numba finds no OpenMP, and no more than numba allows (NUMBA_NUM_THREADS).
+        It has one thread if numba finds no OpenMP, and no more threads than NUMBA_NUM_THREADS.
         """
         if numba is None:
             return None
@@ -85,12 +86,12 @@ class DecodeKernel:
         softcap: float | None,
         sinks: Floats | None,
     ) -> None:
-        """Each row's query looks at the keys of positions [first, end) of its slot.
+        """Compute the attention of each row's query over the keys of positions [first, end) of its slot.
 
         queries: float32 [n, Hq, D], already scaled. keys: float32 [num_blocks, block_size, Hk, D]; values with Dv.
         tables: int32 [num_slots, blocks per request]. slots, firsts, ends: int32 [n]; first < end.
-        out: float32 [n, Hq, Dv], is written. softcap: scores are squeezed into (-softcap, softcap).
-        sinks: float32 [Hq], a score for each head that takes weight and gives nothing.
+        out: float32 [n, Hq, Dv], where the result goes. softcap: scores are squeezed into (-softcap, softcap).
+        sinks: float32 [Hq], for each head a score that takes weight and has no value.
         """
         seen = ends - firsts
         longest, heads = int(seen.max()), queries.shape[1]
@@ -104,12 +105,12 @@ class DecodeKernel:
         if self.num_threads == 1:
             _attend(*rows, scores[0])
         else:
-            numba.set_num_threads(self.num_threads)  # it holds for the thread that says so
+            numba.set_num_threads(self.num_threads)  # a setting of the calling thread
             _attend_shares(_shares(seen, self.num_threads), *rows, scores)
 
 
 def _shares(seen: IntArray, num_shares: int) -> NDArray[np.int64]:
-    """Where to cut the rows so that each share sees about as many keys: num_shares + 1 bounds."""
+    """Where to cut the rows so that each share sees about the same number of keys: int64 [num_shares + 1] bounds."""
     until = np.cumsum(seen)
     cuts = np.searchsorted(until, until[-1] * np.arange(1, num_shares) / num_shares, side="left") + 1
     return np.array([0, *np.minimum(cuts, len(seen)), len(seen)])
@@ -192,7 +193,7 @@ def _attend_shares(
     sinks: Floats,
     scores: Floats,
 ) -> None:  # pragma: no cover - what runs is compiled from it
-    """`_attend` of all shares at once. bounds: int64 [shares + 1]. scores: float32 [shares, Hq, longest], scratch."""
+    """`_attend` for all shares at once. bounds: int64 [shares + 1]. scores: float32 [shares, Hq, longest], scratch."""
     for part in prange(len(bounds) - 1):
         begin, end = bounds[part], bounds[part + 1]
         _attend(
@@ -211,18 +212,20 @@ def _attend_shares(
 
 
 def _jit(function: Any, **options: Any) -> Any:
-    """Compiled when it is first called, and kept for the next process: beside this file, else in the user's cache."""
+    """Compile at the first call, and cache the result for the next process: beside this file, else in the user's
+    cache."""
     try:
         return numba.njit(nogil=True, fastmath=_FAST, cache=True, **options)(function)
-    except RuntimeError:  # neither can be written to
+    except RuntimeError:  # neither folder can be written
         return numba.njit(nogil=True, fastmath=_FAST, **options)(function)
 
 
 def _prefetch_first(context: Any, array: Any) -> Any:
-    """Ask for the cache line of an array's first number, to have it in the second level cache before it is read.
+    """Fetch the cache line of an array's first number into the second-level cache before it is read.
 
-    Blocks lie anywhere, and what the processor fetches by itself ends where a block does. A whole block is more than
-    it takes at once: it drops what is too much. So each key of a block asks for the next block's key of its place.
+    The processor fetches ahead by itself only within a block, as the next block lies elsewhere. It cannot fetch a whole
+    block at once: it drops requests beyond its limit. So each key of a block fetches the key at the same offset of the
+    next block.
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The threads on which an executor's steps run, one after another, in launch order.
+"""The threads on which the steps of an executor run, one after another, in launch order.
 
 one thread                     run(batch) ─────────▶ on_done(result)
 
@@ -27,12 +27,12 @@ Fetch = Callable[[Any], StepResult]
 
 
 class DeviceThread:
-    """Takes batches from a queue, runs them, reports each exactly once.
+    """Takes batches from a queue, runs them, and reports each exactly once.
 
-    run: computes one step; what it raises becomes a StepResult with `error` set, and the next batch is run all the
-        same. With `fetch` it only puts the step on the device, and returns what `fetch` is to be given.
-    on_done: called on the thread on which results come to be.
-    fetch: waits for a step and returns its result, on a thread of its own; what it raises is that step's failure too.
+    run: computes one step. An exception becomes a StepResult with `error` set, and the next batch still runs. With
+        `fetch`, `run` only puts the step on the device, and returns the argument for `fetch`.
+    on_done: called with each result, on the thread that computed or fetched it.
+    fetch: waits for a step and returns its result, on a thread of its own. An exception fails that step.
     """
 
     def __init__(self, run: Callable[[Batch], Any], on_done: OnDone, *, fetch: Fetch | None = None) -> None:
@@ -54,8 +54,8 @@ class DeviceThread:
         self._queue.put(batch)
 
     def stop(self, timeout: float) -> bool:
-        """Report nothing more and end the threads. True: they have ended; False: one is still in a step after
-        `timeout` seconds, or is the caller. Idempotent."""
+        """Report nothing more and end the threads. True: the threads have ended. False: a thread is still in a step
+        after `timeout` seconds, or is the caller. Idempotent."""
         self._stopping = True
         self._queue.put(None)
         if threading.current_thread() in self._threads:
@@ -89,10 +89,10 @@ class DeviceThread:
 
     @staticmethod
     def _attempt(function: Callable[[Any], Any], step_id: int, argument: Any) -> Any:
-        """What the function returns, or the StepResult of its failure."""
+        """The value that the function returns; if it raises, a StepResult with `error` set."""
         try:
             return function(argument)
-        except Exception as error:  # whatever the model, torch or the driver raises fails this step only
+        except Exception as error:  # any error of the model, torch or the driver fails this step only
             logger.exception("step %d failed", step_id)
             message = f"{type(error).__name__}: {error}"
             return StepResult(step_id=step_id, tokens=np.empty(0, np.int32), error=message)

@@ -1,14 +1,14 @@
-"""Attention by FlashInfer, whose kernels read the paged KV cache where it is: CUDA, half precision.
+"""Attention by FlashInfer, whose kernels read the paged KV cache in place: CUDA, half precision.
 
-Its page table is ours in other words: a page is a block, [page, place in it, head, dim] is how a cache tensor lies
-("NHD"), and the rows of a step are
+FlashInfer's words for our block tables: a page is a block, a cache tensor is [page, offset, head, dim] ("NHD"), and the
+rows of a step are
 
     query_starts  [0, 1, 2, 2 + 5]        of row i: tokens [query_starts[i], query_starts[i + 1]) of the pack
     page_starts   [0, 2, 3, 3 + 4]                  blocks pages[page_starts[i] : page_starts[i + 1]]
-    last_lengths  [7, 1, 16]                        tokens in the last of them, its new ones included
+    last_lengths  [7, 1, 16]                        tokens in the last page, new tokens included
 
-A wrapper is told once per step what the step looks like (`plan`), and runs once per layer. Layers that want the same
-of it share one. A step of decodes goes to the decode wrapper; if there are chunks, all rows go to the prefill wrapper.
+A wrapper of FlashInfer plans once per step and runs once per layer. Layers of the same kind share a wrapper. A step of
+decodes alone goes to the decode wrapper. A step with chunks goes to the prefill wrapper, all of its rows.
 See https://docs.flashinfer.ai, `BatchDecodeWithPagedKVCacheWrapper` and `BatchPrefillWithPagedKVCacheWrapper`.
 """
 
@@ -24,13 +24,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from headway.executor.attention_plan import AttentionCall, token_slots
+from headway.executor.attention_plan import AttentionCall, token_places
 from headway.executor.kv_tensors import KVTensors
 from headway.executor.transfer import HostArrays, pinned
 from headway.scheduler.batch import Batch, IntArray
 
-# "fa2" among its kernels: the same on every architecture, ready for graphs, its log-sums to the base of 2. It neither
-# scores nor adds up what lies behind a row's last token, so nothing has to be wiped for it.
+# The kernel "fa2": the same on every architecture, works in graphs, log-sums to the base of 2. It never reads behind a
+# row's last token, so nothing has to be cleared there.
 _KERNELS = "fa2"
 _WORKSPACE = 128 << 20  # bytes, which its documentation recommends
 _LN_2 = math.log(2)
@@ -41,7 +41,7 @@ HEAD_DIMS = (64, 128, 256)
 
 
 def why_not(calls: Iterable[AttentionCall], device: torch.device, dtype: torch.dtype) -> str | None:
-    """What of a model FlashInfer cannot do here, None if there is nothing."""
+    """The reason why FlashInfer cannot compute this model here, or None."""
     if device.type not in DEVICES:
         return f"it needs CUDA, and this is {device.type}"
     if dtype not in DTYPES:
@@ -59,10 +59,10 @@ def why_not(calls: Iterable[AttentionCall], device: torch.device, dtype: torch.d
 
 
 class PagePlan:
-    """A step as FlashInfer wants to be told of it; usable once `arrays` were sent.
+    """A step in FlashInfer's form. Usable after `arrays.send`.
 
-    slots: int64 [T], where each token's key and value are written. pages: the blocks of all rows, one row after the
-    other. graph_size: the step is `graph_size` decodes, and runs from the graph of that size. The rest as above, int32.
+    places: int64 [T], the place of each token's key and value. pages: the blocks of all rows, row by row. graph_size:
+    the step is `graph_size` decodes, and runs from the graph of that size. The other fields: see above, int32.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class PagePlan:
         rows = np.repeat(np.arange(len(batch)), counts)
         self.page_starts = _starts(counts)
         columns = np.arange(len(rows)) - self.page_starts[rows]
-        self.slots = arrays.add(token_slots(batch, tables, block_size))
+        self.places = arrays.add(token_places(batch, tables, block_size))
         self.pages = arrays.add(tables[batch.slots[rows], columns])
         self.last_lengths = (ends - (counts - 1) * block_size).astype(np.int32)
         self.query_starts = _starts(batch.num_new_tokens)
@@ -83,7 +83,7 @@ class PagePlan:
 
 @dataclass(frozen=True, slots=True)
 class _Kind:
-    """All that a plan depends on and that may differ between layers."""
+    """The properties of a layer on which a plan depends."""
 
     query_heads: int
     key_heads: int
@@ -101,7 +101,7 @@ class _Kind:
 class FlashInferAttention:
     """The wrappers of one executor and their memory. Used by one thread at a time.
 
-    calls: one for each layer. max_rows: of one step. blocks_per_request: of the longest.
+    calls: one per layer. max_rows: the most rows of one step. blocks_per_request: blocks of the longest request.
     """
 
     def __init__(
@@ -125,7 +125,7 @@ class FlashInferAttention:
         needs = (_workspace_bytes(kind, max_rows, multiprocessors) for kind in self._kinds.values())
         size = max(_WORKSPACE, *needs)
         self._workspace = torch.zeros(size, dtype=torch.uint8, device=device)
-        # Where a graph reads its page tables; there is one at a time, so they share them.
+        # Graphs read their page tables here. One graph runs at a time, so all graphs share these tensors.
         self._page_starts = torch.zeros(max_rows + 1, dtype=torch.int32, device=device)
         self._pages = torch.zeros(max_rows * blocks_per_request, dtype=torch.int32, device=device)
         self._last_lengths = torch.ones(max_rows, dtype=torch.int32, device=device)
@@ -134,16 +134,16 @@ class FlashInferAttention:
         self._copied = torch.cuda.Event(blocking=True) if on_cuda else None
 
     def prepare_graphs(self, sizes: Iterable[int]) -> None:
-        """Make the wrappers for graphs of so many rows, which takes memory."""
+        """Make the wrappers for graphs of these sizes (rows). Allocates memory."""
         for size in sizes:
             for kind in set(self._kinds.values()):
                 self._wrapper(kind, size)
 
     def begin_step(self, plan: PagePlan) -> None:
-        """Plan a step: to be called before its forward, and before each replay of a graph."""
+        """Plan a step. Must be called before its forward, and before each replay of a graph."""
         if self._copied is not None:
-            # A wrapper fills the same pinned memory for each plan, and copies from it when the stream comes to that.
-            # The plan before this one stands behind a step that is done by now, if two are in flight: no wait.
+            # A wrapper uses the same pinned memory for each plan, and the stream copies from it later. So wait for the
+            # copy of the previous plan. With two steps in flight that copy is done by now.
             self._copied.synchronize()
         pages = plan.pages.tensor.to(torch.int32)
         page_starts, last_lengths, query_starts = (
@@ -153,7 +153,7 @@ class FlashInferAttention:
         for kind in set(self._kinds.values()):
             wrapper = self._planned[kind] = self._wrapper(kind, which)
             settings = {
-                "window_left": -1 if kind.window is None else kind.window - 1,  # keys before a query's own
+                "window_left": -1 if kind.window is None else kind.window - 1,  # the keys before that of the query
                 "logits_soft_cap": kind.softcap or 0.0,
                 "sm_scale": kind.scaling,
                 "q_data_type": self._dtype,
@@ -168,7 +168,7 @@ class FlashInferAttention:
             self._copied.record()
 
     def attend(self, layer: int, query: Tensor, kv: KVTensors, sinks: Tensor | None) -> Tensor:
-        """query [Hq, T, D] -> [T, Hq, D]. sinks: [Hq], a score per head that takes weight and gives nothing."""
+        """query [Hq, T, D] -> [T, Hq, D]. sinks: [Hq], per head a score that takes weight and has no value."""
         wrapper = self._planned[self._kinds[layer]]
         queries = query.transpose(0, 1).contiguous()
         if sinks is None:
@@ -179,7 +179,7 @@ class FlashInferAttention:
         return out * share[:, :, None].to(out.dtype)
 
     def _wrapper(self, kind: _Kind, which: str | int) -> Any:
-        """The prefill wrapper, the decode wrapper, or that of the graph of so many decodes."""
+        """The wrapper for "prefill", for "decode", or for the graph of `which` decodes."""
         found = self._wrappers.get((kind, which))
         if found is None:
             found = self._wrappers[kind, which] = self._make_wrapper(which)
@@ -188,7 +188,7 @@ class FlashInferAttention:
     def _make_wrapper(self, which: str | int) -> Any:
         if which == "prefill":
             return self._library.BatchPrefillWithPagedKVCacheWrapper(self._workspace, "NHD", backend=_KERNELS)
-        # With tensor cores any number of query heads can share a key head.
+        # With tensor cores, any number of query heads can share a key head.
         if which == "decode":
             return self._library.BatchDecodeWithPagedKVCacheWrapper(
                 self._workspace, "NHD", use_tensor_cores=True, backend=_KERNELS
@@ -207,17 +207,17 @@ class FlashInferAttention:
 
 
 def _starts(counts: IntArray) -> IntArray:
-    """Where each of so many things begins if they lie one after the other, and where the last one ends. int32."""
+    """The start of each part if parts of these lengths follow one another, and the end of the last. int32 [n + 1]."""
     starts = np.zeros(len(counts) + 1, np.int32)
     np.cumsum(counts, out=starts[1:])
     return starts
 
 
 def _workspace_bytes(kind: _Kind, max_rows: int, multiprocessors: int) -> int:
-    """Bytes for the parts of long rows, which several thread blocks share: float32, for each tile of queries and part.
+    """Bytes for long rows that several thread blocks share: float32, for each tile of queries and each part of a row.
 
-    Its planner makes two thread blocks for each multiprocessor out of a step that has fewer. A graph has all its rows
-    in parts, each in a tile that its query heads fill and perhaps one more.
+    FlashInfer's planner splits the rows of a small step until there are two thread blocks per multiprocessor. In a
+    graph all rows are split; each part takes the tiles that its query heads fill, and perhaps one more.
     """
     group = kind.query_heads // kind.key_heads
     tile = 16 if group <= 16 else 64 if group <= 64 else 128

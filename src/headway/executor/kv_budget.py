@@ -1,4 +1,4 @@
-"""How many blocks the KV cache has: what was asked for, or what the memory of the device leaves."""
+"""The number of blocks of the KV cache: as configured, or as many as fit into memory."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _GIB = 1 << 30
 def choose_num_blocks(
     config: EngineConfig, model: LoadedModel, max_model_len: int, sampling: SamplingState, graphs: DecodeGraphs | None
 ) -> int:
-    """Blocks of the KV cache, the padding block included. All else that stays on the device must be there already.
+    """Blocks of the KV cache, the padding block included. All other lasting memory must be allocated already.
 
-    graphs: they are still to be captured. Raises ValueError when the cache cannot hold one request of `max_model_len`.
+    graphs: not captured yet. Raises ValueError if the KV cache cannot hold one request of `max_model_len` tokens.
     """
     blocks_per_request = -(-max_model_len // config.block_size)
     needed = blocks_per_request + 1
@@ -45,22 +45,22 @@ def choose_num_blocks(
 def measure_free_bytes(
     config: EngineConfig, model: LoadedModel, max_model_len: int, sampling: SamplingState, graphs: DecodeGraphs | None
 ) -> int:
-    """Bytes left for the KV cache on CUDA once the largest step has its scratch memory, and the graphs theirs."""
+    """Bytes left for the KV cache on CUDA, beside the scratch memory of the largest step and the graphs."""
     whole, rest = divmod(config.max_num_batched_tokens, max_model_len)
     lengths = [max_model_len] * whole + [rest] * (rest > 0)
     scratch = _scratch_bytes(model, lengths, min(config.max_num_seqs, sum(lengths)), sampling)
     if graphs is not None:
-        # They share memory of their own, as much as the largest of them takes.
+        # Graphs share memory, as much as the largest graph needs.
         scratch += _scratch_bytes(model, [1] * graphs.sizes[-1], graphs.sizes[-1], None)
         scratch += len(graphs.sizes) * DRIVER_BYTES
     torch.cuda.empty_cache()
     free, _ = torch.cuda.mem_get_info(model.device)
-    # What scratch memory the attention kept is in both: counted twice, on the safe side.
+    # Scratch memory that the attention keeps is counted twice: in `free` and in `scratch`. That is the safe side.
     return int(free * config.gpu_memory_utilization) - scratch
 
 
 def _scratch_bytes(model: LoadedModel, lengths: list[int], rows: int, sampling: SamplingState | None) -> int:
-    """Bytes that a step of whole prompts takes while it runs, the logits of `rows` tokens and sampling included."""
+    """Bytes that a step of whole prompts allocates while it runs, with the logits of `rows` tokens and sampling."""
     device = model.device
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)

@@ -1,10 +1,10 @@
-"""The memory of the KV cache on the device: one key and one value tensor per layer.
+"""The memory of the KV cache on the device: a key tensor and a value tensor per layer.
 
-    layer i:  keys   [num_blocks, block_size, key_heads,   key_dim]      block 0 is nobody's: padding points there
+    layer i:  keys   [num_blocks, block_size, key_heads,   key_dim]      block 0 is padding, and belongs to no request
               values [num_blocks, block_size, value_heads, value_dim]
 
-Head counts and head dims come from what each layer was seen to pass to its attention, not from the config: they may
-differ from layer to layer, and between keys and values.
+Head counts and head dims come from the calls of each layer to its attention, not from the config: they may differ from
+layer to layer, and between keys and values.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class LayerShape:
-    """Numbers kept per token in one layer: key_heads * key_dim and value_heads * value_dim of them."""
+    """The shape of one token's key and value in one layer."""
 
     key_heads: int
     key_dim: int
@@ -38,9 +38,9 @@ def bytes_per_block(layers: Mapping[int, LayerShape], block_size: int, dtype: to
 class KVTensors:
     """The KV cache of every layer.
 
-    The memory starts as zeros, and `clear` wipes what is left of a block when a sequence starts it: where scores are
-    masked, they still multiply the values that they mask, and zero times a stranger's NaN is NaN. There block 0 stays
-    zero; only rows that pad the steps of graphs write to it, which FlashInfer computes, and it reads nothing masked.
+    The memory starts as zeros, and `clear` zeroes the rest of a block when a sequence begins it. torch multiplies
+    masked values by zero, and zero times the NaN of another request is NaN. For the same reason block 0 stays zero with
+    torch. Only the padding rows of graphs write to block 0; FlashInfer computes graphs, and reads no masked value.
     """
 
     def __init__(
@@ -61,14 +61,14 @@ class KVTensors:
             index: (zeros(s.key_heads, s.key_dim), zeros(s.value_heads, s.value_dim)) for index, s in layers.items()
         }
 
-    def write(self, layer: int, slots: Tensor, keys: Tensor, values: Tensor) -> None:
-        """Store T tokens. slots: int64 [T], block * block_size + offset; keys, values: [T, heads, dim]."""
+    def write(self, layer: int, places: Tensor, keys: Tensor, values: Tensor) -> None:
+        """Store T tokens. places: int64 [T], block * block_size + offset; keys, values: [T, heads, dim]."""
         key_cache, value_cache = self.layers[layer]
-        key_cache.flatten(0, 1).index_copy_(0, slots, keys)
-        value_cache.flatten(0, 1).index_copy_(0, slots, values)
+        key_cache.flatten(0, 1).index_copy_(0, places, keys)
+        value_cache.flatten(0, 1).index_copy_(0, places, values)
 
-    def clear(self, slots: Tensor) -> None:
-        """Zero the given slots in every layer. slots: int64 [C]."""
+    def clear(self, places: Tensor) -> None:
+        """Zero these places in every layer. places: int64 [C]."""
         for key_cache, value_cache in self.layers.values():
-            key_cache.flatten(0, 1).index_fill_(0, slots, 0)
-            value_cache.flatten(0, 1).index_fill_(0, slots, 0)
+            key_cache.flatten(0, 1).index_fill_(0, places, 0)
+            value_cache.flatten(0, 1).index_fill_(0, places, 0)

@@ -1,8 +1,9 @@
 """Loading a model, and the proof that it runs on our attention.
 
-The proof is a small forward of two sequences side by side, once with the model's own attention as a batch of two, and
-once packed into one row with ours. A model that does not go through the attention interface, that does not take
-positions, or that keeps other state than keys and values would run on and give wrong tokens: it is refused by name.
+The proof is a small forward of two sequences: once with the model's own attention as a batch of two, and once packed
+into one row with our attention. Both must give the same logits. Some models would run and give wrong tokens: models
+that bypass the attention interface, take no positions, or keep other state than keys and values. They are refused by
+name.
 """
 
 from __future__ import annotations
@@ -28,19 +29,18 @@ from headway.executor.transfer import HostArrays
 from headway.model_files import ModelFiles
 from headway.scheduler.batch import Batch
 
-# How far our logits may be from the model's own, relative to their norm: rounding, which routing between experts
-# amplifies in half precision. A wrong mask or position is far outside.
+# The most that our logits may differ from the model's own, relative to their norm. The cause is rounding, which routing
+# between experts amplifies in half precision. A wrong mask or position gives a far larger difference.
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.3, torch.float16: 0.3}
 _CHECK_LENGTH = 8
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A model whose attention is ours.
+    """A model that runs on our attention.
 
-    calls: what each layer asks of its attention. layers: what each keeps per token. windows: the sliding windows they
-    use; None is no window.
-    vocab_size: entries of a row of logits.
+    calls: the attention that each layer uses. layers: the shape of a token's key and value in each layer. windows: the
+    sliding windows of the layers; None is no window. vocab_size: entries of a row of logits.
     """
 
     module: nn.Module
@@ -54,19 +54,19 @@ class LoadedModel:
     device: torch.device
 
     def forward(self, input_ids: Tensor, positions: Tensor, plan: AttentionPlan | PagePlan, keep: Tensor) -> Tensor:
-        """One packed forward. input_ids, positions: int64 [T]; keep: int64 [R], the tokens whose logits are wanted.
+        """One packed forward. input_ids, positions: int64 [T]; keep: int64 [R], the tokens whose logits are needed.
         Returns logits [R, vocab_size] in the model's dtype."""
         self.attention.begin_step(plan)
         return self.compute(input_ids, positions, keep)
 
     def compute(self, input_ids: Tensor, positions: Tensor, keep: Tensor) -> Tensor:
-        """The forward of a step that the attention has begun: work for the device alone."""
+        """The forward of a step after `begin_step`: work for the device alone."""
         logits = _logits(self.module, input_ids[None], positions[None], keep if self.takes_logits_to_keep else None)
         return logits[0] if self.takes_logits_to_keep else logits[0, keep]
 
 
 def choose_device(name: str) -> torch.device:
-    """The device called `name`; "auto" is CUDA where there is one. Raises ValueError for one that is not there."""
+    """The device called `name`; "auto" is CUDA if there is a GPU. Raises ValueError if there is no such device."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -81,9 +81,9 @@ def choose_device(name: str) -> torch.device:
 
 
 def load_model(files: ModelFiles, device: torch.device, dtype: str) -> LoadedModel:
-    """Read the weights, put our attention in, and check that it is used. dtype: "auto" is the checkpoint's.
+    """Read the weights, put our attention in, and check that it is used. dtype: "auto" is that of the checkpoint.
 
-    Raises ValueError, naming the model, when it cannot be loaded or does not run on our attention.
+    Raises ValueError, naming the model, if it cannot be loaded or does not run on our attention.
     """
     module = _read_weights(files, device, dtype)
     actual_dtype = next(module.parameters()).dtype
@@ -113,9 +113,9 @@ def _name(module: nn.Module, files: ModelFiles) -> str:
 
 def _read_weights(files: ModelFiles, device: torch.device, dtype: str) -> nn.Module:
     from_pretrained: Any = AutoModelForCausalLM.from_pretrained
-    transformers_logging.disable_progress_bar()  # it would write to standard error, terminal or not
+    transformers_logging.disable_progress_bar()  # it writes to standard error, also without a terminal
     try:
-        # The config is read anew: transformers writes into it which attention it uses, and `files` may be shared.
+        # The config is read again: transformers writes the name of the attention into it, and `files` may be shared.
         module, info = from_pretrained(
             files.path,
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
@@ -124,7 +124,7 @@ def _read_weights(files: ModelFiles, device: torch.device, dtype: str) -> nn.Mod
             output_loading_info=True,
         )
         module.to(device)
-    except Exception as error:  # each model class, format and remote code fails in a way of its own
+    except Exception as error:  # model classes, formats and remote code raise many types
         raise ValueError(f"cannot load model {str(files.path)!r}: {first_line(error)}") from error
     if missing := sorted(info["missing_keys"]):
         raise ValueError(
@@ -143,7 +143,7 @@ def _logits(module: nn.Module, input_ids: Tensor, positions: Tensor | None, keep
 
 
 def plan_prompts(lengths: list[int], windows: frozenset[Window], device: torch.device) -> tuple[AttentionPlan, Tensor]:
-    """A step of whole prompts that writes to no cache: its attention plan, and its positions, int64 [T]."""
+    """A step of whole prompts without a KV cache: its attention plan, and its positions, int64 [T]."""
     count = len(lengths)
     nothing = np.empty(0, np.int32)
     batch = Batch(
@@ -172,7 +172,7 @@ def plan_prompts(lengths: list[int], windows: frozenset[Window], device: torch.d
 def _check(
     module: nn.Module, attention: PagedAttention, files: ModelFiles, device: torch.device, dtype: torch.dtype
 ) -> tuple[list[AttentionCall], int, bool]:
-    """What the layers were seen to do, the width of the logits, and whether `logits_to_keep` takes a tensor."""
+    """The attention calls of the layers, the width of the logits, and whether `logits_to_keep` takes a tensor."""
     parameters = inspect.signature(module.forward).parameters
     if "position_ids" not in parameters:
         raise UnsupportedAttentionError("it takes no position_ids, so its requests cannot share a forward")
@@ -202,7 +202,7 @@ def _check(
 
 
 def _check_calls(calls: list[AttentionCall], config: PretrainedConfig, max_model_len: int) -> None:
-    """Every layer must have come once, and with the window that the config gives it."""
+    """Check that every layer has called our attention once, with the window of the config."""
     layers = range(config.num_hidden_layers)
     counts = Counter(call.layer for call in calls)
     if strays := sorted({*layers, *counts} - {layer for layer in layers if counts[layer] == 1}):
@@ -213,7 +213,7 @@ def _check_calls(calls: list[AttentionCall], config: PretrainedConfig, max_model
     windows = {call.layer: call.window for call in calls}
     types = getattr(config, "layer_types", None)
     if types is None:
-        # Some models tell their window to the mask only, which is not built: then no layer was seen to have one.
+        # Some models use their window only for the mask, which is not built here. Then no layer passes a window.
         types = ["sliding_attention"] * len(layers) if not any(windows.values()) else []
     limit = getattr(config, "sliding_window", None)
     for layer, kind in enumerate(types):

@@ -1,7 +1,7 @@
-"""Linear layers for a CPU whose weights lie as oneDNN multiplies by them.
+"""Linear layers for a CPU whose weights have the memory layout of oneDNN.
 
-torch's own keeps a weight as it is in the checkpoint, and rearranges it in every call. With the few rows of a step of
-decodes that is a good part of the product: of a head of 32,000 x 256 and 64 rows, two fifths.
+torch's linear layer keeps a weight in the layout of the checkpoint, and rearranges it in every call. For a step of
+decodes, with few rows, this takes much of the time: two fifths for a head of 32,000 x 256 and 64 rows.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-_ROWS = 64  # that the layout is chosen for; it serves any number
+_ROWS = 64  # the layout is chosen for this number of rows, and works for any
 
 
 class PackedLinear(nn.Module):
-    """What `linear`, float32 on a CPU, computes, with rounding of its own. The weight is not kept twice."""
+    """Computes the same as `linear`, float32 on a CPU, up to rounding. The weight is not kept twice."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
@@ -23,7 +23,7 @@ class PackedLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """float32 [out_features, in_features]: a copy, made anew. For models that look at it."""
+        """float32 [out_features, in_features]: a new copy, for models that read the weight."""
         dense: Tensor = self._packed.to_dense()
         return dense
 
@@ -34,15 +34,16 @@ class PackedLinear(nn.Module):
 
 
 def can_pack() -> bool:
-    """Whether this torch and this processor have it."""
+    """Whether this torch and this processor support packed layers."""
     if not all(hasattr(torch.ops.mkldnn, name) for name in ("_reorder_linear_weight", "_linear_pointwise")):
         return False
     return torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability().startswith("AVX")
 
 
 def pack_linears(module: nn.Module) -> int:
-    """Put packed layers in the place of all float32 ones in `module`, which must not be trained any more. Returns how
-    many. A subclass of `nn.Linear` computes something else, and stays."""
+    """Replace all float32 linear layers in `module` by packed layers. Returns their number.
+
+    The module must not be trained any more. A subclass of `nn.Linear` computes something else, and stays."""
     count = 0
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):

@@ -1,14 +1,15 @@
 """Choosing the next token from logits: pure functions over all rows at once.
 
-The order is vLLM's: edits of the logits (see `sampling_state`), then temperature, min-p, top-k, top-p, then the draw.
+The order is that of vLLM: edits of the logits (see `sampling_state`), then temperature, min-p, top-k, top-p, then the
+draw.
 
 The draw is the Gumbel-max trick: the token with the largest `logit + noise` is a sample of the softmax. The noise of a
-token is a hash of (seed, position, token id) and of nothing else, so neither the batch, nor the row, nor a preemption
-in between changes what a seed gives; and as each token has noise of its own, rounding of the logits, which does depend
-on the batch, matters only in a near tie. The filters keep or drop equal logits together for the same reason.
+token is a hash of (seed, position, token id) alone. So the same seed gives the same token in any batch, any row, and
+after a preemption. Rounding of the logits does depend on the batch; as each token has its own noise, rounding matters
+only in a near tie. For the same reason the filters keep or drop equal logits together.
 
-Nothing here makes the host wait for a CUDA device: what is computed never depends on values that the host would have
-to fetch. On a CPU, where that costs nothing, less is computed instead.
+The host never waits for a CUDA device here: no computation depends on values that the host would have to fetch. On a
+CPU such values cost nothing, and are used to compute less.
 """
 
 from __future__ import annotations
@@ -25,18 +26,18 @@ from headway.executor.transfer import to_device
 _GOLDEN_64 = np.uint64(0x9E3779B97F4A7C15)
 _GOLDEN_32 = 0x9E3779B9 - (1 << 32)
 _MIX_32 = (0x7FEB352D, 0x846CA68B - (1 << 32))
-_TOP_P_FIRST_TRY = 1024  # most rows reach their top_p within so many tokens, and sorting all is slow
+_TOP_P_FIRST_TRY = 1024  # most rows reach their top_p within this many tokens; sorting all tokens is slow
 _BITS_OF_ONE = 30  # the float32 1.0, as an integer, is below 2^30
 
 
 def _host_may_look(device: torch.device) -> bool:
-    """Whether the host may read values without waiting for anybody."""
+    """Whether the host can read values without waiting for the device."""
     return device.type == "cpu"
 
 
 @dataclass(frozen=True, slots=True)
 class Filters:
-    """What the rows of a batch keep of their distribution; each array has a value per row.
+    """The tokens that each row of a batch keeps; each array has a value per row.
 
     top_k: int32, 0 keeps all. top_p, min_p: float32, 1 and 0 keep all.
     """
@@ -52,8 +53,8 @@ class Filters:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprobs:
-    """Log-probabilities at R rows: of the chosen token [R], its rank [R] (1 is the most likely), and the K most likely
-    tokens [R, K] and theirs [R, K], most likely first."""
+    """Log-probabilities of R rows: the chosen token's [R], its rank [R] (1 is the most likely), the K most likely
+    tokens [R, K], and their log-probabilities [R, K], most likely first."""
 
     chosen: Tensor
     ranks: Tensor
@@ -73,14 +74,14 @@ def draw(logits: Tensor, keys: NDArray[np.int32], filters: Filters) -> Tensor:
 
 
 def noisy(logits: Tensor, keys: Tensor, cutoff: Tensor | None = None) -> Tensor:
-    """logits [R, V] with noise; those below `cutoff` [R, 1] are -inf. keys: int32 [R, 2]."""
+    """logits [R, V] with noise; logits below `cutoff` [R, 1] become -inf. keys: int32 [R, 2]."""
     token_ids = torch.arange(logits.shape[1], dtype=torch.int32, device=logits.device)
     scores = logits + gumbel_noise(keys[:, None], token_ids)
     return scores if cutoff is None else scores.masked_fill_(logits < cutoff, float("-inf"))
 
 
 def noisy_few(logits: Tensor, keys: Tensor, cutoff: Tensor) -> Tensor:
-    """The same, computed for what is kept only: fewer numbers, but the host must know how many."""
+    """`noisy`, computed for kept logits only: fewer numbers, but the host must know how many."""
     rows, tokens = (logits >= cutoff).nonzero(as_tuple=True)
     scores = torch.full_like(logits, float("-inf"))
     scores[rows, tokens] = logits[rows, tokens] + gumbel_noise(keys[rows], tokens.to(torch.int32))
@@ -89,13 +90,13 @@ def noisy_few(logits: Tensor, keys: Tensor, cutoff: Tensor) -> Tensor:
 
 def most_likely(logits: Tensor) -> Tensor:
     """The token with the largest logit of each row, the first of equals. logits: float32 [R, V]. Returns int64 [R]."""
-    if logits.device.type == "cpu":  # where torch's own does not use vectors, and takes 13 times as long
+    if logits.device.type == "cpu":  # there torch's argmax does not use vectors, and takes 13 times as long
         return torch.from_numpy(logits.numpy().argmax(axis=1))
     return logits.argmax(dim=1)
 
 
 def cutoffs(logits: Tensor, filters: Filters) -> Tensor:
-    """The smallest logit each row keeps, float32 [R, 1]. logits: float32 [R, V]."""
+    """The smallest logit that each row keeps, float32 [R, 1]. logits: float32 [R, V]."""
     device, vocab_size = logits.device, logits.shape[1]
     cutoff = torch.full((len(logits), 1), float("-inf"), device=device)
     if filters.min_p.any():
@@ -120,9 +121,9 @@ def cutoffs(logits: Tensor, filters: Filters) -> Tensor:
 
 
 def nucleus_by_sorting(logits: Tensor, top_p: Tensor, most_left: int) -> Tensor:
-    """The logit of the last token needed for a mass of `top_p` [R, 1], most likely tokens first. [R, 1].
+    """The logit of the last token that a mass of `top_p` [R, 1] needs, most likely tokens first. [R, 1].
 
-    most_left: no row has more tokens that are not -inf, but for such as are equal to the last of these.
+    most_left: the most tokens above -inf in a row, not counting tokens equal to the last of these.
     """
     total = logits.logsumexp(dim=1, keepdim=True)
     width = min(_TOP_P_FIRST_TRY, most_left)
@@ -132,14 +133,14 @@ def nucleus_by_sorting(logits: Tensor, top_p: Tensor, most_left: int) -> Tensor:
         if width == most_left or bool((mass[:, -1:] >= top_p).all()):
             break
         width = most_left
-    needed = (mass < top_p).sum(dim=1, keepdim=True)  # tokens that do not suffice; the next one completes them
+    needed = (mass < top_p).sum(dim=1, keepdim=True)  # tokens that do not suffice; the next token completes the mass
     return likely.gather(1, needed.clamp_(max=width - 1))
 
 
 def nucleus_by_halving(logits: Tensor, top_p: Tensor) -> Tensor:
-    """The same by bisection: of the least probability that is kept, a bit of its float at a time."""
+    """The result of `nucleus_by_sorting`, by bisecting the least kept probability, one bit of its float at a time."""
     probabilities = logits.softmax(dim=1)
-    bits = probabilities.view(torch.int32)  # of floats that are not negative: in the same order
+    bits = probabilities.view(torch.int32)  # as integers, floats of at least 0 keep their order
     low = torch.zeros_like(bits[:, :1])
     high = bits.amax(dim=1, keepdim=True)
     for _ in range(_BITS_OF_ONE):
@@ -156,7 +157,7 @@ def row_keys(seeds: NDArray[np.uint64], positions: NDArray[np.integer]) -> NDArr
 
 
 def derive_seed(engine_seed: int, uid: int) -> int:
-    """The seed of a request that brought none."""
+    """The seed of a request without a seed of its own."""
     words = np.array([engine_seed & (2**64 - 1), uid & (2**64 - 1)], dtype=np.uint64)
     return int(_mix_64(_mix_64(words[:1]) ^ words[1:])[0])
 
@@ -173,24 +174,24 @@ def gumbel_noise(keys: Tensor, token_ids: Tensor) -> Tensor:
     """Standard Gumbel noise for each pair of key and token. keys: int32 [..., 2]; token_ids: int32, broadcasts against
     keys[..., 0]. Returns float32 of the broadcast shape.
 
-    Two rounds of a 32-bit integer mixer, a word of the key going into each; integer arithmetic wraps the same on every
-    device.
+    Two rounds of a 32-bit integer mixer; each round takes in one word of the key. Integer arithmetic wraps alike on
+    every device.
     """
     bits = (token_ids * _GOLDEN_32) ^ keys[..., 0]
     scratch = torch.empty_like(bits)
     _mix_32(bits, scratch)
     bits += keys[..., 1]
     _mix_32(bits, scratch)
-    # 31 bits to (0, 1), finest near 0, where the largest noise comes from, and short of 1, where it would be -inf.
+    # 31 bits to (0, 1): finest near 0, which gives the largest noise, and below 1, which would give infinity.
     uniform = bits.bitwise_and_(0x7FFFFFFF).float().add_(0.5).mul_(2.0**-31).clamp_(max=1 - 2.0**-24)
     return uniform.neg_().log1p_().neg_().log_().neg_()
 
 
 def _mix_32(words: Tensor, scratch: Tensor) -> None:
-    """Mix int32 words in place: xor with a shift of itself, multiply, twice, and once more the first. A bijection."""
+    """Mix int32 words in place: xor with its own shift, multiply, xor, multiply, xor. A bijection."""
     for shift, factor in ((16, _MIX_32[0]), (15, _MIX_32[1]), (16, 1)):
         torch.bitwise_right_shift(words, shift, out=scratch)
-        scratch &= (1 << (32 - shift)) - 1  # the shift of a signed word drags its sign along
+        scratch &= (1 << (32 - shift)) - 1  # the shift of a signed word copies the sign bit
         words ^= scratch
         if factor != 1:
             words *= factor

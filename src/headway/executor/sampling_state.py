@@ -1,7 +1,7 @@
-"""How each slot samples, and what of its history that takes.
+"""The sampling parameters of each slot, and the token history that penalties need.
 
-One row per slot in host columns, filled at admission; the histories that penalties need are on the device, and only
-for the slots that use penalties.
+Parameters: host arrays with a row per slot, filled at admission. Histories: on the device, only for slots that use
+penalties.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _GREEDY_BELOW = 1e-5  # a temperature that would overflow float32 logits
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """The tokens of S sampling rows, int64 [S] on the device; and log-probabilities for `logprob_rows`, int64 [R]."""
+    """The tokens of S sampling rows, int64 [S] on the device, and log-probabilities of `logprob_rows`, int64 [R]."""
 
     tokens: Tensor
     logprob_rows: NDArray[np.int64]
@@ -43,8 +43,8 @@ class SamplingState:
         self._min_p = np.zeros(max_num_seqs, np.float32)
         self._seeds = np.zeros(max_num_seqs, np.uint64)
         self._num_logprobs = np.full(max_num_seqs, -1, np.int32)  # -1: none, not even of the sampled token
-        self._min_length = np.zeros(max_num_seqs, np.int32)  # position from which on it may stop
-        self._edited = np.zeros(max_num_seqs, np.bool_)  # its logits are changed before anything else
+        self._min_length = np.zeros(max_num_seqs, np.int32)  # first position at which the slot may stop
+        self._edited = np.zeros(max_num_seqs, np.bool_)  # the slot's logits are edited before the filters
         self._penalties = np.zeros((max_num_seqs, 3), np.float32)  # repetition, presence, frequency
         self._history_rows = np.full(max_num_seqs, -1, np.int64)
         self._biases: dict[int, tuple[Tensor, Tensor]] = {}
@@ -52,8 +52,8 @@ class SamplingState:
         self._histories = _Histories(vocab_size, device)
 
     def admit(self, admission: Admission) -> None:
-        """Take over a slot for a request, whose token ids, those of `logit_bias` included, are in the vocabulary (the
-        door has seen to it); only stop tokens may be outside, and cannot occur then."""
+        """Take over a slot for a request. The door has checked that its token ids are in the vocabulary, those of
+        `logit_bias` too. Only stop tokens may be outside; these never occur."""
         slot, request = admission.slot, admission.request
         params = request.sampling
         self._temperature[slot] = params.temperature
@@ -88,12 +88,13 @@ class SamplingState:
     def sample(self, logits: Tensor, slots: IntArray, positions: IntArray) -> Sampled:
         """Choose the next token of S rows, and add it to the histories.
 
-        logits: [S, V]; may be changed. slots: int32 [S], all different. positions: int32 [S], of the tokens to choose.
+        logits: [S, V]; may be changed. slots: int32 [S], all different. positions: int32 [S], the positions of the
+            tokens to choose.
         """
         logits = logits.float()
         num_logprobs = self._num_logprobs[slots]
         asked = np.flatnonzero(num_logprobs >= 0)
-        # Reported is what the model said, before anything changed it.
+        # Logprobs report the output of the model before any edit.
         log_probs = logits[self._to_device(asked)].log_softmax(dim=1) if len(asked) else None
         if self._edited[slots].any():
             self._edit(logits, slots, positions)
@@ -119,7 +120,7 @@ class SamplingState:
 
     def _edit(self, logits: Tensor, slots: IntArray, positions: IntArray) -> None:
         """Logit bias, penalties, and the mask of `min_tokens`, in place."""
-        for row in np.flatnonzero(self._edited[slots]):  # few ask for a bias or a minimum
+        for row in np.flatnonzero(self._edited[slots]):  # few slots have a bias or a minimum
             if (bias := self._biases.get(int(slots[row]))) is not None:
                 logits[row].index_add_(0, *bias)
         history_rows = self._history_rows[slots]
@@ -142,7 +143,7 @@ class SamplingState:
 
 
 class _Histories:
-    """How often each token was generated, and whether it is in the prompt: a row of each per slot that needs them."""
+    """How often each token was generated, and whether it is in the prompt: a row of each per slot with penalties."""
 
     def __init__(self, vocab_size: int, device: torch.device) -> None:
         self._counts = torch.zeros(0, vocab_size, dtype=torch.int32, device=device)
@@ -150,7 +151,7 @@ class _Histories:
         self._free: list[int] = []
 
     def acquire(self, tokens: IntArray, num_prompt_tokens: int) -> int:
-        """A row that holds the history of `tokens`, the prompt and what was generated after it."""
+        """A row that holds the history of `tokens`: the prompt and the tokens generated so far."""
         if not self._free:
             self._grow()
         row = self._free.pop()
@@ -169,7 +170,7 @@ class _Histories:
 
     def penalise(self, logits: Tensor, rows: Tensor, penalties: Tensor) -> Tensor:
         """logits: [P, V]; rows: int64 [P]; penalties: float32 [P, 3]: repetition, presence, frequency. Repetition
-        counts prompt and output, the others the output alone."""
+        counts prompt and output; presence and frequency count the output alone."""
         counts = self._counts[rows]
         generated = counts > 0
         repetition, presence, frequency = penalties[:, :, None].unbind(dim=1)

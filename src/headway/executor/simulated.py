@@ -1,6 +1,6 @@
-"""A device that computes nothing: steps take the time a model of step times says, tokens are made up.
+"""A device that computes nothing: a formula gives the time of each step, and tokens are made up.
 
-With it everything but the forward can be run, measured and broken on purpose.
+It serves to run, measure and break everything but the forward.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from headway.executor.base import Executor, OnDone
 from headway.executor.device_thread import DeviceThread
 from headway.scheduler.batch import Batch, IntArray, StepResult
 
-_OVERSLEEP = 0.0003  # seconds that a thread may sleep too long; the last of a step are not slept through
+_OVERSLEEP = 0.0003  # seconds that a sleep may last too long; a step ends with short waits instead
 _STRIDE = 7919  # a prime, so that consecutive positions give different tokens
 
 
 @dataclass(frozen=True, slots=True)
 class StepTimeModel:
-    """Seconds a step takes: base_s + per_token_s * tokens + per_seq_s * requests."""
+    """Seconds that a step takes: base_s + per_token_s * tokens + per_seq_s * requests."""
 
     base_s: float = 0.0
     per_token_s: float = 0.0
@@ -52,7 +52,7 @@ class StepTimes(NamedTuple):
 
 
 class SimulatedTokens:
-    """Tokens that are a function of the request's prompt and the position, so that neither batching nor preemption
+    """Tokens that depend on the request's prompt and the position alone, so that neither batching nor preemption
     changes an answer."""
 
     def __init__(self, max_num_seqs: int, vocab_size: int) -> None:
@@ -70,7 +70,7 @@ class SimulatedTokens:
 
 
 def _wait_until(moment: float) -> None:
-    """Return then, by `time.perf_counter`, or as soon after it as the interpreter lets this thread go on."""
+    """Wait until `moment`, in seconds of `time.perf_counter`; longer if the interpreter runs another thread then."""
     left = moment - time.perf_counter()
     if left > _OVERSLEEP:
         time.sleep(left - _OVERSLEEP)
@@ -79,22 +79,22 @@ def _wait_until(moment: float) -> None:
 
 
 class _Device:
-    """What one device thread knows; one that hangs and is left behind keeps its own."""
+    """The state of one device thread. After a restart the new thread has a new state."""
 
     def __init__(self, max_num_seqs: int, vocab_size: int) -> None:
         self.tokens = SimulatedTokens(max_num_seqs, vocab_size)
-        self.launches: deque[float] = deque()  # of the steps that have not begun
+        self.launches: deque[float] = deque()  # launch times of steps that have not begun
         self.ended = 0.0
 
 
 class SimulatedExecutor(Executor):
     """Sleeps instead of computing.
 
-    A step begins when it is launched and the one before it has ended, and ends so many seconds later, whenever the
-    thread that sleeps that long wakes up: what it oversleeps delays the report, and not the next step.
+    A step begins when it was launched and the previous step has ended. It ends exactly when its time is over: if the
+    thread wakes up late, the report is late, but not the next step.
 
     before_step: called on the device thread with each batch; a test may sleep or raise there.
-    on_step: called on the device thread with the times of each step, before its result is told.
+    on_step: called on the device thread with the times of each step, before its result is reported.
     """
 
     max_in_flight = 2
@@ -128,7 +128,7 @@ class SimulatedExecutor(Executor):
         self._thread.launch(batch)
 
     def restart(self) -> bool:
-        """Leave the hanging thread behind and go on with a new one."""
+        """Abandon the hanging thread, and start a new one."""
         assert self._on_done is not None, "restart before start"
         self.shutdown()
         self.start(self._on_done)

@@ -1,7 +1,7 @@
-"""Between host and device: on CUDA no copy makes the host wait, but for the one wait per step that fetches its tokens.
+"""Copies between host and device. On CUDA the host waits for no copy, except once per step, for the tokens.
 
-A copy is asynchronous only from or to pinned memory. torch keeps such memory, and hands it out anew only when the
-copies that used it are done.
+A copy is asynchronous only from or to pinned memory. torch keeps pinned memory, and hands it out again only when the
+copies that use it are done.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from torch import Tensor
 
 
 def pinned(array: NDArray[Any], device: torch.device) -> Tensor:
-    """`array` on the host, as copies to `device` want it; on a CPU the two share memory."""
+    """`array` as a host tensor, pinned if `device` is CUDA. On a CPU the tensor shares memory with `array`."""
     tensor = torch.from_numpy(array)
     return tensor.pin_memory() if device.type == "cuda" else tensor
 
 
 def to_device(array: NDArray[Any], device: torch.device) -> Tensor:
-    """`array` on `device`; on a CPU the two share memory, on CUDA nobody waits for the copy."""
+    """`array` on `device`. On a CPU the tensor shares memory with `array`; on CUDA the copy is asynchronous."""
     return pinned(array, device).to(device, non_blocking=True)
 
 
 def on(device: torch.device) -> AbstractContextManager[Any]:
-    """Within, `device` is the current one of this thread, for libraries that take what is current."""
+    """Inside this context `device` is the current CUDA device of the thread, which some libraries use."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 class SentArray:
-    """An array handed to `HostArrays`; `tensor` is there once the arrays were sent: int64, of the array's shape."""
+    """An array handed to `HostArrays`. tensor: the array on the device, int64, same shape; set by `HostArrays.send`."""
 
     __slots__ = ("array", "tensor")
 
@@ -43,7 +43,7 @@ class SentArray:
 
 
 class HostArrays:
-    """Collects integer arrays on the host and sends them together: a copy each would cost a launch each.
+    """Collects integer arrays on the host and sends them in one copy, as each copy costs a launch.
 
     ids = arrays.add(np.array([...]))
     arrays.send(device)
@@ -54,13 +54,13 @@ class HostArrays:
         self._added: list[SentArray] = []
 
     def add(self, array: NDArray[np.integer[Any]]) -> SentArray:
-        """Hand in an array of any integer dtype and shape."""
+        """Add an array of any integer dtype and shape."""
         sent = SentArray(array)
         self._added.append(sent)
         return sent
 
     def send(self, device: torch.device) -> None:
-        """Copy everything handed in to `device`; call once, with something handed in."""
+        """Copy all arrays to `device`. Call once, after adding at least one array."""
         flat = to_device(np.concatenate([sent.array.ravel() for sent in self._added], dtype=np.int64), device)
         start = 0
         for sent in self._added:
@@ -69,30 +69,30 @@ class HostArrays:
 
 
 class HostCopies:
-    """Tensors of one step on their way to the host, and the step itself: when `wait` returns, both are there.
+    """Copies of one step's tensors to the host. When `wait` returns, the step and its copies are done.
 
     tokens = copies.add(tokens_on_device)
-    copies.send()       here the thread that launches goes on, and hands `copies` over
+    copies.send()       the launching thread goes on from here, and hands `copies` to another thread
     copies.wait()       on any thread; then `tokens` may be read
     """
 
     def __init__(self, device: torch.device) -> None:
-        # Blocking: whoever waits sleeps, and leaves its core to the writer.
+        # Blocking: the waiting thread sleeps, and leaves its core to the writer.
         self._done = torch.cuda.Event(blocking=True) if device.type == "cuda" else None
 
     def add(self, tensor: Tensor) -> NDArray[Any]:
-        """The array that will hold what is in `tensor`, of its shape and dtype."""
+        """Copy `tensor` to the host. Returns an array of its shape and dtype, valid after `wait`."""
         if self._done is None:
             return tensor.numpy()
         host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
         return host.copy_(tensor, non_blocking=True).numpy()
 
     def send(self) -> None:
-        """Nothing is added any more."""
+        """Mark the end of the step's work. No tensor may be added after this."""
         if self._done is not None:
             self._done.record()
 
     def wait(self) -> None:
-        """Wait until all that was enqueued before `send` is done. Raises what the device has to say of a failure."""
+        """Wait until all work enqueued before `send` is done. Raises RuntimeError if the device reports a failure."""
         if self._done is not None:
             self._done.synchronize()

@@ -1,12 +1,12 @@
 """Runs a Hugging Face decoder, one packed forward per step.
 
 launch(batch) -> device thread:
-  1 admissions and table changes go into the mirrors
-  2 token ids, positions, cache slots and the attention plan are made on the host, and sent in one copy
-  3 one forward of [1, T] tokens, or the replay of a graph; the ids of decodes never leave the device
-  4 sampling, of the rows that sample
-  5 a copy of the tokens sets out for the host
-on CUDA the device thread goes on with the next step here, and another one waits; on a CPU there is nothing to wait for
+  1 apply admissions and changes of block tables to the mirrors
+  2 make token ids, positions, places in the KV cache and the attention plan on the host; send them in one copy
+  3 run one forward of [1, T] tokens, or replay a graph; the token ids of decodes never leave the device
+  4 sample the rows that sample
+  5 start to copy the tokens to the host
+On CUDA the device thread goes on with the next step here, and the result thread waits. On a CPU there is no wait.
   6 tokens on the host -> on_done(StepResult)
 """
 
@@ -41,7 +41,7 @@ _STOP_TIMEOUT = 5.0  # seconds that shutdown waits for the step that runs
 
 @dataclass(frozen=True, slots=True)
 class _Launched:
-    """A step on the device. Nothing in `result` may be read before `arrived` was waited for."""
+    """A step on the device. `result` may be read after `arrived.wait()`."""
 
     result: StepResult
     arrived: HostCopies
@@ -54,19 +54,19 @@ class _Launched:
 class TransformersExecutor(Executor):
     """A model on one device, its KV cache, and the state of every slot.
 
-    num_blocks: blocks of the KV cache, block 0 included; what the scheduler may hand out.
+    num_blocks: blocks of the KV cache, block 0 included.
 
-    Raises ValueError when the model is not supported, or when the KV cache cannot hold one request of
+    Raises ValueError if the model is not supported, or if the KV cache cannot hold one request of
     `files.limits.max_model_len` tokens.
     """
 
-    max_in_flight = 2  # all that a step needs of the one before it is on the device, or read on the device's thread
+    max_in_flight = 2  # a step needs nothing of the previous step on the host
 
     def __init__(self, files: ModelFiles, config: EngineConfig) -> None:
         device = self._device = choose_device(config.device)
         slots = config.max_num_seqs
         blocks_per_request = -(-files.limits.max_model_len // config.block_size)
-        # One row more than there are slots, which stays as it is: the slot of the rows that pad a graph.
+        # One row more than there are slots, always zeros: the slot of padding rows in graphs.
         self._tables = np.zeros((slots + 1, blocks_per_request), np.int32)
         self._last_tokens = torch.zeros(slots + 1, dtype=torch.int64, device=device)
         self._known_tokens: list[IntArray] = [np.empty(0, np.int32)] * slots
@@ -109,7 +109,7 @@ class TransformersExecutor(Executor):
         self._thread.launch(batch)
 
     def restart(self) -> bool:
-        """False: neither a thread in native code nor a kernel that hangs can be given up from outside."""
+        """False: neither a thread in native code nor a hanging kernel can be stopped from outside."""
         return False
 
     def shutdown(self) -> None:
@@ -127,16 +127,16 @@ class TransformersExecutor(Executor):
                 torch.cuda.empty_cache()
 
     def _capture(self, graphs: DecodeGraphs) -> None:
-        """Capture the graphs, or go on without."""
+        """Capture the graphs. If the model allows none, go on without graphs."""
         try:
             graphs.capture(CudaCapture(), self._tables, self._backend.settings.block_size)
-        except RuntimeError as error:  # what a model does in its forward may be such that no graph can hold it
+        except RuntimeError as error:  # the forward of some models cannot be captured
             logger.warning("decodes run without CUDA graphs, as with --enforce-eager: %s", first_line(error))
             self._graphs = None
 
     @torch.inference_mode()
     def _enqueue(self, batch: Batch) -> _Launched:
-        """Put a step on the device, and wait for nothing that is there."""
+        """Put a step on the device, without waiting for the device."""
         self._apply_changes(batch)
         model, device, graphs = self._model, self._device, self._graphs
         assert model is not None
@@ -171,14 +171,14 @@ class TransformersExecutor(Executor):
         return _Launched(result, copies)
 
     def _apply_changes(self, batch: Batch) -> None:
-        """Bring the mirrors up to date; also for a step that fails afterwards, as the core has gone on."""
+        """Bring the mirrors up to date. Also done for a step that then fails, as the core counts on these changes."""
         self._tables[batch.table_slots, batch.table_columns] = batch.table_blocks
         for admission in batch.admissions:
             self._known_tokens[admission.slot] = admission.tokens
             self._sampling.admit(admission)
 
     def _chunk_tokens(self, batch: Batch) -> IntArray:
-        """Ids of the tokens of all prefill chunks, in row order."""
+        """Token ids of all prefill chunks, in row order."""
         ends = batch.positions + batch.num_new_tokens
         chunks = [
             self._known_tokens[batch.slots[row]][batch.positions[row] : ends[row]]
@@ -188,7 +188,7 @@ class TransformersExecutor(Executor):
 
 
 def _waits_for(device: torch.device) -> bool:
-    """Whether the device works by itself, so that somebody must wait for it."""
+    """Whether the device works asynchronously, so that a thread must wait for it."""
     return device.type == "cuda"
 
 

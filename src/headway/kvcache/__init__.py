@@ -1,4 +1,4 @@
-"""The KV cache as bookkeeping: which block belongs to whom, and what it holds.
+"""The KV cache as bookkeeping: the owners of each block, and the tokens that it holds.
 
 Owns: block ids, reference counts, the order of eviction, the tokens each block stands for, the prefix index.
 Knows nothing of requests, slots, threads, clocks or tensors; the bytes of K and V live in an executor.

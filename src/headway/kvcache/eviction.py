@@ -1,19 +1,19 @@
-"""The order in which cached, unreferenced blocks are given up."""
+"""The order in which cached blocks without references are evicted."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
-_WINDOW = 64  # entries looked at beyond those asked for, so that a few stale ones cost no second look
+_WINDOW = 64  # entries read beyond the number asked for, so that a few stale entries cost no second read
 
 
 class EvictionQueue:
     """Blocks in the order of their release, oldest first.
 
-    Push, pop and remove take many blocks at once and are vectorised. A removed block leaves a stale entry behind,
-    recognised because the block's place no longer names that entry; when the line runs full, the stale entries are
-    squeezed out. The line has room for twice the blocks, so that happens at most once in `num_blocks` pushes.
+    Push, pop and remove take many blocks at once and are vectorised. A removed block leaves a stale entry behind: the
+    block's place no longer names that entry. When the line is full, the stale entries are squeezed out. The line is
+    twice as long as the pool, so this happens at most once in `num_blocks` pushes.
 
         _line   [ 7 | 3 | 9 | 4 | 7 | 1 |   |   ]      _place[7] = 4: the first 7 is stale
                   ^ _head             ^ _tail
@@ -33,7 +33,7 @@ class EvictionQueue:
         return bool(self._place[block] >= 0)
 
     def push(self, blocks: NDArray[np.int32]) -> None:
-        """Append blocks, none of which is queued; the first is given up first."""
+        """Append blocks, none of which is queued. The first of them is evicted first."""
         if self._tail + len(blocks) > len(self._line):
             self._squeeze()
         end = self._tail + len(blocks)
@@ -43,12 +43,12 @@ class EvictionQueue:
         self._count += len(blocks)
 
     def remove(self, blocks: NDArray[np.int32]) -> None:
-        """Take out blocks, all of which are queued, wherever they stand."""
+        """Take out queued blocks, at any place in the line."""
         self._place[blocks] = -1
         self._count -= len(blocks)
 
     def pop(self, count: int) -> NDArray[np.int32]:
-        """The `count` oldest blocks, int32 [count]; there must be so many."""
+        """Take out the `count` oldest blocks, int32 [count]. At least `count` blocks must be queued."""
         assert count <= self._count, f"{count} blocks asked of {self._count}"
         oldest = self._line[self._head : self._head + count]
         if not np.count_nonzero(self._place[oldest] - np.arange(self._head, self._head + count)):  # none is stale

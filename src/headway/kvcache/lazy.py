@@ -13,8 +13,8 @@ from numpy.typing import DTypeLike, NDArray
 def lazy_zeros(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
     """Zeros that become resident page by page (4 KiB) as they are touched.
 
-    `numpy.zeros` asks the kernel for huge pages: one value written per row of a wide table then makes 2 MiB resident
-    for each. A table sized for the longest request would cost that much for the shortest.
+    `numpy.zeros` asks the kernel for huge pages. One value written to a row of a wide table then makes 2 MiB resident,
+    so the shortest request would cost as much memory as the longest.
     """
     size = math.prod(shape) * np.dtype(dtype).itemsize
     pages = mmap.mmap(-1, max(size, 1))

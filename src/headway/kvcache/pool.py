@@ -1,4 +1,4 @@
-"""The blocks of the KV cache and who refers to them."""
+"""The blocks of the KV cache and the number of references to each."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from headway.kvcache.lazy import lazy_zeros
 BlockIds = NDArray[np.int32]
 
 PADDING_BLOCK = 0
-_SHOWN = 16  # blocks of a kind that a report lists; once one is wrong, many are
+_SHOWN = 16  # the most blocks of one kind that a report lists; one wrong block rarely comes alone
 
 
 class PoolCounts(NamedTuple):
-    """Blocks by state; they add up to the pool without its padding block."""
+    """Blocks by state. The sum is the size of the pool without the padding block."""
 
     free: int
     evictable: int
@@ -37,22 +37,22 @@ class OwnershipError(AssertionError):
 
 
 def _nothing_cached(blocks: BlockIds) -> None:
-    """Default eviction hook of a pool without a prefix cache."""
+    """The `on_evict` of a pool without a prefix cache: does nothing."""
 
 
 class BlockPool:
     """Hands out blocks and takes them back.
 
-    A block is free (its contents are worthless), evictable (cached, nobody refers to it) or referenced (a count).
+    A block is free (its contents are worthless), evictable (cached, without references) or referenced (a count).
 
         take      free, else evictable -> referenced      share     evictable or referenced -> referenced
         release   referenced -> free or evictable         keep      marks a referenced block as cached
 
-    Free blocks go first, so that nothing cached is lost without need; then the evictable ones, least recently
-    released first. Block 0 is padding: never handed out, never freed.
+    Free blocks are handed out first, so that no cached block is lost without need. Then follow evictable blocks, the
+    least recently released first. Block 0 is padding: never handed out, never freed.
 
-    tokens: int32 [num_blocks, block_size]; the tokens whose KV a block holds, once it is full and its steps have
-        succeeded.
+    tokens: int32 [num_blocks, block_size]; the tokens whose KV a block holds. Valid once the block is full and its
+        steps have succeeded.
     on_evict: called with the blocks that lose their cached contents, before they are handed out.
     """
 
@@ -71,7 +71,7 @@ class BlockPool:
 
     @property
     def num_available(self) -> int:
-        """Blocks that can be taken now: the free and the evictable ones."""
+        """Blocks that can be taken now: free and evictable."""
         return self._num_free + len(self._evictable)
 
     @property
@@ -80,7 +80,7 @@ class BlockPool:
         return PoolCounts(self._num_free, len(self._evictable), self._num_referenced)
 
     def take(self, count: int) -> BlockIds:
-        """`count` blocks, int32 [count], each with one reference; there must be so many available."""
+        """Hand out `count` blocks, int32 [count], each with one reference. At least `count` must be available."""
         assert count <= self.num_available, f"{count} blocks asked of {self.num_available}"
         from_free = min(count, self._num_free)
         self._num_free -= from_free
@@ -96,11 +96,11 @@ class BlockPool:
         return blocks
 
     def num_idle(self, blocks: BlockIds) -> int:
-        """How many of these cached blocks nobody refers to: sharing them makes so many fewer available."""
+        """How many of these cached blocks have no reference: `share` lowers `num_available` by this number."""
         return len(blocks) - int(np.count_nonzero(self._references[blocks]))
 
     def share(self, blocks: BlockIds) -> None:
-        """One more reference to each of these blocks, which are distinct and evictable or referenced."""
+        """Add one reference to each of these blocks. They are distinct, and evictable or referenced."""
         idle = blocks[self._references[blocks] == 0]
         if len(idle):
             self._evictable.remove(idle)
@@ -109,9 +109,10 @@ class BlockPool:
         self.num_references += len(blocks)
 
     def release(self, blocks: BlockIds) -> None:
-        """One reference less to each of these distinct blocks, given in the order of the sequence they hold.
+        """Remove one reference from each of these distinct blocks, given in the order of their sequence.
 
-        The last ones age first: a prefix is of use without its continuation, a continuation never without its prefix.
+        The last blocks of the sequence are evicted first: a prefix is useful without its continuation, but a
+        continuation is useless without its prefix.
         """
         counts = self._references[blocks] - 1
         self._references[blocks] = counts
@@ -119,11 +120,10 @@ class BlockPool:
         self._retire((blocks[counts == 0] if np.count_nonzero(counts) else blocks)[::-1])
 
     def release_all(self, sequences: Sequence[BlockIds]) -> None:
-        """One reference less for each time that a block is in one of these; as `release`, but for many at once, among
-        which blocks may be shared."""
+        """`release` for many sequences at once. A block that is in several of them loses one reference for each."""
         blocks = np.concatenate(sequences)[::-1]
         self.num_references -= len(blocks)
-        if not np.count_nonzero(self._references[blocks] != 1):  # hence none of them is there twice
+        if not np.count_nonzero(self._references[blocks] != 1):  # so no block is in two sequences
             self._references[blocks] = 0
             self._retire(blocks)
             return
@@ -132,20 +132,20 @@ class BlockPool:
         self._retire(idle[np.argsort(first)])
 
     def keep(self, blocks: Sequence[int]) -> None:
-        """Mark referenced blocks as cached: once released they become evictable, not free."""
+        """Mark referenced blocks as cached: on their last release they become evictable, not free."""
         self._cached[blocks] = True
 
     def drop_cached(self) -> None:
-        """Forget all cached contents, without `on_evict`: evictable blocks become free, referenced ones will when
-        released."""
+        """Forget all cached contents, without calling `on_evict`. Evictable blocks become free at once, referenced
+        blocks when they are released."""
         dropped = self._evictable.pop(len(self._evictable))
         self._cached[:] = False
         self._push_free(dropped)
 
     def check(self, references: int) -> None:
-        """O(1) conservation check, for after every step.
+        """Check in O(1), after every step, that no block is lost and that the references add up.
 
-        references: how many references the owners say they hold together. Raises OwnershipError.
+        references: the number of references that all owners hold together. Raises OwnershipError.
         """
         accounted = self._num_free + len(self._evictable) + self._num_referenced
         if accounted != self.num_blocks - 1 or self.num_references != references:
@@ -157,7 +157,7 @@ class BlockPool:
             )
 
     def num_exclusive(self, blocks: BlockIds) -> int:
-        """How many of these referenced blocks have no other reference: releasing them makes so many more available."""
+        """How many of these blocks have exactly one reference: `release` raises `num_available` by this number."""
         return int(np.count_nonzero(self._references[blocks] == 1))
 
     def num_references_to(self, block: int) -> int:
@@ -165,7 +165,7 @@ class BlockPool:
         return int(self._references[block])
 
     def problem_of(self, block: int) -> str | None:
-        """What is wrong with one block as far as it can be seen without its owners, O(1)."""
+        """The problem with one block that shows without asking its owners, or None. O(1)."""
         references, queued = int(self._references[block]), block in self._evictable
         if references < 0:
             return f"block {block} was released {-references} times too often"
@@ -176,7 +176,7 @@ class BlockPool:
         return None
 
     def problems(self, owned: BlockIds) -> list[Problem]:
-        """Full check, O(blocks). owned: every reference of every owner, repeats included."""
+        """Check the whole pool, O(blocks). owned: the block of every reference of every owner, with repeats."""
         found = []
         expected = np.bincount(owned, minlength=self.num_blocks)
         for block in np.flatnonzero(expected != self._references)[:_SHOWN].tolist():
@@ -201,7 +201,7 @@ class BlockPool:
         return found
 
     def _retire(self, idle: BlockIds) -> None:
-        """Nobody refers to these distinct blocks any more; the first ones age first."""
+        """Make distinct blocks without references evictable or free. The first of them is evicted first."""
         if not len(idle):
             return
         self._num_referenced -= len(idle)

@@ -1,4 +1,4 @@
-"""Which block holds the KV of which token sequence: an exact index, not trust in a hash."""
+"""The prefix cache: an exact index from token sequences to the blocks that hold their KV. It trusts no hash."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from headway.kvcache.pool import BlockIds, BlockPool
 Node = bytes
 """Names a whole sequence of tokens and media, up to the end of one block: where the next block's key begins.
 
-Eight bytes, never used twice, or a root; and after either the next block's extra, where it has one.
+An 8-byte id that is never reused, or a root; followed by the extra of the next block, if it has one.
 """
 
-# Keys of different composition are never equal, because a key can be taken apart in one way only:
+# Keys of different parts are never equal, because a key can be parsed in one way only:
 #
 #     id (8 bytes, not zero)                          | extra (any length) | tokens (4 x block_size bytes)
 #     zeros (8) | 0                                   | extra              | tokens
 #     zeros (8) | 1 | length of salt (8 bytes) | salt | extra              | tokens
 #
-# Its first bytes tell where its node ends, its length where its tokens begin, and the extra is what lies between.
+# The first bytes tell where the node ends, the length tells where the tokens begin, and the extra lies between them.
 _ROOT = bytes(8)  # ids begin at 1
 
 
 @dataclass(slots=True)
 class Run:
-    """Blocks of one sequence, one after the other, of which only the first has a key in the index.
+    """Consecutive blocks of one sequence. Only the first block has a key in the index.
 
-    blocks: those that are left; it loses them from its end. tokens: what they hold, int32 bytes, and perhaps what those
-    held that are gone. first_id: the id of the first one's node; those of the others follow it.
+    blocks: the remaining blocks; eviction removes them from the end. tokens: int32 bytes of these blocks; the bytes of
+    evicted blocks may still follow. first_id: the id of the first block's node; the other blocks have the ids after it.
     """
 
     blocks: list[int]
@@ -40,28 +40,28 @@ class Run:
 
     @property
     def end(self) -> Node:
-        """The node at its end."""
+        """The node at the end of the run."""
         return _node(self.first_id + len(self.blocks) - 1)
 
 
 class PrefixCache:
     """Finds the cached blocks of a prompt's prefix and publishes new ones.
 
-    A block's key is its parent's node followed by its extra (what the media in it show; most blocks have none) and its
-    own tokens (int32, little endian). Equal keys therefore mean equal sequences from the root on: a hit is a proof, and
-    no collision can show one tenant another's cache. Nodes are never reused, so the children of an evicted block can no
-    longer be reached; they age out.
+    A block's key is its parent's node, followed by its extra (which media it shows; most blocks have none) and its own
+    tokens (int32, little endian). Equal keys therefore mean equal sequences from the root on. A hit is a proof, and no
+    collision can show one tenant the cache of another. Nodes are never reused: the children of an evicted block can no
+    longer be found, and age out.
 
-    Blocks that are published together lie in the index as one run, by the key of the first; the tokens of the others
-    are compared. Where somebody leaves a run, or must not follow it further, it is split there: so every node that
-    anybody has been given is the end of a run, and what continues it is found by its key.
+    Blocks that are published together form one run. The index holds the key of the first block; the tokens of the other
+    blocks are compared. A run is split where a lookup or a publication leaves it. So every node that was ever returned
+    is the end of a run, and the block after it is found by its key.
     """
 
     def __init__(self, pool: BlockPool) -> None:
         self._pool = pool
         self._index: dict[bytes, int] = {}
-        self._keys: list[bytes] = [b""] * pool.num_blocks  # of those in the index; what others had is left there
-        self._runs: list[Run | None] = [None] * pool.num_blocks  # None: a block by itself, whose node is in `_nodes`
+        self._keys: list[bytes] = [b""] * pool.num_blocks  # of each block in the index; of other blocks, an old one
+        self._runs: list[Run | None] = [None] * pool.num_blocks  # None: a single block, whose node is in `_nodes`
         self._nodes: list[Node] = [b""] * pool.num_blocks
         self._num_cached = 0
         self._next_id = 1
@@ -74,14 +74,14 @@ class PrefixCache:
 
     @staticmethod
     def root(salt: str | None) -> Node:
-        """Where the sequences of a salt begin. Different salts share nothing."""
+        """The node at which all sequences of a salt begin. Different salts share nothing."""
         if salt is None:
             return _ROOT + b"\0"
         name = salt.encode()
         return _ROOT + b"\1" + len(name).to_bytes(8, "little") + name
 
     def orphan(self) -> Node:
-        """A node that nothing leads to: what continues it can be published, but is never found."""
+        """A node that no lookup reaches: blocks that continue it can be published, but are never found."""
         self._next_id += 1
         return _node(self._next_id - 1)
 
@@ -89,26 +89,26 @@ class PrefixCache:
         """The longest cached prefix of `tokens` (int32 bytes), at most `max_blocks` blocks.
 
         extras: of the blocks by column (see `media_keys`).
-        Returns its blocks, int32, and the node it ends at (the root, if nothing matches), followed by the extra of the
-        block that comes next. Takes no reference.
+        Returns the blocks, int32, and the node at the end (the root, if nothing matches), followed by the extra of the
+        next block. Adds no reference.
         """
         found, node = self._follow(root + extras.get(0, b""), tokens, max_blocks, extras)
         return np.array(found, dtype=np.int32), node
 
     def __contains__(self, key: bytes) -> bool:
-        """Whether a block is cached that has this key: a node, followed by the tokens (int32 bytes) after it."""
+        """Whether a block with this key is cached: a node, followed by the next block's tokens (int32 bytes)."""
         return key in self._index
 
     def publish(
         self, node: Node, tokens: bytes, blocks: Sequence[int], extras: Extras = NO_EXTRAS, first: int = 0
     ) -> Node:
-        """Make consecutive full blocks findable: they continue the sequence `node` and hold `tokens` (int32 bytes).
+        """Add consecutive full blocks to the index. They continue the sequence `node` and hold `tokens` (int32 bytes).
 
-        node: with the extra of `blocks[0]` already behind it, as `match` and `publish` return it.
+        node: followed by the extra of `blocks[0]`, as `match` and `publish` return it.
         extras: of the blocks by column (see `media_keys`). first: the column of `blocks[0]`.
-        Their step must have succeeded. Where an equal sequence is cached already, that block stays the one that is
-        found and the caller's remains its own. Returns the node at the end, followed by the extra of the block that
-        comes next.
+        The step that filled the blocks must have succeeded. If an equal block is cached already, lookups go on finding
+        that block, and the caller's block stays out of the index. Returns the node at the end, followed by the extra of
+        the next block.
         """
         width = self._key_bytes
         if extras:
@@ -123,8 +123,8 @@ class PrefixCache:
     def publish_each(self, nodes: Sequence[Node], tokens: bytes, blocks: Sequence[int]) -> list[Node]:
         """Publish one full block for each of several sequences: block i continues `nodes[i]`.
 
-        tokens: int32 bytes, the contents of all the blocks in order. Returns the node at the end of each; no media come
-        after these blocks.
+        tokens: int32 bytes of all the blocks in order. No media may follow these blocks. Returns the node at the end of
+        each sequence.
         """
         index, keys, runs, width = self._index, self._keys, self._runs, self._key_bytes
         ends, published = [], []
@@ -150,7 +150,7 @@ class PrefixCache:
         return ends
 
     def clear(self) -> int:
-        """Forget everything. Referenced blocks stay with their owners. Returns how many blocks were cached."""
+        """Empty the index. Referenced blocks stay with their owners. Returns the number of blocks that were cached."""
         num_cached, self._num_cached = self._num_cached, 0
         self._index.clear()
         self._runs = [None] * len(self._runs)
@@ -158,9 +158,9 @@ class PrefixCache:
         return num_cached
 
     def _follow(self, node: Node, tokens: bytes, max_blocks: int, extras: Extras) -> tuple[list[int], Node]:
-        """The cached blocks that continue `node`, whose extra stands behind it, with these tokens; and where they end.
+        """The cached blocks after `node` that hold these tokens, and the node at their end.
 
-        extras: by column, counted from `node` on.
+        node: followed by the extra of the next block. extras: by column, counted from `node` on.
         """
         index, runs, width = self._index, self._runs, self._key_bytes
         max_blocks = min(max_blocks, len(tokens) // width)
@@ -185,7 +185,8 @@ class PrefixCache:
         return found, node
 
     def _publish_run(self, node: Node, tokens: bytes, blocks: list[int]) -> Node:
-        """Blocks of which the first is new; so are the others then, as what they continue is."""
+        """Add blocks as one run. The first is not in the index; then the others cannot be in it either, as their keys
+        contain the id of a block before them."""
         key, first, runs = node + tokens[: self._key_bytes], blocks[0], self._runs
         run = Run(blocks, tokens, self._next_id)
         for block in blocks:
@@ -197,7 +198,7 @@ class PrefixCache:
         return run.end
 
     def _split(self, run: Run, count: int) -> None:
-        """Leave so many blocks to a run; the others become one of their own."""
+        """Cut a run after `count` blocks. The blocks behind the cut become a run of their own."""
         if count >= len(run.blocks):
             return
         rest = Run(run.blocks[count:], run.tokens[count * self._key_bytes :], run.first_id + count)
@@ -215,7 +216,7 @@ class PrefixCache:
             run = self._runs[block]
             if run is not None and len(run.blocks) > 1:
                 count = min(len(run.blocks) - 1, len(going) - at)
-                if run.blocks[: -count - 1 : -1] == going[at : at + count]:  # its end, the last one first
+                if run.blocks[: -count - 1 : -1] == going[at : at + count]:  # the end of the run, last block first
                     del run.blocks[-count:]
                     at += count
                     continue
@@ -235,7 +236,7 @@ def _node(number: int) -> Node:
 
 
 def _num_equal(one: bytes, other: bytes, width: int) -> int:
-    """Leading pieces of so many bytes that are equal, where `other` is not longer."""
+    """The number of equal leading pieces of `width` bytes. `other` is not longer than `one`."""
     if one.startswith(other):
         return len(other) // width
     differ = np.frombuffer(one, np.uint8, len(other)) != np.frombuffer(other, np.uint8)

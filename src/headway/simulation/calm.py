@@ -1,4 +1,4 @@
-"""The faults stop: whatever is under way must end, within so many steps, and leave nothing behind."""
+"""The end of a run without faults: every request must end within a bounded number of steps, and hold nothing then."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from headway.simulation.simulation import Simulation
 
 
 def calm(simulation: Simulation) -> None:
-    """Steps succeed, jobs and transfers too; of the reservations every other one is taken up, the rest lapse.
+    """Run until no request is left. Steps, jobs and transfers succeed; every other reservation starts, the rest expire.
 
-    Raises Violation if anything goes on for ever, or is held when all have ended.
+    Raises Violation if a request never ends, or if a slot or block is still held at the end.
     """
     simulation.counts["calm"] += 1
     if simulation.core.paused:
@@ -28,7 +28,7 @@ def calm(simulation: Simulation) -> None:
 
 
 def _turns_enough(simulation: Simulation) -> int:
-    """Somebody is first in line and is not preempted: one after the other, chunk by chunk, token by token, all end."""
+    """The first request in line is never preempted. So requests end one by one, chunk by chunk, token by token."""
     config, live = simulation.config, simulation.history.live
     return 20 + len(live) * (2 * config.max_model_len + 4)
 
@@ -39,12 +39,12 @@ def _serve(simulation: Simulation) -> None:
             simulation.happen(Event("prepared", (uid, 0)))
     for uid in list(simulation.partner.leases):
         simulation.happen(Event("sent", (uid, 0)))
-    for uid in [uid for uid in simulation.partner.seats if uid % 2]:
+    for uid in [uid for uid in simulation.partner.reservations if uid % 2]:
         simulation.happen(Event("start_prefill" if simulation.role is Role.PREFILL else "start_decode", (uid,)))
 
 
 def _work(simulation: Simulation) -> None:
-    """Launch while there is room, take one answer; if there is neither, time passes."""
+    """Launch steps up to the depth, and take one result. If there is no step, let time pass."""
     while len(simulation.in_flight) < simulation.setting.depth:
         before = len(simulation.in_flight), simulation.core.snapshot.num_preemptions
         simulation.happen(Event("launch"))
@@ -55,7 +55,7 @@ def _work(simulation: Simulation) -> None:
     elif simulation.history.live and not simulation.partner.leases:
         deadline = simulation.core.snapshot.next_deadline
         if deadline is None:
-            raise Violation("stuck", f"there is no step, and nobody to wait for: {simulation.core.snapshot}")
+            raise Violation("stuck", f"there is no step, and no deadline to wait for: {simulation.core.snapshot}")
         simulation.happen(Event("wait", (max(1, math.ceil((deadline - simulation.core.now) * 1000)),)))
 
 
@@ -63,8 +63,8 @@ def _check_empty(simulation: Simulation) -> None:
     simulation.happen(Event("audit"))
     now = simulation.core.snapshot
     idle = now.num_blocks_free + now.num_blocks_evictable == now.num_blocks_total
-    require(idle and not now.has_work and not now.num_slots_spanned, "held for nobody", f"{now}")
+    require(idle and not now.has_work and not now.num_slots_spanned, "held at the end", f"{now}")
     free = simulation.core.scheduler.slots.num_free_slots()
-    require(free == now.num_slots, "held for nobody", f"{free} of {now.num_slots} slots are free")
-    require(now.next_deadline is None, "held for nobody", f"a deadline: {now}")
+    require(free == now.num_slots, "held at the end", f"{free} of {now.num_slots} slots are free")
+    require(now.next_deadline is None, "held at the end", f"a deadline: {now}")
     require(not simulation.history.num_unanswered, "not answered", f"{simulation.history.num_unanswered} queries")

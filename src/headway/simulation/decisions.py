@@ -1,7 +1,7 @@
-"""A digest of everything that a core has decided: two runs that went the same way have the same digest.
+"""A digest of all decisions of a core: runs with the same decisions have the same digest.
 
-Only values count, in a fixed order: no name of a class, a field or a module, and no text of an error. So a digest that
-was stored stays valid when the code is moved or renamed, and differs as soon as one decision does.
+Only values count, in a fixed order: no name of a class, field or module, and no text of an error. So a stored digest
+stays valid when code is moved or renamed, and differs as soon as one decision differs.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from headway.scheduler import AuditReport, Batch, Effects, Progress, Reservation
 
 
 class Decisions:
-    """Takes in batches and effects as they come about."""
+    """Adds batches and effects to the digest, one by one."""
 
     def __init__(self) -> None:
         self._hash = hashlib.blake2b(digest_size=8)
 
     def hexdigest(self) -> str:
-        """16 hexadecimal digits for all that was taken in so far."""
+        """The digest so far: 16 hexadecimal digits."""
         return self._hash.hexdigest()
 
     def take_batch(self, batch: Batch) -> None:
-        """A step's work order, whole."""
+        """Add a whole batch."""
         self._numbers("batch", batch.step_id, batch.num_decodes, batch.num_tokens)
         for array in (batch.slots, batch.positions, batch.num_new_tokens, batch.samples):
             self._array(array)
@@ -39,7 +39,7 @@ class Decisions:
             self._hash.update(digest)
 
     def take_effects(self, effects: Effects) -> None:
-        """What a message brought about. Of errors only that there was one."""
+        """Add the effects of a message. For an error, only the fact that there is an error."""
         for uid, num_cached_tokens in effects.started:
             self._numbers("started", uid, num_cached_tokens)
         for outputs in effects.tokens:

@@ -1,7 +1,7 @@
-"""A device that knows what is right: it computes nothing, and notices when a request would read another's KV.
+"""A device that knows the right KV. It computes no model, and notices when a request would read foreign KV.
 
-The "KV" of a position is the digest (see `digests`) of all tokens and images up to there, shifted by the weights: a
-place holds the right value only if the whole prefix is right.
+The "KV" of a position is the digest (see `digests`) of all tokens and images up to that position, shifted by a number
+for the weights. A place of the KV cache holds the right value only if the whole prefix is right.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from headway.request import Request, Span
 from headway.scheduler.batch import Admission, Batch, IntArray, StepResult
 from headway.simulation.digests import TERM_OF_TOKEN, VOCAB, Words, digests_of, mix, mix_one, multipliers_for
 
-NO_TOKEN = -1  # what a row gives whose step, or whose encoder output, is worthless
+NO_TOKEN = -1  # the token of a row whose step or encoder output is worthless
 
 
 class DeviceError(AssertionError):
-    """A batch asks for what must not be, or a request would read what is not its own. rule: which of the two."""
+    """A batch breaks the contract, or a request would read foreign KV. rule: the broken rule."""
 
     def __init__(self, rule: str, message: str) -> None:
         super().__init__(message)
@@ -29,7 +29,7 @@ class DeviceError(AssertionError):
 
 
 class _Encoded(NamedTuple):
-    """The output of an encoder: what it takes of its cache, and the step and the weights that made it."""
+    """The output of an encoder. size: encoder tokens. step_id, weights: the step and the weights that made it."""
 
     size: int
     step_id: int
@@ -37,9 +37,9 @@ class _Encoded(NamedTuple):
 
 
 class _Unsettled(NamedTuple):
-    """A step whose result is not in. places: where it writes. tokens: what it will answer.
+    """A step without a result yet. places: the places that it writes. tokens: the tokens of its result.
 
-    media: (digest, places that a row with this image writes, index of the row's token or None).
+    media: (digest of an image, places that the row with this image writes, index of the row's token or None).
     """
 
     places: NDArray[np.intp]
@@ -48,12 +48,11 @@ class _Unsettled(NamedTuple):
 
 
 class OracleDevice:
-    """Runs batches as an executor would, from batches alone, and checks every place it reads.
+    """Runs batches like an executor, from batches alone, and checks every place that a step reads.
 
-    It computes a step when it is launched. What is not settled until the result is in (`done`, `spoil`) is whether
-    what the step wrote is worth anything.
+    A step is computed when it is launched. Its result decides whether the KV that it wrote is valid: `done` or `spoil`.
 
-    KV and encoder outputs made with weights that have been changed are as foreign as another tenant's.
+    KV and encoder outputs of former weights are as foreign as the KV of another tenant.
     """
 
     def __init__(self, config: SchedulerConfig) -> None:
@@ -68,22 +67,22 @@ class OracleDevice:
         self.lose()
 
     def lose(self) -> None:
-        """Everything that it holds is gone."""
+        """Lose all contents of the device."""
         config, width = self._config, len(self._columns)
         self._tables = np.zeros((config.max_num_seqs, config.blocks_per_request), dtype=np.intp)
         self._kv: Words = np.zeros(config.num_blocks * config.block_size, dtype=np.uint64)
-        self._writers = np.zeros(len(self._kv), dtype=np.int64)  # the last step that wrote there
-        self._wanted: Words = np.zeros((config.max_num_seqs, width), dtype=np.uint64)  # the KV of what each slot knows
-        self._shift: Words = np.zeros(config.max_num_seqs, dtype=np.uint64)  # what the weights add to its digests
+        self._writers = np.zeros(len(self._kv), dtype=np.int64)  # the last step that wrote each place
+        self._wanted: Words = np.zeros((config.max_num_seqs, width), dtype=np.uint64)  # right KV of the known tokens
+        self._shift: Words = np.zeros(config.max_num_seqs, dtype=np.uint64)  # the number that the weights add to it
         self._known = np.zeros(config.max_num_seqs, dtype=np.int64)
-        self._num_cached = np.zeros(config.max_num_seqs, dtype=np.int64)  # known at admission to be in the blocks
+        self._num_cached = np.zeros(config.max_num_seqs, dtype=np.int64)  # cached tokens at admission
         self._spans: list[tuple[Span, ...]] = [()] * config.max_num_seqs
         self._encoded: dict[bytes, _Encoded] = {}
         self._unsettled: dict[int, _Unsettled] = {}
 
     def run(self, batch: Batch) -> StepResult:
-        """Compute one step; what it stores is there for the steps after it. Raises DeviceError."""
-        in_order = batch.step_id == self._last_step + 1 or not self._last_step  # a device may come later than the core
+        """Compute one step. The KV that it writes is visible to later steps. Raises DeviceError."""
+        in_order = batch.step_id == self._last_step + 1 or not self._last_step  # a core may be older than its device
         _require(in_order, f"step {batch.step_id} after step {self._last_step}")
         self._last_step = batch.step_id
         self._tables[batch.table_slots, batch.table_columns] = batch.table_blocks
@@ -104,7 +103,7 @@ class OracleDevice:
             raise DeviceError("foreign KV", self._complaint(batch, row, position, int(places[row, position])))
         writes = (columns < ends[:, None]) & ~reads
         written = places[writes]
-        _require(int(written.min()) >= self._config.block_size, "the padding block is nobody's")
+        _require(int(written.min()) >= self._config.block_size, "a row writes to the padding block")
         self._kv[written] = wanted[writes]
         _require(bool((self._kv[written] == wanted[writes]).all()), "two rows of a step write to one place")
         self._writers[written] = batch.step_id
@@ -117,9 +116,9 @@ class OracleDevice:
         self._unsettled.pop(step_id, None)
 
     def spoil(self, step_id: int) -> None:
-        """The step has failed: what it wrote, and no later step wrote over, is worthless.
+        """The step has failed. The places that it wrote last are worthless.
 
-        So is what later steps in flight made of images that it was to encode: their rows answer NO_TOKEN.
+        Rows of later steps in flight that use an image of the failed step are worthless too: they give NO_TOKEN.
         """
         failed = self._unsettled.pop(step_id, None)
         if failed is None:
@@ -136,19 +135,19 @@ class OracleDevice:
                         later.tokens[index] = NO_TOKEN
 
     def change_weights(self, holders: Iterable[int] = ()) -> None:
-        """Compute with other weights from here on. holders: uids that have blocks now, and may go on with them."""
+        """Use new weights from now on. holders: uids that hold blocks now, and may go on with them."""
         for uid in holders:
             self._kept.setdefault(uid, self._weights)
         self._weights += 1
 
     def keep_only(self, holders: Collection[int]) -> None:
-        """All others have given up the blocks with which they outlived a change of weights."""
+        """Requests other than `holders` have released the blocks that they held at a change of weights."""
         self._kept = {uid: weights for uid, weights in self._kept.items() if uid in holders}
 
     def receive(self, request: Request, blocks: IntArray, num_cached_tokens: int) -> None:
-        """The KV of a prompt arrives, beside the stream of steps, in the blocks reserved for it.
+        """The KV of a prompt arrives in its reserved blocks, outside the stream of steps.
 
-        The first `num_cached_tokens` are there already.
+        The KV of the first `num_cached_tokens` is there already.
         """
         places = self._places_of(blocks, len(request.prompt))
         arriving = places[num_cached_tokens:]
@@ -161,7 +160,7 @@ class OracleDevice:
         self._writers[arriving] = 0
 
     def send(self, request: Request, blocks: IntArray, num_tokens: int) -> Words:
-        """What these blocks hold, uint64 [num_tokens]: it must be the KV of the prompt. Raises DeviceError."""
+        """The contents of these blocks, uint64 [num_tokens], which must be the KV of the prompt. Raises DeviceError."""
         _require(num_tokens == len(request.prompt), f"{num_tokens} tokens to send, of {len(request.prompt)}")
         places = self._places_of(blocks, num_tokens)
         held = self._kv[places]
@@ -172,7 +171,7 @@ class OracleDevice:
         return held
 
     def read(self, blocks: IntArray, num_tokens: int) -> Words:
-        """What these blocks hold now, uint64 [num_tokens]."""
+        """The contents of these blocks now, uint64 [num_tokens]."""
         return self._kv[self._places_of(blocks, num_tokens)]
 
     def _admit(self, admission: Admission) -> None:
@@ -201,7 +200,7 @@ class OracleDevice:
         _require(size <= budget, f"{size} encoder tokens kept, of {budget}")
 
     def _media(self, batch: Batch, places: NDArray[np.intp]) -> list[tuple[bytes, NDArray[np.intp], int | None]]:
-        """Who uses which encoder output; it must be there."""
+        """The encoder outputs that the rows of a batch use, all of which must be there."""
         used: list[tuple[bytes, NDArray[np.intp], int | None]] = []
         for row in range(batch.num_decodes, len(batch)):
             if not (spans := self._spans[batch.slots[row]]):
@@ -218,7 +217,7 @@ class OracleDevice:
         return used
 
     def _check(self, batch: Batch, ends: IntArray, known: NDArray[np.int64]) -> None:
-        """What the contract of `Batch` and the configuration say of its shape."""
+        """Check the shape of a batch against the contract of `Batch` and the configuration."""
         config, num_decodes, counts = self._config, batch.num_decodes, batch.num_new_tokens
         budget = config.max_num_batched_tokens - num_decodes * config.num_speculative_tokens
         if batch.num_tokens > budget:
@@ -236,19 +235,19 @@ class OracleDevice:
             start, end, slot = int(batch.positions[row]), int(ends[row]), int(batch.slots[row])
             spans, cached = self._spans[slot], int(self._num_cached[slot])
             if config.deterministic and end % config.deterministic_chunk_size and end != known[row]:
-                at_span = any(end in (span.start, span.end) for span in spans)  # where no multiple is in reach
+                at_span = any(end in (span.start, span.end) for span in spans)  # allowed where no multiple is in reach
                 _require(at_span, f"a chunk ends at {end} of {known[row]} in deterministic mode")
             for span in spans:
-                # What is cached may end within a span: it is there, and the rest follows in one piece.
+                # The cached tokens may end within a span. Then the rest of the span follows in one piece.
                 cut = span.start < end < span.end or (span.start < start < span.end and start != cached)
                 _require(not cut, f"chunk [{start}, {end}) cuts the span [{span.start}, {span.end})")
 
     def _sample(self, slots: NDArray[np.intp], ends: IntArray) -> IntArray:
-        """The tokens that follow position ends - 1 of these slots; each slot knows one token more from here on."""
+        """The token after position ends - 1 of each slot. Each slot knows one token more afterwards."""
         shift = self._shift[slots]
         digests = self._wanted[slots, ends - 1] - shift
         tokens = (mix(digests) % np.uint64(VOCAB)).astype(np.int32)
-        follows = ends < self._wanted.shape[1]  # where there is no place for another token there is no step for it
+        follows = ends < self._wanted.shape[1]  # at max_model_len no further step follows
         slots, ends = slots[follows], ends[follows]
         terms = TERM_OF_TOKEN[tokens[follows]] * self._multipliers[ends]
         self._wanted[slots, ends] = digests[follows] + terms + shift[follows]
@@ -261,14 +260,14 @@ class OracleDevice:
     def _places_of(self, blocks: IntArray, num_tokens: int) -> NDArray[np.intp]:
         size = self._config.block_size
         _require(len(blocks) * size >= num_tokens, f"{len(blocks)} blocks for {num_tokens} tokens")
-        _require(int(blocks.min()) > 0, "the padding block is nobody's")
+        _require(int(blocks.min()) > 0, "the padding block is among the blocks of a request")
         return (blocks.astype(np.intp)[:, None] * size + self._offsets).reshape(-1)[:num_tokens]
 
     def _kv_of(self, request: Request, tokens: IntArray, weights: int) -> Words:
         return digests_of(request, tokens) + np.uint64(mix_one(weights))
 
     def _weights_of(self, request: Request, places: NDArray[np.intp]) -> int:
-        """Those that its first place was computed with: the present ones, or some since it has its blocks."""
+        """The weights of the KV at the first place of a request: present, or former if it has kept its blocks."""
         for weights in range(self._kept.get(request.uid, self._weights), self._weights):
             if self._kv_of(request, request.prompt[:1], weights)[0] == self._kv[places[0]]:
                 return weights

@@ -1,4 +1,4 @@
-"""Random choices that stay the same from one version of Python to the next."""
+"""Random choices that are the same in every version of Python."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 class Dice:
-    """Draws from a seed. Only `random()` is used: of all that Python draws, it alone is promised to stay the same."""
+    """Draws from a seed. Uses only `random()`: Python promises the same numbers for this method alone."""
 
     def __init__(self, seed: str) -> None:
         self._random = random.Random(seed).random
@@ -20,18 +20,18 @@ class Dice:
         return int(self._random() * count)
 
     def chance(self, share: float) -> bool:
-        """True in this share of all cases."""
+        """True with this probability."""
         return self._random() < share
 
     def pick(self, choices: Sequence[T]) -> T:
-        """One of them."""
+        """One of the choices, all equally likely."""
         return choices[int(self._random() * len(choices))]
 
     def weighted(self, weights: dict[str, float]) -> str:
-        """One of them, as often as its weight says."""
+        """One of the names, with a probability in proportion to its weight."""
         left = self._random() * sum(weights.values())
         for name, weight in weights.items():
             left -= weight
             if left < 0:
                 return name
-        return next(reversed(weights))  # what rounding left over
+        return next(reversed(weights))  # rounding can leave a rest

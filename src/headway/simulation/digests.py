@@ -1,9 +1,10 @@
-"""What is right: the digests that stand for KV, and the answer to every request.
+"""The right KV and answers: digests that stand for KV, and the answer to every request.
 
     digest[i] = root(salt) + sum over j <= i of mix(token[j], image[j]) * multiplier[j]        all modulo 2^64
 
-A token is drawn from the digest of all before it, so that an answer depends on its request alone. A sum, so that the
-digests of a whole prompt are one cumulative sum, and those of a decode step one addition a row.
+The next token is a function of the digest of all tokens before it, so an answer depends on its request alone. The
+digest
+is a sum: a whole prompt takes one cumulative sum, and a decode step one addition per row.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def mix(words: Words) -> Words:
 
 
 def mix_one(word: int) -> int:
-    """The same for one word."""
+    """`mix` for one word."""
     word = ((word ^ (word >> 30)) * _FIRST) & _MASK
     word = ((word ^ (word >> 27)) * _SECOND) & _MASK
     return word ^ (word >> 31)
@@ -45,7 +46,7 @@ def mix_one(word: int) -> int:
 
 @cache
 def multipliers_for(at_least: int) -> Words:
-    """uint64 [at_least or more]; odd, so that no digest loses a token."""
+    """Multipliers, uint64 [at_least or more]. All are odd, so that no token can vanish from a digest."""
     count = 1 << max(6, (at_least - 1).bit_length())
     return mix(np.arange(count, dtype=np.uint64) + np.uint64(_GOLDEN)) | np.uint64(1)
 
@@ -61,7 +62,7 @@ def _root(salt: str | None) -> int:
 
 
 def _terms_of(tokens: IntArray, spans: Sequence[Span]) -> Words:
-    """What each token adds to the digests from its position on, before it is multiplied. uint64 [n]."""
+    """The term of each token in the digests from its position on, before multiplication. uint64 [n]."""
     words = (tokens.astype(np.uint64) + np.uint64(1)) * np.uint64(_GOLDEN)
     for span in spans:
         words[span.start : span.end] += np.uint64(_digest_of(span.digest))
@@ -69,7 +70,7 @@ def _terms_of(tokens: IntArray, spans: Sequence[Span]) -> Words:
 
 
 def digests_of(request: Request, tokens: IntArray) -> Words:
-    """The digest after each of these known tokens, which begin with the prompt. uint64 [n]."""
+    """The digest after each of these tokens: the prompt and known output tokens. uint64 [n]."""
     n = len(tokens)
     sums: Words = np.cumsum(_terms_of(tokens, request.spans) * multipliers_for(n)[:n], dtype=np.uint64)
     return sums + np.uint64(_root(request.cache_salt))
@@ -80,7 +81,7 @@ _TERMS: list[int] = TERM_OF_TOKEN.tolist()
 
 
 def answer_of(request: Request) -> tuple[list[int], FinishReason]:
-    """What the request must get if nothing is done to it from outside."""
+    """The tokens and finish reason that the request must get if no message ends it early."""
     known = len(request.prompt)
     digest = int(digests_of(request, request.prompt)[-1])
     limit = known + request.max_tokens
@@ -95,7 +96,7 @@ def answer_of(request: Request) -> tuple[list[int], FinishReason]:
 
 
 def prompt_of(tokens: Sequence[int]) -> IntArray:
-    """int32, read-only, as the door packs it."""
+    """A prompt as the door packs it: int32, read-only."""
     array = np.array(tokens, dtype=np.int32)
     array.flags.writeable = False
     return array

@@ -1,8 +1,8 @@
-"""What happens in a simulated run: events, and traces of them that can be written down and run again.
+"""The events of a simulated run, and traces of events that can be written down and run again.
 
-An event names what it is about (a request by its uid, the oldest step in flight) and means something in whatever
-state it finds: what names nobody present is a message about somebody unknown, and a launch with no room does nothing.
-So any part of a trace is a trace, and a failing one can be cut down to what matters.
+An event names its object: a request by its uid, or the oldest step in flight. It makes sense in any state: a uid that
+is not in the core makes a message about an unknown request, and a launch at full depth does nothing. So any part of a
+trace is a trace, and a failing trace can be shortened.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ EVENTS: dict[str, tuple[str, ...]] = {
     # the device
     "launch": (),
     "answer": ("outcome",),  # of the oldest step in flight: one of OUTCOMES
-    "repeat": ("back",),  # a result that was answered before, so many answers ago
+    "repeat": ("back",),  # an earlier result again, `back` results ago
     "stray": ("step",),  # a result of a step that is not in flight
     "lose": (),
     # requests
@@ -47,16 +47,16 @@ EVENTS: dict[str, tuple[str, ...]] = {
     "await_steps": (),
     "wait": ("ms",),
     "tick": (),
-    "calm": (),  # the faults stop: whatever is under way goes on until it ends
+    "calm": (),  # the faults stop, and the run goes on until every request has ended
 }
-"""Every event, with the names of its integers. The last one may be a list: "uids"."""
+"""Every event, with the names of its integers. The last name may stand for a list: "uids"."""
 
 OUTCOMES = ("ok", "failed", "too few tokens", "too many tokens")
 PREPARATIONS = ("as it was", "another prompt", "failed", "a prompt that cannot fit")
 
 
 class Event(NamedTuple):
-    """One thing that happens. args: as `EVENTS` names them; uids are what is left after the others."""
+    """One event. args: integers in the order of `EVENTS`; "uids" takes all remaining integers."""
 
     name: str
     args: tuple[int, ...] = ()
@@ -80,7 +80,7 @@ class EventTrace:
 
 
 def read_events(path: Path) -> EventTrace:
-    """A trace as `str` writes it; empty lines and lines that begin with # are passed over.
+    """Read a trace as `str` writes it. Empty lines and lines that begin with # are skipped.
 
     Raises ValueError, naming file, line and value, for a line that does not parse; OSError as `open` does.
     """

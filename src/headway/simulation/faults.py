@@ -1,7 +1,7 @@
-"""What happens next, drawn from a seed: traffic, and everything that can go wrong with it.
+"""Draws the next event from a seed: traffic, and every fault that can happen to it.
 
-Each seed draws its own habits first: which kinds of events it knows at all, and how often each comes. Runs that leave
-things out reach states that runs with a little of everything never do.
+Each seed first draws its habits: which kinds of events it uses, and how often. Runs without some kinds of events reach
+states that runs with a little of every kind never reach.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from headway.simulation.simulation import Simulation
 
 UNKNOWN_UID = 1 << 40
 
-# How often an event comes while it makes sense, for an average seed.
+# The weight of each event while it makes sense, for an average seed.
 _WEIGHTS = {
     "launch": 28.0,
     "answer": 28.0,
@@ -49,7 +49,7 @@ _INDISPENSABLE = {"launch", "answer", "resume", "prepared", "start_prefill", "st
 
 
 class Faults:
-    """Draws one event after the other, with an eye on what is there, so that most of them hit something."""
+    """Draws one event after another. It looks at the state of the run, so that most events have an effect."""
 
     def __init__(self, seed: int, simulation: Simulation) -> None:
         self._dice = Dice(f"{seed} events")
@@ -60,7 +60,7 @@ class Faults:
         pick = self._dice.pick
         self._crowd = self._config.max_num_seqs * pick((1, 2, 4)) + 1
         self._lengths = [1 + self._dice.below(self._config.max_model_len // 2) for _ in range(3)]  # common ones
-        self._slow = 0  # events for which the oldest step in flight does not answer
+        self._slow = 0  # events during which the oldest step in flight gives no result
         self._share_slow = pick((0.0, 0.01, 0.04))
         self._share_failing = pick((0.0, 0.01, 0.03, 0.1))
         self._share_with_images = pick((0.0, 0.2, 0.5, 0.9))
@@ -78,9 +78,9 @@ class Faults:
             "publish": self._uids,
             "prepared": lambda: (self._uid(self._preparing()), self._dice.pick((0, 0, 0, 1, 1, 2, 3))),
             "reserve": self._reserve,
-            "start_prefill": lambda: (self._uid(list(self._simulation.partner.seats)),),
-            "start_decode": lambda: (self._uid(list(self._simulation.partner.seats)),),
-            "drop": lambda: (self._uid(list(self._simulation.partner.seats)),),
+            "start_prefill": lambda: (self._uid(list(self._simulation.partner.reservations)),),
+            "start_decode": lambda: (self._uid(list(self._simulation.partner.reservations)),),
+            "drop": lambda: (self._uid(list(self._simulation.partner.reservations)),),
             "sent": lambda: (self._uid(list(self._simulation.partner.leases)), int(self._dice.chance(0.2))),
             "pause": lambda: (self._dice.below(2), self._dice.below(2)),
             "progress": lambda: (self._uid(),),
@@ -88,7 +88,7 @@ class Faults:
         }
 
     def draw(self) -> Event:
-        """What happens next."""
+        """The next event."""
         name = self._dice.weighted(self._likely())
         if name == "answer" and self._dice.chance(self._share_slow):
             self._slow = 10 + self._dice.below(50)
@@ -102,14 +102,14 @@ class Faults:
         return self._dice.pick((0.0, 0.3, 1.0, 1.0, 3.0))
 
     def _likely(self) -> dict[str, float]:
-        """The habits, less what makes no sense now; a little of that remains, because others make mistakes."""
+        """The weight of each event now. Events that make no sense now are rare, but possible: callers make mistakes."""
         simulation, likely = self._simulation, dict(self._habits)
         if simulation.config.role is Role.MIXED:
             rare = {"reserve", "start_prefill", "start_decode", "drop", "sent"}
         else:
             likely["add"] *= 0.3
             rare = {"start_decode"} if simulation.config.role is Role.PREFILL else {"start_prefill", "sent"}
-        if not simulation.partner.seats:
+        if not simulation.partner.reservations:
             rare |= {"start_prefill", "start_decode", "drop"}
         if not simulation.partner.leases:
             rare.add("sent")
@@ -132,7 +132,7 @@ class Faults:
         return likely
 
     def _outcome(self) -> tuple[int, ...]:
-        # Steps that encode images are few, and much depends on them.
+        # Steps that encode images are few but important.
         share = self._share_failing * (5 if self._simulation.in_flight[0].encodes else 1)
         return (self._dice.pick((1, 1, 2, 3)) if self._dice.chance(share) else 0,)
 
@@ -140,7 +140,7 @@ class Faults:
         return [uid for uid, life in self._simulation.history.live.items() if life.preparing]
 
     def _uid(self, wanted: list[int] | None = None) -> int:
-        """One of those wanted, most often; else anybody, somebody who has ended, or nobody."""
+        """Mostly one of the wanted uids; else any live uid, the uid of an ended request, or an unknown uid."""
         dice, history = self._dice, self._simulation.history
         if wanted and dice.chance(0.9):
             return dice.pick(wanted)
@@ -161,7 +161,7 @@ class Faults:
         else:
             self._next_uid += 1
         shared = dice.pick(self._lengths) if dice.chance(0.6) else dice.below(longest // 2)
-        own = dice.below(longest // 4) if dice.chance(0.6) else 0  # nothing of its own: others ask the very same
+        own = dice.below(longest // 4) if dice.chance(0.6) else 0  # 0: equal to the prompts of other requests
         own += shared + own == 0
         room = max(1, longest - shared - own)
         max_tokens = 1 + dice.below(room if dice.chance(0.6) else min(room, 6))

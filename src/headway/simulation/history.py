@@ -1,7 +1,7 @@
-"""What the callers of a simulated run saw, held against what they may see.
+"""The history of a simulated run as its callers see it, checked against the rules.
 
-Every request starts at most once, gets its own answer token by token, and ends once: by itself when the answer is
-complete, or by the very message that has a reason to end it. Every query is answered once.
+Every request starts at most once, gets its own answer token by token, and ends once: when the answer is complete, or by
+a message that has a reason to end it. Every query is answered once.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from headway.simulation.shapes import Shape
 
 
 class Violation(AssertionError):
-    """The core did what it must not do. rule: which rule it broke, the same for all ways to break it."""
+    """The core broke a rule. rule: the name of the rule, the same for all ways to break it."""
 
     def __init__(self, rule: str, message: str) -> None:
         super().__init__(f"{rule}: {message}")
@@ -27,8 +27,9 @@ class Violation(AssertionError):
 class Life:
     """A request between its acceptance and its end.
 
-    answer: the tokens that it gets if nobody ends it. deadline: by when what it waits for must have happened.
-    preparing, reserved, sending: what it waits for. has_job: somebody was asked to prepare it. sends: its KV goes to D.
+    answer: the tokens that it gets unless a message ends it early. preparing, reserved, sending: what it waits for.
+    deadline: the time at which waiting ends with an error. has_job: a preprocess job was started. sends: its KV goes to
+        D.
     """
 
     shape: Shape
@@ -45,7 +46,7 @@ class Life:
     deadline: float | None = None
 
     def expect(self, request: Request, num_tokens: int | None) -> None:
-        """This is what is to be answered; no more than so many tokens of it here."""
+        """Expect the answer to `request`; at most `num_tokens` of it from this engine."""
         self.request = request
         self.answer, self.reason = answer_of(request)
         if num_tokens is not None and num_tokens < len(self.answer):
@@ -54,10 +55,10 @@ class Life:
 
 @dataclass(slots=True)
 class Ends:
-    """Which requests may end in the effects of one message, beside those whose answer is complete.
+    """The requests that a message may end.
 
-    must: uid -> reason, of all that have to. may: those that are allowed to. natural: whether a complete answer ends a
-    request here.
+    must: uid -> reason, requests that have to end. may: requests that are allowed to end. natural: whether a complete
+    answer ends a request here.
     """
 
     must: Mapping[int, FinishReason] = field(default_factory=dict)
@@ -68,8 +69,8 @@ class Ends:
 class History:
     """All requests and queries of a run.
 
-    live: those that were accepted and have not ended. ended: how the others did. num_completed: those of them that got
-    their whole answer.
+    live: accepted requests that have not ended. ended: uid -> reason, of requests that have ended. num_completed: ended
+    requests that got their whole answer.
     """
 
     def __init__(self) -> None:
@@ -80,11 +81,11 @@ class History:
         self._asked: set[int] = set()
 
     def accept(self, life: Life) -> None:
-        """A request was handed in."""
+        """A request was accepted."""
         self.live[life.request.uid] = life
 
     def ask(self, reply: int) -> None:
-        """A query was handed in."""
+        """A query was asked."""
         self._asked.add(reply)
 
     @property
@@ -93,7 +94,7 @@ class History:
         return len(self._asked)
 
     def note(self, effects: Effects, ends: Ends) -> None:
-        """Hold effects against what may be. Raises Violation."""
+        """Check effects against the rules, and add them to the history. Raises Violation."""
         for uid, num_cached in effects.started:
             life = self._life(uid, "started")
             require(not life.started, "started twice", f"request {uid}")
@@ -106,7 +107,7 @@ class History:
                     complete.append(uid)
         for sending in effects.sending:
             life = self._life(sending.uid, "sends its KV")
-            require(life.sends and not life.sending, "sent for nobody", f"request {sending.uid}")
+            require(life.sends and not life.sending, "sent without cause", f"request {sending.uid}")
             require(sending.token == life.answer[0], "wrong token", f"request {sending.uid} sends {sending.token}")
             life.sending = True
         for end in effects.ended:
@@ -116,14 +117,14 @@ class History:
         require(not spared, "not ended at once", f"requests {spared}")
         for request in effects.jobs:
             life = self._life(request.uid, "is to be prepared")
-            require(life.preparing and not life.has_job, "prepared for nobody or twice", f"request {request.uid}")
+            require(life.preparing and not life.has_job, "prepared without cause or twice", f"request {request.uid}")
             life.has_job = True
         for answer in effects.answers:
-            require(answer.reply in self._asked, "answered for nobody or twice", f"reply {answer.reply}")
+            require(answer.reply in self._asked, "answered without question or twice", f"reply {answer.reply}")
             self._asked.remove(answer.reply)
 
     def _token(self, uid: int, token: int) -> bool:
-        """The next token of an answer; returns whether it is the last."""
+        """Check the next token of an answer. Returns whether it is the last."""
         life = self._life(uid, f"gets token {token}")
         require(life.started, "a token before the start", f"request {uid}")
         index = life.num_tokens
@@ -157,11 +158,11 @@ class History:
         if life is None:
             if uid in self.ended:
                 raise Violation("after the end", f"request {uid} {what}, but has ended ({self.ended[uid]})")
-            raise Violation("nobody", f"request {uid} {what}, but was never accepted")
+            raise Violation("unknown request", f"request {uid} {what}, but was never accepted")
         return life
 
 
 def require(holds: bool, rule: str, message: str) -> None:
-    """Raises Violation."""
+    """Raises Violation unless `holds`."""
     if not holds:
         raise Violation(rule, message)

@@ -1,4 +1,4 @@
-"""From a long trace that breaks a rule to a short one that breaks the same rule, by leaving things out."""
+"""Shortens a trace that breaks a rule: leaves events out while the same rule breaks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from headway.simulation.setting import Setting
 from headway.simulation.shapes import Shape
 from headway.simulation.simulate import run_trace
 
-# What is left out of a setting and of a request where it has no part in the violation.
+# The simplest setting and request. Minimising moves towards these values.
 _PLAIN_SETTING: dict[str, Any] = {
     "deterministic": False,
     "num_speculative_tokens": 0,
@@ -31,11 +31,11 @@ _PLAIN_SHAPE = {**dict.fromkeys(Shape._fields, 0), "max_tokens": 1}
 
 
 class _Spent(Exception):
-    """So much was tried; what was found by then must do."""
+    """The budget is spent; the best trace so far is the result."""
 
 
 class _Search:
-    """The shortest trace found so far, and how many events and messages may still be run to find a shorter one."""
+    """The shortest trace so far, and the number of events and messages that may still be run to shorten it."""
 
     def __init__(self, trace: EventTrace, rule: str, budget: int) -> None:
         self.best = trace
@@ -43,11 +43,11 @@ class _Search:
         self._budget = budget
 
     def try_events(self, events: Sequence[Event]) -> bool:
-        """Whether these break the rule too; if so they are the best so far."""
+        """Whether these events break the rule too. If so, they become the best trace."""
         return self._try(EventTrace(self.best.setting, tuple(events)))
 
     def try_setting(self, setting: Setting) -> bool:
-        """Whether the rule is broken with this setting too."""
+        """Whether the rule breaks with this setting too. If so, it becomes part of the best trace."""
         return self._try(EventTrace(setting, self.best.events))
 
     def _try(self, trace: EventTrace) -> bool:
@@ -62,8 +62,10 @@ class _Search:
 
 
 def minimise(trace: EventTrace, rule: str, budget: int = 200_000) -> EventTrace:
-    """A trace that breaks the same rule, from which no event can be left out; or the shortest that was found by
-    running so many events and messages. Deterministic."""
+    """A trace that breaks the same rule, and from which no event can be left out; or the shortest found within the
+    budget.
+
+    budget: events and messages to run. Deterministic."""
     search = _Search(trace, rule, budget)
     try:
         _without_kinds(search)
@@ -105,7 +107,7 @@ def _without_uid(events: Sequence[Event], uid: int) -> Iterator[Event]:
 
 
 def _without_parts(search: _Search) -> None:
-    """Halves, then quarters, down to single events; again as long as that helps (delta debugging)."""
+    """Leave out halves, then quarters, down to single events, as long as this helps (delta debugging)."""
     size = max(1, len(search.best.events) // 2)
     while True:
         start, shorter = 0, False
@@ -121,7 +123,7 @@ def _without_parts(search: _Search) -> None:
 
 
 def _without_rounds(search: _Search) -> None:
-    """A launch and the answer after it, which can only go together."""
+    """Leave out a launch together with the answer to it."""
     i = 0
     while i < len(search.best.events):
         events = search.best.events
@@ -147,7 +149,7 @@ def _plain_setting(search: _Search) -> None:
 
 
 def _simpler_shapes(search: _Search) -> None:
-    """Requests without what does not matter, and as short as they can be."""
+    """Make every argument of every request as small as possible."""
     for i, event in enumerate(search.best.events):
         if event.name in ("add", "reserve"):
             for name in Shape._fields[1:]:
@@ -158,7 +160,7 @@ def _simpler_shapes(search: _Search) -> None:
 
 
 def _try_argument(search: _Search, i: int, at: int, value: int) -> bool:
-    """Whether the rule is broken as well with this smaller argument of event i."""
+    """Whether the rule also breaks with this smaller argument of event i. If so, it becomes part of the best trace."""
     events = list(search.best.events)
     if i >= len(events) or not _PLAIN_SHAPE[Shape._fields[at]] <= value < events[i].args[at]:
         return False

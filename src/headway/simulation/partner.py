@@ -28,33 +28,33 @@ from headway.simulation.watched import WatchedCore
 
 
 class Lease(NamedTuple):
-    """Blocks that a sender reads, and what they held when they were handed over: uint64 [num_tokens]."""
+    """Blocks that a sender reads. held: their contents when the lease began, uint64 [num_tokens]."""
 
     blocks: IntArray
     held: Words
 
 
 class Partner:
-    """Asks for reservations, takes them up or not, sends KV and receives it. One method for each event.
+    """Asks for reservations, starts or drops them, sends KV and receives it. One method for each event.
 
-    seats: reservations that are not taken up. leases: what is being sent, by uid; also of requests that have ended.
-    seated: uids that ever had a reservation. arrived: those with KV from P and no step yet, with how many tokens of it
-    were cached here before.
+    reservations: by uid, until they start. leases: by uid, also of requests that have ended. reserved_uids: uids that
+    ever had a reservation. arrived: uids with KV from P and no step yet -> the number of tokens that were cached here
+    before.
     """
 
     def __init__(self, setting: Setting, core: WatchedCore, device: OracleDevice) -> None:
-        self.seats: dict[int, Reservation] = {}
+        self.reservations: dict[int, Reservation] = {}
         self.leases: dict[int, Lease] = {}
-        self.seated: set[int] = set()
+        self.reserved_uids: set[int] = set()
         self.arrived: dict[int, int] = {}
         self._config = setting.config
         self._core = core
         self._device = device
 
     def after(self, effects: Effects) -> None:
-        """Whoever has ended holds no seat any more; what is to be sent is looked at."""
+        """Drop the reservations of ended requests, and check blocks that are to be sent."""
         for end in effects.ended:
-            self.seats.pop(end.uid, None)
+            self.reservations.pop(end.uid, None)
         for sending in effects.sending:
             life = self._core.history.live[sending.uid]
             held = self._device.send(life.request, sending.blocks, sending.num_tokens)
@@ -62,7 +62,7 @@ class Partner:
             life.deadline = self._core.now + self._config.send_timeout
 
     def device_lost(self) -> None:
-        """What is being sent is gone; its blocks are still lent."""
+        """The contents of lent blocks are lost. The leases go on."""
         for uid, (blocks, held) in self.leases.items():
             self.leases[uid] = Lease(blocks, self._device.read(blocks, len(held)))
 
@@ -75,18 +75,18 @@ class Partner:
         def query(reply: int) -> Message:
             return ReservePrefill(reply, request) if which == 0 else ReserveDecode(reply, request, timeout)
 
-        def accept(seat: object) -> None:
-            if seat is None:
+        def accept(reservation: object) -> None:
+            if reservation is None:
                 empty = not self._core.history.live and not self.leases and not self._core.paused
-                require(not empty, "refused for nothing", f"request {shape.uid} gets no reservation where nobody is")
+                require(not empty, "refused for nothing", f"request {shape.uid} gets no reservation in an empty engine")
                 return
             require(not self._core.paused, "reserved while paused", f"request {shape.uid}")
             until = self._core.now + (self._config.reservation_timeout if which == 0 else timeout)
             life = Life(shape, request, reserved=True, deadline=until)
             self._core.expect(life, request)
             self._core.history.accept(life)
-            self.seats[shape.uid] = self._checked(seat, request)
-            self.seated.add(shape.uid)
+            self.reservations[shape.uid] = self._checked(reservation, request)
+            self.reserved_uids.add(shape.uid)
 
         if shape.uid in self._core.history.ended:
             return
@@ -96,52 +96,52 @@ class Partner:
         else:
             self._core.ask(query, accept)
 
-    def _checked(self, seat: object, request: Request) -> Reservation:
-        if not isinstance(seat, Reservation):
-            raise Violation("bad answer", f"a reservation for {request.uid}: {seat}")
+    def _checked(self, reservation: object, request: Request) -> Reservation:
+        if not isinstance(reservation, Reservation):
+            raise Violation("bad answer", f"a reservation for {request.uid}: {reservation}")
         needed = len(request.prompt) + (1 if self._config.role is Role.DECODE else 0)
-        room = len(seat.blocks) * self._config.block_size
-        fits = seat.uid == request.uid and 0 <= seat.num_cached_tokens < needed <= room
+        room = len(reservation.blocks) * self._config.block_size
+        fits = reservation.uid == request.uid and 0 <= reservation.num_cached_tokens < needed <= room
         if not fits:
-            raise Violation("bad answer", f"{seat} for {needed} tokens of request {request.uid}")
-        return seat
+            raise Violation("bad answer", f"{reservation} for {needed} tokens of request {request.uid}")
+        return reservation
 
-    def _take_seat(self, uid: int, role: Role) -> tuple[Life, Reservation] | None:
-        """Whoever holds a reservation, and may take it up here, does."""
-        if uid not in self.seats or self._config.role is not role:
+    def _start_reservation(self, uid: int, role: Role) -> tuple[Life, Reservation] | None:
+        """Start the reservation of `uid`; None if there is none, or if the engine has another role."""
+        if uid not in self.reservations or self._config.role is not role:
             return None
         life = self._core.history.live[uid]
         life.reserved, life.deadline = False, None
-        return life, self.seats.pop(uid)
+        return life, self.reservations.pop(uid)
 
     def start_prefill(self, *uids: int) -> None:
-        """D has agreed."""
+        """D has a reservation too: P starts the prefills."""
         for uid in uids:
-            if (taken := self._take_seat(uid, Role.PREFILL)) is not None:
+            if (taken := self._start_reservation(uid, Role.PREFILL)) is not None:
                 taken[0].sends = True
         self._core.tell(StartPrefill(uids))
 
     def start_decode(self, uid: int) -> None:
-        """The KV has come from P; not before the steps are over that may still write to its blocks."""
-        reserved = self.seats.get(uid)
+        """The KV has come from P. Does nothing while a step in flight may still write to the reserved blocks."""
+        reserved = self.reservations.get(uid)
         if reserved is not None and any(step <= reserved.after_step for step in self._core.in_flight):
             return
-        taken = self._take_seat(uid, Role.DECODE)
+        taken = self._start_reservation(uid, Role.DECODE)
         if taken is None:
             self._core.tell_in_vain(StartDecode(uid, 3))
             return
-        life, seat = taken
-        self._device.receive(life.request, seat.blocks, seat.num_cached_tokens)
-        self.arrived[uid] = seat.num_cached_tokens
+        life, reservation = taken
+        self._device.receive(life.request, reservation.blocks, reservation.num_cached_tokens)
+        self.arrived[uid] = reservation.num_cached_tokens
         self._core.tell(StartDecode(uid, life.answer[0]), Ends(natural=True))
 
     def drop(self, *uids: int) -> None:
-        """The other side has failed."""
-        reserved = [uid for uid in uids if uid in self.seats]
+        """The other side has failed: the reservations are dropped."""
+        reserved = [uid for uid in uids if uid in self.reservations]
         self._core.tell(DropReservations(uids), self._core.must_end(reserved, FinishReason.ABORT))
 
     def sent(self, uid: int, failed: int) -> None:
-        """The sender is done with the blocks, whatever has become of it."""
+        """The sender no longer reads the blocks, whether it succeeded or failed."""
         message = SendDone(uid, "D is gone" if failed else None)
         lease = self.leases.pop(uid, None)
         if lease is None:

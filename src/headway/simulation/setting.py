@@ -1,4 +1,4 @@
-"""What a run is set up with: the scheduler's configuration, and how many steps its device takes at once."""
+"""The setting of a run: the configuration of the scheduler, and the number of steps in flight."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from headway.simulation.dice import Dice
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What a run is set up with; written and read as one line of JSON.
+    """The setting of a run. Written and read as one line of JSON.
 
-    static: static allocation. depth: steps in flight before the first of them must answer.
+    static: static allocation. depth: the most steps in flight.
     audits: whether all owners are recounted after every message and pass.
     """
 
@@ -29,7 +29,7 @@ class Setting:
 
     @classmethod
     def parse(cls, text: str) -> Setting:
-        """What `str` has written; what is left out is as it is by default. Raises ValueError, naming the value."""
+        """Parse the output of `str`; missing values are the defaults. Raises ValueError, naming the value."""
         values: dict[str, Any] = json.loads(text)
         options = {field.name for field in fields(SchedulerConfig)}
         own = {field.name for field in fields(cls)} - {"config"}
@@ -45,7 +45,7 @@ class Setting:
 
     @classmethod
     def of_seed(cls, seed: int) -> Setting:
-        """What a seed is run with: small, so that everything is scarce."""
+        """The setting of a seed. Everything is small, so that slots, tokens and blocks are scarce."""
         dice = Dice(f"{seed} setting")
         block_size = dice.pick((1, 2, 4, 4, 8))
         k = min(dice.pick((0, 0, 0, 1, 3)), block_size)

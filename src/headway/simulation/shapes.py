@@ -1,4 +1,4 @@
-"""Requests made of integers: small ones, that share prefixes, salts and images, and stop at common tokens."""
+"""Requests made of integers: small, with shared prefixes, salts and images, and common stop tokens."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ NUM_IMAGES = 4
 class Shape(NamedTuple):
     """A request in integers.
 
-    stem, shared: which common beginning, and how many tokens of it. own: tokens of its own after that.
-    salt: 0 is none. stops: how many of STOP_TOKENS end it. spans: 0 is none, else how images lie in the prompt.
+    stem, shared: the common beginning, and the number of its tokens. own: further tokens of this request alone.
+    salt: 0 is none. stops: how many of STOP_TOKENS end it. spans: layout of images in the prompt; 0: no images.
     prepare: whether a preprocess job works on it first.
     """
 
@@ -55,7 +55,7 @@ class Shape(NamedTuple):
         )
 
     def prepared(self, more: int) -> tuple[Sequence[int], tuple[Span, ...]]:
-        """Another prompt, and where images lie in it, as a preprocess job might make it: longer by `more` tokens."""
+        """The result of a preprocess job: another prompt, longer by `more` tokens, and the spans of its images."""
         tokens = self._tokens(self.own + more)
         return tokens, _spans(self.spans + 1, len(tokens))
 
@@ -65,14 +65,14 @@ class Shape(NamedTuple):
 
 @cache
 def _stream(which: int, length: int) -> list[int]:
-    """So many tokens of one of many endless streams."""
+    """The first `length` tokens of endless stream number `which`."""
     words = mix(np.arange(length, dtype=np.uint64) + np.uint64(which << 32))
     tokens: list[int] = (words % np.uint64(VOCAB)).tolist()
     return tokens
 
 
 def _spans(layout: int, length: int) -> tuple[Span, ...]:
-    """Up to two images, near the beginning so that prefixes share them; one of them needs no encoder."""
+    """Up to two images, near the beginning, so that shared prefixes contain them. Image 0 needs no encoder."""
     spans, place = [], layout % 3
     for i in range(layout % 2 + 1 if layout else 0):
         size = 1 + (layout + i) % 4

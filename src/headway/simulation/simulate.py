@@ -1,4 +1,4 @@
-"""Runs: of a seed, which draws what happens as it goes, and of a trace, which says so."""
+"""Runs of a seed, which draws the events, and of a trace, which lists them."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from headway.simulation.simulation import Simulation
 
 Mode = Literal["safety", "liveness", "both"]
 """safety: all owners are recounted after every message and pass. liveness: after the last step the faults stop, and
-everything must end. both: both."""
+every request must end. both: both."""
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What a run did. trace: what happened in it, to the violation if there was one.
+    """The outcome of a run. trace: its events, up to the violation if there is one.
 
-    num_steps: events, without those of the calm at the end. counts: what happened, by name.
+    num_steps: number of events, without the calm at the end. counts: how often each kind of event happened.
     decisions: a digest of every batch and effect, see `Decisions`.
     """
 
@@ -36,9 +36,9 @@ class Run:
 
 
 def run_seed(seed: int, num_steps: int, mode: Mode = "both", static: bool | None = None) -> Run:
-    """So many events drawn from a seed; the same arguments give the same run, bit for bit.
+    """Run `num_steps` events drawn from a seed. The same arguments give the same run, bit for bit.
 
-    static: whether allocation is static; None: the seed says so.
+    static: whether allocation is static; None: drawn from the seed.
     """
     drawn = Setting.of_seed(seed)
     setting = replace(drawn, audits=mode != "liveness", static=drawn.static if static is None else static)
@@ -58,7 +58,7 @@ def run_seed(seed: int, num_steps: int, mode: Mode = "both", static: bool | None
 
 
 def run_trace(trace: EventTrace) -> Run:
-    """What the trace says, up to the first violation."""
+    """Run the events of a trace, up to the first violation."""
     simulation = Simulation(trace.setting)
     for i, event in enumerate(trace.events):
         try:
@@ -80,7 +80,7 @@ def _run(simulation: Simulation, events: Sequence[Event], violation: Violation |
             "tokens generated": history.num_tokens,
             "tokens found in the prefix cache": now.num_prefix_hit_tokens,
             "preemptions": now.num_preemptions,
-            "reservations": len(simulation.partner.seated),
+            "reservations": len(simulation.partner.reserved_uids),
         }
     )
     trace = EventTrace(simulation.setting, tuple(events))

@@ -1,4 +1,4 @@
-"""One simulated run: the pure core, a device that knows what is right, and the world around them, event by event.
+"""One simulated run, event by event: the pure core, a device that knows the right KV, and the callers of both.
 
 No threads, no clock, no random numbers: the same events take the same core through the same states.
 """
@@ -45,15 +45,15 @@ from headway.simulation.shapes import Shape
 from headway.simulation.watched import WatchedCore
 
 ABORT, ERROR, STOP = FinishReason.ABORT, FinishReason.ERROR, FinishReason.STOP
-COMPLETE_ONES_END = Ends(natural=True)
+NATURAL_ENDS = Ends(natural=True)
 OF_THE_PARTNER = ("reserve", "start_prefill", "start_decode", "drop", "sent")
 SLOW = 25  # events; a step that takes longer to answer is counted as slow
 NO_TOKENS = np.zeros(0, dtype=np.int32)
 
 
 class Flight(NamedTuple):
-    """A step in flight. uids: whose rows it has, and who is new with it. encodes: whether it encodes images.
-    since: events before it was launched."""
+    """A step in flight. uids: requests with a row or an admission in it. encodes: whether it encodes images.
+    since: number of events before its launch."""
 
     result: StepResult
     uids: frozenset[int]
@@ -62,10 +62,10 @@ class Flight(NamedTuple):
 
 
 class Simulation:
-    """A core and all that it talks to.
+    """A core, its device, its callers and its partner.
 
-    partner: the other side of a P or D. answered: the last results that were told, or lost.
-    counts: what has happened, by name.
+    partner: the other side of a P or D. answered: the last results that the core was told, and lost results.
+    counts: how often each kind of event happened.
     """
 
     def __init__(self, setting: Setting) -> None:
@@ -81,16 +81,16 @@ class Simulation:
         self.counts: Counter[str] = Counter()
         self.num_events = 0
         self._slot_uids = [0] * setting.config.max_num_seqs
-        self._seen: set[int] = set()  # uids that the device has heard of
+        self._seen: set[int] = set()  # uids that some batch has admitted
         self._resets_when_idle = False
         self._happenings: dict[str, Callable[..., None]] = {
             name: getattr(self.partner, name) if name in OF_THE_PARTNER else getattr(self, f"_{name}")
             for name in EVENTS
-            if name != "calm"  # which is made of the others
+            if name != "calm"  # which consists of other events
         }
 
     def happen(self, event: Event) -> None:
-        """One event. Raises Violation if the core does what it must not do, whatever it is."""
+        """Carry out one event. Raises Violation if the core breaks any rule."""
         self.num_events += 1
         self.counts[event.name] += 1
         try:
@@ -125,21 +125,21 @@ class Simulation:
         self.counts["batches"] += 1
 
     def _check_idle(self) -> None:
-        """A pass without a step, and nothing in flight: then nobody can go on, or somebody is left waiting for ever."""
+        """After a pass without a batch and with nothing in flight, no request may run, or wait without a cause."""
         now = self.core.snapshot
         if self.in_flight or now.paused:
             return
         if now.num_running:
             raise Violation("stuck", f"{now.num_running} requests run, and there is no step: {now}")
         if now.num_waiting and not now.num_reserved and not self.partner.leases:
-            raise Violation("stuck", f"{now.num_waiting} requests wait, and nobody holds anything: {now}")
+            raise Violation("stuck", f"{now.num_waiting} requests wait, and no request holds anything: {now}")
 
     def _answer(self, outcome: int) -> None:
         if not self.in_flight:
             return
         result, uids, _, since = self.in_flight.popleft()
         self.counts["slow steps"] += self.num_events - since > SLOW
-        step_id, tokens, ends = result.step_id, result.tokens, COMPLETE_ONES_END
+        step_id, tokens, ends = result.step_id, result.tokens, NATURAL_ENDS
         self.core.step_over(step_id)
         if outcome == 0:
             self.device.done(step_id)
@@ -168,13 +168,13 @@ class Simulation:
         self.device.lose()
         for flight in self.in_flight:
             self.core.step_over(flight.result.step_id)
-            self.answered.append(flight.result)  # it may yet come, too late
+            self.answered.append(flight.result)  # the result may still come, too late
         self.counts["lost steps"] += len(self.in_flight)
         self.in_flight.clear()
         self.partner.device_lost()
         may = dict.fromkeys(self.history.live, ERROR)
-        if self.role is not Role.PREFILL:  # where a slot may be had before the device hears of it
-            may = {uid: ERROR for uid in may if uid in self._seen or uid in self.partner.seated}
+        if self.role is not Role.PREFILL:  # there a request may have a slot before its first batch
+            may = {uid: ERROR for uid in may if uid in self._seen or uid in self.partner.reserved_uids}
         self.core.tell(DeviceLost("the device was lost"), Ends(may=may))
         self._reset_if_idle()
 
@@ -193,7 +193,7 @@ class Simulation:
         if shape.prepare:
             life.preparing, life.deadline = True, self.core.now + self.config.preprocess_timeout
             self.core.tell(AddRequest(request))
-            require(life.has_job, "nobody prepares it", f"request {shape.uid}")
+            require(life.has_job, "not prepared", f"request {shape.uid}")
         else:
             self.core.tell(AddRequest(request), self.core.expect(life, request))
 
@@ -232,7 +232,7 @@ class Simulation:
     def _pause(self, abort: int, reset: int) -> None:
         self.core.paused = True
         self._resets_when_idle |= bool(reset)
-        over = list(self.history.live) if abort else list(self.partner.seats) if reset else []
+        over = list(self.history.live) if abort else list(self.partner.reservations) if reset else []
         self._forget_claims()
         self.core.tell(Pause(bool(abort), bool(reset)), self.core.must_end(over, ABORT))
         self._check_preempted()
@@ -240,18 +240,18 @@ class Simulation:
 
     def _resume(self) -> None:
         self.core.paused = False
-        if self._resets_when_idle:  # it does not wait for what is in flight, which ends as it began
+        if self._resets_when_idle:  # a resume does not wait for steps in flight, which end with the old weights
             self._change_weights()
         self.core.tell(Resume())
 
     def _preempt_all(self) -> None:
         self._forget_claims()
         self.core.tell(PreemptAll())
-        if self.role is not Role.PREFILL:  # where they are let in again at once
+        if self.role is not Role.PREFILL:  # a prefill engine admits them again at once
             self._check_preempted()
 
     def _check_preempted(self) -> None:
-        """Nobody runs any more, but those whose last step is in flight."""
+        """Only requests with a last step in flight may still run."""
         running, last = self.core.snapshot.num_running, len(self._in_flight_uids())
         require(running <= last, "not preempted", f"{running} requests run, {last} of them in flight")
 
@@ -260,20 +260,20 @@ class Simulation:
         self.device.change_weights()
 
     def _reset_cache(self) -> None:
-        holders = [*self.partner.seats, *self.partner.arrived, *self._in_flight_uids()]
-        if self.role is Role.PREFILL:  # where a slot may be had before the device hears of it
-            holders += [uid for uid in self.history.live if self._progress_of(uid).status in _SEATED]
+        holders = [*self.partner.reservations, *self.partner.arrived, *self._in_flight_uids()]
+        if self.role is Role.PREFILL:  # there a request may have a slot before its first batch
+            holders += [uid for uid in self.history.live if self._progress_of(uid).status in _WITH_SLOT]
         num_cached = self.core.ask(ResetPrefixCache)
         require(isinstance(num_cached, int) and num_cached >= 0, "bad answer", f"{num_cached} blocks were cached")
         self.device.change_weights(holders)
 
     def _reset_if_idle(self) -> None:
-        """A pause that resets the cache is for other weights: they come once nothing is in flight any more."""
+        """A pause with a cache reset is for new weights. They come when no step is in flight any more."""
         if self._resets_when_idle and not self.in_flight:
             self._change_weights()
 
     def _change_weights(self) -> None:
-        """Nobody may go on with what was cached; what is in flight, and what came from P alone, is none of that."""
+        """No request may go on with cached blocks. Steps in flight may, and requests whose whole KV came from P."""
         self._resets_when_idle = False
         arrived = [uid for uid, num_cached in self.partner.arrived.items() if not num_cached]
         self.device.change_weights([*arrived, *self._in_flight_uids()])
@@ -282,10 +282,10 @@ class Simulation:
         return {uid for flight in self.in_flight for uid in flight.uids}
 
     def _forget_claims(self) -> None:
-        """Whoever runs gives up its blocks, and starts again with the weights of that time; but one whose last step is
-        in flight does not."""
+        """Running requests release their blocks, and start again with the weights of that time. Exception: requests
+        with a last step in flight."""
         self.partner.arrived.clear()
-        self.device.keep_only(self.partner.seats.keys() | self._in_flight_uids())
+        self.device.keep_only(self.partner.reservations.keys() | self._in_flight_uids())
 
     # -- reads and the clock -------------------------------------------------------------------------------------
 
@@ -333,4 +333,4 @@ class Simulation:
         self.core.tell(Tick(), self.core.must_end(due, ERROR))
 
 
-_SEATED = (RequestStatus.RESERVED, RequestStatus.RUNNING_PREFILL)
+_WITH_SLOT = (RequestStatus.RESERVED, RequestStatus.RUNNING_PREFILL)

@@ -1,4 +1,4 @@
-"""The core under observation: whatever it is told, what it answers and how it stands afterwards is checked."""
+"""The core under observation: after each message its effects and its state are checked."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from headway.simulation.decisions import Decisions
 from headway.simulation.history import Ends, History, Life, Violation, require
 from headway.simulation.setting import Setting
 
-NOBODY_ENDS = Ends()
+NO_ENDS = Ends()
 
 
 class WatchedCore:
-    """A scheduler, and what its callers know of it.
+    """A scheduler, and the knowledge of its callers.
 
-    now: seconds. paused, in_flight (step ids): what the core must know too.
-    decisions: every batch and effect so far; the same for runs that went the same way.
-    after: called with the effects of every message and pass, once they are found to be in order.
+    now: seconds. paused, in_flight (step ids): the core must have the same.
+    decisions: digest of every batch and effect so far; equal for equal runs.
+    after: called with the effects of every message and pass, after they are checked.
     """
 
     def __init__(self, setting: Setting, after: Callable[[Effects], None]) -> None:
@@ -47,32 +47,32 @@ class WatchedCore:
         self._last_reply = 0
         self._awaiting: dict[int, set[int]] = {}  # reply id -> steps whose results it waits for
 
-    def tell(self, message: Message, ends: Ends = NOBODY_ENDS) -> None:
-        """Apply a message. ends: which requests it may end, or must."""
+    def tell(self, message: Message, ends: Ends = NO_ENDS) -> None:
+        """Apply a message. ends: the requests that it may end, or must end."""
         self.num_messages += 1
         self._note(self.scheduler.apply(message, self.now), ends)
 
     def tell_in_vain(self, message: Message) -> None:
-        """A message that means nothing here: nothing may happen."""
+        """Apply a message that must have no effect."""
         before = self.snapshot
         self.num_messages += 1
         effects = self.scheduler.apply(message, self.now)
         if effects:
             raise Violation("something of nothing", f"{type(message).__name__} has effects: {effects}")
-        self._note(effects, NOBODY_ENDS)
+        self._note(effects, NO_ENDS)
         require(self.snapshot == before, "something of nothing", f"{type(message).__name__} changed the state")
 
     def look(self, uids: Iterable[int]) -> None:
-        """The reads that the owner has. They tell of these requests if they live, and change nothing."""
+        """Check the reads of the scheduler's owner: they must list these requests if they live, and change nothing."""
         before, known = self.snapshot, {request.uid for request in self.scheduler.requests()}
         strange = [uid for uid in uids if (uid in known) != (uid in self.history.live)]
         require(not strange, "not told of", f"requests {strange} live here or there alone")
         require(self.scheduler.audit_report().ok, "audit", "a read found a problem")
-        self._note(Effects(), NOBODY_ENDS)
+        self._note(Effects(), NO_ENDS)
         require(self.snapshot == before, "something of nothing", "a read changed the state")
 
     def refuses(self, message: Message, error: type[Exception]) -> None:
-        """A message that must be refused with this error, and change nothing."""
+        """Apply a message that must be refused with this error, and change nothing."""
         before = self.snapshot
         self.num_messages += 1
         try:
@@ -80,13 +80,14 @@ class WatchedCore:
         except error:
             effects = None
         require(effects is None, "not refused", f"{type(message).__name__} should raise {error.__name__}: {effects}")
-        self._note(Effects(), NOBODY_ENDS)
+        self._note(Effects(), NO_ENDS)
         require(self.snapshot == before, "refused, but", f"{type(message).__name__} changed the state")
 
     def ask(self, query: Callable[[int], Message], accept: Callable[[object], None] | None = None) -> object:
-        """The answer to a query that is answered at once.
+        """Ask a query that is answered at once. Returns the answer.
 
-        query: makes it, given a reply id. accept: called with the answer before the core's state is checked.
+        query: makes the message from a reply id. accept: called with the answer, before the state of the core is
+            checked.
         """
         message = query(self._new_reply())
         self.num_messages += 1
@@ -96,37 +97,37 @@ class WatchedCore:
             raise Violation("not answered", f"{message} has {effects}")
         if accept is not None:
             accept(values[0])
-        self._note(effects, NOBODY_ENDS)
+        self._note(effects, NO_ENDS)
         return values[0]
 
     def await_steps(self, query: Callable[[int], Message]) -> None:
-        """A query that is answered when all that is in flight now is."""
+        """Ask a query that is answered when all steps in flight now have results."""
         message = query(self._new_reply())
         self._awaiting[self._last_reply] = set(self.in_flight)
         self.tell(message)
 
     def schedule(self) -> Batch | None:
-        """A pass. It ends nobody: whoever was let in can be served."""
+        """Run a pass. It must end no request: every accepted request can be served."""
         batch = self._schedule()
         if batch is not None:
             require(not self.paused, "a step while paused", f"step {batch.step_id}")
             self.in_flight.add(batch.step_id)
             self.decisions.take_batch(batch)
-        self._note(Effects(), NOBODY_ENDS)
+        self._note(Effects(), NO_ENDS)
         return batch
 
     def step_over(self, step_id: int) -> None:
-        """A step is in flight no more: its result is about to be told, or lost."""
+        """A step is in flight no more: its result will be told next, or is lost."""
         self.in_flight.discard(step_id)
         for steps in self._awaiting.values():
             steps.discard(step_id)
 
     def must_end(self, uids: Iterable[int], reason: FinishReason) -> Ends:
-        """All of these that live must end now."""
+        """Those of these requests that live must end now."""
         return Ends(must={uid: reason for uid in uids if uid in self.history.live})
 
     def can_serve(self, request: Request) -> bool:
-        """Whether there is room for it if it is alone, whole and image by image."""
+        """Whether the request fits an empty engine, as a whole and image by image."""
         config = self._config
         return (
             len(request.prompt) > 0 < request.max_tokens
@@ -136,11 +137,11 @@ class WatchedCore:
         )
 
     def expect(self, life: Life, request: Request) -> Ends:
-        """From now on this is what is to be answered; if it never can be, that is told at once."""
+        """Expect the answer to `request`. If it never fits, it must end at once."""
         if not self.can_serve(request):
             return self.must_end([request.uid], FinishReason.ERROR)
         life.expect(request, num_tokens=1 if self._config.role is Role.PREFILL else None)
-        return NOBODY_ENDS
+        return NO_ENDS
 
     def _new_reply(self) -> int:
         self._last_reply += 1
@@ -159,7 +160,7 @@ class WatchedCore:
         self._check()
 
     def _check(self) -> None:
-        """What must hold at any time."""
+        """Check the rules that hold at any time."""
         if self._audits:
             self.scheduler.audit()
         self.snapshot = now = self.scheduler.snapshot()

@@ -1,0 +1,1 @@
+"""One file per benchmark; its function `command` is a command of `headway bench`."""

@@ -1,0 +1,66 @@
+"""A peer's process, and the samples that come out of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from itertools import count
+from pathlib import Path
+
+from headway.bench import answering
+from headway.bench.child_process import AnsweringProcess, ChildError
+from headway.bench.rounds import Samples
+from headway_lab.peers import environment
+from headway_lab.schedulers import workloads
+from headway_lab.schedulers.workloads import Workload
+
+HERE = Path(__file__).parent
+RUNNER = (str(HERE / "runner.py"), answering.__file__, workloads.__file__)
+PEERS: dict[str, Callable[[], Path]] = {
+    "vllm": environment.vllm_python,
+    "transformers": environment.own_python,
+}
+"""The Python of each peer's environment, which is made if need be."""
+
+
+class Peer(AnsweringProcess):
+    """A peer, from `with` on. name, version: its own."""
+
+    def __init__(self, command: Sequence[str]) -> None:
+        super().__init__(command)
+        self._keys = count(1)
+
+    @property
+    def name(self) -> str:
+        name: str = self.hello["name"]
+        return name
+
+    @property
+    def version(self) -> str:
+        version: str = self.hello["version"]
+        return version
+
+    def run(self, workload: Workload) -> Iterator[Samples]:
+        """The samples of each round, which is run when they are asked for. Several workloads may be open at a time."""
+        key = next(self._keys)
+        self.ask({"open": key, "workload": type(workload).__name__, "fields": asdict(workload)})
+        while (samples := self.ask({"next": key})) is not None:
+            yield samples
+
+
+@contextmanager
+def open_peer(name: str) -> Iterator[Peer]:
+    """Start a peer, whose environment is made first if it is missing.
+
+    Raises PeerMissing, in one line that says how to get it, if that cannot be; ChildError if it fails later.
+    """
+    command = [str(PEERS[name]()), *RUNNER, str(HERE / f"{name}_system.py")]
+    with ExitStack() as stack:
+        try:
+            peer = stack.enter_context(Peer(command))
+        except ChildError as error:
+            raise environment.PeerMissing(
+                f"{name} does not start in {command[0]}: {str(error).splitlines()[-1]}; {environment.HOW_TO_GET[name]}"
+            ) from error
+        yield peer

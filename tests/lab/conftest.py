@@ -1,0 +1,30 @@
+"""A stand-in for peers."""
+
+from contextlib import contextmanager
+
+import pytest
+from headway_lab.peers import process
+from headway_lab.schedulers.headway_system import HeadwaySystem
+
+
+@pytest.fixture
+def fake_peers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Peers that are our own scheduler again; returns those that were started."""
+    started = []
+
+    class Fake:
+        version = "9.9"
+
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def run(self, workload):
+            return workload.run(HeadwaySystem)
+
+    @contextmanager
+    def open_peer(name: str):
+        started.append(str(name))
+        yield Fake(str(name))
+
+    monkeypatch.setattr(process, "open_peer", open_peer)
+    return started

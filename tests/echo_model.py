@@ -18,7 +18,6 @@ from headway.engine.engine import Engine
 from headway.executor.base import Executor, OnDone
 from headway.executor.device_thread import DeviceThread
 from headway.model_files import ModelFiles
-from headway.model_limits import ModelLimits
 from headway.scheduler.batch import Batch, StepResult
 from tests.tiny_tokenizer import CHAT_TEMPLATE, byte_tokenizer
 
@@ -90,9 +89,8 @@ def use_echo_model(monkeypatch, before_step: Callable[[Batch], None] | None = No
 
     def from_config(cls, config, on_effects):
         files = ModelFiles.resolve(config)
-        limits = ModelLimits(files.vocab_size, files.eos_token_ids)
         num_blocks = config.num_blocks or 1024
-        return cls.assemble(config, EchoExecutor(before_step), files.max_model_len, num_blocks, limits, on_effects)
+        return cls.assemble(config, EchoExecutor(before_step), num_blocks, files.limits, on_effects)
 
     monkeypatch.setattr(Engine, "from_config", classmethod(from_config))
 

@@ -14,6 +14,7 @@ import pytest
 
 import headway
 from headway.cli import main
+from headway.commands import options
 from headway.config import EngineConfig, Role
 from tests.echo_model import MAX_MODEL_LEN, use_echo_model, write_echo_model
 
@@ -189,8 +190,11 @@ def test_help_shows_how_to_schedule_in_a_panel_of_its_own(run, monkeypatch, comm
     code, out, _ = run(command, "--help")
     assert code == 0
     before, panel = out.split("─ Scheduling ─")
-    for option in ("--reserve", "--victim", "--max-bypass", "--no-enable-priority-preemption", "--send-timeout"):
+    assert "--role" in out
+    for option in ("--reserve", "--victim", "--max-bypass", "--no-enable-priority-preemption"):
         assert option in panel and option not in before
+    for option in options._NOT_SHOWN:
+        assert option.replace("_", "-") not in out, "no command has a use for it yet"
 
 
 @pytest.mark.parametrize("command", ["generate", "chat", "serve"])

@@ -17,6 +17,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import headway
 from headway import LLM, EngineDeadError, FinishReason, RequestError, SamplingParams, default_model
 from headway.engine.engine import Engine
+from headway.request import NewRequest
+from headway.token_ids import pack
 from tests.echo_model import EOS, MAX_MODEL_LEN, TOKENIZER, use_echo_model, wait_until, write_echo_model
 
 LONG = SamplingParams(temperature=0, max_tokens=200)
@@ -161,7 +163,7 @@ def test_a_model_that_is_not_there_is_a_value_error():
 def test_settings_reach_the_engine(folder, gate):
     with LLM(folder, **SMALL, scheduler="v1", max_model_len=32, block_size=8, device=None, dtype=None) as llm:
         assert (llm.config.scheduler, llm.config.device, llm.config.dtype) == ("v1", "auto", "auto")
-        limits = llm._engine.scheduler_config
+        limits = llm._engine.manager.config
         assert (limits.max_num_seqs, limits.max_model_len, limits.block_size) == (4, 32, 8)
 
 
@@ -366,7 +368,7 @@ def test_an_llm_that_goes_out_of_use_stops_its_engine(folder, gate):
     gc.collect()
     assert gone() is None
     with pytest.raises(EngineDeadError):
-        engine.add("r", [1], LONG)
+        engine.add(NewRequest(request_id="r", prompt=pack([1], 9), sampling=LONG))
 
 
 def test_a_program_that_forgets_to_shut_down_exits(folder):

@@ -27,10 +27,12 @@ from headway.errors import EngineDeadError, QueueFullError, RequestError
 from headway.model_files import ModelFiles
 from headway.outputs import RequestDelta, RequestOutput
 from headway.prompts import Messages, Prompt, as_list, ids_of, one_each, text_of
+from headway.request import NewRequest
 from headway.sampling import SamplingParams
 from headway.scheduler.audit import AuditReport
 from headway.scheduler.effects import Effects
 from headway.scheduler.snapshot import Snapshot
+from headway.token_ids import pack
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -43,12 +45,9 @@ _REFRESH_SECONDS = 0.1
 class _Job:
     """A request that was checked and is ready to go in."""
 
-    request_id: str
+    request: NewRequest
     uids: tuple[int, ...]
-    prompt: str | None
-    prompt_token_ids: list[int]
-    sampling: SamplingParams
-    priority: int
+    text: str | None
 
 
 class LLM:
@@ -73,7 +72,7 @@ class LLM:
         # The engine gets the folder: a hub id must not resolve to one revision here and to another there.
         self.config = replace(config, model=str(self.files.path), served_model_name=self.files.name)
         self._effects: queue.SimpleQueue[Effects] = queue.SimpleQueue()
-        self._processor = TokenProcessor(self.tokenizer, self.files.eos_token_ids)
+        self._processor = TokenProcessor(self.tokenizer, self.files.limits.eos_token_ids)
         self._request_ids = map(str, itertools.count())
         self._uids = itertools.count(1)
         self._busy = False
@@ -193,15 +192,15 @@ class LLM:
 
     def snapshot(self) -> Snapshot:
         """The scheduler's state in numbers, as last published."""
-        return self._engine.snapshot()
+        return self._engine.manager.snapshot()
 
     def reset_prefix_cache(self) -> int:
         """Forget what is cached of earlier prompts; returns how many blocks were."""
-        return self._engine.reset_prefix_cache()
+        return self._engine.manager.reset_prefix_cache()
 
     def audit(self) -> AuditReport:
         """Who owns which slots and blocks, recounted from the ground up."""
-        return self._engine.audit()
+        return self._engine.manager.audit()
 
     def shutdown(self) -> None:
         """Stop the engine; it takes no more requests. Happens by itself when this object goes away. Idempotent."""
@@ -237,16 +236,22 @@ class LLM:
         if sampling_params is None:
             sampling_params = self.default_sampling_params()
         params = one_each("sampling_params", sampling_params, count)
-        jobs = []
-        for index, (ids, sampling) in enumerate(zip(token_ids, params)):
+        priorities = one_each("priority", priority, count)
+        requests = []
+        for index, (ids, sampling, one_priority) in enumerate(zip(token_ids, params, priorities)):
             try:
-                self._engine.check_request(ids, sampling)
+                prompt = pack(ids, self.files.limits.vocab_size)
+                request = NewRequest(
+                    request_id=next(self._request_ids), prompt=prompt, sampling=sampling, uid=0, priority=one_priority
+                )
+                self._engine.manager.door.make_request(request)
             except RequestError as error:
                 raise RequestError(f"prompt {index}: {error}") from None
-        for text, ids, sampling, one_priority in zip(texts, token_ids, params, one_each("priority", priority, count)):
-            uids = tuple(itertools.islice(self._uids, sampling.n))
-            jobs.append(_Job(next(self._request_ids), uids, text, ids, sampling, one_priority))
-        return jobs
+            requests.append(request)
+        return [
+            _Job(request, tuple(itertools.islice(self._uids, request.sampling.n)), text)
+            for request, text in zip(requests, texts)
+        ]
 
     # -- from jobs to answers ------------------------------------------------------------------------------------
 
@@ -256,7 +261,7 @@ class LLM:
             for processed in run:
                 outputs.update((output.request_id, output) for output in processed.outputs)
                 report(len(outputs), processed.num_tokens)
-        return [outputs[job.request_id] for job in jobs]
+        return [outputs[job.request.request_id] for job in jobs]
 
     def _stream(self, jobs: list[_Job]) -> Generator[RequestDelta, None, None]:
         with closing(self._run(jobs, stream=True)) as run:
@@ -273,41 +278,28 @@ class LLM:
         try:
             now = time.monotonic()
             for job in jobs:
-                processor.add(
-                    job.request_id,
-                    job.uids,
-                    job.sampling,
-                    prompt=job.prompt,
-                    prompt_token_ids=job.prompt_token_ids,
-                    now=now,
-                    stream=stream,
-                )
-            waiting = deque(
-                (job, uid, request_id, sampling)
-                for job in jobs
-                for uid, (request_id, sampling) in zip(job.uids, expand(job.request_id, job.sampling))
-            )
+                processor.add(job.request, job.uids, text=job.text, now=now, stream=stream)
+            waiting = deque(answer for job in jobs for answer in expand(job.request, job.uids))
             while len(processor):
                 self._hand_in(waiting)
                 effects = self._next_effects()
                 if effects is not None:
                     processed = processor.process(effects, time.monotonic())
                     if processed.stop_uids:
-                        self._engine.finish(processed.stop_uids)
+                        self._engine.manager.finish(processed.stop_uids)
                     yield processed
         finally:
             self._busy = False
-            left = [uid for job in jobs for uid in processor.discard(job.request_id)]
+            left = [uid for job in jobs for uid in processor.discard(job.request.request_id)]
             if left:
                 with suppress(EngineDeadError):  # then they have ended; why it died is said where it was noticed
-                    self._engine.abort(left)
+                    self._engine.manager.abort(left)
 
-    def _hand_in(self, waiting: deque[tuple[_Job, int, str, SamplingParams]]) -> None:
+    def _hand_in(self, waiting: deque[NewRequest]) -> None:
         """Give the engine what it has room for."""
         while waiting:
-            job, uid, request_id, sampling = waiting[0]
             try:
-                self._engine.add(request_id, job.prompt_token_ids, sampling, uid=uid, priority=job.priority)
+                self._engine.add(waiting[0])
             except QueueFullError:
                 return
             waiting.popleft()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from headway.config import EngineConfig
 from headway.error_text import first_line
+from headway.model_limits import ModelLimits
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -36,8 +37,8 @@ class ModelFiles:
 
     path: the local folder; a hub id is resolved to its snapshot folder.
     name: the name under which it is served.
-    max_model_len: tokens of the longest request; the smaller of what the model was made for and what the user set.
-    eos_token_ids: from the generation config, else from the config; sorted.
+    limits: max_model_len is the smaller of what the model was made for and what the user set; eos_token_ids are from
+        the generation config, else from the config, sorted.
     default_sampling: those of temperature, top_p, top_k, min_p and repetition_penalty that the model's generation
         config names.
     tokenizer: folder or hub id the tokenizer is loaded from.
@@ -46,9 +47,7 @@ class ModelFiles:
     path: Path
     name: str
     hf_config: PretrainedConfig
-    vocab_size: int
-    max_model_len: int
-    eos_token_ids: tuple[int, ...]
+    limits: ModelLimits
     default_sampling: dict[str, Any]
     tokenizer: str
     trust_remote_code: bool = False
@@ -70,9 +69,11 @@ class ModelFiles:
             path=path,
             name=config.served_model_name or config.model or "headway-default",
             hf_config=hf_config,
-            vocab_size=int(text_config.vocab_size),
-            max_model_len=max_model_len,
-            eos_token_ids=_eos_token_ids(generation, hf_config, text_config),
+            limits=ModelLimits(
+                vocab_size=int(text_config.vocab_size),
+                max_model_len=max_model_len,
+                eos_token_ids=_eos_token_ids(generation, hf_config, text_config),
+            ),
             default_sampling={name: generation[name] for name in _SAMPLING_FIELDS if generation.get(name) is not None},
             tokenizer=config.tokenizer or str(path),
             trust_remote_code=config.trust_remote_code,

@@ -6,8 +6,10 @@ state. They import numpy and nothing else.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from enum import IntEnum, StrEnum
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,29 +62,53 @@ class Span:
 
 
 @dataclass(slots=True, kw_only=True)
-class Request:
-    """One sequence to generate, as the core takes it. Made at the door; immutable from there on.
+class NewRequest:
+    """One sequence to generate, as a caller brings it. It crosses unchanged from the HTTP face, or `LLM`, to the door.
 
-    uid: the engine's own id, unique for ever; late messages and results name requests by it.
     request_id: the caller's id, unique among the requests in the engine.
-    prompt: int32 [num_prompt_tokens], read-only.
-    max_tokens: output tokens, already clamped to what `max_model_len` leaves.
-    stop_token_ids: every token that ends the request (end-of-sequence tokens included unless ignored).
+    prompt: int32 [num_prompt_tokens], best as `token_ids.pack` makes it: then nothing on the way copies it.
+    uid: the caller's own, unique for ever; None: the door gives one.
     priority: lower is served first.
     cache_salt: requests share cached prefixes only with requests of the same salt.
-    arrival_time: seconds, on the clock of whoever drives the scheduler.
     spans: parts of the prompt that must not be cut, in order, none overlapping another.
     preprocess: what the engine's preprocessor makes prompt and spans from, opaque here; None: nothing to prepare.
+        Then the prompt may be empty.
+    kv_transfer_params: what the connector that moves KV is told, a small JSON object, opaque here.
+    arrival_time: seconds, `time.monotonic` of this host; None: the moment at the door.
     """
 
-    uid: int
     request_id: str
     prompt: NDArray[np.int32]
     sampling: SamplingParams
-    max_tokens: int
-    stop_token_ids: tuple[int, ...] = ()
+    uid: int | None = None
     priority: int = 0
     cache_salt: str | None = None
-    arrival_time: float = 0.0
     spans: tuple[Span, ...] = ()
     preprocess: bytes | None = None
+    kv_transfer_params: Mapping[str, Any] | None = None
+    arrival_time: float | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class Request(NewRequest):
+    """A `NewRequest` that the door has checked, as the core takes it. Immutable from there on.
+
+    uid: the engine's own id, unique for ever; late messages and results name requests by it.
+    prompt: int32, unchangeable.
+    max_tokens: output tokens, already clamped to what `max_model_len` leaves.
+    stop_token_ids: every token that ends the request (end-of-sequence tokens included unless ignored).
+    arrival_time: seconds, on the clock that drives the scheduler.
+    """
+
+    uid: int
+    max_tokens: int
+    stop_token_ids: tuple[int, ...] = ()
+    arrival_time: float = 0.0
+
+    @classmethod
+    def of(cls, new: NewRequest, **checked: Any) -> Request:
+        """What `new` brings, field by field, and what the door has `checked` or added."""
+        return cls(**{name: getattr(new, name) for name in _BROUGHT} | checked)
+
+
+_BROUGHT = tuple(field.name for field in fields(NewRequest))

@@ -10,10 +10,11 @@ import httpx
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from headway import LLM, RequestError, SamplingParams, wire
+from headway import LLM, RequestError, SamplingParams
 from headway.client.chat_template import ChatTemplate
 from headway.client.conversation import Conversation
 from headway.server.api import create_app
+from headway.wire.to_engine import AddGroup
 from tests.echo_model import use_echo_model, write_echo_model
 from tests.server.fakes import MODEL, fake_client
 from tests.tiny_tokenizer import CHAT_TEMPLATE, byte_tokenizer
@@ -62,8 +63,8 @@ class Faces:
         if response.status_code != 200:
             assert response.status_code == 400 and not self._link.sent
             return str(response.json()["error"]["message"])
-        ((add,),) = (group.adds for group in self._link.sent_of(wire.AddGroup))
-        return wire.unpack_tokens(add.prompt).tolist()
+        ((add,),) = (group.requests for group in self._link.sent_of(AddGroup))
+        return add.prompt.tolist()
 
     async def by_tokenize(self, body: dict[str, Any]) -> list[int] | str:
         answer = (await self._http.post("/tokenize", json=body)).json()

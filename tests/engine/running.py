@@ -15,7 +15,7 @@ from headway.managers import Manager
 from headway.sampling import SamplingParams
 from headway.scheduler import Batch, Effects
 from tests.history import History
-from tests.managers.driving import PATIENCE, VOCAB, make
+from tests.managers.driving import PATIENCE, VOCAB, make, new_request
 
 
 def eventually(condition: Callable[[], Any]) -> bool:
@@ -68,7 +68,7 @@ class Running:
     ) -> int:
         """Hand in a request; returns its uid."""
         params = SamplingParams(max_tokens=max_tokens, **sampling)
-        return self.engine.add(request_id, prompt, params, preprocess=preprocess)
+        return self.engine.add(new_request(request_id, prompt, params, preprocess=preprocess))
 
 
 class Clock:
@@ -100,12 +100,12 @@ class Clock:
 def pause_within_a_step(it: Running, hang: Hang, *args: Any, **kwargs: Any) -> None:
     """Pause while the device is in the step in which it hangs, so that all who are inside are in the middle."""
     assert hang.reached.wait(PATIENCE)
-    thread = threading.Thread(target=it.engine.pause, args=args, kwargs=kwargs)
+    thread = threading.Thread(target=it.manager.pause, args=args, kwargs=kwargs)
     thread.start()
-    assert eventually(lambda: it.engine.snapshot().paused)
+    assert eventually(lambda: it.manager.snapshot().paused)
     hang.let_go.set()
     thread.join(PATIENCE)
-    assert not thread.is_alive() and it.engine.snapshot().num_in_flight == 0
+    assert not thread.is_alive() and it.manager.snapshot().num_in_flight == 0
 
 
 class Device(SimulatedExecutor):

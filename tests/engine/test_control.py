@@ -14,7 +14,7 @@ from headway.request import FinishReason, RequestStatus
 from headway.sampling import SamplingParams
 from headway.scheduler import Batch, Sending
 from tests.engine.running import Clock, Device, Hang, Running, eventually, pause_within_a_step, running
-from tests.managers.driving import PATIENCE, answer_to, assert_nothing_held, prompt_of
+from tests.managers.driving import PATIENCE, answer_to, assert_nothing_held, make_request, prompt_of
 
 
 def in_thread(work: Any, *args: Any, **kwargs: Any) -> tuple[threading.Thread, list[Any]]:
@@ -40,14 +40,14 @@ def test_a_pause_ends_what_is_inside_and_refuses_what_comes(name: str) -> None:
     with running(name, Device(before_step=hang)) as it:
         uids = [it.add(f"r{i}", max_tokens=50) for i in range(6)]
         pause_within_a_step(it, hang)
-        assert it.engine.is_paused
-        assert it.engine.snapshot().num_in_flight == 0
+        assert it.manager.door.paused
+        assert it.manager.snapshot().num_in_flight == 0
         it.history.wait_for(uids)
         assert {it.history.ends[uid].reason for uid in uids} == {FinishReason.ABORT}
         with pytest.raises(EnginePausedError, match="resumed"):
             it.add("more")
-        it.engine.resume()
-        assert not it.engine.is_paused
+        it.manager.resume()
+        assert not it.manager.door.paused
         more = it.add("more")
         it.history.wait_for([more])
         assert it.history.tokens[more] == answer_to([1, 2, 3], 4)
@@ -70,7 +70,7 @@ def test_what_a_pause_keeps_goes_on_after_it(name: str, clock: Clock) -> None:
         before = launched
         clock.let_pass(3600)
         assert launched == before and it.manager.door.num_inside == 6
-        it.engine.resume()
+        it.manager.resume()
         it.history.wait_for(uids)
         assert [it.history.tokens[uid] for uid in uids] == [answer_to(prompt, 30) for prompt in prompts]
     assert_nothing_held(it.manager)
@@ -81,7 +81,7 @@ def test_a_pause_returns_when_nothing_is_on_the_device(name: str) -> None:
     with running(name, Device(before_step=hang)) as it:
         uid = it.add("a")
         assert hang.reached.wait(PATIENCE)
-        thread, outcome = in_thread(it.engine.pause, timeout=PATIENCE)
+        thread, outcome = in_thread(it.manager.pause, timeout=PATIENCE)
         it.history.wait_for([uid])  # nobody inside waits for the device
         with pytest.raises(EnginePausedError):
             it.add("b")
@@ -89,7 +89,7 @@ def test_a_pause_returns_when_nothing_is_on_the_device(name: str) -> None:
         hang.let_go.set()
         thread.join(PATIENCE)
         assert outcome == [None]
-        assert it.engine.snapshot().num_in_flight == 0
+        assert it.manager.snapshot().num_in_flight == 0
 
 
 def test_a_pause_that_takes_too_long_says_so_and_holds(name: str) -> None:
@@ -98,10 +98,10 @@ def test_a_pause_that_takes_too_long_says_so_and_holds(name: str) -> None:
         it.add("a")
         assert hang.reached.wait(PATIENCE)
         with pytest.raises(TimeoutError):
-            it.engine.pause(timeout=0.05)
-        assert it.engine.is_paused
+            it.manager.pause(timeout=0.05)
+        assert it.manager.door.paused
         hang.let_go.set()
-        it.engine.resume()
+        it.manager.resume()
         it.history.wait_for([it.add("b")])
 
 
@@ -109,8 +109,8 @@ def test_a_pause_that_takes_too_long_says_so_and_holds(name: str) -> None:
 def test_a_pause_resets_the_cache_if_it_should(name: str, reset: bool) -> None:
     with running(name) as it:
         it.history.wait_for([it.add("a", prompt_of(1, 40))])
-        it.engine.pause(reset_prefix_cache=reset)
-        it.engine.resume()
+        it.manager.pause(reset_prefix_cache=reset)
+        it.manager.resume()
         again = it.add("b", prompt_of(1, 40))
         it.history.wait_for([again])
         assert (it.history.started[again] == 0) == reset
@@ -119,8 +119,8 @@ def test_a_pause_resets_the_cache_if_it_should(name: str, reset: bool) -> None:
 def test_a_mode_that_does_not_exist_is_refused_and_nothing_pauses(name: str) -> None:
     with running(name) as it:
         with pytest.raises(ValueError, match="mode must be one of abort, preempt, got 'wait'"):
-            it.engine.pause("wait")  # type: ignore[arg-type]
-        assert not it.engine.is_paused
+            it.manager.pause("wait")  # type: ignore[arg-type]
+        assert not it.manager.door.paused
 
 
 def test_a_paused_engine_stops_at_once(name: str) -> None:
@@ -143,9 +143,9 @@ def test_the_cache_can_be_reset_while_others_run(name: str) -> None:
         it.history.wait_for([it.add("a", prompt_of(1, 16), max_tokens=2)])
         it.add("b", prompt_of(2, 8), max_tokens=9)
         assert hang.reached.wait(PATIENCE)
-        cached = it.engine.reset_prefix_cache()
+        cached = it.manager.reset_prefix_cache()
         assert cached >= 4  # the blocks of the first prompt, at 4 tokens each
-        assert it.engine.reset_prefix_cache() == 0
+        assert it.manager.reset_prefix_cache() == 0
         hang.let_go.set()
 
 
@@ -155,11 +155,11 @@ def test_progress_tells_how_far_a_request_is(name: str) -> None:
         uid = it.add("a", prompt_of(1, 9), max_tokens=20)
         assert hang.reached.wait(PATIENCE)
         for known_as in (uid, "a"):
-            progress = it.engine.progress(known_as)
+            progress = it.manager.progress(known_as)
             assert progress is not None
             assert (progress.uid, progress.request_id, progress.status) == (uid, "a", RequestStatus.RUNNING_DECODE)
             assert (progress.num_prompt_tokens, progress.num_output_tokens) == (9, 2)
-        assert it.engine.progress("nobody") is None
+        assert it.manager.progress("nobody") is None
         hang.let_go.set()
 
 
@@ -169,8 +169,8 @@ def test_an_audit_names_every_owner_while_a_step_runs(name: str) -> None:
         for i in range(2):
             it.add(f"r{i}", prompt_of(i, 9))
         assert hang.reached.wait(PATIENCE)
-        assert eventually(lambda: it.engine.snapshot().num_requests_added == 2)
-        report = it.engine.audit()
+        assert eventually(lambda: it.manager.snapshot().num_requests_added == 2)
+        report = it.manager.audit()
         assert report.ok and report.problems == ()
         assert report.num_requests == 2
         owners = {owner.name: owner for owner in report.owners}
@@ -185,7 +185,7 @@ def test_an_audit_names_every_owner_while_a_step_runs(name: str) -> None:
 def prefill(it: Running, request_id: str, prompt: list[int]) -> int:
     """What a router does on P; returns the uid."""
     manager = it.engine.manager
-    request = manager.make_request(request_id, prompt, SamplingParams(max_tokens=9))
+    request = make_request(manager, request_id, prompt, SamplingParams(max_tokens=9))
     assert manager.reserve_prefill(request) is not None
     manager.start_prefill([request_id])
     return request.uid
@@ -201,7 +201,7 @@ def test_kv_that_is_ready_goes_to_the_connector_which_says_when_it_is_gone(name:
         assert (sending.uid, sending.request_id, sending.num_tokens) == (uid, "a", 10)
         assert sending.token == answer_to(prompt, 1)[0] and len(sending.blocks) == 3
         assert uid not in it.history.ends
-        assert it.engine.snapshot().num_sending == 1
+        assert it.manager.snapshot().num_sending == 1
         it.engine.manager.send_done(uid)
         it.history.wait_for([uid])
         assert it.history.reasons([uid]) == [FinishReason.LENGTH]
@@ -236,9 +236,9 @@ def test_an_engine_whose_requests_are_prepared_is_not_stalled(name: str, clock: 
     let_go = threading.Event()
     with running(name, preprocess=lambda request: let_go.wait(PATIENCE)) as it:  # type: ignore[arg-type, return-value]
         it.add("a", preprocess=b"")
-        assert eventually(lambda: it.engine.snapshot().num_preparing)
+        assert eventually(lambda: it.manager.snapshot().num_preparing)
         clock.let_pass(3600)
-        assert it.engine.snapshot().num_preparing == 1
+        assert it.manager.snapshot().num_preparing == 1
         assert not it.engine.is_stalled()
         let_go.set()
 
@@ -250,7 +250,7 @@ def test_an_engine_whose_room_is_held_for_another_engine_is_not_stalled(name: st
         assert eventually(lambda: sent)
         waiting = it.add("b", prompt_of(2, 60))  # the other one holds the blocks
         clock.let_pass(3600)
-        assert it.engine.snapshot().num_waiting == 1
+        assert it.manager.snapshot().num_waiting == 1
         assert not it.engine.is_stalled()
         it.engine.manager.send_done(sending)
         it.history.wait_for([sending, waiting])
@@ -272,7 +272,7 @@ def test_a_violation_of_ownership_stops_the_engine_with_a_report_that_names_the_
         uids = [it.add(f"r{i}", prompt_of(i, 9), max_tokens=20) for i in range(3)]
         it.engine.start()  # now, so that the first step has both slots in it
         assert hang.reached.wait(PATIENCE)
-        assert eventually(lambda: it.engine.snapshot().num_requests_added == 3)
+        assert eventually(lambda: it.manager.snapshot().num_requests_added == 3)
         steal_a_block(it)
         with caplog.at_level(logging.CRITICAL, logger="headway.engine.writer"):
             hang.let_go.set()
@@ -285,7 +285,7 @@ def test_a_violation_of_ownership_stops_the_engine_with_a_report_that_names_the_
         assert it.history.reasons(uids) == [FinishReason.ERROR] * 3
         assert {it.history.ends[uid].error for uid in uids} == {failure}
         assert it.engine.is_stalled()
-        for ask in (it.engine.audit, it.engine.pause, lambda: it.add("more")):
+        for ask in (it.manager.audit, it.manager.pause, lambda: it.add("more")):
             with pytest.raises(EngineDeadError, match="OwnershipError"):
                 ask()
     (record,) = (record for record in caplog.records if record.name == "headway.engine.writer")

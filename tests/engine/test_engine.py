@@ -23,7 +23,16 @@ from headway.request import FinishReason
 from headway.sampling import SamplingParams
 from headway.scheduler import Batch, Snapshot
 from tests.engine.running import Device, Hang, Recorder, Running, eventually, running
-from tests.managers.driving import PATIENCE, VOCAB, answer_to, assert_nothing_held, every_manager, prompt_of
+from tests.managers.driving import (
+    PATIENCE,
+    VOCAB,
+    answer_to,
+    assert_nothing_held,
+    every_manager,
+    make_request,
+    new_request,
+    prompt_of,
+)
 
 # -- what any thread may ask -------------------------------------------------------------------------------------
 
@@ -31,7 +40,7 @@ from tests.managers.driving import PATIENCE, VOCAB, answer_to, assert_nothing_he
 def test_a_request_is_known_by_its_uid(name: str) -> None:
     with running(name) as it:
         minted = it.add("a")
-        brought = it.engine.add("b", [1, 2, 3], SamplingParams(max_tokens=2), uid=7 << 40, priority=1)
+        brought = it.engine.add(new_request("b", [1, 2, 3], SamplingParams(max_tokens=2), uid=7 << 40, priority=1))
         assert brought == 7 << 40
         it.history.wait_for([minted, brought])
         assert {uid: end.request_id for uid, end in it.history.ends.items()} == {minted: "a", brought: "b"}
@@ -52,14 +61,14 @@ def test_a_refused_request_never_appears_in_the_effects(name: str) -> None:
         assert set(it.history.ends) == set(uids)
         uids.append(it.add("r0"))
         it.history.wait_for(uids)
-        assert it.engine.snapshot().num_requests_added == 6
+        assert it.manager.snapshot().num_requests_added == 6
 
 
 def test_checking_a_request_raises_what_adding_would_and_hands_nothing_in(name: str) -> None:
     with running(name) as it:
-        it.engine.check_request([1, 2, 3], SamplingParams())
+        make_request(it.manager, "", [1, 2, 3], SamplingParams(), uid=0)
         with pytest.raises(RequestError, match="ids are integers from 0 to 31999"):
-            it.engine.check_request([VOCAB], SamplingParams())
+            make_request(it.manager, "", [VOCAB], SamplingParams(), uid=0)
         assert it.manager.door.num_inside == 0
         assert it.add("a") == 1
 
@@ -69,10 +78,10 @@ def test_ending_requests_is_idempotent_and_unknown_uids_are_a_no_op(name: str) -
     with running(name, Device(before_step=hang)) as it:
         aborted, finished, left = (it.add(request_id, max_tokens=50) for request_id in "abc")
         for _ in range(3):
-            it.engine.abort([aborted, 10**9])
-            it.engine.finish([finished, 10**9])
-        it.engine.abort([finished])
-        it.engine.finish([aborted])
+            it.manager.abort([aborted, 10**9])
+            it.manager.finish([finished, 10**9])
+        it.manager.abort([finished])
+        it.manager.finish([aborted])
         hang.let_go.set()
         it.history.wait_for([aborted, finished, left])
         assert it.history.reasons([aborted, finished, left]) == [
@@ -85,13 +94,13 @@ def test_ending_requests_is_idempotent_and_unknown_uids_are_a_no_op(name: str) -
 
 def test_the_snapshot_tells_how_it_stands(name: str) -> None:
     with running(name) as it:
-        assert it.engine.snapshot() == Snapshot(num_slots=4, num_blocks_total=128, num_blocks_free=128)
+        assert it.manager.snapshot() == Snapshot(num_slots=4, num_blocks_total=128, num_blocks_free=128)
         it.history.wait_for([it.add(f"r{i}") for i in range(6)])
-        assert eventually(lambda: not it.engine.snapshot().has_work)
-        snapshot = it.engine.snapshot()
+        assert eventually(lambda: not it.manager.snapshot().has_work)
+        snapshot = it.manager.snapshot()
         assert (snapshot.num_requests_added, snapshot.num_requests_ended) == (6, 6)
         assert snapshot.num_generation_tokens == 24
-        assert it.engine.scheduler_config is it.manager.config
+        assert it.engine.manager.config is it.manager.config
 
 
 # -- how it is put together --------------------------------------------------------------------------------------
@@ -102,14 +111,14 @@ def test_the_snapshot_tells_how_it_stands(name: str) -> None:
 def test_the_manager_and_the_role_are_chosen_by_the_configuration(name: str, role: Role) -> None:
     config = EngineConfig(scheduler=name, role=role, max_num_seqs=4, max_waiting=3, block_size=4)  # type: ignore[arg-type]
     history = Recorder()
-    engine = Engine.assemble(config, Device(), 64, 65, ModelLimits(VOCAB, (5,)), history.take)
+    engine = Engine.assemble(config, Device(), 65, ModelLimits(VOCAB, (5,), 64), history.take)
     assert type(engine._manager) is MANAGERS[name]  # type: ignore[index]
-    limits = engine.scheduler_config
+    limits = engine.manager.config
     assert (limits.role, limits.max_num_seqs, limits.max_model_len, limits.num_blocks) == (role, 4, 64, 65)
     for i in range(7):
-        engine.add(f"r{i}", prompt_of(i, 9), SamplingParams(max_tokens=3, ignore_eos=True))
+        engine.add(new_request(f"r{i}", prompt_of(i, 9), SamplingParams(max_tokens=3, ignore_eos=True)))
     with pytest.raises(QueueFullError):
-        engine.add("r7", [1], SamplingParams())
+        engine.add(new_request("r7", [1], SamplingParams()))
     engine.start()
     history.wait_for(range(1, 8))
     engine.shutdown()
@@ -121,19 +130,21 @@ def test_the_manager_and_the_role_are_chosen_by_the_configuration(name: str, rol
 def test_without_a_name_the_switches_choose(v1: str, v2: str, chosen: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(V1_SWITCH, v1)
     monkeypatch.setenv(V2_SWITCH, v2)
-    engine = Engine.assemble(EngineConfig(max_num_seqs=4), Device(), 64, 65, ModelLimits(), lambda effects: None)
+    engine = Engine.assemble(
+        EngineConfig(max_num_seqs=4), Device(), 65, ModelLimits(max_model_len=64), lambda effects: None
+    )
     assert type(engine._manager) is MANAGERS[chosen]  # type: ignore[index]
 
 
 def test_limits_that_cannot_work_are_a_value_error() -> None:
     with pytest.raises(ValueError, match=r"num_blocks \(3, of which one is padding\)"):
-        Engine.assemble(EngineConfig(), Device(), 64, 3, ModelLimits(), lambda effects: None)
+        Engine.assemble(EngineConfig(), Device(), 3, ModelLimits(max_model_len=64), lambda effects: None)
 
 
 def test_from_a_configuration_the_model_tells_the_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Vocabulary, length and end-of-sequence tokens come from the model's files, the blocks from the executor."""
     stop = answer_to([1, 2, 3], 2)[1]
-    files = SimpleNamespace(vocab_size=VOCAB, eos_token_ids=(stop,), max_model_len=40)
+    files = SimpleNamespace(limits=ModelLimits(VOCAB, (stop,), 40))
     seen = []
 
     class Model(Device):
@@ -153,14 +164,14 @@ def test_from_a_configuration_the_model_tells_the_limits(monkeypatch: pytest.Mon
     )
     assert seen == [(files, config)]
     assert engine.files is files
-    assert (engine.scheduler_config.max_model_len, engine.scheduler_config.num_blocks) == (40, 33)
+    assert (engine.manager.config.max_model_len, engine.manager.config.num_blocks) == (40, 33)
     with pytest.raises(RequestError, match="max_model_len is 40"):
-        engine.check_request([1] * 40, SamplingParams())
+        make_request(engine.manager, "", [1] * 40, SamplingParams(), uid=0)
     with pytest.raises(RequestError, match=f"ids are integers from 0 to {VOCAB - 1}"):
-        engine.check_request([VOCAB], SamplingParams())
+        make_request(engine.manager, "", [VOCAB], SamplingParams(), uid=0)
     engine.start()
-    history.wait_for([engine.add("a", [1, 2, 3], SamplingParams(max_tokens=9))])
-    made = engine.add("b", [], SamplingParams(max_tokens=1), preprocess=b"made")
+    history.wait_for([engine.add(new_request("a", [1, 2, 3], SamplingParams(max_tokens=9)))])
+    made = engine.add(new_request("b", [], SamplingParams(max_tokens=1), preprocess=b"made"))
     history.wait_for([made])
     engine.shutdown()
     assert history.ends[1].stop_token == stop
@@ -208,7 +219,7 @@ def test_during_the_grace_nothing_new_is_taken(name: str) -> None:
                 return False
             raise AssertionError("it was served, although the device hangs")
 
-        it.engine.abort([10**9])
+        it.manager.abort([10**9])
         assert eventually(lambda: it.manager.door.closed is not None)
         assert refused()
         hang.let_go.set()
@@ -248,12 +259,12 @@ def test_whoever_speaks_to_an_engine_that_has_stopped_is_told_so(name: str) -> N
         it.engine.shutdown()
         for speak in (
             lambda: it.add("more"),
-            lambda: it.engine.abort([uid]),
-            lambda: it.engine.finish([uid]),
-            lambda: it.engine.pause(),
-            lambda: it.engine.resume(),
-            lambda: it.engine.reset_prefix_cache(),
-            lambda: it.engine.audit(),
+            lambda: it.manager.abort([uid]),
+            lambda: it.manager.finish([uid]),
+            lambda: it.manager.pause(),
+            lambda: it.manager.resume(),
+            lambda: it.manager.reset_prefix_cache(),
+            lambda: it.manager.audit(),
         ):
             with pytest.raises(EngineDeadError, match="the engine is shutting down"):
                 speak()
@@ -324,12 +335,14 @@ class Producer:
             request_id = f"{rng.randrange(200)}"
             try:
                 sampling = SamplingParams(max_tokens=max_tokens)
-                uid = engine.add(request_id, prompt, sampling, uid=self.seed << 40 | number, priority=rng.randrange(2))
+                uid = engine.add(
+                    new_request(request_id, prompt, sampling, uid=self.seed << 40 | number, priority=rng.randrange(2))
+                )
             except (DuplicateRequestError, QueueFullError):
                 self.refused += 1
             else:
                 self.accepted[uid] = (prompt, max_tokens)
-            for ended, tell in ((self.aborted, engine.abort), (self.finished, engine.finish)):
+            for ended, tell in ((self.aborted, engine.manager.abort), (self.finished, engine.manager.finish)):
                 if self.accepted and rng.random() < 0.15:
                     some = rng.sample(list(self.accepted), min(2, len(self.accepted)))
                     ended.update(some)  # before it is told: the end may come at once
@@ -354,9 +367,9 @@ def end_two(it: Running) -> Producer:
     """One request is aborted and one finished before they can come to their length."""
     one = Producer(it, 0, {uid: ([1, 2, 3], 9) for uid in (1, 2)}, aborted={1}, finished={2})
     for uid in one.accepted:
-        it.engine.add(f"one of two: {uid}", [1, 2, 3], SamplingParams(max_tokens=9), uid=uid)
-    it.engine.abort([1])
-    it.engine.finish([2])
+        it.engine.add(new_request(f"one of two: {uid}", [1, 2, 3], SamplingParams(max_tokens=9), uid=uid))
+    it.manager.abort([1])
+    it.manager.finish([2])
     return one
 
 
@@ -378,7 +391,7 @@ def test_in_a_storm_every_accepted_request_ends_exactly_once(name: str, num_prod
                 thread.join(PATIENCE)
             assert [producer.error for producer in producers] == [None] * num_producers
             it.history.wait_for(uid for producer in producers for uid in producer.accepted)
-            assert eventually(lambda: not it.engine.snapshot().has_work)  # a step may be out whose requests have ended
+            assert eventually(lambda: not it.manager.snapshot().has_work)  # a step may be out whose requests have ended
             assert it.engine.failure() is None
             assert it.history.threads == {"headway-writer"}
     finally:
@@ -406,6 +419,6 @@ def check(it: Running, producers: list[Producer]) -> None:
                     assert end.error == "RuntimeError: the device coughed" and len(tokens) < max_tokens
     reasons = {end.reason for end in it.history.ends.values()}
     assert reasons == set(FinishReason), f"a dull storm: {reasons}"
-    snapshot = it.engine.snapshot()
+    snapshot = it.manager.snapshot()
     assert snapshot.num_requests_added == snapshot.num_requests_ended == len(it.history.ends)
     assert snapshot.num_generation_tokens == sum(map(len, it.history.tokens.values()))

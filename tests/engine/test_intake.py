@@ -7,42 +7,48 @@ from pathlib import Path
 
 import zmq
 
-from headway import wire
 from headway.config import EngineConfig
 from headway.engine.control_desk import ControlDesk
-from headway.engine.process import Intake
+from headway.engine.intake import Intake
+from headway.model_limits import ModelLimits
+from headway.request import NewRequest
 from headway.sampling import SamplingParams
+from headway.token_ids import pack
+from headway.wire import codec, to_client, to_engine
+from headway.wire.launch import Launch, input_address, output_address
 from tests.engine.running import Running, running
-from tests.managers.driving import PATIENCE
+from tests.managers.driving import PATIENCE, VOCAB, new_request
 
 
-def through_the_intake(it: Running, folder: Path, messages: list[wire.ToEngine]) -> tuple[float, list[wire.ToClient]]:
+def through_the_intake(
+    it: Running, folder: Path, messages: list[to_engine.ToEngine]
+) -> tuple[float, list[to_client.ToClient]]:
     """What the intake returns, and what it and its desk reply to these messages, the last one a Shutdown."""
-    launch = wire.Launch(EngineConfig(), wire.ModelFacts(1, 2), str(folder))
-    replies: list[wire.ToClient] = []
+    launch = Launch(EngineConfig(), ModelLimits(), str(folder))
+    replies: list[to_client.ToClient] = []
     returned: list[float] = []
     with zmq.Context() as context:
         outputs = context.socket(zmq.PULL)
-        outputs.bind(wire.output_address(launch.socket_dir, 0))
+        outputs.bind(output_address(launch.socket_dir, 0))
         commands = context.socket(zmq.PUSH)
-        commands.connect(wire.input_address(launch.socket_dir))
-        intake = Intake(context, launch, it.engine, ControlDesk(it.engine, replies.append))
+        commands.connect(input_address(launch.socket_dir))
+        intake = Intake(context, launch, it.engine, ControlDesk(it.manager, replies.append))
         thread = threading.Thread(target=lambda: returned.append(intake.run()), daemon=True)
         thread.start()
         for message in messages:
-            commands.send(wire.encode(message))
+            commands.send(codec.encode(message))
         thread.join(PATIENCE)
         intake.close()
         while outputs.poll(100):
-            replies.append(wire.decode_to_client(outputs.recv()))
+            replies.append(codec.decode_to_client(outputs.recv()))
         for socket in (outputs, commands):
             socket.close(linger=0)
     assert returned, "the intake has not come to the end"
     return returned[0], replies
 
 
-def add(uid: int) -> wire.Add:
-    return wire.Add(uid, f"r{uid}", wire.pack_tokens([1, 2, 3]), SamplingParams(max_tokens=2))
+def add(uid: int) -> NewRequest:
+    return new_request(f"r{uid}", pack([1, 2, 3], VOCAB), SamplingParams(max_tokens=2), uid=uid)
 
 
 def test_whatever_comes_for_an_engine_that_has_stopped_does_not_stop_the_intake(tmp_path: Path) -> None:
@@ -52,22 +58,24 @@ def test_whatever_comes_for_an_engine_that_has_stopped_does_not_stop_the_intake(
             it,
             tmp_path,
             [
-                wire.Abort([1]),
-                wire.Finish([1]),
-                wire.AddGroup([add(1), add(2)]),
-                wire.Ask(1, wire.Resume()),
-                wire.Shutdown(1.5),
+                to_engine.Abort([1]),
+                to_engine.Finish([1]),
+                to_engine.AddGroup([add(1), add(2)]),
+                to_engine.Call(1, to_engine.ResumeEngine()),
+                to_engine.Shutdown(1.5),
             ],
         )
     assert grace == 1.5
     assert sorted(replies, key=lambda reply: type(reply).__name__) == [
-        wire.Refused(1, "dead", "the engine is shutting down"),
-        wire.Rejected(1, "dead", "the engine is shutting down"),
+        to_client.Raised(1, "dead", "the engine is shutting down"),
+        to_client.Refused(1, "dead", "the engine is shutting down"),
     ]
 
 
 def test_a_message_that_cannot_be_read_is_dropped(tmp_path: Path) -> None:
     with running("v2") as it:
-        nonsense = wire.Ask(1, wire.Pause("sideways", True, 1.0))  # type: ignore[arg-type]
-        _, replies = through_the_intake(it, tmp_path, [nonsense, wire.Ask(2, wire.IsPaused()), wire.Shutdown()])
-    assert replies == [wire.Answered(2, False)]
+        nonsense = to_engine.Call(1, to_engine.PauseEngine("sideways", True, 1.0))  # type: ignore[arg-type]
+        _, replies = through_the_intake(
+            it, tmp_path, [nonsense, to_engine.Call(2, to_engine.IsPaused()), to_engine.Shutdown()]
+        )
+    assert replies == [to_client.Returned(2, False)]

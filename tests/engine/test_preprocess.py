@@ -18,7 +18,7 @@ from headway.request import FinishReason, Request, Span
 from headway.sampling import SamplingParams
 from headway.scheduler import PreprocessDone
 from tests.engine.running import eventually, running
-from tests.managers.driving import PATIENCE, VOCAB, answer_to, assert_nothing_held, hand_made
+from tests.managers.driving import PATIENCE, VOCAB, answer_to, assert_nothing_held, hand_made, make_request
 
 SPAN = Span(1, 2, b"cat", 2)
 
@@ -128,13 +128,13 @@ def test_whatever_it_raises_is_the_answer_and_the_thread_goes_on(error: BaseExce
         ([1, 2], "TypeError: the preprocessor must return Prepared, got list"),
         (Prepared([1], (5,)), "TypeError: the preprocessor's spans must be Span, got int"),  # type: ignore[arg-type]
         (Prepared([1], 5), "TypeError: 'int' object is not iterable"),  # type: ignore[arg-type]
-        (Prepared([]), "flat list of integers, not empty, got shape (0,)"),
-        (Prepared([[1, 2]]), "got shape (1, 2)"),  # type: ignore[list-item]
+        (Prepared([]), "the preprocessor's prompt is empty; at least 1 token is needed"),
+        (Prepared([[1, 2]]), "the preprocessor's prompt must be a flat list of integers, got 2-d"),  # type: ignore[list-item]
         (Prepared([1.5]), "float64"),  # type: ignore[list-item]
-        (Prepared("text"), "got shape ()"),  # type: ignore[arg-type]
+        (Prepared("text"), "got 0-d"),  # type: ignore[arg-type]
         (Prepared([1, -2]), "token id -2"),
         (Prepared([2**31, 1]), f"token id {2**31}"),
-        (Prepared([2**70]), "got shape (1,) of object"),
+        (Prepared([2**70]), "got 1-d object"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -227,12 +227,12 @@ def test_a_request_is_answered_as_its_prepared_prompt_asks(name: str) -> None:
 
 
 def test_without_a_preprocessor_such_a_request_is_refused_at_the_door(name: str) -> None:
-    with running(name) as it:
+    with running(name, has_preprocessor=False) as it:
         with pytest.raises(RequestError, match=r"no preprocessor: .*'made'"):
             it.add("made", preprocess=b"hello")
         assert it.manager.door.num_inside == 0
-        # Past that door it does not wait for somebody who will never come.
-        past = it.manager.make_request("past", [], SamplingParams(), preprocess=b"hello")
+    with running(name) as it:  # whose door does not know
+        past = make_request(it.manager, "past", [], SamplingParams(), preprocess=b"hello")
         it.manager.add(past)
         it.history.wait_for([past.uid])
         assert it.history.ends[past.uid].reason is FinishReason.ERROR
@@ -275,7 +275,7 @@ def test_a_request_can_be_aborted_while_it_is_prepared_and_while_it_waits_for_th
     with running(name, preprocess=gate) as it:
         first, second, third = (it.add(request_id, preprocess=b"") for request_id in "abc")
         assert eventually(lambda: gate.begun == [first])
-        it.engine.abort([first, second])
+        it.manager.abort([first, second])
         it.history.wait_for([first, second])
         gate.let_go.set()
         it.history.wait_for([third])

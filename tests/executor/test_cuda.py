@@ -24,6 +24,7 @@ from headway.sampling import SamplingParams
 from tests.engine.running import Recorder
 from tests.executor.driver import GREEDY, Driver
 from tests.executor.test_overlap import Job
+from tests.managers.driving import new_request
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 needs_flashinfer = pytest.mark.skipif(importlib.util.find_spec("flashinfer") is None, reason="no FlashInfer")
@@ -188,7 +189,7 @@ def test_overlapped_steps_change_no_token(async_scheduling, folder, expected):
         for prompt in reference.prompts
     ]
     for uid, job in enumerate(jobs, start=1):
-        engine.add(f"r{uid}", job.prompt, job.sampling, uid=uid)
+        engine.add(new_request(f"r{uid}", job.prompt, job.sampling, uid=uid))
     engine.start()
     try:
         served.wait_for(range(1, len(jobs) + 1))

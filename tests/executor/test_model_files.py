@@ -34,7 +34,7 @@ class TestWhatTheFilesSay:
     def test_a_local_folder(self, model_folder):
         files = resolve(model_folder("llama"))
         assert files.path == model_folder("llama") and files.name == str(model_folder("llama"))
-        assert (files.vocab_size, files.max_model_len, files.eos_token_ids) == (256, 512, (1,))
+        assert (files.limits.vocab_size, files.limits.max_model_len, files.limits.eos_token_ids) == (256, 512, (1,))
         assert files.default_sampling == {}
 
     def test_the_served_name_can_be_chosen(self, model_folder):
@@ -52,7 +52,7 @@ class TestWhatTheFilesSay:
         folder = make_folder()
         (folder / "config.json").write_text(json.dumps(content))
         files = resolve(folder)
-        assert (files.vocab_size, files.max_model_len) == (321, 55)
+        assert (files.limits.vocab_size, files.limits.max_model_len) == (321, 55)
 
     @pytest.mark.parametrize(
         "generation, in_config, expected",

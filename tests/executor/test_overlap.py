@@ -20,7 +20,7 @@ from headway.sampling import SamplingParams
 from headway.scheduler import Effects
 from tests.engine.running import Recorder, eventually
 from tests.executor.conftest import LENGTHS, NUM_OUTPUT
-from tests.managers.driving import ACCESSES, assert_nothing_held
+from tests.managers.driving import ACCESSES, assert_nothing_held, new_request
 
 GREEDY = SamplingParams(temperature=0, max_tokens=NUM_OUTPUT, ignore_eos=True)
 DRAWN = replace(GREEDY, temperature=0.9, top_p=0.95, seed=1234)
@@ -54,7 +54,7 @@ class Served(Recorder):
     def take(self, effects: Effects) -> None:
         super().take(effects)
         assert self.engine is not None
-        self.most_in_flight = max(self.most_in_flight, self.engine.snapshot().num_in_flight)
+        self.most_in_flight = max(self.most_in_flight, self.engine.manager.snapshot().num_in_flight)
         for outputs in effects.tokens:
             self._abort([uid for uid in outputs.uids.tolist() if len(self.tokens[uid]) == ABORT_AFTER])
             found = outputs.logprobs
@@ -64,7 +64,7 @@ class Served(Recorder):
 
     def _abort(self, uids: Sequence[int]) -> None:
         assert self.engine is not None
-        self.engine.abort([uid for uid in uids if self.uids[uid].aborted])
+        self.engine.manager.abort([uid for uid in uids if self.uids[uid].aborted])
 
     @property
     def answers(self) -> list[list[int]]:
@@ -95,12 +95,12 @@ def serve(
     engine = served.engine = Engine.from_config(config, served.take)
     for uid, job in enumerate(jobs, start=1):
         served.uids[uid] = job
-        engine.add(f"r{uid}", job.prompt, job.sampling, uid=uid)
+        engine.add(new_request(f"r{uid}", job.prompt, job.sampling, uid=uid))
     engine.start()
     try:
         served.wait_for(served.uids)
-        assert eventually(lambda: not engine.snapshot().has_work)
-        served.preemptions = engine.snapshot().num_preemptions
+        assert eventually(lambda: not engine.manager.snapshot().has_work)
+        served.preemptions = engine.manager.snapshot().num_preemptions
     finally:
         engine.shutdown()
     assert engine.failure() is None

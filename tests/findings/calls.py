@@ -8,11 +8,12 @@ from headway.config import Role
 from headway.managers import Manager
 from headway.request import Request
 from headway.sampling import SamplingParams
+from tests.managers.driving import make_request
 
 
 def a_request(manager: Manager, request_id: str = "new") -> Request:
     """A small one that is not handed in."""
-    return manager.make_request(request_id, [1, 2, 3], SamplingParams(max_tokens=4))
+    return make_request(manager, request_id, [1, 2, 3], SamplingParams(max_tokens=4))
 
 
 COMMANDS: dict[str, Callable[[Manager], object]] = {

@@ -34,7 +34,7 @@ from tests.engine.running import Device, Hang
 from tests.findings.calls import COMMANDS, IDLE, PLAIN_VERBS, QUERIES, READS, a_request, role_for
 from tests.findings.original import make, running
 from tests.findings.witness import SOON, Asked, comes, instructions, locks_in
-from tests.managers.driving import ALL, Driver, answer_to, hand_made, prompt_of
+from tests.managers.driving import ALL, Driver, answer_to, hand_made, make_request, prompt_of
 
 CORE = Path(headway.__file__).parent
 
@@ -123,12 +123,12 @@ def test_flaw_02_a_query_is_answered_while_a_step_is_out(name: str, hang: Hang) 
     with running(name, Device(before_step=hang), role=Role.DECODE) as it:
         it.add("a")
         assert hang.reached.wait(SOON)
-        progress = it.engine.progress("a", timeout=SOON)
+        progress = it.manager.progress("a", timeout=SOON)
         assert progress is not None and progress.status is RequestStatus.RUNNING_DECODE
         for i in range(3):
             assert it.manager.preallocate_resource_in_d(a_request(it.manager, f"r{i}"), timeout=SOON) is not None
-        assert it.engine.audit(timeout=SOON).num_slots_used == 4
-        assert it.engine.snapshot().num_in_flight, "the step is still out"
+        assert it.manager.audit(timeout=SOON).num_slots_used == 4
+        assert it.manager.snapshot().num_in_flight, "the step is still out"
         hang.let_go.set()
 
 
@@ -138,7 +138,7 @@ def test_flaw_02_commands_are_carried_out_while_a_step_is_out(name: str, hang: H
         assert hang.reached.wait(SOON)
         it.manager.finish_requests([uid])
         assert comes(lambda: uid in it.history.ends)
-        assert it.engine.snapshot().num_in_flight, "the step is still out"
+        assert it.manager.snapshot().num_in_flight, "the step is still out"
         hang.let_go.set()
 
 
@@ -171,7 +171,7 @@ def test_flaw_03_a_handler_that_breaks_fails_who_asked_and_everybody_inside(name
         uid = it.add("a")
         assert hang.reached.wait(SOON)
         handle(it.manager, "GetProgress", breaks)
-        outcome = Asked(lambda: it.engine.progress("a", timeout=1e6)).outcome()
+        outcome = Asked(lambda: it.manager.progress("a", timeout=1e6)).outcome()
         assert isinstance(outcome, EngineDeadError) and "KeyError: 'nobody foresaw it'" in str(outcome)
         assert comes(lambda: uid in it.history.ends)
         assert it.history.ends[uid].reason is FinishReason.ERROR
@@ -520,7 +520,7 @@ def test_flaw_10_what_was_handed_in_is_the_callers_no_more() -> None:
     driver = Driver(make("v2"))
     prompt, bias, stops, ids = np.array([1, 2, 3], np.int32), {5: 1.0}, [7], ["a"]
     sampling = SamplingParams(max_tokens=4, logit_bias=bias, stop_token_ids=stops)  # type: ignore[arg-type]
-    request = driver.manager.make_request("a", prompt, sampling)
+    request = make_request(driver.manager, "a", prompt, sampling)
     driver.manager.add_request(request)
     other = driver.add("b")
     driver.manager.finish_requests(ids)

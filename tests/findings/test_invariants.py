@@ -23,7 +23,7 @@ from tests.engine.running import Clock, Device, Hang
 from tests.findings.original import make, running
 from tests.findings.witness import SOON, Asked, comes
 from tests.managers.driving import Driver as ManagerDriver
-from tests.managers.driving import answer_to, every_manager, prompt_of
+from tests.managers.driving import answer_to, every_manager, make_request, prompt_of
 from tests.scheduler.driver import Driver, config
 
 # -- the mailbox -------------------------------------------------------------------------------------------------
@@ -150,7 +150,7 @@ def test_permit_of_a_query_whose_caller_has_left_is_gone() -> None:
 def test_permit_decides_what_a_timeout_leaves_behind(moment: str) -> None:
     """Time is up in the very moment in which the writer comes to the query: it holds nothing, or is answered."""
     manager = make("v2", role=Role.DECODE)
-    request = manager.make_request("a", [1, 2, 3], SamplingParams())
+    request = make_request(manager, "a", [1, 2, 3], SamplingParams())
     take = manager._desk.take
     at = moment == "before it is taken"
 
@@ -216,7 +216,7 @@ def test_door_lets_one_of_two_with_the_same_id_in(name: str) -> None:
 def test_door_counts_a_request_out_once() -> None:
     """Whoever counts it out reports its end: nobody else does."""
     manager = make("v2")
-    request = manager.make_request("a", [1], SamplingParams())
+    request = make_request(manager, "a", [1], SamplingParams())
     manager.add_request(request)
     assert manager.door.leave(request.uid)
     assert not manager.door.leave(request.uid)
@@ -246,7 +246,7 @@ def test_door_that_closes_behind_a_request_refuses_or_ends_it(name: str) -> None
 def test_door_reports_the_end_of_a_reservation_too() -> None:
     """A yes is an accepted request: it ends once, also when the engine closes over it."""
     manager = make("v2", role=Role.DECODE)
-    request = manager.make_request("a", [1, 2, 3], SamplingParams())
+    request = make_request(manager, "a", [1, 2, 3], SamplingParams())
     asked = Asked(lambda: manager.preallocate_resource_in_d(request, timeout=SOON))
     assert asked.outcome(manager.drain) is not None
     assert [end.uid for end in manager.close(FinishReason.ABORT).ended] == [request.uid]
@@ -413,13 +413,13 @@ def test_pause_returns_when_nothing_is_in_flight_and_the_loop_lives_on(name: str
     with running(name, Device(before_step=hang)) as it:
         uid = it.add("a", max_tokens=20)
         assert hang.reached.wait(SOON)
-        asked = Asked(lambda: it.engine.pause(timeout=SOON))
+        asked = Asked(lambda: it.manager.pause(timeout=SOON))
         it.history.wait_for([uid])
         assert asked.is_waiting(), "its step is still on the device"
         hang.let_go.set()
         assert asked.outcome() is None
-        assert it.engine.snapshot().num_in_flight == 0
-        it.engine.resume()
+        assert it.manager.snapshot().num_in_flight == 0
+        it.manager.resume()
         it.history.wait_for([it.add("b")])
 
 

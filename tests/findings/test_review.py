@@ -25,7 +25,7 @@ from headway.scheduler import Batch, PreprocessDone, SlotTable
 from tests.findings.calls import PLAIN_VERBS, QUERIES, role_for
 from tests.findings.original import make, running
 from tests.findings.witness import SOON, Asked, comes
-from tests.managers.driving import ALL, Driver, answer_to, every_manager, prompt_of
+from tests.managers.driving import ALL, Driver, answer_to, every_manager, make_request, prompt_of
 
 SOURCE = Path(headway.__file__).parent
 
@@ -254,13 +254,13 @@ def test_F3_an_add_comes_to_the_same_under_every_manager() -> None:
         manager = driver.manager
         seen: list[Any] = []
         driver.add("first", prompt_of(1, 5), max_tokens=3)
-        manager.add_request(manager.make_request("image", [], SamplingParams(max_tokens=3), preprocess=b"png"))
+        manager.add_request(make_request(manager, "image", [], SamplingParams(max_tokens=3), preprocess=b"png"))
         driver.add("last", prompt_of(3, 5), max_tokens=3)
         manager.drain()
         effects = manager.take_effects()
         seen.append([request.request_id for request in effects.jobs])
         seen.append((manager.snapshot().num_preparing, manager.snapshot().num_waiting))
-        prompt = manager.make_request("-", prompt_of(2, 5), SamplingParams(), uid=0).prompt
+        prompt = make_request(manager, "-", prompt_of(2, 5), SamplingParams(), uid=0).prompt
         manager.post_result(PreprocessDone(effects.jobs[0].uid if effects.jobs else -1, prompt))
         for _ in range(20):
             batch = driver.launch()

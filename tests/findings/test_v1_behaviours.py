@@ -18,7 +18,7 @@ from headway.scheduler import PreprocessDone
 from tests.findings.original import make, running
 from tests.findings.witness import SOON, Asked, comes
 from tests.managers.driving import Driver as ManagerDriver
-from tests.managers.driving import answer_to, prompt_of
+from tests.managers.driving import answer_to, make_request, prompt_of
 from tests.scheduler.driver import Driver, config
 
 # -- aborts were honoured at a decode visit alone ----------------------------------------------------------------
@@ -156,7 +156,7 @@ def test_v1_preprocessing_that_is_not_done_costs_no_place_in_the_queue(order: tu
 
 def test_v1_preprocessing_that_is_not_done_holds_up_nobody(name: str) -> None:
     driver = ManagerDriver(make(name, max_num_seqs=1))
-    image = driver.manager.make_request("image", [1, 2], SamplingParams(max_tokens=2), preprocess=b"png")
+    image = make_request(driver.manager, "image", [1, 2], SamplingParams(max_tokens=2), preprocess=b"png")
     driver.manager.add_request(image)
     later = driver.add("later")
     for _ in range(6):
@@ -337,14 +337,14 @@ def test_v1_reservation_that_nobody_takes_up_lapses(role: Role) -> None:
 def test_v1_reservation_lapses_while_nothing_else_happens(name: str, role: Role) -> None:
     """The loop itself sees to it: no new work has to come, and nobody has to ask."""
     with running(name, role=role, reservation_timeout=0.05) as it:
-        request = it.manager.make_request("a", [1, 2, 3], SamplingParams())
+        request = make_request(it.manager, "a", [1, 2, 3], SamplingParams())
         if role is Role.PREFILL:
             assert it.manager.preallocate_resource_in_p(request, timeout=SOON) is not None
         else:
             assert it.manager.preallocate_resource_in_d(request, timeout=SOON) is not None
         assert comes(lambda: request.uid in it.history.ends)
         assert it.history.ends[request.uid].reason is FinishReason.ERROR
-        assert comes(lambda: it.engine.snapshot().num_reserved == 0)
+        assert comes(lambda: it.manager.snapshot().num_reserved == 0)
         assert it.manager.door.num_inside == 0
 
 
@@ -365,11 +365,11 @@ def test_v1_reservation_that_is_taken_up_does_not_lapse() -> None:
 def test_v1_has_resource_holds_what_it_promises(name: str) -> None:
     """Two look, there is room for one: one yes. And who has it gets the room, whoever comes between."""
     with running(name, role=Role.DECODE, max_num_seqs=1, hold_timeout=SOON) as it:
-        first, second = (it.manager.make_request(request_id, [1, 2, 3], SamplingParams()) for request_id in "ab")
+        first, second = (make_request(it.manager, request_id, [1, 2, 3], SamplingParams()) for request_id in "ab")
         assert it.manager.has_resource_for_prefilled_req(first, timeout=SOON)
         assert not it.manager.has_resource_for_prefilled_req(second, timeout=SOON)
         between = it.add("between")
-        assert it.engine.snapshot().num_reserved == 1
+        assert it.manager.snapshot().num_reserved == 1
         it.manager.add_prefilled_request("a", answer_to([1, 2, 3], 1)[0])
         it.history.wait_for([first.uid, between])
         assert it.history.reasons([first.uid]) == [FinishReason.LENGTH]
@@ -377,7 +377,7 @@ def test_v1_has_resource_holds_what_it_promises(name: str) -> None:
 
 def test_v1_has_resource_holds_it_for_a_short_time() -> None:
     manager = make("v2", role=Role.DECODE, hold_timeout=0.01, reservation_timeout=3600.0)
-    request = manager.make_request("a", [1, 2, 3], SamplingParams())
+    request = make_request(manager, "a", [1, 2, 3], SamplingParams())
     asked = Asked(lambda: manager.has_resource_for_prefilled_req(request, timeout=SOON))
     assert asked.outcome(manager.drain) is True
 
@@ -398,7 +398,7 @@ def test_v1_d_queries_are_answered_in_one_turn_however_many() -> None:
     barrier = threading.Barrier(8)
 
     def ask(i: int) -> object:
-        request = manager.make_request(f"r{i}", prompt_of(i, 5), SamplingParams())
+        request = make_request(manager, f"r{i}", prompt_of(i, 5), SamplingParams())
         barrier.wait(SOON)
         return manager.preallocate_resource_in_d(request, timeout=SOON)
 

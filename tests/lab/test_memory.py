@@ -60,9 +60,9 @@ class StepClock:
         return self.now
 
     def sleep(self, seconds: float) -> None:
-        step_id = self.engine.snapshot().step_id
+        step_id = self.engine.manager.snapshot().step_id
         until = time.monotonic() + 60
-        while self.engine.snapshot().step_id == step_id:
+        while self.engine.manager.snapshot().step_id == step_id:
             assert time.monotonic() < until, "the engine makes no steps"
             time.sleep(0.0005)
         self.now += seconds
@@ -75,7 +75,7 @@ def test_a_soak_aborts_finishes_and_shares_and_ends_with_nobody_left() -> None:
     soak.run()
     row = soak.row()
     assert row["requests"] > 300 and row["aborted"] > 0 and row["steps"] >= 300
-    snapshot = soak._engine.snapshot()
+    snapshot = soak._engine.manager.snapshot()
     assert snapshot.num_prefix_hit_tokens > 0
     assert len(soak.samples) >= 20
 

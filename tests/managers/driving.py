@@ -17,7 +17,7 @@ from headway.config import SchedulerConfig
 from headway.executor.simulated import SimulatedTokens
 from headway.managers import MANAGERS, Manager
 from headway.model_limits import ModelLimits
-from headway.request import Request
+from headway.request import NewRequest, Request
 from headway.sampling import SamplingParams
 from headway.scheduler import Batch, StepResult
 from tests.history import History
@@ -50,10 +50,22 @@ def make(
     max_waiting: int = 4096,
     eos: tuple[int, ...] = (),
     managers: Mapping[Any, type[Manager]] = MANAGERS,
+    has_preprocessor: bool = True,
     **changes: Any,
 ) -> Manager:
     """A manager by its short name."""
-    return managers[name](config(**changes), limits=ModelLimits(VOCAB, eos), max_waiting=max_waiting)
+    limits = ModelLimits(VOCAB, eos, has_preprocessor=has_preprocessor)
+    return managers[name](config(**changes), limits=limits, max_waiting=max_waiting)
+
+
+def new_request(request_id: str, prompt: Any, sampling: SamplingParams, **more: Any) -> NewRequest:
+    """What a caller brings; the prompt may be any sequence."""
+    return NewRequest(request_id=request_id, prompt=prompt, sampling=sampling, **more)
+
+
+def make_request(manager: Manager, request_id: str, prompt: Any, sampling: SamplingParams, **more: Any) -> Request:
+    """What the manager's door makes of it."""
+    return manager.door.make_request(new_request(request_id, prompt, sampling, **more))
 
 
 def prompt_of(seed: int, length: int) -> list[int]:
@@ -117,7 +129,7 @@ class Driver:
         self, request_id: str = "a", prompt: Sequence[int] = (1, 2, 3), *, max_tokens: int | None = 4, **sampling: Any
     ) -> int:
         """Hand in a request; returns its uid."""
-        request = self.manager.make_request(request_id, prompt, SamplingParams(max_tokens=max_tokens, **sampling))
+        request = make_request(self.manager, request_id, prompt, SamplingParams(max_tokens=max_tokens, **sampling))
         self.manager.add(request)
         return request.uid
 

@@ -34,6 +34,7 @@ from tests.managers.driving import (
     every_manager,
     hand_made,
     make,
+    make_request,
     prompt_of,
 )
 
@@ -66,7 +67,7 @@ IMMEDIATE = [name for name in QUESTIONS if name not in ("await_steps", "pause")]
 
 
 def a_request(manager: Manager, request_id: str = "a", length: int = 9, max_tokens: int = 5) -> Request:
-    return manager.make_request(request_id, prompt_of(1, length), SamplingParams(max_tokens=max_tokens))
+    return make_request(manager, request_id, prompt_of(1, length), SamplingParams(max_tokens=max_tokens))
 
 
 def bound(driver: Driver, question: str, timeout: Any = PATIENCE, request_id: str = "a") -> Callable[[], Any]:
@@ -293,7 +294,7 @@ def test_a_request_that_can_never_fit_is_an_error_and_not_a_no(asked: Driver, qu
 
 @pytest.mark.parametrize("question", RESERVING)
 def test_nothing_can_be_held_for_a_request_that_is_to_be_prepared(asked: Driver, question: str) -> None:
-    request = asked.manager.make_request("a", [1, 2], SamplingParams(), preprocess=b"an image")
+    request = make_request(asked.manager, "a", [1, 2], SamplingParams(), preprocess=b"an image")
     with pytest.raises(RequestError, match="'a' has to be prepared first"):
         asked.ask(lambda: QUESTIONS[question].ask(asked.manager, request, PATIENCE))
     assert held(asked.manager) == NOTHING

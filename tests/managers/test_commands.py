@@ -15,7 +15,7 @@ from headway.managers import Manager
 from headway.request import FinishReason, Request, RequestStatus, Span
 from headway.sampling import SamplingParams
 from headway.scheduler import Reservation
-from tests.managers.driving import Driver, answer_to, every_manager, make, prompt_of
+from tests.managers.driving import Driver, answer_to, every_manager, make, make_request, prompt_of
 
 OF_IDS: dict[str, Callable[[Manager, Any], None]] = {
     "finish": lambda manager, ids: manager.finish(ids),
@@ -30,7 +30,7 @@ OF_ALL: dict[str, Callable[[Manager], None]] = {
     "clear": lambda manager: manager.clear(),
     "resume": lambda manager: manager.resume(),
     "send_done": lambda manager: manager.send_done(1),
-    "add": lambda manager: manager.add(manager.make_request("new", [1], SamplingParams())),
+    "add": lambda manager: manager.add(make_request(manager, "new", [1], SamplingParams())),
 }
 ENDING = {"finish", "abort"}
 
@@ -154,7 +154,7 @@ def reserved(name: str, role: Role, **changes: Any) -> tuple[Driver, Request, Re
     manager = driver.manager
     if role is Role.PREFILL:
         driver.next_pass = manager.prefill_schedule
-    request = manager.make_request("a", prompt_of(1, 9), SamplingParams(max_tokens=5))
+    request = make_request(manager, "a", prompt_of(1, 9), SamplingParams(max_tokens=5))
     ask = manager.reserve_prefill if role is Role.PREFILL else manager.reserve_decode
     reservation = driver.ask(lambda: ask(request))
     assert reservation is not None
@@ -338,13 +338,14 @@ def test_ids_are_read_when_they_are_handed_in(driver: Driver) -> None:
 def test_a_prompt_its_spans_and_its_bias_may_be_changed_once_the_request_is_made(driver: Driver) -> None:
     manager, prompt, array = driver.manager, [1, 2, 3], np.array([4, 5, 6], np.int32)
     bias, spans, stops = {7: 1.0}, [Span(0, 2, b"digest")], [9]
-    first = manager.make_request(
+    first = make_request(
+        manager,
         "a",
         prompt,
         SamplingParams(max_tokens=3, logit_bias=bias, stop_token_ids=stops),
         spans=spans,  # type: ignore[arg-type]
     )
-    second = manager.make_request("b", array, SamplingParams(max_tokens=3))
+    second = make_request(manager, "b", array, SamplingParams(max_tokens=3))
     manager.add(first)
     manager.add(second)
     prompt[0] = array[0] = 99

@@ -16,20 +16,22 @@ from headway.managers import Door
 from headway.model_limits import ModelLimits
 from headway.request import Request, Span
 from headway.sampling import SamplingParams
-from tests.managers.driving import PATIENCE, config, hand_made
+from tests.managers.driving import PATIENCE, config, hand_made, new_request
 
 EOS = 5
 
 
 def a_door(*, max_waiting: int = 2, vocab_size: int | None = 100, **changes: Any) -> Door:
     """Room for 4 + 2 requests of at most 64 tokens."""
-    return Door(config(**changes), ModelLimits(vocab_size, (EOS,)), max_waiting)
+    return Door(
+        config(**changes), ModelLimits(vocab_size, (EOS,)) if vocab_size is not None else ModelLimits(), max_waiting
+    )
 
 
 def packed(
     prompt: Any = (1, 2, 3), door: Door | None = None, *, request: Mapping[str, Any] | None = None, **sampling: Any
 ) -> Request:
-    return (door or a_door()).make_request("a", prompt, SamplingParams(**sampling), **(request or {}))
+    return (door or a_door()).make_request(new_request("a", prompt, SamplingParams(**sampling), **(request or {})))
 
 
 # -- what is refused ---------------------------------------------------------------------------------------------
@@ -108,7 +110,7 @@ def test_what_the_core_could_not_keep_is_refused(request_: dict[str, Any], says:
 def test_a_request_id_is_a_string() -> None:
     """An integer would be taken for a uid where requests are named."""
     with pytest.raises(RequestError, match="request_id must be a string, got 7"):
-        a_door().make_request(7, [1], SamplingParams())  # type: ignore[arg-type]
+        a_door().make_request(new_request(7, [1], SamplingParams()))  # type: ignore[arg-type]
 
 
 def test_without_a_vocabulary_any_int32_is_a_token_id() -> None:
@@ -123,7 +125,7 @@ def test_what_computes_text_alone_takes_no_images() -> None:
     """Past the door their placeholders would be computed as if they were text."""
     door = Door(config(), ModelLimits(100, encodes_media=False), 8)
     with pytest.raises(RequestError, match="computes text alone, the prompt has 1 spans"):
-        door.make_request("a", [1, 2, 3], SamplingParams(), spans=[Span(0, 2, b"digest")])
+        door.make_request(new_request("a", [1, 2, 3], SamplingParams(), spans=[Span(0, 2, b"digest")]))
 
 
 def test_making_a_request_claims_nothing() -> None:

@@ -16,7 +16,7 @@ from headway.request import FinishReason, RequestStatus
 from headway.sampling import SamplingParams
 from headway.scheduler import DeviceLost, Effects, StepResult
 from tests.history import History
-from tests.managers.driving import PATIENCE, Asking, Driver, answer_to, hand_made, make, prompt_of
+from tests.managers.driving import PATIENCE, Asking, Driver, answer_to, hand_made, make, make_request, prompt_of
 
 # -- finish and abort, in every state ----------------------------------------------------------------------------
 
@@ -331,7 +331,7 @@ def test_of_requests_that_race_with_the_closing_each_is_refused_or_ends_once(nam
         def call(who: int, manager: Manager = manager, accepted: Any = accepted, refused: Any = refused) -> None:
             for number in itertools.count():  # until the door is closed
                 try:
-                    request = manager.make_request(f"r{number}-{who // 2}", [1, 2, 3], SamplingParams())
+                    request = make_request(manager, f"r{number}-{who // 2}", [1, 2, 3], SamplingParams())
                     manager.add(request)
                 except (DuplicateRequestError, QueueFullError):  # two threads use the same ids
                     continue

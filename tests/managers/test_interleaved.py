@@ -14,7 +14,7 @@ from headway.managers import Manager
 from headway.request import FinishReason
 from headway.sampling import SamplingParams
 from headway.scheduler import AuditReport, AwaitSteps, Effects, Pause, Progress, RequestEnd, Reservation
-from tests.managers.driving import ACCESSES, assert_nothing_held, hand_made, make
+from tests.managers.driving import ACCESSES, assert_nothing_held, hand_made, make, make_request
 from tests.managers.interleaving import Stage, explore, on_stage
 
 PAUSE = Pause(abort=True, reset_prefix_cache=True)
@@ -88,7 +88,7 @@ PREALLOCATE = {
 
 def reserving(role: Role, plan: str) -> Callable[[Stage, Manager, Loop], None]:
     def play(stage: Stage, manager: Manager, loop: Loop) -> None:
-        request = manager.make_request("a", [1, 2, 3, 4, 5], SamplingParams(max_tokens=3))
+        request = make_request(manager, "a", [1, 2, 3, 4, 5], SamplingParams(max_tokens=3))
         outcome = stage.play(caller=lambda: PREALLOCATE[role](manager, request), loop=loop.acts(plan))
         assert outcome["loop"] is None
         got = outcome["caller"]
@@ -143,7 +143,7 @@ def test_a_reservation_is_held_or_was_never_made_with_two_interruptions(
 @pytest.mark.parametrize("name", ACCESSES)
 def test_of_two_who_want_the_only_slot_one_gets_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def play(stage: Stage, manager: Manager, loop: Loop) -> None:
-        requests = {who: manager.make_request(who, [1, 2, 3], SamplingParams()) for who in ("first", "second")}
+        requests = {who: make_request(manager, who, [1, 2, 3], SamplingParams()) for who in ("first", "second")}
         outcome = stage.play(
             first=lambda: manager.reserve_decode(requests["first"], 1.0),
             second=lambda: manager.reserve_decode(requests["second"], 1.0),
@@ -165,7 +165,7 @@ def test_of_two_who_want_the_only_slot_one_gets_it(name: str, monkeypatch: pytes
 @PATIENT
 def test_an_abort_meets_the_reservation_or_nobody(name: str, patient: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     def play(stage: Stage, manager: Manager, loop: Loop) -> None:
-        request = manager.make_request("a", [1, 2, 3], SamplingParams())
+        request = make_request(manager, "a", [1, 2, 3], SamplingParams())
         outcome = stage.play(
             caller=lambda: manager.reserve_decode(request, 1.0),
             other=lambda: manager.abort("a"),
@@ -239,7 +239,7 @@ def test_whoever_asks_the_writer_that_dies_of_it_has_an_outcome(name: str, monke
             finally:
                 loop.close()
 
-        request = manager.make_request("a", [1, 2, 3], SamplingParams())
+        request = make_request(manager, "a", [1, 2, 3], SamplingParams())
         outcome = stage.play(caller=lambda: manager.reserve_decode(request, 1.0), loop=live)
         assert isinstance(outcome["caller"], EngineDeadError)
         assert not loop.ended and manager.door.num_inside == 0

@@ -20,7 +20,7 @@ from headway.managers import Manager
 from headway.request import FinishReason
 from headway.sampling import SamplingParams
 from headway.scheduler import Reservation
-from tests.managers.driving import PATIENCE, Asking, Driver, answer_to, make
+from tests.managers.driving import PATIENCE, Asking, Driver, answer_to, make, make_request
 
 _HEADWAY = str(Path(headway.__file__).parent)
 
@@ -92,7 +92,7 @@ def is_usable(manager: Manager) -> Iterator[Driver]:
 def test_an_interrupted_addition_was_never_made_or_is_taken_back(name: str) -> None:
     def act(interrupt: Interrupt) -> bool:
         manager = make(name)
-        first = manager.make_request("a", [4, 5, 6], SamplingParams(max_tokens=4))
+        first = make_request(manager, "a", [4, 5, 6], SamplingParams(max_tokens=4))
         struck = interrupt.strikes(lambda: manager.add(first))
         for driver in is_usable(manager):
             if struck:
@@ -125,7 +125,7 @@ def test_an_interrupted_reservation_is_held_for_nobody(name: str, drawn: str) ->
                 loop.join(PATIENCE)
 
             manager._mailbox.put = put_and_draw  # type: ignore[attr-defined]
-        request = manager.make_request("a", [4, 5, 6], SamplingParams(max_tokens=4))
+        request = make_request(manager, "a", [4, 5, 6], SamplingParams(max_tokens=4))
         answer: list[Any] = []
         try:
             struck = interrupt.strikes(lambda: answer.append(manager.reserve_decode(request, 0.001)))
@@ -140,7 +140,7 @@ def test_an_interrupted_reservation_is_held_for_nobody(name: str, drawn: str) ->
                 manager.drop_reservations("a")
                 driver.settle()
                 assert list(driver.history.ends) == [request.uid]
-            again = manager.make_request("a", [1, 2, 3], SamplingParams(max_tokens=4))
+            again = make_request(manager, "a", [1, 2, 3], SamplingParams(max_tokens=4))
             asking = Asking(partial(manager.reserve_decode, again, PATIENCE))
             while not asking.done():
                 driver.settle()
@@ -159,7 +159,7 @@ def test_an_interrupted_reservation_is_held_for_nobody(name: str, drawn: str) ->
 def test_whatever_is_interrupted_the_engine_goes_on(name: str, call: str) -> None:
     def act(interrupt: Interrupt) -> bool:
         manager = make(name)
-        request = manager.make_request("someone", [1, 2, 3], SamplingParams(max_tokens=4))
+        request = make_request(manager, "someone", [1, 2, 3], SamplingParams(max_tokens=4))
         manager.add(request)
         arguments = {"abort": ("someone",), "pause": ("preempt",), "audit": (0.001,)}
         arguments["progress"] = ("someone", 0.001)  # type: ignore[assignment]

@@ -12,7 +12,7 @@ import pytest
 from headway.managers import Manager, lock_free
 from headway.sampling import SamplingParams
 from headway.scheduler import Scheduler, StepResult
-from tests.managers.driving import ALL, PATIENCE, Driver, make
+from tests.managers.driving import ALL, PATIENCE, Driver, make, make_request
 
 SECONDS_PER_TURN = lock_free.MAX_SECONDS_PER_TURN  # before a fixture lifts it
 
@@ -51,7 +51,7 @@ class Held:
 
 
 def everything_a_caller_may_do(manager: Manager) -> None:
-    request = manager.make_request("a", [1, 2, 3], SamplingParams())
+    request = make_request(manager, "a", [1, 2, 3], SamplingParams())
     manager.add(request)
     manager.finish(["a"])
     manager.abort([request.uid])
@@ -72,7 +72,7 @@ def test_under_the_lock_they_do(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", ALL)
 def test_reading_waits_for_nobody_under_any_manager(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def read(manager: Manager) -> None:
-        manager.make_request("a", [1, 2, 3], SamplingParams())
+        make_request(manager, "a", [1, 2, 3], SamplingParams())
         manager.num_free_slots()
         manager.snapshot()
 

@@ -14,7 +14,7 @@ from headway.managers import manager as manager_module
 from headway.request import FinishReason, RequestStatus
 from headway.sampling import SamplingParams
 from headway.scheduler import PreprocessDone
-from tests.managers.driving import PATIENCE, Driver, answer_to, every_manager, make, prompt_of
+from tests.managers.driving import PATIENCE, Driver, answer_to, every_manager, make, make_request, prompt_of
 
 MODES: tuple[PauseMode, ...] = ("abort", "preempt")
 STEP_ON_DEVICE = pytest.mark.parametrize("in_flight", [False, True], ids=["idle device", "step on the device"])
@@ -143,7 +143,7 @@ def test_a_deadline_passes_also_while_the_engine_is_paused(name: str, monkeypatc
     now = [0.0]
     monkeypatch.setattr(manager_module.time, "monotonic", lambda: now[0])
     driver = Driver(make(name))
-    request = driver.manager.make_request("a", [], SamplingParams(), preprocess=b"an image")
+    request = make_request(driver.manager, "a", [], SamplingParams(), preprocess=b"an image")
     driver.manager.add(request)
     driver.settle()
     driver.asking(lambda: driver.manager.pause("preempt"))
@@ -282,7 +282,7 @@ def test_slots_spanned_are_the_highest_slot_in_use_and_one(driver: Driver) -> No
 
 def preparing(name: str, **changes: Any) -> tuple[Driver, int]:
     driver = Driver(make(name, **changes))
-    request = driver.manager.make_request("image", [], SamplingParams(max_tokens=4), preprocess=b"an image")
+    request = make_request(driver.manager, "image", [], SamplingParams(max_tokens=4), preprocess=b"an image")
     driver.manager.add(request)
     driver.manager.drain()
     effects = driver.manager.take_effects()
@@ -334,7 +334,7 @@ def test_a_reservation_does_not_outlive_a_reset_of_the_cache_in_a_pause(name: st
     """What it found in the cache would be stale."""
     driver = Driver(make(name, role=role))
     manager = driver.manager
-    request = manager.make_request("a", prompt_of(1, 9), SamplingParams())
+    request = make_request(manager, "a", prompt_of(1, 9), SamplingParams())
     ask = manager.reserve_prefill if role is Role.PREFILL else manager.reserve_decode
     assert driver.ask(lambda: ask(request))
     driver.ask(lambda: manager.pause("preempt", reset_prefix_cache=False))

@@ -13,7 +13,7 @@ from headway.managers import MANAGERS, Manager
 from headway.request import FinishReason
 from headway.sampling import SamplingParams
 from headway.scheduler import Effects, Snapshot, StepResult
-from tests.managers.driving import ALL, Driver, answer_to, every_manager, hand_made, make, prompt_of
+from tests.managers.driving import ALL, Driver, answer_to, every_manager, hand_made, make, make_request, prompt_of
 
 PUBLIC = [name for name, _ in inspect.getmembers(Manager, inspect.isfunction) if not name.startswith("_")]
 
@@ -317,7 +317,7 @@ def test_all_names_are_covered() -> None:
 
 
 def test_make_request_checks_and_hands_nothing_in(driver: Driver) -> None:
-    driver.manager.make_request("a", [1, 2], SamplingParams())
+    make_request(driver.manager, "a", [1, 2], SamplingParams())
     assert driver.manager.num_free_slots() == 4
     with pytest.raises(RequestError, match="token id 32000; ids are integers from 0 to 31999"):
-        driver.manager.make_request("a", [32000], SamplingParams())
+        make_request(driver.manager, "a", [32000], SamplingParams())

@@ -18,7 +18,7 @@ from headway.scheduler import DeviceLost, PreprocessDone, Reservation, Sending, 
 from headway.simulation.device import OracleDevice
 from headway.simulation.digests import answer_of
 from tests.history import History
-from tests.managers.driving import Asking, T, asking, assert_nothing_held, make
+from tests.managers.driving import Asking, T, asking, assert_nothing_held, make, make_request
 
 
 class World:
@@ -40,7 +40,7 @@ class World:
     # -- callers -------------------------------------------------------------------------------------------------
 
     def make(self, request_id: str, prompt: Sequence[int], max_tokens: int = 8, **options: Any) -> Request:
-        return self.manager.make_request(request_id, prompt, SamplingParams(max_tokens=max_tokens), **options)
+        return make_request(self.manager, request_id, prompt, SamplingParams(max_tokens=max_tokens), **options)
 
     def add(self, request_id: str, prompt: Sequence[int], max_tokens: int = 8, **options: Any) -> bool:
         """False: it was refused for now."""

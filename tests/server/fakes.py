@@ -10,13 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from headway import wire
 from headway.client.engine_client import EngineClient
+from headway.config import SchedulerConfig
 from headway.model_files import ModelFiles
-from headway.request import FinishReason
+from headway.model_limits import ModelLimits
+from headway.request import FinishReason, NewRequest
 from headway.scheduler.batch import Logprobs
 from headway.scheduler.effects import Effects, RequestEnd, TokenOutputs
 from headway.scheduler.snapshot import Snapshot
+from headway.wire import codec, to_client, to_engine
+from headway.wire.refusals import kind_of
 from tests.tiny_tokenizer import CHAT_TEMPLATE, byte_ids, byte_tokenizer
 
 MODEL = "tiny"
@@ -31,7 +34,7 @@ class FakeLink:
     refuse: (kind, message) refuses every group; with refuse_after, only those members from that one on.
     silent: requests are taken and never answered. accept: groups of several are told that they are accepted.
     error: every request ends with it after its first token.
-    ask: answers a question, or raises; None leaves all of them open.
+    ask: answers a call, or raises; None leaves all calls open.
     """
 
     tokens: list[int]
@@ -40,31 +43,31 @@ class FakeLink:
     silent: bool = False
     accept: bool = True
     error: str | None = None
-    ask: Callable[[wire.Question], Any] | None = None
+    ask: Callable[[to_engine.EngineCall], Any] | None = None
 
     pid: int = 0
 
     def __post_init__(self) -> None:
-        self.sent: list[wire.ToEngine] = []
-        self._to_client: asyncio.Queue[wire.ToClient] = asyncio.Queue()
+        self.sent: list[to_engine.ToEngine] = []
+        self._to_client: asyncio.Queue[to_client.ToClient] = asyncio.Queue()
         self._ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
-    def send(self, message: wire.ToEngine) -> None:
-        message = wire.decode_to_engine(wire.encode(message))  # as it would arrive
+    def send(self, message: to_engine.ToEngine) -> None:
+        message = codec.decode_to_engine(codec.encode(message))  # as it would arrive
         self.sent.append(message)
-        if isinstance(message, wire.AddGroup):
-            self._answer(message.adds)
-        elif isinstance(message, wire.Ask) and self.ask is not None:
+        if isinstance(message, to_engine.AddGroup):
+            self._answer(message.requests)
+        elif isinstance(message, to_engine.Call) and self.ask is not None:
             try:
-                self.say(wire.Answered(message.number, self.ask(message.question)))
+                self.say(to_client.Returned(message.number, self.ask(message.call)))
             except Exception as error:
-                self.say(wire.Refused(message.number, wire.kind_of(error), str(error)))
+                self.say(to_client.Raised(message.number, kind_of(error), str(error)))
 
     def sent_of(self, kind: type[Any]) -> list[Any]:
         return [message for message in self.sent if isinstance(message, kind)]
 
-    def say(self, message: wire.ToClient) -> None:
-        self._to_client.put_nowait(wire.decode_to_client(wire.encode(message)))
+    def say(self, message: to_client.ToClient) -> None:
+        self._to_client.put_nowait(codec.decode_to_client(codec.encode(message)))
 
     def end(self, how: str) -> None:
         self._ended.set_result(how)
@@ -80,17 +83,17 @@ class FakeLink:
             top=np.array([[-1.0, -2.0] for _ in tokens], np.float32).reshape(-1, 2),
         )
         outputs = TokenOutputs(np.array(uids, np.int64), np.array(tokens, np.int32), logprobs)
-        self.say(wire.pack_effects(Effects(tokens=[outputs], ended=ended or [])))
+        self.say(to_client.Step.of(Effects(tokens=[outputs], ended=ended or [])))
 
-    def _answer(self, adds: list[wire.Add]) -> None:
+    def _answer(self, adds: list[NewRequest]) -> None:
         if self.refuse is not None and len(adds) > self.refuse_after:
-            self.say(wire.Rejected(adds[0].uid, *self.refuse))
+            self.say(to_client.Refused(adds[0].uid, *self.refuse))
             return
         if len(adds) > 1 and self.accept:
-            self.say(wire.Accepted(adds[0].uid))
+            self.say(to_client.Accepted(adds[0].uid))
         if self.silent:
             return
-        self.say(wire.pack_effects(Effects(started=[(add.uid, 2) for add in adds])))
+        self.say(to_client.Step.of(Effects(started=[(add.uid, 2) for add in adds])))
         for add in adds:
             count = min(add.sampling.max_tokens or len(self.tokens), len(self.tokens))
             for at, token in enumerate(self.tokens[:count], start=1):
@@ -103,7 +106,7 @@ class FakeLink:
                 if ended:
                     break
 
-    async def receive(self) -> wire.ToClient:
+    async def receive(self) -> to_client.ToClient:
         return await self._to_client.get()
 
     async def ended(self) -> str:
@@ -127,15 +130,15 @@ def fake_client(**behaviour: Any) -> tuple[EngineClient, FakeLink]:
         path=Path("/models/tiny"),
         name=MODEL,
         hf_config=None,  # type: ignore[arg-type]
-        vocab_size=len(tokenizer),
-        max_model_len=MAX_MODEL_LEN,
-        eos_token_ids=(tokenizer.eos_token_id,),
+        limits=ModelLimits(len(tokenizer), (tokenizer.eos_token_id,), MAX_MODEL_LEN),
         default_sampling={"temperature": 0.5},
         tokenizer="",
     )
-    ready = wire.Ready(MAX_MODEL_LEN, max_num_seqs=4, num_blocks=100, block_size=16)
-    return EngineClient(files=files, tokenizer=tokenizer, ready=ready, link=link), link
+    config = SchedulerConfig(
+        max_num_seqs=4, max_num_batched_tokens=64, max_model_len=MAX_MODEL_LEN, num_blocks=100, block_size=16
+    )
+    return EngineClient(files=files, tokenizer=tokenizer, config=config, link=link), link
 
 
-def status(failure: str | None = None, stalled: bool = False, **counts: int) -> wire.Status:
-    return wire.Status(Snapshot(**counts), stalled, failure)
+def status(failure: str | None = None, stalled: bool = False, **counts: int) -> to_client.Status:
+    return to_client.Status(Snapshot(**counts), stalled, failure)

@@ -9,9 +9,9 @@ from typing import Any
 import httpx
 import pytest
 
-from headway import wire
 from headway.errors import EngineDeadError, QueryError, QueueFullError
 from headway.scheduler.audit import AuditReport, Owner
+from headway.wire import to_client, to_engine
 from tests.server.conftest import Api
 
 MakeApi = Callable[..., Api]
@@ -24,21 +24,21 @@ class Engine:
     """Answers as an engine does, and remembers what it was asked."""
 
     def __init__(self) -> None:
-        self.asked: list[wire.Question] = []
+        self.asked: list[to_engine.EngineCall] = []
         self.paused = False
 
-    def __call__(self, question: wire.Question) -> Any:
-        self.asked.append(question)
-        match question:
-            case wire.Pause():
+    def __call__(self, call: to_engine.EngineCall) -> Any:
+        self.asked.append(call)
+        match call:
+            case to_engine.PauseEngine():
                 self.paused = True
-            case wire.Resume():
+            case to_engine.ResumeEngine():
                 self.paused = False
-            case wire.IsPaused():
+            case to_engine.IsPaused():
                 return self.paused
-            case wire.ResetPrefixCache():
+            case to_engine.ResetCache():
                 return 17
-            case wire.Audit():
+            case to_engine.AuditEngine():
                 return REPORT
         return None
 
@@ -71,20 +71,20 @@ async def test_a_pause_and_its_end(api: Api) -> None:
 
 
 @pytest.mark.parametrize(
-    ("query", "question"),
+    ("query", "call"),
     [
-        ("", wire.Pause("abort", True, 30.0)),
-        ("?mode=abort&timeout=2.5", wire.Pause("abort", True, 2.5)),
-        ("?mode=preempt&reset_prefix_cache=false", wire.Pause("preempt", False, 30.0)),
-        ("?mode=keep&clear_cache=false", wire.Pause("preempt", False, 30.0)),
-        ("?clear_cache=true&reset_prefix_cache=true", wire.Pause("abort", True, 30.0)),
+        ("", to_engine.PauseEngine("abort", True, 30.0)),
+        ("?mode=abort&timeout=2.5", to_engine.PauseEngine("abort", True, 2.5)),
+        ("?mode=preempt&reset_prefix_cache=false", to_engine.PauseEngine("preempt", False, 30.0)),
+        ("?mode=keep&clear_cache=false", to_engine.PauseEngine("preempt", False, 30.0)),
+        ("?clear_cache=true&reset_prefix_cache=true", to_engine.PauseEngine("abort", True, 30.0)),
     ],
 )
 async def test_how_to_pause_can_be_said_in_our_words_and_in_vllms(
-    api: Api, engine: Engine, query: str, question: wire.Pause
+    api: Api, engine: Engine, query: str, call: to_engine.PauseEngine
 ) -> None:
     assert (await api.post(f"/pause{query}")).status_code == 200
-    assert engine.asked == [question]
+    assert engine.asked == [call]
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ async def test_what_is_not_known_is_a_400_that_names_it(api: Api, engine: Engine
 async def test_a_reset_tells_how_much_was_forgotten(api: Api, engine: Engine) -> None:
     response = await api.post("/reset_prefix_cache")
     assert (response.status_code, response.json()) == (200, {"num_blocks": 17, "status": "reset"})
-    assert engine.asked == [wire.ResetPrefixCache(5.0)]
+    assert engine.asked == [to_engine.ResetCache(5.0)]
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ async def test_a_reset_tells_how_much_was_forgotten(api: Api, engine: Engine) ->
     [
         (TimeoutError("a step is still in flight"), 504, "timeout"),
         (EngineDeadError("the engine stopped"), 503, "engine_dead"),
-        (QueueFullError("16 questions"), 503, "queue_full"),
+        (QueueFullError("16 calls"), 503, "queue_full"),
         (QueryError("asked of the wrong role"), 409, "wrong_role"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
@@ -127,7 +127,7 @@ async def test_a_reset_tells_how_much_was_forgotten(api: Api, engine: Engine) ->
 async def test_what_the_engine_refuses_becomes_the_status(
     make_api: MakeApi, error: Exception, status: int, code: str
 ) -> None:
-    def refuse(question: wire.Question) -> None:
+    def refuse(call: to_engine.EngineCall) -> None:
         raise error
 
     response = await make_api(admin_api=True, ask=refuse).post("/pause")
@@ -136,14 +136,14 @@ async def test_what_the_engine_refuses_becomes_the_status(
 
 
 async def test_a_fault_of_the_engine_is_a_500_that_tells_nothing_of_it(make_api: MakeApi) -> None:
-    response = await make_api(admin_api=True, ask=lambda question: 1 // 0).post("/pause")
+    response = await make_api(admin_api=True, ask=lambda call: 1 // 0).post("/pause")
     assert (response.status_code, code_of(response)) == (500, "internal_error")
 
 
 async def test_an_engine_that_dies_meanwhile_is_an_answer_too(make_api: MakeApi) -> None:
     api = make_api(admin_api=True)
     task = asyncio.create_task(api.post("/pause"))
-    while not api.link.sent_of(wire.Ask):
+    while not api.link.sent_of(to_engine.Call):
         await asyncio.sleep(0)
     api.link.end("killed by SIGKILL")
     for response in (await task, await api.post("/resume")):
@@ -158,34 +158,34 @@ async def test_an_engine_that_does_not_answer_is_not_waited_for_for_ever(
     response = await api.post("/pause?timeout=0.01")
     assert (response.status_code, code_of(response)) == (504, "timeout")
     assert "has not answered within 0.02 s" in response.json()["error"]["message"]
-    (ask,) = api.link.sent_of(wire.Ask)
-    api.link.say(wire.Answered(ask.number))  # too late, and nobody minds
+    (ask,) = api.link.sent_of(to_engine.Call)
+    api.link.say(to_client.Returned(ask.number))  # too late, and nobody minds
     api.link.ask = Engine()
     assert (await api.post("/resume")).status_code == 200
-    assert api.client._questions == {}, "nothing is kept for those who have left"
+    assert api.client._calls == {}, "nothing is kept for those who have left"
 
 
 async def test_a_client_that_is_shut_down_answers_what_is_open(api: Api) -> None:
     api.link.ask = None
     asking = asyncio.create_task(api.client.audit())
-    while not api.link.sent_of(wire.Ask):
+    while not api.link.sent_of(to_engine.Call):
         await asyncio.sleep(0)
     await api.client.shutdown()
     with pytest.raises(EngineDeadError, match="the engine has been shut down"):
         await asking
 
 
-async def test_answers_find_their_questions_in_any_order(make_api: MakeApi) -> None:
+async def test_answers_find_their_calls_in_any_order(make_api: MakeApi) -> None:
     api = make_api(admin_api=True)
     first = asyncio.create_task(api.post("/pause"))
     second = asyncio.create_task(api.post("/reset_prefix_cache"))
-    while len(api.link.sent_of(wire.Ask)) < 2:
+    while len(api.link.sent_of(to_engine.Call)) < 2:
         await asyncio.sleep(0)
-    pause, reset = api.link.sent_of(wire.Ask)
-    api.link.say(wire.Answered(reset.number, 3))
+    pause, reset = api.link.sent_of(to_engine.Call)
+    api.link.say(to_client.Returned(reset.number, 3))
     assert (await second).json()["num_blocks"] == 3
     assert not first.done()
-    api.link.say(wire.Answered(pause.number))
+    api.link.say(to_client.Returned(pause.number))
     assert (await first).status_code == 200
 
 
@@ -211,12 +211,12 @@ async def test_ownership_is_the_whole_report(api: Api, engine: Engine) -> None:
             {"name": "b", "kind": "lease", "slot": None, "num_blocks": 2},
         ],
     }
-    assert engine.asked == [wire.Audit(30.0)]
+    assert engine.asked == [to_engine.AuditEngine(30.0)]
 
 
 async def test_ownership_out_of_order_is_a_200_as_well(make_api: MakeApi) -> None:
     report = AuditReport(("block 3 is lost",), 0, 0, 1, 98, 0, 0, ())
-    response = await make_api(ask=lambda question: report).get("/debug/ownership")
+    response = await make_api(ask=lambda call: report).get("/debug/ownership")
     assert response.status_code == 200
     assert (response.json()["ok"], response.json()["problems"]) == (False, ["block 3 is lost"])
 

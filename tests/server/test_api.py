@@ -11,9 +11,9 @@ from typing import Any
 import httpx
 import pytest
 
-from headway import wire
 from headway.request import FinishReason
 from headway.scheduler.effects import RequestEnd
+from headway.wire import to_client, to_engine
 from tests.server.conftest import Api
 from tests.server.fakes import ANSWER, MAX_MODEL_LEN, MODEL, settled, status
 
@@ -74,8 +74,8 @@ async def test_token_ids_are_taken_as_they_are(api: Api) -> None:
     tokens = (await post(api, "/tokenize", prompt="xyz")).json()["tokens"]
     body = (await post(api, prompt=tokens, echo=True)).json()
     assert body["choices"][0]["text"] == "xyzhello"
-    (group,) = api.link.sent_of(wire.AddGroup)
-    assert wire.unpack_tokens(group.adds[0].prompt).tolist() == tokens
+    (group,) = api.link.sent_of(to_engine.AddGroup)
+    assert group.requests[0].prompt.tolist() == tokens
 
 
 async def test_logprobs_of_a_completion(api: Api) -> None:
@@ -133,8 +133,8 @@ async def test_a_chat_completion(api: Api) -> None:
         "bytes": [104],
         "top_logprobs": [{"token": "h", "logprob": -1.0, "bytes": [104]}],
     }
-    (group,) = api.link.sent_of(wire.AddGroup)
-    prompt = wire.unpack_tokens(group.adds[0].prompt)
+    (group,) = api.link.sent_of(to_engine.AddGroup)
+    prompt = group.requests[0].prompt
     assert api.client.tokenizer.decode(prompt) == "<|user|>hi<|assistant|>"
 
 
@@ -153,33 +153,33 @@ async def test_a_stop_string_ends_the_answer_and_tells_the_engine(make_api: Make
     task = asyncio.create_task(post(api, stop=["l"]))
     while not api.link.sent:
         await asyncio.sleep(0)
-    (group,) = api.link.sent_of(wire.AddGroup)
-    uid = group.adds[0].uid
+    (group,) = api.link.sent_of(to_engine.AddGroup)
+    uid = group.requests[0].uid
     for token in api.link.tokens[:4]:  # "hell": the second l is past the stop
         api.link.step([uid], [token])
     choice = (await task).json()["choices"][0]
     assert (choice["text"], choice["finish_reason"], choice["stop_reason"]) == ("he", "stop", "l")
-    assert api.link.sent_of(wire.Finish) == [wire.Finish([uid])]
-    assert not api.link.sent_of(wire.Abort)
+    assert api.link.sent_of(to_engine.Finish) == [to_engine.Finish([uid])]
+    assert not api.link.sent_of(to_engine.Abort)
 
 
 async def test_the_models_own_sampling_defaults_are_used(api: Api) -> None:
     await post(api)
     await post(api, temperature=0.9)
-    temperatures = [group.adds[0].sampling.temperature for group in api.link.sent_of(wire.AddGroup)]
+    temperatures = [group.requests[0].sampling.temperature for group in api.link.sent_of(to_engine.AddGroup)]
     assert temperatures == [0.5, 0.9]
 
 
 async def test_seeded_answers_of_one_request_differ(api: Api) -> None:
     await post(api, n=2, seed=7)
-    (group,) = api.link.sent_of(wire.AddGroup)
-    assert [add.sampling.seed for add in group.adds] == [7, 8]
+    (group,) = api.link.sent_of(to_engine.AddGroup)
+    assert [add.sampling.seed for add in group.requests] == [7, 8]
 
 
 async def test_the_rest_of_what_the_engine_is_told(api: Api) -> None:
     response = await post(api, request_id="mine", priority=-2, cache_salt="s", stop_token_ids=[3])
     assert response.json()["id"] == "mine"
-    (add,) = api.link.sent_of(wire.AddGroup)[0].adds
+    (add,) = api.link.sent_of(to_engine.AddGroup)[0].requests
     assert (add.request_id, add.priority, add.cache_salt) == ("mine", -2, "s")
     assert add.sampling.stop_token_ids == (3,)
 
@@ -320,7 +320,7 @@ async def submitted_group(api: Api, *, stream: bool) -> tuple[asyncio.Task[httpx
     task = asyncio.create_task(post(api, n=2, max_tokens=2, stream=stream))
     while not api.link.sent:
         await asyncio.sleep(0)
-    return task, [add.uid for add in api.link.sent_of(wire.AddGroup)[0].adds]
+    return task, [add.uid for add in api.link.sent_of(to_engine.AddGroup)[0].requests]
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -331,7 +331,7 @@ async def test_a_group_shows_nothing_before_it_is_accepted_whole(make_api: MakeA
     api.link.step([], [], [RequestEnd(uids[0], "", FinishReason.ABORT)])  # taken back: the second does not fit
     await settled()
     assert not task.done()
-    api.link.say(wire.Rejected(uids[0], "queue_full", "full"))
+    api.link.say(to_client.Refused(uids[0], "queue_full", "full"))
     assert (await task).status_code == 503
     assert api.client.num_open == 0
 
@@ -344,7 +344,7 @@ async def test_a_group_may_be_complete_before_it_is_known_to_be_accepted(make_ap
     api.link.step(uids, api.link.tokens[1:2] * 2, [RequestEnd(uid, "", FinishReason.LENGTH) for uid in uids])
     await settled()
     assert not task.done() and api.client.num_open == 1
-    api.link.say(wire.Accepted(uids[0]))
+    api.link.say(to_client.Accepted(uids[0]))
     response = await task
     assert response.status_code == 200 and api.client.num_open == 0
     texts = {0: "", 1: ""}
@@ -378,7 +378,7 @@ async def test_a_failure_in_the_middle_of_a_stream_comes_as_an_event(make_api: M
     task = asyncio.create_task(post(api, stream=True, n=2))
     while not api.link.sent:
         await asyncio.sleep(0)
-    uid = api.link.sent_of(wire.AddGroup)[0].adds[0].uid
+    uid = api.link.sent_of(to_engine.AddGroup)[0].requests[0].uid
     api.link.step([uid], api.link.tokens[:1])
     await settled()
     api.link.end("killed by SIGKILL")
@@ -415,7 +415,7 @@ async def test_an_answer_that_a_pause_cuts_short_is_what_there_is_of_it(make_api
     task = asyncio.create_task(post(api, stream=stream))
     while not api.link.sent:
         await asyncio.sleep(0)
-    uid = api.link.sent_of(wire.AddGroup)[0].adds[0].uid
+    uid = api.link.sent_of(to_engine.AddGroup)[0].requests[0].uid
     api.link.step([uid], api.link.tokens[:1])
     api.link.step([], [], [RequestEnd(uid, "", FinishReason.ABORT, error="the engine was paused")])
     response = await task
@@ -431,8 +431,8 @@ async def test_an_answer_that_the_end_of_the_engine_cuts_short_is_a_503(make_api
     task = asyncio.create_task(post(api, stream=stream))
     while not api.link.sent:
         await asyncio.sleep(0)
-    uid = api.link.sent_of(wire.AddGroup)[0].adds[0].uid
-    api.link.step([], [], [RequestEnd(uid, "", FinishReason.ABORT, error="the engine was shut down")])
+    uid = api.link.sent_of(to_engine.AddGroup)[0].requests[0].uid
+    api.link.step([], [], [RequestEnd(uid, "", FinishReason.ABORT, error="bye", engine_stopped=True)])
     response = await task
     assert response.status_code == 503 and error_of(response)["code"] == "engine_dead"
 
@@ -441,13 +441,13 @@ async def test_a_client_that_goes_away_takes_its_request_along(make_api: MakeApi
     api = make_api(silent=True)
     for stream in (False, True):
         task = asyncio.create_task(post(api, stream=stream, n=2))
-        while not len(api.link.sent_of(wire.AddGroup)) > stream:
+        while not len(api.link.sent_of(to_engine.AddGroup)) > stream:
             await asyncio.sleep(0)
-        uids = [add.uid for add in api.link.sent_of(wire.AddGroup)[-1].adds]
+        uids = [add.uid for add in api.link.sent_of(to_engine.AddGroup)[-1].requests]
         assert api.client.num_open == 1
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-        assert api.link.sent[-1] == wire.Abort(uids)
+        assert api.link.sent[-1] == to_engine.Abort(uids)
         assert api.client.num_open == 0
 
 
@@ -456,7 +456,7 @@ async def test_late_news_of_an_aborted_request_are_dropped(make_api: MakeApi) ->
     task = asyncio.create_task(post(api))
     while not api.link.sent:
         await asyncio.sleep(0)
-    uid = api.link.sent_of(wire.AddGroup)[0].adds[0].uid
+    uid = api.link.sent_of(to_engine.AddGroup)[0].requests[0].uid
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     api.link.step([uid], [1])
@@ -467,7 +467,7 @@ async def test_late_news_of_an_aborted_request_are_dropped(make_api: MakeApi) ->
 async def test_a_finished_request_is_not_aborted(api: Api) -> None:
     await post(api)
     await post(api, stream=True)
-    assert not api.link.sent_of(wire.Abort) and api.client.num_open == 0
+    assert not api.link.sent_of(to_engine.Abort) and api.client.num_open == 0
 
 
 async def test_a_model_without_a_chat_template_takes_no_conversation(api: Api) -> None:

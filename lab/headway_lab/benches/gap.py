@@ -20,7 +20,6 @@ import numpy as np
 import typer
 import zmq
 
-from headway import wire
 from headway.bench import plot
 from headway.bench.benchmark import Table, run_benchmark
 from headway.bench.plot import PlotOption
@@ -29,8 +28,11 @@ from headway.bench.tables import Column, JsonOption
 from headway.commands.lists import numbers, whole_numbers
 from headway.config import EngineConfig, SchedulerName
 from headway.engine import interpreter
-from headway.engine.process import Output
+from headway.engine.output import Output
+from headway.model_limits import ModelLimits
+from headway.request import NewRequest
 from headway.sampling import SamplingParams
+from headway.wire.launch import Launch
 from headway_lab.rigs.busy_engine import MAX_MODEL_LEN, VOCAB_SIZE, BusyEngine
 from headway_lab.rigs.sink import Sink
 
@@ -109,7 +111,7 @@ class Intake(threading.Thread):
             time.sleep(max(0.0, due - time.perf_counter()))
             if self._stopping:
                 return
-            self._busy.engine.add(f"{self._number}-{count}", prompt, sampling)
+            self._busy.engine.add(NewRequest(request_id=f"{self._number}-{count}", prompt=prompt, sampling=sampling))
 
 
 class Sample(NamedTuple):
@@ -126,7 +128,7 @@ def run(contender: Contender, traffic: Traffic) -> Sample:
     """Let the engine run under this traffic."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     with Sink(context) as sink:
-        launch = wire.Launch(EngineConfig(), wire.ModelFacts(VOCAB_SIZE, 1), sink.socket_dir)
+        launch = Launch(EngineConfig(), ModelLimits(VOCAB_SIZE), sink.socket_dir)
         output = Output(context, launch)
         busy = BusyEngine(
             contender.scheduler,
@@ -160,7 +162,7 @@ def _measure(busy: BusyEngine, traffic: Traffic) -> Sample:
     first = len(busy.steps)
     until = time.perf_counter() + traffic.seconds
     while time.perf_counter() < until:
-        running.append(busy.engine.snapshot().num_running)
+        running.append(busy.engine.manager.snapshot().num_running)
         time.sleep(0.05)
     busy.wait_for_steps(first, MIN_STEPS // ROUNDS)  # later than that only where the machine is slow
     steps = busy.steps[first:]

@@ -18,6 +18,7 @@ from typing import Annotated, NamedTuple
 
 import numpy as np
 import typer
+from numpy.typing import NDArray
 
 from headway.bench import plot
 from headway.bench.benchmark import Table, run_benchmark
@@ -28,8 +29,10 @@ from headway.commands.lists import numbers, whole_numbers
 from headway.config import SchedulerName
 from headway.engine import interpreter
 from headway.errors import QueueFullError
+from headway.request import NewRequest
 from headway.sampling import SamplingParams
-from headway_lab.rigs.busy_engine import MAX_MODEL_LEN, BusyEngine
+from headway.token_ids import pack
+from headway_lab.rigs.busy_engine import MAX_MODEL_LEN, VOCAB_SIZE, BusyEngine
 
 SCHEDULERS: tuple[SchedulerName, ...] = ("v1", "v2")
 PROMPT_TOKENS = 512
@@ -109,18 +112,21 @@ class Producer(threading.Thread):
         mine, request_id = self._mine, f"{self._number}-{self._count}"
         if kind == ADD:
             packed = self._packed[self._count % _PROMPTS]
-            return lambda: mine.append(self._engine.add(request_id, packed, self._sampling))
+            return lambda: mine.append(self._add(request_id, packed))
         if kind == ADD_LIST or not mine:
             tokens = self._lists[self._count % _PROMPTS]
-            return lambda: mine.append(self._engine.add(request_id, tokens, self._sampling))
+            return lambda: mine.append(self._add(request_id, pack(tokens, VOCAB_SIZE)))
         if kind == FINISH:
             uid = [mine.popleft()]
-            return lambda: self._engine.finish(uid)
+            return lambda: self._engine.manager.finish(uid)
         if kind == ABORT:
             uid = [mine.pop()]
-            return lambda: self._engine.abort(uid)
+            return lambda: self._engine.manager.abort(uid)
         uid = [mine[0]]
         return lambda: self._manager.publish_output(uid)
+
+    def _add(self, request_id: str, prompt: NDArray[np.int32]) -> int:
+        return self._engine.add(NewRequest(request_id=request_id, prompt=prompt, sampling=self._sampling))
 
 
 class Sample(NamedTuple):

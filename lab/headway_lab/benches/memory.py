@@ -29,6 +29,7 @@ from headway.config import SchedulerConfig
 from headway.engine.engine import Engine
 from headway.executor.simulated import SimulatedExecutor, StepTimeModel
 from headway.managers import LockFreeManager
+from headway.request import NewRequest
 from headway.sampling import SamplingParams
 from headway.scheduler import Effects
 from headway_lab.rigs.footprint import resident_bytes
@@ -139,7 +140,7 @@ class Soak:
                     next_sample += self.seconds * WINDOW / SAMPLES_PER_WINDOW
                 self._add_some(number)
                 self._sleep(PAUSE_S)
-            self.steps = self._engine.snapshot().step_id
+            self.steps = self._engine.manager.snapshot().step_id
         finally:
             self._engine.shutdown()
 
@@ -178,7 +179,7 @@ class Soak:
             tail = self._rng.integers(0, VOCAB_SIZE, length, dtype=np.int32)
             prompt = np.concatenate((self._stems[stem], tail))
             sampling = SamplingParams(max_tokens=output, ignore_eos=True)
-            uids.append(self._engine.add(f"{number}-{i}", prompt, sampling))
+            uids.append(self._engine.add(NewRequest(request_id=f"{number}-{i}", prompt=prompt, sampling=sampling)))
         self._inside += len(uids)
         self.requests += len(uids)
         lots = self._rng.random(len(uids))
@@ -187,8 +188,8 @@ class Soak:
         self._later.append((aborted, finished))
         if len(self._later) > 50:  # by now they wait, run, or have ended
             aborted, finished = self._later.popleft()
-            self._engine.abort(aborted)
-            self._engine.finish(finished)
+            self._engine.manager.abort(aborted)
+            self._engine.manager.finish(finished)
             self.aborted += len(aborted)
 
 

@@ -31,6 +31,7 @@ from headway.config import Role, SchedulerConfig, SchedulerName
 from headway.engine.engine import Engine
 from headway.executor.simulated import SimulatedExecutor, SimulatedTokens, StepTimeModel
 from headway.managers import MANAGERS, Manager
+from headway.request import NewRequest
 from headway.sampling import SamplingParams
 from headway.scheduler import StepResult
 
@@ -114,9 +115,9 @@ def _config(running: int) -> SchedulerConfig:
 
 
 def _add(manager: Manager, name: str) -> None:
-    prompt = np.random.default_rng(len(name)).integers(1, VOCAB_SIZE, PROMPT_TOKENS)
+    prompt = np.random.default_rng(len(name)).integers(1, VOCAB_SIZE, PROMPT_TOKENS, dtype=np.int32)
     sampling = SamplingParams(max_tokens=None, ignore_eos=True)
-    manager.add(manager.make_request(name, prompt, sampling))
+    manager.add(manager.door.make_request(NewRequest(request_id=name, prompt=prompt, sampling=sampling)))
 
 
 def ask_while_steps_run(
@@ -136,8 +137,10 @@ def ask_while_steps_run(
         latencies, loops = [], []
         for i, pause in enumerate(pauses):
             time.sleep(pause)
-            prompt = np.full(PROMPT_TOKENS, 1 + i % (VOCAB_SIZE - 1))
-            request = manager.make_request(f"asked-{i}", prompt, SamplingParams(max_tokens=8))
+            prompt = np.full(PROMPT_TOKENS, 1 + i % (VOCAB_SIZE - 1), np.int32)
+            request = manager.door.make_request(
+                NewRequest(request_id=f"asked-{i}", prompt=prompt, sampling=SamplingParams(max_tokens=8))
+            )
             loops.append(_loop_us())
             started = time.perf_counter()
             reservation = manager.reserve_decode(request, timeout=60.0)

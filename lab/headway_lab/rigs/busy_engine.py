@@ -16,6 +16,7 @@ from headway.config import SchedulerConfig, SchedulerName
 from headway.engine.engine import Engine
 from headway.executor.simulated import SimulatedExecutor, StepTimeModel, StepTimes
 from headway.managers import MANAGERS, Manager
+from headway.request import NewRequest
 from headway.sampling import SamplingParams
 from headway.scheduler import Effects
 
@@ -80,7 +81,7 @@ class BusyEngine:
     def add(self, request_id: str, max_tokens: int) -> int:
         """One more request; returns its uid."""
         sampling = SamplingParams(max_tokens=max_tokens, ignore_eos=True)
-        return self.engine.add(request_id, self.prompt(), sampling)
+        return self.engine.add(NewRequest(request_id=request_id, prompt=self.prompt(), sampling=sampling))
 
     def gaps(self, steps: Sequence[StepTimes]) -> list[float]:
         """Seconds that the device was idle before each of these consecutive steps but the first."""
@@ -94,7 +95,7 @@ class BusyEngine:
         """Until so many requests have come, and none of them waits any more. Raises RuntimeError if that never is."""
 
         def are_in() -> bool:
-            snapshot = self.engine.snapshot()
+            snapshot = self.engine.manager.snapshot()
             return snapshot.num_requests_added >= count and not snapshot.num_waiting
 
         self._wait_until(are_in, f"{count} requests are let in")
@@ -107,5 +108,5 @@ class BusyEngine:
         until = time.monotonic() + _PATIENCE
         while not is_so():
             if time.monotonic() > until:
-                raise RuntimeError(f"not within {_PATIENCE:g} s: {what}; now {self.engine.snapshot()}")
+                raise RuntimeError(f"not within {_PATIENCE:g} s: {what}; now {self.engine.manager.snapshot()}")
             time.sleep(0.002)

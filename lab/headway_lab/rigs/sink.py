@@ -10,9 +10,10 @@ from typing import Any, Self
 
 import zmq
 
-from headway import wire
 from headway.bench.answering import answer_questions
 from headway.bench.child_process import AnsweringProcess
+from headway.wire import codec, to_client
+from headway.wire.launch import output_address
 
 _QUIET_MS = 1_000  # after the end: nothing more is on its way
 _PATIENCE_MS = 60_000  # for messages that are known to be on their way
@@ -21,7 +22,7 @@ _PATIENCE_MS = 60_000  # for messages that are known to be on their way
 class Sink(AnsweringProcess):
     """The process, from `with` on until its end. socket_dir: where it listens, as API process 0.
 
-    least: `wire.Step` messages that are known to come; the process waits for them at the end.
+    least: `Step` messages that are known to come; the process waits for them at the end.
     steps: messages that came, once it has ended.
     """
 
@@ -43,7 +44,7 @@ class Sink(AnsweringProcess):
         try:
             if kind is None:
                 with self._context.socket(zmq.PUSH) as socket:
-                    socket.connect(wire.output_address(self.socket_dir, 0))
+                    socket.connect(output_address(self.socket_dir, 0))
                     socket.send_multipart([b"the end; steps at least", str(self.least).encode()])
                 self.steps = self.receive()
         finally:
@@ -56,7 +57,7 @@ def begin(socket_dir: str) -> tuple[str, Callable[[Any], int]]:
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     socket = context.socket(zmq.PULL)
     socket.set_hwm(0)
-    socket.bind(wire.output_address(socket_dir, 0))
+    socket.bind(output_address(socket_dir, 0))
 
     def count(question: Any) -> int:
         steps = 0
@@ -66,7 +67,7 @@ def begin(socket_dir: str) -> tuple[str, Callable[[Any], int]]:
             if more:
                 least = int(more[0])
             else:
-                steps += isinstance(wire.decode_to_client(message), wire.Step)
+                steps += isinstance(codec.decode_to_client(message), to_client.Step)
         return steps
 
     return "listening", count

@@ -12,7 +12,7 @@ from headway.config import ReserveName, SchedulerConfig
 from headway.executor.simulated import SimulatedTokens
 from headway.managers.door import Door
 from headway.model_limits import ModelLimits
-from headway.request import Request
+from headway.request import NewRequest, Request
 from headway.sampling import SamplingParams
 from headway.scheduler import (
     AbortRequests,
@@ -25,7 +25,7 @@ from headway.scheduler import (
     StepResult,
 )
 from headway.scheduler.policies.reserve import RatioReserve
-from headway.wire import pack_tokens, unpack_tokens
+from headway.token_ids import pack
 from headway_lab.schedulers.workloads import BLOCK_SIZE, ENDLESS, FEATURES, VOCAB_SIZE, Capacity
 
 NAME = "headway"
@@ -63,13 +63,16 @@ class HeadwaySystem:
 
     def pack(self, tokens: NDArray[np.int32]) -> bytes:
         """What the API process sends: the bytes of an int32 array."""
-        return pack_tokens(tokens)
+        return tokens.tobytes()
 
     def create(self, name: str, prompt: bytes | list[int], max_tokens: int, priority: int) -> Request:
-        tokens = unpack_tokens(prompt) if isinstance(prompt, bytes) else prompt
+        tokens = np.frombuffer(prompt, np.int32) if isinstance(prompt, bytes) else pack(prompt, VOCAB_SIZE)
         if self._sampling is not None:
-            return self._door.make_request(name, tokens, self._sampling, priority=priority)
-        return self._door.make_request(name, tokens, SamplingParams(max_tokens=max_tokens, ignore_eos=True))
+            new = NewRequest(request_id=name, prompt=tokens, sampling=self._sampling, priority=priority)
+        else:
+            sampling = SamplingParams(max_tokens=max_tokens, ignore_eos=True)
+            new = NewRequest(request_id=name, prompt=tokens, sampling=sampling)
+        return self._door.make_request(new)
 
     def add(self, request: Request) -> None:
         self._scheduler.apply(AddRequest(request))

@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from headway.config import EngineConfig
+from headway.request import NewRequest
 from headway.sampling import SamplingParams
 from headway.scheduler.effects import Effects
+from headway.token_ids import NUM_INT32, pack
 
 BLOCK_SIZE = 16
 STEP_TOKENS = 2_048  # that a step may compute, in those that have steps
@@ -121,10 +123,13 @@ class Headway(Generator):
         self._engine.start()
 
     def generate(self, prompts: Sequence[list[int]], new_tokens: int) -> Answers:
-        self._engine.reset_prefix_cache()
+        self._engine.manager.reset_prefix_cache()
         sampling = SamplingParams(max_tokens=new_tokens, temperature=0, ignore_eos=True)
         started = time.perf_counter()
-        uids = [self._engine.add(str(index), prompt, sampling) for index, prompt in enumerate(prompts)]
+        uids = [
+            self._engine.add(NewRequest(request_id=str(index), prompt=pack(prompt, NUM_INT32), sampling=sampling))
+            for index, prompt in enumerate(prompts)
+        ]
         rows = {uid: index for index, uid in enumerate(uids)}
         answers = Answers([[] for _ in uids], [[] for _ in uids])
         ended = 0

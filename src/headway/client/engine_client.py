@@ -1,12 +1,13 @@
 """The engine as an API process sees it: an asyncio object that starts the engine process and talks to it.
 
     client = await EngineClient.start(config)
-    with client.submit([Prompt([1, 2, 3])], SamplingParams(), request_id="a", stream=True) as generation:
-        async for events in generation:  # everything new since the last time
+    request = NewRequest(request_id="a", prompt=client.pack([1, 2, 3]), sampling=SamplingParams())
+    with client.submit([request], stream=True) as pending:
+        async for events in pending:  # everything new since the last time
             ...
     await client.shutdown()
 
-Everything runs on one event loop: the sockets, the token processor, the open generations. Leaving the `with` block
+Everything runs on one event loop: the sockets, the token processor, the pending requests. Leaving the `with` block
 early, for whatever reason, aborts what is unfinished; so a client that went away costs no more steps.
 """
 
@@ -22,17 +23,22 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from headway import wire
-from headway.client.generation import Event, Generation, GenerationError, Prompt
+import numpy as np
+from numpy.typing import NDArray
+
 from headway.client.link import EngineStartError, Link, ProcessLink
+from headway.client.pending_request import Event, PendingRequest, RequestFailedError
 from headway.client.token_processor import Processed, TokenProcessor, expand
-from headway.config import EngineConfig, PauseMode
-from headway.errors import EngineDeadError, RequestError
+from headway.config import EngineConfig, PauseMode, SchedulerConfig
+from headway.errors import EngineDeadError
 from headway.model_files import ModelFiles
 from headway.outputs import RequestDelta, RequestOutput
-from headway.sampling import SamplingParams
-from headway.scheduler.audit import AuditReport
-from headway.scheduler.snapshot import Snapshot
+from headway.request import NewRequest
+from headway.token_ids import pack
+from headway.wire import to_client, to_engine
+from headway.wire.refusals import refusal
+from headway.wire.to_client import AuditReport, Snapshot
+from headway.wire.uids import UID_BITS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -44,7 +50,7 @@ LONG_TEXT = 4096  # characters, which take about a millisecond to tokenise
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
-__all__ = ["EngineClient", "EngineStartError", "Event", "Generation", "GenerationError", "Observer", "Prompt"]
+__all__ = ["EngineClient", "EngineStartError", "Event", "Observer", "PendingRequest", "RequestFailedError"]
 
 
 class Observer(Protocol):
@@ -62,23 +68,23 @@ class EngineClient:
         *,
         files: ModelFiles,
         tokenizer: PreTrainedTokenizerBase,
-        ready: wire.Ready,
+        config: SchedulerConfig,
         link: Link,
         index: int = 0,
         observer: Observer | None = None,
     ) -> None:
         self.files = files
         self.tokenizer = tokenizer
-        self.limits = ready
+        self.config = config
         self.snapshot = Snapshot()
         self.observer = observer
         self._link = link
-        self._processor = TokenProcessor(tokenizer, files.eos_token_ids)
-        self._next_uid = index << wire.UID_BITS
-        self._numbers = itertools.count(index << wire.UID_BITS)
-        self._questions: dict[int, asyncio.Future[Any]] = {}  # those not answered yet, by their number
-        self._open: dict[str, tuple[Generation, int]] = {}  # request id -> generation, index of the prompt in it
-        self._generations: dict[int, Generation] = {}  # those neither complete nor closed, by their first uid
+        self._processor = TokenProcessor(tokenizer, files.limits.eos_token_ids)
+        self._next_uid = index << UID_BITS
+        self._numbers = itertools.count(index << UID_BITS)
+        self._calls: dict[int, asyncio.Future[Any]] = {}  # under way, by their number
+        self._open: dict[str, tuple[PendingRequest, int]] = {}  # request id -> client request, index of the prompt
+        self._pending: dict[int, PendingRequest] = {}  # neither complete nor closed, by first uid
         self._stalled = False
         self._failure: str | None = None
         self._last_heard = time.monotonic()
@@ -97,14 +103,14 @@ class EngineClient:
             # The engine gets the folder, so that the two can never read different revisions of a hub model.
             link.launch(
                 replace(config, model=str(files.path), served_model_name=files.name),
-                wire.ModelFacts(files.vocab_size, files.max_model_len, files.eos_token_ids),
+                files.limits,
             )
             tokenizer = await _in_thread(files.load_tokenizer)
             ready = await link.wait_ready()
         except BaseException:
             await link.close(kill=True)
             raise
-        return cls(files=files, tokenizer=tokenizer, ready=ready, link=link)
+        return cls(files=files, tokenizer=tokenizer, config=ready.config, link=link)
 
     async def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """The text's token ids; a long text is left to another thread, so that the loop goes on."""
@@ -113,8 +119,8 @@ class EngineClient:
 
     @property
     def num_open(self) -> int:
-        """Generations that are neither complete nor closed."""
-        return len(self._generations)
+        """Client requests that are neither complete nor closed."""
+        return len(self._pending)
 
     @property
     def engine_pid(self) -> int:
@@ -132,92 +138,75 @@ class EngineClient:
             return f"the engine process has not answered for {silence:.0f} seconds"
         return None
 
-    def submit(
-        self,
-        prompts: Sequence[Prompt],
-        sampling: SamplingParams,
-        *,
-        request_id: str,
-        stream: bool,
-        priority: int = 0,
-        cache_salt: str | None = None,
-        arrival_time: float | None = None,
-    ) -> Generation:
-        """Hand in one client request; returns at once.
+    def pack(self, token_ids: Sequence[int]) -> NDArray[np.int32]:
+        """Token ids as `NewRequest.prompt`. Raises RequestError for an id that the model does not have."""
+        return pack(token_ids, self.files.limits.vocab_size)
 
-        request_id: must not be in use; prompt i of several is known as "<request_id>-<i>".
-        arrival_time: of the client's request, `time.monotonic`; None is now.
+    def submit(self, requests: Sequence[NewRequest], *, stream: bool) -> PendingRequest:
+        """Hand in the prompts of one client request; returns at once. They share their fate.
 
-        Raises RequestError for a token id out of range, DuplicateRequestError, or EngineDeadError. Everything else that
-        may be wrong with a request the engine finds, and iterating raises it.
+        requests: prompts as `pack` makes them, ids that are not in use; the client gives the uids.
+        stream: show every change, or only the complete outputs.
+
+        Raises DuplicateRequestError or EngineDeadError. Everything else that may be wrong with a request the engine
+        finds, and iterating raises it.
         """
         if self._failure is not None:
             raise EngineDeadError(self._failure)
-        packed = [self._pack(prompt) for prompt in prompts]
-        now = time.monotonic() if arrival_time is None else arrival_time
-        single = len(prompts) == 1
-        request_ids = [request_id if single else f"{request_id}-{i}" for i in range(len(prompts))]
-        generation = Generation(self._release, self._next_uid, request_ids, accepted=single and sampling.n == 1)
-        adds: list[wire.Add] = []
+        now = time.monotonic()
+        request_ids = [request.request_id for request in requests]
+        num_answers = sum(request.sampling.n for request in requests)
+        pending = PendingRequest(self._release, self._next_uid, request_ids, accepted=num_answers == 1)
+        answers: list[NewRequest] = []
         try:
-            for index, (prompt, prompt_id) in enumerate(zip(prompts, request_ids, strict=True)):
-                uids = range(self._next_uid, self._next_uid + sampling.n)
-                self._next_uid += sampling.n
-                self._processor.add(
-                    prompt_id,
-                    uids,
-                    sampling,
-                    prompt=prompt.text,
-                    prompt_token_ids=prompt.token_ids,
-                    now=now,
-                    stream=stream,
-                )
-                self._open[prompt_id] = (generation, index)
-                adds += [
-                    wire.Add(uid, answer_id, packed[index], answer_sampling, priority, cache_salt)
-                    for uid, (answer_id, answer_sampling) in zip(uids, expand(prompt_id, sampling), strict=True)
-                ]
+            for index, request in enumerate(requests):
+                uids = range(self._next_uid, self._next_uid + request.sampling.n)
+                self._next_uid += len(uids)
+                arrival_time = now if request.arrival_time is None else request.arrival_time
+                self._processor.add(request, uids, now=arrival_time, stream=stream)
+                self._open[request.request_id] = (pending, index)
+                answers += expand(request, uids)
         except BaseException:
-            self._forget(generation)
+            self._forget(pending)
             raise
-        self._generations[generation.first_uid] = generation
-        self._link.send(wire.AddGroup(adds))
-        return generation
+        self._pending[pending.first_uid] = pending
+        self._link.send(to_engine.AddGroup(answers))
+        return pending
 
     async def pause(self, mode: PauseMode = "abort", *, reset_prefix_cache: bool = True, timeout: float = 30.0) -> None:
-        """See `Engine.pause`. Like every question, it also raises EngineDeadError if the engine stops meanwhile, and
+        """See `Manager.pause`. Like every call, it also raises EngineDeadError if the engine stops meanwhile, and
         TimeoutError if no answer comes."""
-        await self._ask(wire.Pause(mode, reset_prefix_cache, timeout), timeout)
+        await self._call(to_engine.PauseEngine(mode, reset_prefix_cache, timeout), timeout)
 
     async def resume(self) -> None:
-        """See `Engine.resume`."""
-        await self._ask(wire.Resume())
+        """See `Manager.resume`."""
+        await self._call(to_engine.ResumeEngine())
 
     async def is_paused(self) -> bool:
-        """See `Engine.is_paused`."""
-        return bool(await self._ask(wire.IsPaused()))
+        """Whether new requests are refused because of a pause."""
+        return bool(await self._call(to_engine.IsPaused()))
 
     async def reset_prefix_cache(self, timeout: float = 5.0) -> int:
-        """See `Engine.reset_prefix_cache`."""
-        return int(await self._ask(wire.ResetPrefixCache(timeout), timeout))
+        """See `Manager.reset_prefix_cache`."""
+        return int(await self._call(to_engine.ResetCache(timeout), timeout))
 
     async def audit(self, timeout: float = 30.0) -> AuditReport:
-        """See `Engine.audit`."""
-        report: AuditReport = await self._ask(wire.Audit(timeout), timeout)
+        """See `Manager.audit`."""
+        report: AuditReport = await self._call(to_engine.AuditEngine(timeout), timeout)
         return report
 
     def fail_open(self, why: str) -> None:
-        """End every open generation with EngineDeadError, and abort what the engine has of it."""
-        for generation in list(self._generations.values()):
-            self._release(generation)
-            generation.fail(EngineDeadError(why))
+        """End every pending request with EngineDeadError, and abort what the engine has of it."""
+        for pending in list(self._pending.values()):
+            self._release(pending)
+            pending.fail(EngineDeadError(why))
 
     async def shutdown(self) -> None:
         """Fail what is open, end the engine process, remove the sockets. Idempotent."""
         self.fail_open("the engine is shutting down")
         if self._failure is None:
             self._failure = "the engine has been shut down"
-        self._fail_questions()
+        self._fail_calls()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -225,13 +214,13 @@ class EngineClient:
 
     # -- the inside
 
-    async def _ask(self, question: wire.Question, timeout: float = 0.0) -> Any:
-        """The answer, or what the engine raised. timeout: seconds that the engine itself may take."""
+    async def _call(self, call: to_engine.EngineCall, timeout: float = 0.0) -> Any:
+        """What the engine returned or raised. timeout: seconds that the engine itself may take."""
         if self._failure is not None:
             raise EngineDeadError(self._failure)
         number = next(self._numbers)
-        future = self._questions[number] = asyncio.get_running_loop().create_future()
-        self._link.send(wire.Ask(number, question))
+        future = self._calls[number] = asyncio.get_running_loop().create_future()
+        self._link.send(to_engine.Call(number, call))
         try:
             async with asyncio.timeout(timeout + ANSWER_MARGIN):
                 return await future
@@ -241,33 +230,24 @@ class EngineClient:
             limit = timeout + ANSWER_MARGIN
             raise TimeoutError(f"the engine process has not answered within {limit:g} s") from None
         finally:
-            del self._questions[number]
+            del self._calls[number]
 
-    def _fail_questions(self) -> None:
-        for future in self._questions.values():
+    def _fail_calls(self) -> None:
+        for future in self._calls.values():
             if not future.done():
                 future.set_exception(EngineDeadError(self._failure))
 
-    def _pack(self, prompt: Prompt) -> bytes:
-        # Checked here and not only by the engine, because the token processor is about to read them.
-        for token in (min(prompt.token_ids, default=0), max(prompt.token_ids, default=0)):
-            if not 0 <= token < self.files.vocab_size:
-                raise RequestError(
-                    f"the prompt contains token id {token}; ids go from 0 to {self.files.vocab_size - 1}"
-                )
-        return wire.pack_tokens(prompt.token_ids)
-
-    def _release(self, generation: Generation) -> None:
-        uids = self._forget(generation)
+    def _release(self, pending: PendingRequest) -> None:
+        uids = self._forget(pending)
         if uids and self._failure is None:
-            self._link.send(wire.Abort(uids))
+            self._link.send(to_engine.Abort(uids))
 
-    def _forget(self, generation: Generation) -> list[int]:
-        """Drop every trace of a generation; returns the uids that the engine still has."""
-        self._generations.pop(generation.first_uid, None)
+    def _forget(self, pending: PendingRequest) -> list[int]:
+        """Drop every trace of a client request; returns the uids that the engine still has."""
+        self._pending.pop(pending.first_uid, None)
         uids: list[int] = []
-        for request_id in generation.request_ids:
-            if self._open.get(request_id, (None, 0))[0] is generation:
+        for request_id in pending.request_ids:
+            if self._open.get(request_id, (None, 0))[0] is pending:
                 del self._open[request_id]
                 uids += self._processor.discard(request_id)
         return uids
@@ -280,49 +260,52 @@ class EngineClient:
             logger.exception("cannot follow the engine")
             self._die(f"cannot follow the engine: {type(error).__name__}: {error}")
 
-    def _handle(self, message: wire.ToClient) -> None:
+    def _handle(self, message: to_client.ToClient) -> None:
         self._last_heard = time.monotonic()
         match message:
-            case wire.Step():
+            case to_client.Step():
                 self._step(message)
-            case wire.Status():
+            case to_client.Status():
                 self.snapshot = message.snapshot
                 self._stalled = message.stalled
                 if message.failure is not None:
                     self._die(message.failure)
-            case wire.Accepted(uid):
-                if (generation := self._generations.get(uid)) is not None:
-                    generation.accept()
-                    self._drop_if_complete(generation)
-            case wire.Rejected(uid, kind, text):
-                if (generation := self._generations.get(uid)) is not None:
-                    self._forget(generation)  # the engine has taken back what it had accepted of it
-                    generation.fail(wire.refusal(kind, text))
-            case wire.Answered(number, answer):
-                if (future := self._questions.get(number)) is not None and not future.done():
-                    future.set_result(answer)
-            case wire.Refused(number, kind, text):
-                if (future := self._questions.get(number)) is not None and not future.done():
-                    future.set_exception(wire.refusal(kind, text))
+            case to_client.Accepted(uid):
+                if (pending := self._pending.get(uid)) is not None:
+                    pending.accept()
+                    self._drop_if_complete(pending)
+            case to_client.Refused(uid, kind, text):
+                if (pending := self._pending.get(uid)) is not None:
+                    self._forget(pending)  # the engine has taken back what it had accepted of it
+                    pending.fail(refusal(kind, text))
+            case to_client.Returned(number, value):
+                if (future := self._calls.get(number)) is not None and not future.done():
+                    future.set_result(value)
+            case to_client.Raised(number, kind, text):
+                if (future := self._calls.get(number)) is not None and not future.done():
+                    future.set_exception(refusal(kind, text))
 
-    def _step(self, step: wire.Step) -> None:
-        processed = self._processor.process(wire.unpack_effects(step), self._last_heard)
+    def _step(self, step: to_client.Step) -> None:
+        processed = self._processor.process(step.effects, self._last_heard)
         if processed.stop_uids:
-            self._link.send(wire.Finish(processed.stop_uids))
+            self._link.send(to_engine.Finish(processed.stop_uids))
         arrived: list[RequestDelta | RequestOutput] = [*processed.deltas, *processed.outputs]
-        for news in arrived:
-            request_id = news.request_id
-            generation, index = self._open[request_id]
-            generation.take(Event(index, news))
-            if news.finished:
+        for output in arrived:
+            request_id = output.request_id
+            pending, index = self._open[request_id]
+            if request_id in processed.shut_down:
+                pending.fail(EngineDeadError("the request was aborted: the engine was shut down"))
+            else:
+                pending.take(Event(index, output))
+            if output.finished:
                 del self._open[request_id]
-                self._drop_if_complete(generation)
+                self._drop_if_complete(pending)
         if self.observer is not None:
             self.observer.processed(processed)
 
-    def _drop_if_complete(self, generation: Generation) -> None:
-        if generation.complete:
-            self._generations.pop(generation.first_uid, None)
+    def _drop_if_complete(self, pending: PendingRequest) -> None:
+        if pending.complete:
+            self._pending.pop(pending.first_uid, None)
 
     async def _watch(self) -> None:
         self._die(f"the engine process has ended ({await self._link.ended()})")
@@ -333,7 +316,7 @@ class EngineClient:
             return
         self._failure = why
         self.fail_open(why)
-        self._fail_questions()
+        self._fail_calls()
 
 
 async def _in_thread(work: Callable[[], T]) -> T:

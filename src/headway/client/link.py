@@ -16,8 +16,10 @@ import msgspec
 import zmq
 import zmq.asyncio
 
-from headway import wire
 from headway.config import EngineConfig
+from headway.model_limits import ModelLimits
+from headway.wire import codec, to_client, to_engine
+from headway.wire.launch import Launch, input_address, output_address
 
 EXIT_TIMEOUT = 10.0  # seconds that an engine process may take to end before it is killed
 LAST_WORDS = 0.5  # seconds to wait for why a process ended that has just ended
@@ -35,10 +37,10 @@ class Link(Protocol):
     def pid(self) -> int:
         """The engine's process id."""
 
-    def send(self, message: wire.ToEngine) -> None:
+    def send(self, message: to_engine.ToEngine) -> None:
         """Hand a message over; in order, never waits."""
 
-    async def receive(self) -> wire.ToClient:
+    async def receive(self) -> to_client.ToClient:
         """The next message, in order. May be cancelled without losing one."""
 
     async def ended(self) -> str:
@@ -57,11 +59,11 @@ class ProcessLink:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._commands = self._context.socket(zmq.PUSH)
         self._commands.set_hwm(0)  # never blocks; the engine refuses what is too much
-        self._commands.connect(wire.input_address(socket_dir))
+        self._commands.connect(input_address(socket_dir))
         # Not made from a plain socket: two objects of one socket would both close it, the second one somebody else's.
         self._outputs = zmq.asyncio.Socket(self._context, zmq.PULL)
         self._outputs.set_hwm(0)
-        self._outputs.bind(wire.output_address(socket_dir, client))
+        self._outputs.bind(output_address(socket_dir, client))
 
     @property
     def pid(self) -> int:
@@ -87,13 +89,13 @@ class ProcessLink:
             raise
         return cls(process, socket_dir)
 
-    def launch(self, config: EngineConfig, model: wire.ModelFacts) -> None:
+    def launch(self, config: EngineConfig, limits: ModelLimits) -> None:
         """Say what to run. Standard input stays open: its end tells the process that we are gone."""
         assert self.process.stdin is not None
-        line = msgspec.json.encode(wire.Launch(config, model, self.socket_dir))
+        line = msgspec.json.encode(Launch(config, limits, self.socket_dir))
         self.process.stdin.write(line + b"\n")
 
-    async def wait_ready(self) -> wire.Ready:
+    async def wait_ready(self) -> to_client.Ready:
         """Raises EngineStartError when the engine cannot be loaded."""
         message = asyncio.ensure_future(self.receive())
         ended = asyncio.ensure_future(self.ended())
@@ -104,9 +106,9 @@ class ProcessLink:
             if not message.done():
                 raise EngineStartError(f"the engine process ended while it was loading ({ended.result()})")
             match message.result():
-                case wire.Ready() as ready:
+                case to_client.Ready() as ready:
                     return ready
-                case wire.LoadFailed(text):
+                case to_client.LoadFailed(text):
                     raise EngineStartError(text)
                 case other:
                     raise EngineStartError(f"the engine process answered {type(other).__name__}, not Ready")
@@ -114,11 +116,11 @@ class ProcessLink:
             message.cancel()
             ended.cancel()
 
-    def send(self, message: wire.ToEngine) -> None:
-        self._commands.send(wire.encode(message), zmq.NOBLOCK)
+    def send(self, message: to_engine.ToEngine) -> None:
+        self._commands.send(codec.encode(message), zmq.NOBLOCK)
 
-    async def receive(self) -> wire.ToClient:
-        return wire.decode_to_client(await self._outputs.recv())
+    async def receive(self) -> to_client.ToClient:
+        return codec.decode_to_client(await self._outputs.recv())
 
     async def ended(self) -> str:
         status = await self.process.wait()
@@ -134,7 +136,7 @@ class ProcessLink:
                 if kill:
                     process.kill()
                 else:
-                    self.send(wire.Shutdown())
+                    self.send(to_engine.Shutdown())
                 try:
                     await asyncio.wait_for(process.wait(), EXIT_TIMEOUT)
                 except TimeoutError:

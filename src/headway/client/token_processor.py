@@ -20,8 +20,7 @@ from headway.client.detokenizer import Detokenizer, StopScanner, make_decode
 from headway.client.sequence import ONGOING, Ending, OpenRequest, OpenSequence
 from headway.errors import DuplicateRequestError
 from headway.outputs import CompletionOutput, RequestDelta, RequestMetrics, RequestOutput, TokenLogprob
-from headway.request import FinishReason
-from headway.sampling import SamplingParams
+from headway.request import FinishReason, NewRequest
 from headway.scheduler.batch import Logprobs
 from headway.scheduler.effects import Effects, RequestEnd, TokenOutputs
 
@@ -31,15 +30,22 @@ if TYPE_CHECKING:
 __all__ = ["Processed", "RequestDelta", "TokenProcessor", "expand"]
 
 
-def expand(request_id: str, sampling: SamplingParams) -> list[tuple[str, SamplingParams]]:
-    """(request id, parameters) of each of the request's n answers, as the engine takes them.
+def expand(request: NewRequest, uids: Sequence[int]) -> list[NewRequest]:
+    """The request of each of the `sampling.n` answers, as the engine takes them. uids: one for each.
 
     Answer i is drawn with seed + i, so that the answers of a seeded request differ and repeat.
     """
+    sampling = request.sampling
     if sampling.n == 1:
-        return [(request_id, sampling)]
+        return [replace(request, uid=uids[0])]
     return [
-        (f"{request_id}-{i}", replace(sampling, n=1, seed=_shift_seed(sampling.seed, i))) for i in range(sampling.n)
+        replace(
+            request,
+            uid=uid,
+            request_id=f"{request.request_id}-{i}",
+            sampling=replace(sampling, n=1, seed=_shift_seed(sampling.seed, i)),
+        )
+        for i, uid in enumerate(uids)
     ]
 
 
@@ -55,7 +61,8 @@ class Processed:
 
     deltas: of streaming requests, at most one per answer.
     outputs: requests that do not stream and are complete now.
-    stop_uids: sequences that a stop string ended, for `engine.finish`: the engine does not know yet.
+    stop_uids: sequences that a stop string ended, for `Manager.finish`: the engine does not know yet.
+    shut_down: ids of requests of which an answer was cut off because the engine was shut down.
     num_tokens: output tokens counted.
     first_token_latencies, inter_token_latencies: seconds, one for each answer that got its first tokens, or
         more of them; for histograms.
@@ -64,6 +71,7 @@ class Processed:
     deltas: list[RequestDelta] = field(default_factory=list)
     outputs: list[RequestOutput] = field(default_factory=list)
     stop_uids: list[int] = field(default_factory=list)
+    shut_down: set[str] = field(default_factory=set)
     num_tokens: int = 0
     first_token_latencies: list[float] = field(default_factory=list)
     inter_token_latencies: list[float] = field(default_factory=list)
@@ -92,30 +100,30 @@ class TokenProcessor:
 
     def add(
         self,
-        request_id: str,
+        new: NewRequest,
         uids: Sequence[int],
-        sampling: SamplingParams,
         *,
-        prompt: str | None = None,
-        prompt_token_ids: Sequence[int],
+        text: str | None = None,
         now: float,
         stream: bool = False,
     ) -> None:
         """Register a request before its sequences go to the engine.
 
         uids: one for each of the `sampling.n` answers, unique for ever.
+        text: of the prompt, where it came from one.
         stream: True reports every change (`Processed.deltas`), False the whole (`Processed.outputs`).
         now: seconds, on the clock of all calls; the arrival.
 
         Raises DuplicateRequestError if a request of this id has not ended.
         """
+        request_id, sampling, prompt_token_ids = new.request_id, new.sampling, new.prompt.tolist()
         if request_id in self._requests:
             raise DuplicateRequestError(f"request id {request_id!r} is in use")
         assert len(uids) == sampling.n, "one uid per answer"
         assert self._sequences.keys().isdisjoint(uids), "uids are never used twice"
         output = RequestOutput(
             request_id=request_id,
-            prompt=prompt,
+            prompt=text,
             prompt_token_ids=prompt_token_ids,
             outputs=[CompletionOutput(index) for index in range(sampling.n)],
             metrics=RequestMetrics(arrival_time=now),
@@ -134,7 +142,7 @@ class TokenProcessor:
 
     def discard(self, request_id: str) -> list[int]:
         """Forget a request: nothing more is reported of it. Returns the uids that had not ended, for
-        `engine.abort`; an id that is not known is a no-op."""
+        `Manager.abort`; an id that is not known is a no-op."""
         request = self._requests.pop(request_id, None)
         if request is None:
             return []
@@ -151,10 +159,12 @@ class TokenProcessor:
             processed.num_tokens += self._take_tokens(outputs, ends, changed, stopped)
         for sequence in changed.values():
             _record_times(sequence, now, processed)
-        for uid in ends:
+        for uid, end in ends.items():
             ended = self._sequences.pop(uid, None)
             if ended is not None:
                 changed[uid] = ended
+                if end.engine_stopped and end.reason is FinishReason.ABORT:
+                    processed.shut_down.add(ended.request.request_id)
 
         for uid, sequence in changed.items():
             if uid in stopped:

@@ -20,6 +20,17 @@ MAX_TOKENS = 256  # the default for an answer
 _MODEL = "Local folder or hub id of the model."
 _OWN_MODEL = "Headway's own small model"
 _METAVARS = {"role": "ROLE", "reserve": "RULE", "victim": "RULE"}  # where the list of choices would be too wide
+# Fields that no command has a use for yet (no connector, no preprocessor, no draft model): taken, but not shown.
+_NOT_SHOWN = frozenset(
+    {
+        "encoder_cache_size",
+        "num_speculative_tokens",
+        "preprocess_timeout",
+        "reservation_timeout",
+        "hold_timeout",
+        "send_timeout",
+    }
+)
 _NO = "no_"  # prefix of the flag for a field that is true by default
 _BOTH = ("async_scheduling",)  # fields with a flag for each value, as users of other engines know them
 
@@ -106,7 +117,16 @@ def _engine_options() -> Options:
             if default is True and field not in _BOTH:  # a flag turns a default around
                 name, default = _NO + field, False
             metavar = _METAVARS.get(name)
-            options[name] = _option(name, kinds[field], default, text, panel=panel, shown=shown, metavar=metavar)
+            options[name] = _option(
+                name,
+                kinds[field],
+                default,
+                text,
+                panel=panel,
+                shown=shown,
+                metavar=metavar,
+                hidden=field in _NOT_SHOWN,
+            )
     return options
 
 

@@ -3,10 +3,11 @@
 Owns every thread but the device's: the writer, the preprocess pool, the engine process's intake, output and control
 threads. It knows no HTTP, touches no scheduling state (that is the manager's and the core's), and imports no torch.
 
-    engine.py       Engine: what any thread may ask                 loop.py        the writer
-    preprocess.py   the pool behind the writer
-    process.py      an engine between two sockets                   desk.py        what is asked of the whole of it
-    wire.py         the messages of those sockets                   link.py        starting it, and talking to it
-    client.py       the engine as an API process sees it            generation.py  one client request in progress
-    token_processor.py, sequence.py, detokenizer.py   from token ids to answers
+    engine.py          Engine: manager, executor and writer put together
+    writer.py          the thread that drives both             preprocess.py   the pool behind the writer
+
+    process.py         the engine process: an engine between two sockets
+    intake.py          messages of API processes               output.py       effects and the pulse, to API processes
+    control_desk.py    calls that concern the whole engine     interpreter.py  how Python is set for all this
+    simulated_engine.py   an engine without a model, for tests and benchmarks
 """

@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
-import numpy as np
-from numpy.typing import NDArray
-
-from headway.config import EngineConfig, PauseMode, SchedulerConfig
+from headway.config import EngineConfig
 from headway.engine.preprocess import Prepared, PreprocessPool
-from headway.engine.writer import NO_PREPROCESSOR, OnEffects, OnSending, WriterLoop
-from headway.errors import RequestError
+from headway.engine.writer import OnEffects, OnSending, WriterLoop
 from headway.executor.base import Executor
 from headway.managers import MANAGERS, Manager, choose_scheduler
 from headway.model_files import ModelFiles
 from headway.model_limits import ModelLimits
-from headway.request import Request, Span
-from headway.sampling import SamplingParams
-from headway.scheduler.answers import Progress
-from headway.scheduler.audit import AuditReport
-from headway.scheduler.snapshot import Snapshot
+from headway.request import NewRequest, Request
+from headway.token_ids import pack
 
 Preprocess = Callable[[Request], Prepared]
 
@@ -56,7 +50,6 @@ class Engine:
         pool = None
         if preprocess is not None:
             pool = PreprocessPool(partial(_prepare, preprocess, manager), PREPROCESS_THREADS, manager.post_result)
-        self._has_preprocessor = pool is not None
         self._loop = WriterLoop(
             manager,
             executor,
@@ -83,11 +76,10 @@ class Engine:
 
         files = ModelFiles.resolve(config)
         executor = TransformersExecutor(files, config)
-        limits = ModelLimits(files.vocab_size, files.eos_token_ids, encodes_media=False)
+        limits = replace(files.limits, encodes_media=False)
         engine = cls.assemble(
             config,
             executor,
-            files.max_model_len,
             executor.num_blocks,
             limits,
             on_effects,
@@ -102,7 +94,6 @@ class Engine:
         cls,
         config: EngineConfig,
         executor: Executor,
-        max_model_len: int,
         num_blocks: int,
         limits: ModelLimits,
         on_effects: OnEffects,
@@ -111,9 +102,11 @@ class Engine:
         on_sending: OnSending | None = None,
     ) -> Engine:
         """Put the chosen manager before any executor."""
-        scheduler_config = config.for_scheduler(max_model_len=max_model_len, num_blocks=num_blocks)
+        scheduler_config = config.for_scheduler(max_model_len=limits.max_model_len, num_blocks=num_blocks)
         manager = MANAGERS[choose_scheduler(config.scheduler)](
-            scheduler_config, limits=limits, max_waiting=config.max_waiting
+            scheduler_config,
+            limits=replace(limits, has_preprocessor=preprocess is not None),
+            max_waiting=config.max_waiting,
         )
         return cls(
             manager,
@@ -132,104 +125,23 @@ class Engine:
         return self._files
 
     @property
-    def scheduler_config(self) -> SchedulerConfig:
-        """The limits in force."""
-        return self._manager.config
-
-    @property
     def manager(self) -> Manager:
-        """What the writer drives, for those who need its whole surface (prefill and decode on two engines)."""
+        """What the writer drives: every call on requests and on the engine as a whole."""
         return self._manager
 
     def start(self) -> None:
         """Start the device and the writer."""
         self._loop.start()
 
-    # -- requests ------------------------------------------------------------------------------------------------
-
-    def add(
-        self,
-        request_id: str,
-        prompt: Sequence[int] | NDArray[np.integer],
-        sampling: SamplingParams,
-        *,
-        uid: int | None = None,
-        priority: int = 0,
-        cache_salt: str | None = None,
-        spans: Sequence[Span] = (),
-        preprocess: bytes | None = None,
-    ) -> int:
+    def add(self, new: NewRequest) -> int:
         """Hand in a request and return its uid, by which its effects name it.
-
-        uid: the caller's own, if it brings one; it must be unique for ever.
-        spans, preprocess: as in `Request`.
 
         Raises RequestError, DuplicateRequestError, QueueFullError, EnginePausedError or EngineDeadError; then nothing
         was handed in.
         """
-        if preprocess is not None and not self._has_preprocessor:
-            raise RequestError(f"{NO_PREPROCESSOR}: it takes no request that has to be prepared, got {request_id!r}")
-        request = self._manager.make_request(
-            request_id,
-            prompt,
-            sampling,
-            uid=uid,
-            priority=priority,
-            cache_salt=cache_salt,
-            spans=tuple(spans),
-            preprocess=preprocess,
-        )
+        request = self._manager.door.make_request(new)
         self._manager.add(request)
         return request.uid
-
-    def check_request(self, prompt: Sequence[int] | NDArray[np.integer], sampling: SamplingParams) -> None:
-        """Raise the RequestError that `add` would raise for these; hands nothing in."""
-        self._manager.make_request("", prompt, sampling, uid=0)
-
-    def finish(self, uids: Iterable[int]) -> None:
-        """End requests whose answer is complete (a stop string). Unknown ones are a no-op."""
-        self._manager.finish(uids)
-
-    def abort(self, uids: Iterable[int]) -> None:
-        """End requests that nobody wants any more. Unknown ones are a no-op."""
-        self._manager.abort(uids)
-
-    def progress(self, request: int | str, timeout: float = 5.0) -> Progress | None:
-        """How far a request is, by uid or request id; None if there is no such request (any more)."""
-        return self._manager.progress(request, timeout)
-
-    # -- the whole engine ----------------------------------------------------------------------------------------
-
-    def pause(self, mode: PauseMode = "abort", *, reset_prefix_cache: bool = True, timeout: float = 30.0) -> None:
-        """Take no requests and compute nothing until `resume`; returns when nothing is on the device any more.
-
-        mode: what becomes of the requests inside: "abort" ends them, "preempt" lets them go on after `resume`.
-        reset_prefix_cache: forget what is cached: the weights are about to change.
-
-        Raises TimeoutError if a step is still on the device after so many seconds; the engine stays paused.
-        """
-        self._manager.pause(mode, reset_prefix_cache=reset_prefix_cache, timeout=timeout)
-
-    def resume(self) -> None:
-        """Take requests and compute again. Nothing happens if it is not paused."""
-        self._manager.resume()
-
-    @property
-    def is_paused(self) -> bool:
-        """Whether new requests are refused because of a pause."""
-        return self._manager.door.paused
-
-    def reset_prefix_cache(self, timeout: float = 5.0) -> int:
-        """Forget what is cached; returns how many blocks were. What runs goes on, and is never found by others."""
-        return self._manager.reset_prefix_cache(timeout)
-
-    def audit(self, timeout: float = 30.0) -> AuditReport:
-        """Who owns what, recounted from the ground up. Takes the writer O(slots + blocks)."""
-        return self._manager.audit(timeout)
-
-    def snapshot(self) -> Snapshot:
-        """The scheduler's state as last published."""
-        return self._manager.snapshot()
 
     def failure(self) -> str | None:
         """Why the engine is dead, in one line; None while it lives."""
@@ -259,5 +171,14 @@ def _prepare(preprocess: Preprocess, manager: Manager, request: Request) -> Prep
     prepared = preprocess(request)
     if isinstance(prepared, Prepared):
         prompt = request.prompt if prepared.prompt is None else prepared.prompt
-        manager.make_request(request.request_id, prompt, request.sampling, uid=request.uid, spans=prepared.spans)
+        tokens = pack(prompt, manager.door.num_token_ids)
+        manager.door.make_request(
+            NewRequest(
+                request_id=request.request_id,
+                prompt=tokens,
+                sampling=request.sampling,
+                uid=request.uid,
+                spans=prepared.spans,
+            )
+        )
     return prepared

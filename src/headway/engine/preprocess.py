@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from headway.request import Request, Span
 from headway.scheduler.messages import PreprocessDone
+from headway.token_ids import NUM_INT32, pack
 
 logger = logging.getLogger(__name__)
 
@@ -112,15 +113,7 @@ def _packed(request: Request, prepared: Prepared) -> PreprocessDone:
             raise TypeError(f"the preprocessor's spans must be Span, got {type(span).__name__}")
     if prepared.prompt is None:
         return PreprocessDone(request.uid, request.prompt if spans else None, spans)
-    wide = np.array(prepared.prompt)  # a copy: the preprocessor may go on using its own
-    if wide.ndim != 1 or not wide.size or not np.issubdtype(wide.dtype, np.integer):
-        raise TypeError(
-            f"the preprocessor's prompt must be a flat list of integers, not empty, got shape {wide.shape} of "
-            f"{wide.dtype}"
-        )
-    low, high = int(wide.min()), int(wide.max())
-    if low < 0 or high >= 2**31:
-        raise ValueError(f"the preprocessor's prompt contains token id {low if low < 0 else high}, which is no int32")
-    tokens = wide.astype(np.int32, copy=False)
-    tokens.flags.writeable = False
+    tokens = pack(prepared.prompt, NUM_INT32, "the preprocessor's prompt")
+    if not len(tokens):
+        raise ValueError("the preprocessor's prompt is empty; at least 1 token is needed")
     return PreprocessDone(request.uid, tokens, spans)

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 OnEffects = Callable[[Effects], None]
 OnSending = Callable[[Sending], None]
 
-SHUT_DOWN = "the engine was shut down"  # what those are told who were inside
+SHUT_DOWN = "the engine was shut down"  # the message of the requests that were inside
 NO_CONNECTOR = "no connector: this engine has nothing to send KV with"
 NO_PREPROCESSOR = "this engine has no preprocessor"
 
@@ -154,7 +154,7 @@ class WriterLoop:
         for request in jobs:
             if self._pool is not None:
                 self._pool.submit(request)
-            else:  # it came by the manager, past the engine's own check
+            else:  # the door did not know
                 self._manager.post_result(PreprocessDone(request.uid, error=NO_PREPROCESSOR))
         if self._pool is not None:
             for end in effects.ended:

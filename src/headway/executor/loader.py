@@ -87,7 +87,7 @@ def load_model(files: ModelFiles, device: torch.device, dtype: str) -> LoadedMod
     """
     module = _read_weights(files, device, dtype)
     actual_dtype = next(module.parameters()).dtype
-    attention = PagedAttention(files.max_model_len)
+    attention = PagedAttention(files.limits.max_model_len)
     try:
         calls, vocab_size, takes_logits_to_keep = _check(module, attention, files, device, actual_dtype)
     except UnsupportedAttentionError as error:
@@ -176,8 +176,8 @@ def _check(
     parameters = inspect.signature(module.forward).parameters
     if "position_ids" not in parameters:
         raise UnsupportedAttentionError("it takes no position_ids, so its requests cannot share a forward")
-    length = min(_CHECK_LENGTH, files.max_model_len)
-    ids = (torch.arange(2 * length, device=device) * 7919 + 17) % files.vocab_size
+    length = min(_CHECK_LENGTH, files.limits.max_model_len)
+    ids = (torch.arange(2 * length, device=device) * 7919 + 17) % files.limits.vocab_size
     expected = _logits(module, ids.view(2, length), None, None).flatten(0, 1).float()
 
     if device.type == "cpu" and can_pack():
@@ -190,7 +190,7 @@ def _check(
     with attention.noting_calls() as calls:
         logits = _logits(module, ids[None], positions[None], keep)
     takes_logits_to_keep = keep is not None and logits.shape[1] == len(keep)
-    _check_calls(calls, module.config.get_text_config(), files.max_model_len)  # type: ignore[operator,union-attr]
+    _check_calls(calls, module.config.get_text_config(), files.limits.max_model_len)  # type: ignore[operator,union-attr]
 
     plan, positions = plan_prompts([length, length], frozenset(call.window for call in calls), device)
     attention.begin_step(plan)

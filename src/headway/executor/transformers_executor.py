@@ -57,7 +57,7 @@ class TransformersExecutor(Executor):
     num_blocks: blocks of the KV cache, block 0 included.
 
     Raises ValueError if the model is not supported, or if the KV cache cannot hold one request of
-    `files.max_model_len` tokens.
+    `files.limits.max_model_len` tokens.
     """
 
     max_in_flight = 2  # a step needs nothing of the previous step on the host
@@ -65,7 +65,7 @@ class TransformersExecutor(Executor):
     def __init__(self, files: ModelFiles, config: EngineConfig) -> None:
         device = self._device = choose_device(config.device)
         slots = config.max_num_seqs
-        blocks_per_request = -(-files.max_model_len // config.block_size)
+        blocks_per_request = -(-files.limits.max_model_len // config.block_size)
         # One row more than there are slots, always zeros: the slot of padding rows in graphs.
         self._tables = np.zeros((slots + 1, blocks_per_request), np.int32)
         self._last_tokens = torch.zeros(slots + 1, dtype=torch.int64, device=device)
@@ -86,7 +86,7 @@ class TransformersExecutor(Executor):
             self._graphs: DecodeGraphs | None = None
             if with_graphs:
                 self._graphs = DecodeGraphs(model, slots, padding_slot=slots)
-            self.num_blocks = choose_num_blocks(config, model, files.max_model_len, self._sampling, self._graphs)
+            self.num_blocks = choose_num_blocks(config, model, files.limits.max_model_len, self._sampling, self._graphs)
             model.attention.kv = KVTensors(model.layers, self.num_blocks, config.block_size, model.dtype, device)
             if self._graphs is not None:
                 self._capture(self._graphs)

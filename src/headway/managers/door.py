@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from headway.config import Role, SchedulerConfig
 from headway.errors import DuplicateRequestError, EngineDeadError, EnginePausedError, QueueFullError, RequestError
-from headway.managers.packing import check_token_ids, pack
+from headway.kv_transfer_params import copied
 from headway.model_limits import ModelLimits
-from headway.request import Request, Span
+from headway.request import NewRequest, Request, Span
 from headway.sampling import SamplingParams
 from headway.scheduler import never_fits
+from headway.token_ids import check_token_ids, pack
 
 MAX_PRIORITY = 2**31  # either way; ranks are float64, which keep such priorities and some ageing exact
 
@@ -62,73 +63,49 @@ class Door:
     @property
     def num_token_ids(self) -> int:
         """Token ids go from 0 to one less."""
-        return self._limits.vocab_size if self._limits.vocab_size is not None else 2**31
+        return self._limits.vocab_size
 
-    def make_request(
-        self,
-        request_id: str,
-        prompt: Sequence[int] | NDArray[np.integer],
-        sampling: SamplingParams,
-        *,
-        uid: int | None = None,
-        priority: int = 0,
-        cache_salt: str | None = None,
-        spans: Sequence[Span] = (),
-        preprocess: bytes | None = None,
-        arrival_time: float = 0.0,
-    ) -> Request:
-        """Check a request and pack it: the prompt is copied to int32, max_tokens clamped to what the model leaves.
+    def make_request(self, new: NewRequest) -> Request:
+        """Check a request against the limits, and say what the core need not work out. Claims nothing.
 
-        preprocess: what prompt and spans are made from; then the prompt may be empty, and is checked when it is made.
-        Raises RequestError, naming the value and the limit. Claims nothing.
+        Raises RequestError that names the value and the limit. The prompt of a request with `preprocess` may be empty;
+        it is checked again when it is made.
         """
-        if not isinstance(request_id, str):
-            raise RequestError(f"request_id must be a string, got {request_id!r}")
-        _check_integer("priority", priority, -MAX_PRIORITY, MAX_PRIORITY)
-        if uid is not None:
-            _check_integer("uid", uid, 0, 2**63 - 1)
-        _check_salt(cache_salt)
-        if preprocess is not None and not isinstance(preprocess, bytes):
-            raise RequestError(f"preprocess must be bytes, got {type(preprocess).__name__}")
-        spans = tuple(spans)
+        if not isinstance(new.request_id, str):
+            raise RequestError(f"request_id must be a string, got {new.request_id!r}")
+        _check_integer("priority", new.priority, -MAX_PRIORITY, MAX_PRIORITY)
+        if new.uid is not None:
+            _check_integer("uid", new.uid, 0, 2**63 - 1)
+        _check_salt(new.cache_salt)
+        if new.preprocess is not None and not isinstance(new.preprocess, bytes):
+            raise RequestError(f"preprocess must be bytes, got {type(new.preprocess).__name__}")
+        if new.preprocess is not None and not self._limits.has_preprocessor:
+            raise RequestError(
+                f"this engine has no preprocessor: it takes no request that has to be prepared, got {new.request_id!r}"
+            )
+        spans = tuple(new.spans)
         _check_spans(spans)
         if spans and not self._limits.encodes_media:
             raise RequestError(
                 f"this engine computes text alone, the prompt has {len(spans)} spans of images or videos"
             )
-        tokens = pack(prompt, self.num_token_ids)
-        if not len(tokens) and preprocess is None:
+        prompt = pack(new.prompt, self.num_token_ids)
+        if not len(prompt) and new.preprocess is None:
             raise RequestError("the prompt is empty; at least 1 token is needed")
-        room = self._config.max_model_len - len(tokens)
-        if room < 1:
-            raise RequestError(
-                f"the prompt has {len(tokens)} tokens; max_model_len is {self._config.max_model_len}, of which at "
-                f"least 1 must be left for the output"
-            )
-        max_tokens = room if sampling.max_tokens is None else min(sampling.max_tokens, room)
-        if sampling.min_tokens > max_tokens:
-            raise RequestError(f"min_tokens is {sampling.min_tokens}, but at most {max_tokens} tokens can be generated")
-        if self._config.role is Role.PREFILL:
-            max_tokens = 1
-        check_token_ids("stop_token_ids", sampling.stop_token_ids, self.num_token_ids)
-        check_token_ids("logit_bias", tuple(sampling.logit_bias or ()), self.num_token_ids)
-        if sampling.logit_bias is not None:  # the one part of it that its owner could still change
-            sampling = replace(sampling, logit_bias=dict(sampling.logit_bias))
+        sampling = self._checked_sampling(new.sampling)
         eos = () if sampling.ignore_eos else self._limits.eos_token_ids
-        request = Request(
-            uid=next(self._uids) if uid is None else uid,
-            request_id=request_id,
-            prompt=tokens,
+        request = Request.of(
+            new,
+            uid=next(self._uids) if new.uid is None else new.uid,
+            prompt=prompt,
             sampling=sampling,
-            max_tokens=max_tokens,
-            stop_token_ids=tuple(dict.fromkeys((*eos, *sampling.stop_token_ids))),
-            priority=priority,
-            cache_salt=cache_salt,
             spans=spans,
-            preprocess=preprocess,
-            arrival_time=arrival_time,
+            kv_transfer_params=None if new.kv_transfer_params is None else copied(new.kv_transfer_params),
+            max_tokens=self._max_tokens(len(prompt), sampling),
+            stop_token_ids=tuple(dict.fromkeys((*eos, *sampling.stop_token_ids))),
+            arrival_time=time.monotonic() if new.arrival_time is None else new.arrival_time,
         )
-        reason = never_fits(self._config, request) if preprocess is None else None
+        reason = never_fits(self._config, request) if new.preprocess is None else None
         if reason is not None:
             raise RequestError(reason)
         return request
@@ -199,6 +176,27 @@ class Door:
     def resume(self) -> None:
         """Let requests in again."""
         self.paused = False
+
+    def _max_tokens(self, prompt_tokens: int, sampling: SamplingParams) -> int:
+        """Output tokens that the request may have. Raises RequestError where the model leaves too few."""
+        room = self._config.max_model_len - prompt_tokens
+        if room < 1:
+            raise RequestError(
+                f"the prompt has {prompt_tokens} tokens; max_model_len is {self._config.max_model_len}, of which at "
+                f"least 1 must be left for the output"
+            )
+        max_tokens = room if sampling.max_tokens is None else min(sampling.max_tokens, room)
+        if sampling.min_tokens > max_tokens:
+            raise RequestError(f"min_tokens is {sampling.min_tokens}, but at most {max_tokens} tokens can be generated")
+        return 1 if self._config.role is Role.PREFILL else max_tokens
+
+    def _checked_sampling(self, sampling: SamplingParams) -> SamplingParams:
+        """The parameters, without any part that the caller can still change. Raises RequestError for a token id."""
+        check_token_ids("stop_token_ids", sampling.stop_token_ids, self.num_token_ids)
+        check_token_ids("logit_bias", tuple(sampling.logit_bias or ()), self.num_token_ids)
+        if sampling.logit_bias is not None:
+            sampling = replace(sampling, logit_bias=dict(sampling.logit_bias))
+        return sampling
 
     def _give_back(self, claim: Claim) -> None:
         """The place of one that is not inside, and its request id, unless that is another's."""

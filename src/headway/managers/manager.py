@@ -114,7 +114,7 @@ class Manager(Surface):
         self._desk.close(self._reason())
         effects = self.take_effects()
         effects.ended += [
-            RequestEnd(claim.uid, claim.request_id, reason, error=message)
+            RequestEnd(claim.uid, claim.request_id, reason, error=message, engine_stopped=True)
             for claim in self.door.inside()
             if claim.accepted and self.door.leave(claim.uid)
         ]

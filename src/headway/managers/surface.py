@@ -5,19 +5,17 @@ from __future__ import annotations
 import logging
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
 from headway.config import PauseMode, SchedulerConfig
 from headway.errors import EngineDeadError, RequestError
 from headway.managers.door import Door
 from headway.managers.query import QueryDesk, checked_timeout
 from headway.model_limits import ModelLimits
-from headway.request import Request, Span
-from headway.sampling import SamplingParams
+from headway.request import Request
 from headway.scheduler import (
     AbortRequests,
     AddRequest,
@@ -68,33 +66,8 @@ class Surface(ABC):
 
     # -- commands ------------------------------------------------------------------------------------------------
 
-    def make_request(
-        self,
-        request_id: str,
-        prompt: Sequence[int] | NDArray[np.integer],
-        sampling: SamplingParams,
-        *,
-        uid: int | None = None,
-        priority: int = 0,
-        cache_salt: str | None = None,
-        spans: Sequence[Span] = (),
-        preprocess: bytes | None = None,
-    ) -> Request:
-        """Check a request against the limits and pack it. Raises RequestError naming the value and the limit."""
-        return self.door.make_request(
-            request_id,
-            prompt,
-            sampling,
-            uid=uid,
-            priority=priority,
-            cache_salt=cache_salt,
-            spans=spans,
-            preprocess=preprocess,
-            arrival_time=time.monotonic(),
-        )
-
     def add(self, request: Request) -> None:
-        """Hand in a request. It will end exactly once, with a RequestEnd.
+        """Hand in a request that `door.make_request` has made. It will end exactly once, with a RequestEnd.
 
         Raises DuplicateRequestError, QueueFullError, EnginePausedError or EngineDeadError; then nothing was handed in.
         """

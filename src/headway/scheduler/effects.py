@@ -14,6 +14,7 @@ class RequestEnd:
 
     stop_token: the token that ended it, when reason is STOP and it was seen by the core.
     error: why, when reason is ERROR, and where there is more to say than ABORT.
+    engine_stopped: the request was cut off because the engine stopped.
     """
 
     uid: int
@@ -21,6 +22,7 @@ class RequestEnd:
     reason: FinishReason
     stop_token: int | None = None
     error: str | None = None
+    engine_stopped: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -115,7 +115,7 @@ async def ownership(request: Request) -> Response:
             f"this is answered on the server's own host; for others start the server with {_SWITCH}",
             code="admin_api_disabled",
         )
-    report, limits = await service.client.audit(), service.client.limits
+    report, limits = await service.client.audit(), service.client.config
     return answer(
         Ownership(
             ok=report.ok,

@@ -13,13 +13,14 @@ from pydantic import TypeAdapter
 from pydantic.json_schema import models_json_schema
 
 from headway import __version__
-from headway.client.engine_client import EngineClient, Prompt
+from headway.client.engine_client import EngineClient
+from headway.errors import RequestError
 from headway.sampling import SamplingParams
 from headway.server import admin, errors
 from headway.server.chat import ChatFace
 from headway.server.completions import CompletionFace
 from headway.server.errors import ApiError
-from headway.server.generate import Face, respond
+from headway.server.generate import Face, Prompt, respond
 from headway.server.protocol import (
     ChatCompletionRequest,
     CompletionRequest,
@@ -30,6 +31,7 @@ from headway.server.protocol import (
 )
 from headway.server.responses import ModelCard, ModelList, Text, Tokens, Version
 from headway.server.service import Service, answer, read_body, service_of
+from headway.token_ids import check_token_ids
 
 _COMPLETION = TypeAdapter(CompletionRequest)
 _CHAT = TypeAdapter(ChatCompletionRequest)
@@ -132,18 +134,15 @@ async def _answer(
     """Hand the prompts in, and answer in the shape that `face` gives."""
     service = service_of(request)
     service.check_open()  # it may have changed while the body came
-    generation = service.client.submit(
-        prompts,
-        sampling,
-        request_id=face.id,
+    pending = service.client.submit(
+        body.new_requests(
+            face.id, [service.client.pack(prompt.token_ids) for prompt in prompts], sampling, arrival_time
+        ),
         stream=bool(body.stream),
-        priority=body.priority,
-        cache_salt=body.cache_salt,
-        arrival_time=arrival_time,
     )
     return await respond(
         request,
-        generation,
+        pending,
         face,
         stream=bool(body.stream),
         include_usage=body.include_usage,
@@ -164,11 +163,10 @@ def _with_text(client: EngineClient, prompt: Prompt) -> Prompt:
 
 
 def _decode(client: EngineClient, tokens: Sequence[int], field: str) -> str:
-    for token in tokens:
-        if not 0 <= token < client.files.vocab_size:
-            raise ApiError(
-                400, f"{field} has the token id {token}; ids go from 0 to {client.files.vocab_size - 1}", param=field
-            )
+    try:
+        check_token_ids(field, tokens, client.files.limits.vocab_size)
+    except RequestError as error:
+        raise ApiError(400, str(error), param=field) from None
     return str(client.tokenizer.decode(list(tokens)))
 
 
@@ -182,7 +180,7 @@ async def tokenize(request: Request) -> Response:
     text = service.render(body) if isinstance(body, TokenizeChatRequest) else body.prompt
     tokens = await client.encode(text, add_special_tokens=body.add_special_tokens)
     strings = list(client.tokenizer.convert_ids_to_tokens(tokens)) if body.return_token_strs else None
-    return answer(Tokens(len(tokens), client.limits.max_model_len, tokens, strings))
+    return answer(Tokens(len(tokens), client.config.max_model_len, tokens, strings))
 
 
 @router.post("/detokenize", openapi_extra=_body(DetokenizeRequest))
@@ -210,7 +208,7 @@ async def model(request: Request, model: str) -> Response:
 
 def _card(service: Service) -> ModelCard:
     client = service.client
-    return ModelCard(service.model_name, service.created, str(client.files.path), client.limits.max_model_len)
+    return ModelCard(service.model_name, service.created, str(client.files.path), client.config.max_model_len)
 
 
 @router.get("/health")

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from headway.client.engine_client import Prompt
 from headway.outputs import RequestDelta, RequestOutput, TokenLogprob
-from headway.server.generate import Face
+from headway.server.generate import Face, Prompt
 from headway.server.responses import Completion, CompletionChoice, CompletionLogprobs, Usage
 
 

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from headway.client.engine_client import GenerationError
+from headway.client.engine_client import RequestFailedError
 from headway.error_text import describe
 from headway.errors import (
     DuplicateRequestError,
@@ -79,7 +79,7 @@ def as_api_error(error: Exception) -> ApiError:
             return ApiError(503, str(error), code="engine_paused", retry_after=PAUSED_RETRY_AFTER_S)
         case EngineDeadError():
             return ApiError(503, str(error), code="engine_dead")
-        case GenerationError():
+        case RequestFailedError():
             return ApiError(500, str(error), code="generation_failed")
         case QueryError():
             return ApiError(409, str(error), code="wrong_role")
@@ -105,7 +105,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(ClientDisconnected, nobody)
     app.add_exception_handler(ClientDisconnect, nobody)
     for cls in (
-        *(ApiError, ValidationError, HTTPException, TimeoutError, GenerationError),
+        *(ApiError, ValidationError, HTTPException, TimeoutError, RequestFailedError),
         *(RequestError, QueueFullError, EnginePausedError, EngineDeadError, QueryError),
         Exception,
     ):

@@ -1,7 +1,7 @@
-"""From a generation to an HTTP response, whole or as a stream of server-sent events.
+"""From a pending request to an HTTP response, whole or as a stream of server-sent events.
 
 A refusal becomes the status of the response even when the client asked for a stream: nothing is sent before the
-engine has shown the first event. A client that goes away closes the generation, at whatever point it does.
+engine has shown the first event. A client that goes away closes the pending request, at whatever point it does.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Coroutine
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import msgspec
@@ -17,13 +18,21 @@ from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from headway.client.engine_client import Event, Generation, Prompt
+from headway.client.engine_client import Event, PendingRequest
 from headway.outputs import RequestDelta, RequestOutput
 from headway.server.errors import ClientDisconnected, as_api_error
 from headway.server.responses import PromptTokensDetails, Usage
 
 T = TypeVar("T")
 encode_json = msgspec.json.Encoder().encode
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """token_ids: what the model reads. text: where it came from, if it was a text."""
+
+    token_ids: list[int]
+    text: str | None = None
 
 
 class Face(ABC):
@@ -54,7 +63,7 @@ class Face(ABC):
 
 
 class Counts:
-    """The usage of a request, as its news come."""
+    """The usage of a request, counted event by event."""
 
     def __init__(self, prompts: list[Prompt]) -> None:
         self._prompt_tokens = sum(len(prompt.token_ids) for prompt in prompts)
@@ -62,12 +71,12 @@ class Counts:
         self._cached = [0] * len(prompts)
 
     def add(self, event: Event) -> None:
-        news = event.news
-        self._cached[event.prompt_index] = news.num_cached_tokens
-        if isinstance(news, RequestDelta):
-            self._completion[event.prompt_index, news.index] = news.num_tokens
+        output = event.output
+        self._cached[event.prompt_index] = output.num_cached_tokens
+        if isinstance(output, RequestDelta):
+            self._completion[event.prompt_index, output.index] = output.num_tokens
         else:
-            for answer in news.outputs:
+            for answer in output.outputs:
                 self._completion[event.prompt_index, answer.index] = len(answer.token_ids)
 
     def usage(self) -> Usage:
@@ -82,40 +91,40 @@ class Counts:
 
 async def respond(
     http: Request,
-    generation: Generation,
+    pending: PendingRequest,
     face: Face,
     *,
     stream: bool,
     include_usage: bool,
     continuous_usage: bool,
 ) -> Response:
-    """The response to `http`; takes over the generation. Raises what the engine refuses with."""
+    """The response to `http`; takes over the pending request. Raises what the engine refuses with."""
     try:
         if not stream:
-            return await unless_disconnected(http, _whole(generation, face))
-        first = await unless_disconnected(http, anext(generation))
+            return await unless_disconnected(http, _whole(pending, face))
+        first = await unless_disconnected(http, anext(pending))
     except BaseException:
-        generation.close()
+        pending.close()
         raise
-    body = _chunks(generation, first, face, include_usage, continuous_usage)
-    return _EventStream(generation, body)
+    body = _chunks(pending, first, face, include_usage, continuous_usage)
+    return _EventStream(pending, body)
 
 
-async def _whole(generation: Generation, face: Face) -> Response:
+async def _whole(pending: PendingRequest, face: Face) -> Response:
     counts = Counts(face.prompts)
     outputs: dict[int, RequestOutput] = {}
-    with generation:
-        async for events in generation:
+    with pending:
+        async for events in pending:
             for event in events:
-                assert isinstance(event.news, RequestOutput)
-                outputs[event.prompt_index] = event.news
+                assert isinstance(event.output, RequestOutput)
+                outputs[event.prompt_index] = event.output
                 counts.add(event)
     body = face.whole([outputs[i] for i in sorted(outputs)], counts.usage())
     return Response(encode_json(body), media_type="application/json")
 
 
 async def _chunks(
-    generation: Generation, first: list[Event], face: Face, include_usage: bool, continuous_usage: bool
+    pending: PendingRequest, first: list[Event], face: Face, include_usage: bool, continuous_usage: bool
 ) -> AsyncIterator[bytes]:
     counts = Counts(face.prompts)
     opened: set[int] = set()
@@ -124,7 +133,7 @@ async def _chunks(
         while True:
             lines: list[bytes] = []
             for event in events:
-                delta = event.news
+                delta = event.output
                 assert isinstance(delta, RequestDelta)
                 counts.add(event)
                 choice = event.prompt_index * face.n + delta.index
@@ -140,7 +149,7 @@ async def _chunks(
             if lines:
                 yield b"".join(lines)
             try:
-                events = await anext(generation)
+                events = await anext(pending)
             except StopAsyncIteration:
                 break
         if include_usage:
@@ -157,14 +166,14 @@ def _line(chunk: Any, include_usage: bool) -> bytes:
 
 
 class _EventStream(StreamingResponse):
-    """Closes its generation when it ends, even if it ends before its first byte."""
+    """Closes its pending request when it ends, even if it ends before its first byte."""
 
-    def __init__(self, generation: Generation, body: AsyncIterator[bytes]) -> None:
+    def __init__(self, pending: PendingRequest, body: AsyncIterator[bytes]) -> None:
         super().__init__(body, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
-        self._generation = generation
+        self._pending = pending
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with self._generation:
+        with self._pending:
             await super().__call__(scope, receive, send)
 
 

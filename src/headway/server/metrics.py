@@ -16,7 +16,7 @@ from prometheus_client.registry import Collector
 from headway.client.token_processor import Processed
 from headway.outputs import RequestMetrics
 from headway.request import FinishReason
-from headway.scheduler.snapshot import Snapshot
+from headway.wire.to_client import Snapshot
 
 PREFIX = "headway"
 ALIAS = "vllm"

@@ -7,9 +7,13 @@ is one that asks for something this server does not do: nothing is silently igno
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import (
+    AfterValidator,
     Discriminator,
     Field,
     PlainValidator,
@@ -19,6 +23,8 @@ from pydantic import (
 
 from headway.client.conversation import Conversation, StrictModel, refuse_unsupported
 from headway.errors import RequestError
+from headway.kv_transfer_params import copied
+from headway.request import NewRequest
 from headway.sampling import MAX_LOGPROBS, SamplingParams
 
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's default for /v1/completions
@@ -75,6 +81,7 @@ class _Generate(_Bookkeeping):
     priority: Int32 = 0
     cache_salt: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
     request_id: Annotated[str, Field(min_length=1, max_length=256)] | None = None
+    kv_transfer_params: Annotated[dict[str, Any], AfterValidator(copied)] | None = None
 
     @model_validator(mode="after")
     def _stream_options_need_stream(self) -> _Generate:
@@ -89,6 +96,23 @@ class _Generate(_Bookkeeping):
     @property
     def continuous_usage(self) -> bool:
         return self.include_usage and bool(self.stream_options and self.stream_options.continuous_usage_stats)
+
+    def new_requests(
+        self, request_id: str, prompts: Sequence[NDArray[np.int32]], sampling: SamplingParams, arrival_time: float
+    ) -> list[NewRequest]:
+        """What the engine is to do. prompts: packed; prompt i of several is known as "<request_id>-<i>"."""
+        return [
+            NewRequest(
+                request_id=request_id if len(prompts) == 1 else f"{request_id}-{i}",
+                prompt=prompt,
+                sampling=sampling,
+                priority=self.priority,
+                cache_salt=self.cache_salt,
+                kv_transfer_params=self.kv_transfer_params,
+                arrival_time=arrival_time,
+            )
+            for i, prompt in enumerate(prompts)
+        ]
 
     def _sampling(self, *, max_tokens: int | None, logprobs: int | None, defaults: dict[str, Any]) -> SamplingParams:
         given: dict[str, Any] = dict(defaults)

@@ -9,7 +9,7 @@ from typing import Literal
 
 from msgspec import UNSET, Struct, UnsetType, field
 
-from headway.scheduler.audit import Owner
+from headway.wire.to_client import Owner
 
 
 class PromptTokensDetails(Struct):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import msgspec
 import numpy as np
 import pytest
 
-from headway import wire
-from headway.config import EngineConfig, Role
+from headway.config import EngineConfig, Role, SchedulerConfig
 from headway.errors import (
     DuplicateRequestError,
     EngineDeadError,
@@ -16,14 +17,20 @@ from headway.errors import (
     QueueFullError,
     RequestError,
 )
-from headway.request import FinishReason
+from headway.model_limits import ModelLimits
+from headway.request import FinishReason, NewRequest, Span
 from headway.sampling import SamplingParams
 from headway.scheduler.audit import AuditReport, Owner
 from headway.scheduler.batch import Logprobs
 from headway.scheduler.effects import Effects, RequestEnd, TokenOutputs
 from headway.scheduler.snapshot import Snapshot
+from headway.token_ids import pack
+from headway.wire import codec, to_client, to_engine
+from headway.wire.launch import Launch
+from headway.wire.refusals import kind_of, refusal
+from headway.wire.uids import UID_BITS, effects_of_client
 
-FIRST, SECOND = 0 << wire.UID_BITS, 1 << wire.UID_BITS  # the first uids of two API processes
+FIRST, SECOND = 0 << UID_BITS, 1 << UID_BITS  # the first uids of two API processes
 
 
 def logprobs(rows: list[int]) -> Logprobs:
@@ -42,68 +49,82 @@ def test_a_request_crosses_unchanged() -> None:
     sampling = SamplingParams(
         temperature=0.7, seed=-5, logit_bias={3: -1.5}, stop=("a", "b"), stop_token_ids=(4,), logprobs=2
     )
-    add = wire.Add(7, "id", wire.pack_tokens([1, 2, 300]), sampling, -3, "salt")
-    arrived = wire.decode_to_engine(wire.encode(wire.AddGroup([add])))
-    assert arrived == wire.AddGroup([add])
-    assert wire.unpack_tokens(arrived.adds[0].prompt).tolist() == [1, 2, 300]
+    sent = NewRequest(
+        request_id="id",
+        prompt=pack([1, 2, 300], 1000),
+        sampling=sampling,
+        uid=7,
+        priority=-3,
+        cache_salt="salt",
+        spans=(Span(0, 2, b"digest", 5),),
+        preprocess=b"image",
+        arrival_time=2.5,
+    )
+    (arrived,) = codec.decode_to_engine(codec.encode(to_engine.AddGroup([sent]))).requests
+    assert arrived.prompt.tolist() == [1, 2, 300]
+    assert pack(arrived.prompt, 1000) is arrived.prompt, "the engine need not copy it"
+    assert replace(arrived, prompt=sent.prompt) == sent
+
+
+def test_a_request_that_brings_little_takes_the_defaults() -> None:
+    sent = NewRequest(request_id="id", prompt=pack([], 1000), sampling=SamplingParams())
+    (arrived,) = codec.decode_to_engine(codec.encode(to_engine.AddGroup([sent]))).requests
+    assert replace(arrived, prompt=sent.prompt) == sent and not len(arrived.prompt)
 
 
 @pytest.mark.parametrize(
     "message",
     [
-        wire.Abort([1, 2]),
-        wire.Finish([3]),
-        wire.Ask(1 << wire.UID_BITS, wire.Pause("preempt", True, 2.5)),
-        wire.Ask(1, wire.Resume()),
-        wire.Ask(2, wire.IsPaused()),
-        wire.Ask(3, wire.ResetPrefixCache(1.0)),
-        wire.Ask(4, wire.Audit(1.0)),
-        wire.Shutdown(1.5),
+        to_engine.Abort([1, 2]),
+        to_engine.Finish([3]),
+        to_engine.Call(1 << UID_BITS, to_engine.PauseEngine("preempt", True, 2.5)),
+        to_engine.Call(1, to_engine.ResumeEngine()),
+        to_engine.Call(2, to_engine.IsPaused()),
+        to_engine.Call(3, to_engine.ResetCache(1.0)),
+        to_engine.Call(4, to_engine.AuditEngine(1.0)),
+        to_engine.Shutdown(1.5),
     ],
 )
-def test_commands_cross_unchanged(message: wire.ToEngine) -> None:
-    assert wire.decode_to_engine(wire.encode(message)) == message
+def test_commands_cross_unchanged(message: to_engine.ToEngine) -> None:
+    assert codec.decode_to_engine(codec.encode(message)) == message
 
 
 @pytest.mark.parametrize(
     "message",
     [
-        wire.Ready(max_model_len=20, max_num_seqs=4, num_blocks=30, block_size=16),
-        wire.LoadFailed("no such model"),
-        wire.Accepted(5),
-        wire.Rejected(5, "invalid", "why"),
-        wire.Status(Snapshot(num_running=3, num_preemptions=1), True, "broken"),
-        wire.Status(Snapshot(paused=True, next_deadline=1.25), False, None),
-        wire.Answered(
+        to_client.Ready(SchedulerConfig(max_num_seqs=4, max_num_batched_tokens=64, max_model_len=20, num_blocks=30)),
+        to_client.LoadFailed("no such model"),
+        to_client.Accepted(5),
+        to_client.Refused(5, "invalid", "why"),
+        to_client.Status(Snapshot(num_running=3, num_preemptions=1), True, "broken"),
+        to_client.Status(Snapshot(paused=True, next_deadline=1.25), False, None),
+        to_client.Returned(
             3, AuditReport(("a", "b"), 1, 2, 3, 4, 5, 6, (Owner("r", "slot", 7, 8), Owner("s", "lease", None, 9)))
         ),
-        wire.Answered(3, 17),
-        wire.Answered(3, True),
-        wire.Answered(3),
-        wire.Refused(3, "timeout", "why"),
+        to_client.Returned(3, 17),
+        to_client.Returned(3, True),
+        to_client.Returned(3),
+        to_client.Raised(3, "timeout", "why"),
     ],
 )
-def test_replies_cross_unchanged(message: wire.ToClient) -> None:
-    assert wire.decode_to_client(wire.encode(message)) == message
+def test_replies_cross_unchanged(message: to_client.ToClient) -> None:
+    assert codec.decode_to_client(codec.encode(message)) == message
 
 
-def test_effects_cross_unchanged_but_for_request_ids() -> None:
+def test_effects_cross_unchanged() -> None:
     effects = Effects(
         started=[(1, 16), (2, 0)],
         tokens=[TokenOutputs(np.array([1, 2], np.int64), np.array([30, 40], np.int32), logprobs([1]))],
         ended=[
             RequestEnd(1, "one", FinishReason.STOP, stop_token=30),
-            RequestEnd(2, "two", FinishReason.ERROR, error="broken"),
+            RequestEnd(2, "two", FinishReason.ERROR, error="broken", engine_stopped=True),
         ],
     )
-    step = wire.decode_to_client(wire.encode(wire.pack_effects(effects)))
-    assert isinstance(step, wire.Step)
-    arrived = wire.unpack_effects(step)
+    step = codec.decode_to_client(codec.encode(to_client.Step.of(effects)))
+    assert isinstance(step, to_client.Step)
+    arrived = step.effects
     assert arrived.started == [(1, 16), (2, 0)]
-    assert arrived.ended == [
-        RequestEnd(1, "", FinishReason.STOP, stop_token=30),
-        RequestEnd(2, "", FinishReason.ERROR, error="broken"),
-    ]
+    assert arrived.ended == effects.ended
     (outputs,) = arrived.tokens
     assert outputs.uids.tolist() == [1, 2]
     assert outputs.tokens.tolist() == [30, 40]
@@ -120,7 +141,7 @@ def test_each_api_process_gets_its_own_part_of_a_step() -> None:
         tokens=[TokenOutputs(uids, np.array([10, 11, 12, 13], np.int32), logprobs([1, 2, 3]))],
         ended=[RequestEnd(SECOND + 1, "b", FinishReason.LENGTH)],
     )
-    first, second = (wire.effects_of_client(effects, client) for client in (0, 1))
+    first, second = (effects_of_client(effects, client) for client in (0, 1))
     assert first.started == [(FIRST + 2, 0)] and second.started == [(SECOND + 2, 5)]
     assert not first.ended and second.ended == effects.ended
     assert first.tokens[0].tokens.tolist() == [10, 12]
@@ -134,7 +155,7 @@ def test_each_api_process_gets_its_own_part_of_a_step() -> None:
 
 def test_a_client_whom_a_step_does_not_concern_gets_nothing() -> None:
     effects = Effects(tokens=[TokenOutputs(np.array([FIRST], np.int64), np.array([1], np.int32))])
-    assert not wire.effects_of_client(effects, 1)
+    assert not effects_of_client(effects, 1)
 
 
 @pytest.mark.parametrize(
@@ -145,21 +166,21 @@ def test_a_client_whom_a_step_does_not_concern_gets_nothing() -> None:
     ],
 )
 def test_a_refusal_arrives_as_the_error_that_it_was(cls: type[Exception]) -> None:
-    error = wire.refusal(wire.kind_of(cls("why")), "why")
+    error = refusal(kind_of(cls("why")), "why")
     assert type(error) is cls and str(error) == "why"
 
 
 def test_a_fault_of_ours_is_not_taken_for_a_refusal() -> None:
-    assert wire.kind_of(ZeroDivisionError()) == "internal"
-    assert type(wire.refusal("internal", "why")) is RuntimeError
+    assert kind_of(ZeroDivisionError()) == "internal"
+    assert type(refusal("internal", "why")) is RuntimeError
 
 
 def test_the_launch_line_carries_the_whole_config() -> None:
     config = EngineConfig(model="m", role=Role.PREFILL, num_blocks=50, max_waiting=3)
-    launch = wire.Launch(config, wire.ModelFacts(10, 20, (1,)), "/tmp/x")
-    assert msgspec.json.decode(msgspec.json.encode(launch), type=wire.Launch) == launch
+    launch = Launch(config, ModelLimits(10, (1,), 20), "/tmp/x")
+    assert msgspec.json.decode(msgspec.json.encode(launch), type=Launch) == launch
 
 
 def test_bytes_that_are_no_message_are_an_error() -> None:
     with pytest.raises(ValueError):
-        wire.decode_to_engine(b"\x00")
+        codec.decode_to_engine(b"\x00")

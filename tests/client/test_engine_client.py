@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from headway.client.engine_client import EngineClient, Event, Prompt
+from headway.client.engine_client import EngineClient, Event, PendingRequest
 from headway.config import EngineConfig
 from headway.errors import DuplicateRequestError, EngineDeadError, EnginePausedError, QueueFullError, RequestError
 from headway.outputs import RequestOutput
-from headway.request import FinishReason
+from headway.request import FinishReason, NewRequest
 from headway.sampling import SamplingParams
 from tests.server.running import save_without_weights
 
@@ -37,6 +37,17 @@ async def client(model: Path) -> AsyncIterator[EngineClient]:
     await client.shutdown()
 
 
+def submit(
+    client: EngineClient, prompts: list[list[int]], sampling: SamplingParams, *, request_id: str, stream: bool
+) -> PendingRequest:
+    """Prompt i of several is known as "<request_id>-<i>"."""
+    ids = [request_id] if len(prompts) == 1 else [f"{request_id}-{i}" for i in range(len(prompts))]
+    requests = [
+        NewRequest(request_id=one, prompt=client.pack(prompt), sampling=sampling) for one, prompt in zip(ids, prompts)
+    ]
+    return client.submit(requests, stream=stream)
+
+
 async def idle(client: EngineClient) -> None:
     """Until the engine says that it has nothing to do."""
     async with asyncio.timeout(10):
@@ -46,9 +57,9 @@ async def idle(client: EngineClient) -> None:
 
 async def all_events(client: EngineClient, request_id: str, *, stream: bool, **sampling: object) -> list[Event]:
     params = SamplingParams(**{"max_tokens": 5, **sampling})
-    prompts = [Prompt([1, 2, 3]), Prompt([4, 5])]
-    with client.submit(prompts, params, request_id=request_id, stream=stream) as generation:
-        return [event async for events in generation for event in events]
+    prompts = [[1, 2, 3], [4, 5]]
+    with submit(client, prompts, params, request_id=request_id, stream=stream) as pending:
+        return [event async for events in pending for event in events]
 
 
 async def test_a_stream_brings_deltas_and_a_whole_the_output(client: EngineClient) -> None:
@@ -56,16 +67,16 @@ async def test_a_stream_brings_deltas_and_a_whole_the_output(client: EngineClien
     assert sorted(event.prompt_index for event in outputs) == [0, 1]
     deltas = await all_events(client, "stream", stream=True)
     for output in outputs:
-        assert isinstance(output.news, RequestOutput) and output.news.finished
-        mine = [event.news for event in deltas if event.prompt_index == output.prompt_index]
-        assert [token for delta in mine for token in delta.token_ids] == output.news.outputs[0].token_ids
+        assert isinstance(output.output, RequestOutput) and output.output.finished
+        mine = [event.output for event in deltas if event.prompt_index == output.prompt_index]
+        assert [token for delta in mine for token in delta.token_ids] == output.output.outputs[0].token_ids
         assert [delta.finished for delta in mine] == [False] * (len(mine) - 1) + [True]
     assert client.num_open == 0
 
 
 async def test_leaving_early_aborts(client: EngineClient) -> None:
-    with client.submit([Prompt([1])], LONG, request_id="a", stream=True) as generation:
-        await anext(generation)
+    with submit(client, [[1]], LONG, request_id="a", stream=True) as pending:
+        await anext(pending)
         assert client.num_open == 1
     assert client.num_open == 0
     await idle(client)
@@ -73,45 +84,45 @@ async def test_leaving_early_aborts(client: EngineClient) -> None:
 
 
 async def test_what_the_engine_refuses_is_raised(client: EngineClient) -> None:
-    async def refused(prompts: list[Prompt], sampling: SamplingParams = LONG, request_id: str = "x") -> None:
-        with client.submit(prompts, sampling, request_id=request_id, stream=True) as generation:
-            await anext(generation)
+    async def refused(prompts: list[list[int]], sampling: SamplingParams = LONG, request_id: str = "x") -> None:
+        with submit(client, prompts, sampling, request_id=request_id, stream=True) as pending:
+            await anext(pending)
 
     with pytest.raises(RequestError, match="300 tokens; max_model_len is 256"):
-        await refused([Prompt([1] * 300)])
+        await refused([[1] * 300])
     with pytest.raises(QueueFullError, match="3 requests inside"):
-        await refused([Prompt([1])] * 4)
+        await refused([[1]] * 4)
     with pytest.raises(RequestError, match="99999"):
-        await refused([Prompt([99_999])])
-    with client.submit([Prompt([1])], LONG, request_id="same", stream=True) as generation:
+        await refused([[99_999]])
+    with submit(client, [[1]], LONG, request_id="same", stream=True) as pending:
         with pytest.raises(DuplicateRequestError):
-            await refused([Prompt([1])], request_id="same")
-        await anext(generation)  # which has not been disturbed
+            await refused([[1]], request_id="same")
+        await anext(pending)  # which has not been disturbed
     await idle(client)
 
 
 async def test_stop_strings_end_a_request_in_the_engine_too(client: EngineClient) -> None:
     (before, _) = await all_events(client, "free", stream=False, max_tokens=40, ignore_eos=True)
-    text = before.news.outputs[0].text
+    text = before.output.outputs[0].text
     stop = text[5:8]
     await idle(client)
     steps = client.snapshot.step_id
     (stopped, _) = await all_events(client, "stopped", stream=False, max_tokens=40, ignore_eos=True, stop=stop)
-    answer = stopped.news.outputs[0]
+    answer = stopped.output.outputs[0]
     assert (answer.text, answer.finish_reason, answer.stop_reason) == (text[: text.index(stop)], "stop", stop)
     await idle(client)
     assert client.snapshot.step_id - steps <= 50
 
 
 async def test_a_pause_gives_what_there_is_and_a_resume_goes_on(client: EngineClient) -> None:
-    generation = client.submit([Prompt([1])], LONG, request_id="a", stream=True)
-    events = await anext(generation)
+    pending = submit(client, [[1]], LONG, request_id="a", stream=True)
+    events = await anext(pending)
     await client.pause()
     assert await client.is_paused()
-    events += [event async for events in generation for event in events]
-    assert events[-1].news.finish_reason is FinishReason.ABORT
-    assert sum(len(event.news.token_ids) for event in events) < 250
-    with pytest.raises(EnginePausedError), client.submit([Prompt([1])], LONG, request_id="b", stream=True) as refused:
+    events += [event async for events in pending for event in events]
+    assert events[-1].output.finish_reason is FinishReason.ABORT
+    assert sum(len(event.output.token_ids) for event in events) < 250
+    with pytest.raises(EnginePausedError), submit(client, [[1]], LONG, request_id="b", stream=True) as refused:
         await anext(refused)
     await client.resume()
     assert not await client.is_paused()
@@ -121,10 +132,10 @@ async def test_a_pause_gives_what_there_is_and_a_resume_goes_on(client: EngineCl
 async def test_a_cache_that_was_reset_helps_nobody(client: EngineClient) -> None:
     async def cached() -> int:
         params = SamplingParams(max_tokens=1)
-        with client.submit([Prompt([7] * 40)], params, request_id="a", stream=False) as generation:
-            ((event,),) = [events async for events in generation]
-        assert isinstance(event.news, RequestOutput)
-        return event.news.num_cached_tokens
+        with submit(client, [[7] * 40], params, request_id="a", stream=False) as pending:
+            ((event,),) = [events async for events in pending]
+        assert isinstance(event.output, RequestOutput)
+        return event.output.num_cached_tokens
 
     assert (await cached(), await cached()) == (0, 32)
     assert await client.reset_prefix_cache() >= 2
@@ -133,39 +144,39 @@ async def test_a_cache_that_was_reset_helps_nobody(client: EngineClient) -> None
 
 
 async def test_a_killed_engine_fails_what_is_open_and_what_comes(client: EngineClient) -> None:
-    whole = client.submit([Prompt([1])], LONG, request_id="a", stream=False)
-    stream = client.submit([Prompt([2])], LONG, request_id="b", stream=True)
+    whole = submit(client, [[1]], LONG, request_id="a", stream=False)
+    stream = submit(client, [[2]], LONG, request_id="b", stream=True)
     await anext(stream)
     os.kill(client.engine_pid, signal.SIGKILL)
-    for generation in (whole, stream):
+    for pending in (whole, stream):
         with pytest.raises(EngineDeadError, match=r"the engine process has ended \(killed by SIGKILL\)"):
-            async for _ in generation:
+            async for _ in pending:
                 pass
     assert client.num_open == 0
     assert "SIGKILL" in (client.why_unhealthy() or "")
     with pytest.raises(EngineDeadError, match="SIGKILL"):
-        client.submit([Prompt([1])], LONG, request_id="c", stream=True)
+        submit(client, [[1]], LONG, request_id="c", stream=True)
     with pytest.raises(EngineDeadError, match="SIGKILL"):
         await client.audit()
 
 
 async def test_a_shutdown_fails_what_is_open(client: EngineClient) -> None:
-    generation = client.submit([Prompt([1])], LONG, request_id="a", stream=True)
-    await anext(generation)
+    pending = submit(client, [[1]], LONG, request_id="a", stream=True)
+    await anext(pending)
     await client.shutdown()
     with pytest.raises(EngineDeadError, match="shutting down"):
-        async for _ in generation:
+        async for _ in pending:
             pass
     with pytest.raises(EngineDeadError):
-        client.submit([Prompt([1])], LONG, request_id="b", stream=True)
+        submit(client, [[1]], LONG, request_id="b", stream=True)
 
 
 async def test_finish_reasons_arrive(client: EngineClient) -> None:
     (first, _) = await all_events(client, "a", stream=False, max_tokens=4)
-    assert first.news.outputs[0].finish_reason is FinishReason.LENGTH
-    token = first.news.outputs[0].token_ids[1]
+    assert first.output.outputs[0].finish_reason is FinishReason.LENGTH
+    token = first.output.outputs[0].token_ids[1]
     (second, _) = await all_events(client, "b", stream=False, max_tokens=4, stop_token_ids=(token,))
-    answer = second.news.outputs[0]
+    answer = second.output.outputs[0]
     assert (answer.finish_reason, answer.stop_reason, len(answer.token_ids)) == (FinishReason.STOP, token, 2)
 
 

@@ -103,8 +103,8 @@ def test_the_next_step_is_launched_before_the_result_of_the_one_that_runs(name: 
 def test_effects_are_told_on_the_writers_thread_alone(name: str) -> None:
     with running(name, Device(base_s=0.001)) as it:
         uids = [it.add(f"r{i}", max_tokens=9) for i in range(6)]
-        it.engine.abort(uids[:2])
-        it.engine.finish(uids[2:4])
+        it.manager.abort(uids[:2])
+        it.manager.finish(uids[2:4])
         it.history.wait_for(uids)
         assert it.history.threads == {"headway-writer"}
 
@@ -121,16 +121,16 @@ def test_commands_are_carried_out_while_the_device_computes(name: str, depth: in
     with running(name, Device(before_step=hang), depth=depth) as it:
         running_one = it.add("a", max_tokens=3)
         assert hang.reached.wait(PATIENCE)
-        assert eventually(lambda: it.engine.snapshot().num_in_flight == depth)
+        assert eventually(lambda: it.manager.snapshot().num_in_flight == depth)
         waiting_one = it.add("b")
-        it.engine.abort([waiting_one])
+        it.manager.abort([waiting_one])
         it.history.wait_for([waiting_one])
-        it.engine.finish([running_one])
+        it.manager.finish([running_one])
         it.history.wait_for([running_one])
         assert it.history.reasons([running_one, waiting_one]) == [FinishReason.STOP, FinishReason.ABORT]
-        assert it.engine.snapshot().num_in_flight == depth
+        assert it.manager.snapshot().num_in_flight == depth
         hang.let_go.set()
-        assert eventually(lambda: it.engine.snapshot().num_in_flight == 0)
+        assert eventually(lambda: it.manager.snapshot().num_in_flight == 0)
     assert it.history.tokens == {}
     assert_nothing_held(it.manager)
 
@@ -142,7 +142,7 @@ def test_an_engine_in_the_prefill_role_makes_prompt_and_one_token(name: str) -> 
         uids = [it.add(f"r{i}", prompt, max_tokens=30) for i, prompt in enumerate(prompts)]
         it.history.wait_for(uids)
         assert [it.history.tokens[uid] for uid in uids] == [answer_to(prompt, 1) for prompt in prompts]
-        assert it.engine.snapshot().num_preemptions == 0
+        assert it.manager.snapshot().num_preemptions == 0
     assert_nothing_held(it.manager)
 
 
@@ -206,9 +206,9 @@ def test_who_joins_in_the_step_behind_a_failing_one_is_not_touched(name: str, ha
     with running(name, Device(before_step=hang_then_fail)) as it:
         old = it.add("old", max_tokens=9)
         assert hang.reached.wait(PATIENCE)
-        assert eventually(lambda: it.engine.snapshot().num_in_flight == 2)
+        assert eventually(lambda: it.manager.snapshot().num_in_flight == 2)
         new = it.add("new", (7, 8, 9), max_tokens=9)
-        assert eventually(lambda: it.engine.snapshot().num_requests_added == 2)
+        assert eventually(lambda: it.manager.snapshot().num_requests_added == 2)
         hang.let_go.set()
         it.history.wait_for([old, new])
         assert it.history.reasons([old, new]) == [FinishReason.ERROR, FinishReason.LENGTH]
@@ -282,7 +282,7 @@ def test_a_hanging_step_is_given_up_and_what_waits_goes_on(
         uids = [it.add(f"r{i}", prompt, max_tokens=9) for i, prompt in enumerate(prompts)]
         it.engine.start()
         assert hang.reached.wait(PATIENCE)
-        assert eventually(lambda: it.engine.snapshot().num_in_flight == depth)
+        assert eventually(lambda: it.manager.snapshot().num_in_flight == depth)
         clock.let_pass(0.9)
         assert not it.history.ends
         clock.let_pass(0.2)
@@ -328,7 +328,7 @@ def test_when_the_device_cannot_be_restarted_the_engine_says_so(
         uids = [it.add(f"r{i}") for i in range(5)]
         it.engine.start()
         assert hang.reached.wait(PATIENCE)
-        assert eventually(lambda: it.engine.snapshot().num_in_flight == depth)
+        assert eventually(lambda: it.manager.snapshot().num_in_flight == depth)
         clock.let_look()
         clock.now += 0.3
         it.history.wait_for(uids)
@@ -397,12 +397,12 @@ def test_a_broken_invariant_stops_the_engine_with_a_report(name: str, kind: type
     with running(name, Device(before_step=hang), max_num_seqs=2) as it:
         uids = [it.add(f"r{i}", max_tokens=9) for i in range(5)]
         assert hang.reached.wait(PATIENCE)
-        assert eventually(lambda: it.engine.snapshot().num_requests_added == 5)
+        assert eventually(lambda: it.manager.snapshot().num_requests_added == 5)
         break_on(it, kind)
         if kind is AddRequest:
             uids.append(it.add("one more"))
         elif kind is AbortRequests:
-            it.engine.abort([uids[0]])
+            it.manager.abort([uids[0]])
         hang.let_go.set()
         assert_dead(it, uids, "OwnershipError: block 3 is owned twice")
         assert it.history.reasons(uids) == [FinishReason.ERROR] * len(uids)
@@ -455,7 +455,7 @@ def test_a_long_step_is_no_stall_before_its_timeout(name: str, hang: Hang, clock
     with running(name, Device(before_step=hang), step_timeout=30.0) as it:
         it.add("a")
         assert hang.reached.wait(PATIENCE)
-        assert eventually(lambda: it.engine.snapshot().num_in_flight == 2)
+        assert eventually(lambda: it.manager.snapshot().num_in_flight == 2)
         clock.let_pass(29.0)
         assert not it.engine.is_stalled()
         hang.let_go.set()
@@ -487,7 +487,7 @@ def test_work_that_nothing_is_done_about_is_a_stall(name: str, clock: Clock) -> 
     with running(name) as it:
         it.manager._core.schedule = lambda: None  # type: ignore[method-assign]
         it.add("a")
-        assert eventually(lambda: it.engine.snapshot().has_work)
+        assert eventually(lambda: it.manager.snapshot().has_work)
         clock.let_pass(9.0)
         assert not it.engine.is_stalled()
         clock.let_pass(2.0)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from headway.errors import RequestError
-from headway.managers.packing import check_token_ids, pack
+from headway.token_ids import check_token_ids, pack
 
 LIMIT = 100
 LONG = 20_000  # looked through in one piece
@@ -28,6 +28,21 @@ def test_what_the_caller_changes_later_is_not_seen() -> None:
         tokens = pack(mine, LIMIT)
         mine[0] = 9
         assert tokens.tolist() == [1, 2, 3]
+
+
+def test_what_is_packed_is_not_copied_and_a_view_of_an_array_is() -> None:
+    packed = pack([1, 2, 3], LIMIT)
+    assert pack(packed, LIMIT) is packed
+    crossed = np.frombuffer(packed.tobytes(), np.int32)
+    assert pack(crossed, LIMIT) is crossed
+    mine = np.array([1, 2, 3], np.int32)
+    view = mine[:]
+    view.flags.writeable = False
+    tokens = pack(view, LIMIT)
+    mine[0] = 9
+    assert tokens.tolist() == [1, 2, 3]
+    with pytest.raises(RequestError, match="contains token id 3"):
+        pack(packed, 3)
 
 
 def test_strides_are_packed() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizer
 from headway.client.detokenizer import Detokenizer, StopScanner, make_decode
 from headway.client.token_processor import Processed, TokenProcessor, expand
 from headway.errors import DuplicateRequestError
-from headway.request import FinishReason
+from headway.request import FinishReason, NewRequest
 from headway.sampling import SamplingParams
 from headway.scheduler.batch import Logprobs
 from headway.scheduler.effects import Effects, RequestEnd, TokenOutputs
@@ -22,6 +22,11 @@ BYTES = byte_tokenizer()
 EOS = BYTES.eos_token_id
 STOP = FinishReason.STOP
 LENGTH = FinishReason.LENGTH
+
+
+def add(processor, request_id, uids, sampling, *, prompt_token_ids, prompt=None, now, stream=False):
+    new = NewRequest(request_id=request_id, prompt=np.array(prompt_token_ids, np.int32), sampling=sampling)
+    processor.add(new, uids, text=prompt, now=now, stream=stream)
 
 
 def ids(text: str) -> list[int]:
@@ -67,7 +72,8 @@ class Run:
 
     def __init__(self, *, stream: bool, prompt: str = "x", tokenizer=BYTES, **sampling) -> None:
         self.processor = TokenProcessor(tokenizer, eos_token_ids=[EOS])
-        self.processor.add(
+        add(
+            self.processor,
             "r",
             [1],
             SamplingParams(**sampling),
@@ -376,7 +382,7 @@ def test_logprobs_hold_the_sampled_token_and_each_requests_own_k(stream):
     wants = {1: 3, 2: None, 3: 1, 4: 0}
     for uid, k in wants.items():
         params = SamplingParams(logprobs=k)
-        processor.add(str(uid), [uid], params, prompt_token_ids=[a], now=0.0, stream=stream)
+        add(processor, str(uid), [uid], params, prompt_token_ids=[a], now=0.0, stream=stream)
     rows = tokens((1, c), (2, b), (3, a), logprobs=step_logprobs())
     last = tokens((4, a), logprobs=Logprobs(*(x[:1] for x in _one_row())))
     processed = processor.process(Effects(tokens=[rows, last], ended=[end(u, LENGTH) for u in wants]), now=1.0)
@@ -417,7 +423,7 @@ def _one_row():
 
 def test_answers_of_one_request_are_grouped_and_complete_together():
     processor = TokenProcessor(BYTES)
-    processor.add("r", [7, 8], SamplingParams(n=2), prompt="p", prompt_token_ids=ids("p"), now=0.0)
+    add(processor, "r", [7, 8], SamplingParams(n=2), prompt="p", prompt_token_ids=ids("p"), now=0.0)
     a, b, c = ids("abc")
     first = processor.process(
         Effects(started=[(7, 0), (8, 16)], tokens=[tokens((8, b), (7, a))], ended=[end(8, LENGTH)]), now=1.0
@@ -433,7 +439,7 @@ def test_answers_of_one_request_are_grouped_and_complete_together():
 
 def test_streamed_answers_are_told_apart_and_the_last_delta_says_so():
     processor = TokenProcessor(BYTES)
-    processor.add("r", [7, 8], SamplingParams(n=2), prompt_token_ids=ids("p"), now=0.0, stream=True)
+    add(processor, "r", [7, 8], SamplingParams(n=2), prompt_token_ids=ids("p"), now=0.0, stream=True)
     a, b = ids("ab")
     processed = processor.process(Effects(tokens=[tokens((8, b), (7, a))], ended=[end(8, LENGTH)]), now=1.0)
     assert [(d.index, d.text, d.finish_reason, d.finished) for d in processed.deltas] == [
@@ -447,18 +453,18 @@ def test_streamed_answers_are_told_apart_and_the_last_delta_says_so():
 def test_a_request_id_is_free_again_when_its_request_has_ended():
     processor = TokenProcessor(BYTES)
     params = SamplingParams()
-    processor.add("r", [1], params, prompt_token_ids=[1], now=0.0)
+    add(processor, "r", [1], params, prompt_token_ids=[1], now=0.0)
     with pytest.raises(DuplicateRequestError, match="'r'"):
-        processor.add("r", [2], params, prompt_token_ids=[1], now=0.0)
+        add(processor, "r", [2], params, prompt_token_ids=[1], now=0.0)
     processor.process(Effects(ended=[end(1, LENGTH)]), now=0.0)
     assert "r" not in processor
-    processor.add("r", [3], params, prompt_token_ids=[1], now=0.0)
+    add(processor, "r", [3], params, prompt_token_ids=[1], now=0.0)
     assert "r" in processor
 
 
 def test_discarding_names_what_is_still_in_the_engine_and_silences_it():
     processor = TokenProcessor(BYTES)
-    processor.add("r", [1, 2, 3], SamplingParams(n=3), prompt_token_ids=[1], now=0.0, stream=True)
+    add(processor, "r", [1, 2, 3], SamplingParams(n=3), prompt_token_ids=[1], now=0.0, stream=True)
     processor.process(Effects(ended=[end(2, LENGTH)]), now=0.0)
     assert processor.discard("r") == [1, 3]
     assert processor.discard("r") == []
@@ -468,7 +474,7 @@ def test_discarding_names_what_is_still_in_the_engine_and_silences_it():
 
 def test_times_are_the_callers_and_latencies_are_counted_per_answer():
     processor = TokenProcessor(BYTES)
-    processor.add("r", [1, 2], SamplingParams(n=2), prompt_token_ids=[1], now=10.0)
+    add(processor, "r", [1, 2], SamplingParams(n=2), prompt_token_ids=[1], now=10.0)
     steps = [
         (11.0, Effects(started=[(1, 32)], tokens=[tokens((1, 1))])),
         (13.0, Effects(tokens=[tokens((1, 1), (2, 1))])),
@@ -487,16 +493,21 @@ def test_times_are_the_callers_and_latencies_are_counted_per_answer():
 
 
 def test_n_answers_are_n_requests_with_seeds_of_their_own():
-    one = SamplingParams(seed=5)
-    assert expand("r", one) == [("r", one)]
-    three = expand("r", SamplingParams(n=3, seed=5, temperature=0.5))
-    assert [(i, p.n, p.seed, p.temperature) for i, p in three] == [
-        ("r-0", 1, 5, 0.5),
-        ("r-1", 1, 6, 0.5),
-        ("r-2", 1, 7, 0.5),
-    ]
-    assert [p.seed for _, p in expand("r", SamplingParams(n=2))] == [None, None]
-    assert [p.seed for _, p in expand("r", SamplingParams(n=2, seed=2**63 - 1))] == [2**63 - 1, -(2**63)]
+    def seeds(**sampling):
+        return [(one.uid, one.request_id, one.sampling.seed) for one in expanded(**sampling)]
+
+    def expanded(**sampling):
+        prompt = np.array([1], np.int32)
+        new = NewRequest(request_id="r", prompt=prompt, sampling=SamplingParams(**sampling), cache_salt="s", priority=3)
+        answers = expand(new, range(7, 7 + new.sampling.n))
+        assert all((one.prompt is prompt, one.cache_salt, one.priority) == (True, "s", 3) for one in answers)
+        assert all(one.sampling == replace(new.sampling, n=1, seed=one.sampling.seed) for one in answers)
+        return answers
+
+    assert seeds(seed=5) == [(7, "r", 5)]
+    assert seeds(n=3, seed=5, temperature=0.5) == [(7, "r-0", 5), (8, "r-1", 6), (9, "r-2", 7)]
+    assert [seed for *_, seed in seeds(n=2)] == [None, None]
+    assert [seed for *_, seed in seeds(n=2, seed=2**63 - 1)] == [2**63 - 1, -(2**63)]
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -17,18 +17,22 @@ import pytest
 import zmq
 import zmq.asyncio
 
-from headway import wire
 from headway.client.link import EngineStartError, ProcessLink
 from headway.config import EngineConfig
-from headway.request import FinishReason
+from headway.model_limits import ModelLimits
+from headway.request import FinishReason, NewRequest
 from headway.sampling import SamplingParams
 from headway.scheduler.audit import AuditReport
 from headway.scheduler.effects import Effects, RequestEnd
+from headway.token_ids import NUM_INT32, pack
+from headway.wire import codec, to_client, to_engine
+from headway.wire.launch import Launch, output_address
+from headway.wire.uids import UID_BITS
 
-M = TypeVar("M", bound=wire.ToClient)
+M = TypeVar("M", bound=to_client.ToClient)
 SIMULATED = ("--executor", "simulated", "--base-s", "0.01")
 CONFIG = EngineConfig(max_num_seqs=4, max_num_batched_tokens=64, max_waiting=2, num_blocks=64)
-MODEL = wire.ModelFacts(vocab_size=1000, max_model_len=128)
+MODEL = ModelLimits(vocab_size=1000, max_model_len=128)
 
 
 async def start(config: EngineConfig = CONFIG) -> ProcessLink:
@@ -50,8 +54,10 @@ async def link() -> AsyncIterator[ProcessLink]:
     assert await link.ended() == "exit status 0"
 
 
-def add(uid: int, request_id: str, max_tokens: int = 4, prompt: tuple[int, ...] = (1, 2, 3)) -> wire.Add:
-    return wire.Add(uid, request_id, wire.pack_tokens(prompt), SamplingParams(max_tokens=max_tokens))
+def add(uid: int, request_id: str, max_tokens: int = 4, prompt: tuple[int, ...] = (1, 2, 3)) -> NewRequest:
+    return NewRequest(
+        request_id=request_id, prompt=pack(prompt, NUM_INT32), sampling=SamplingParams(max_tokens=max_tokens), uid=uid
+    )
 
 
 class Ear:
@@ -59,9 +65,9 @@ class Ear:
 
     def __init__(self, link: ProcessLink) -> None:
         self._link = link
-        self.heard: list[wire.ToClient] = []
+        self.heard: list[to_client.ToClient] = []
 
-    async def next(self) -> wire.ToClient:
+    async def next(self) -> to_client.ToClient:
         self.heard.append(await asyncio.wait_for(self._link.receive(), 60))
         return self.heard[-1]
 
@@ -76,7 +82,7 @@ class Ear:
 
     @property
     def effects(self) -> list[Effects]:
-        return [wire.unpack_effects(step) for step in self.of(wire.Step)]
+        return [step.effects for step in self.of(to_client.Step)]
 
     def ends(self) -> dict[int, RequestEnd]:
         return {end.uid: end for effects in self.effects for end in effects.ended}
@@ -93,7 +99,7 @@ def ear(link: ProcessLink) -> Ear:
 
 
 async def test_a_request_is_admitted_answered_and_ended(link: ProcessLink, ear: Ear) -> None:
-    link.send(wire.AddGroup([add(7, "a")]))
+    link.send(to_engine.AddGroup([add(7, "a")]))
     ends = await ear.until_ended(7)
     assert [started for effects in ear.effects for started in effects.started] == [(7, 0)]
     tokens = [out.tokens.tolist() for effects in ear.effects for out in effects.tokens]
@@ -102,97 +108,97 @@ async def test_a_request_is_admitted_answered_and_ended(link: ProcessLink, ear: 
 
 
 async def test_several_requests_share_a_message_per_step(link: ProcessLink, ear: Ear) -> None:
-    link.send(wire.AddGroup([add(uid, f"r{uid}", max_tokens=20) for uid in range(3)]))
+    link.send(to_engine.AddGroup([add(uid, f"r{uid}", max_tokens=20) for uid in range(3)]))
     await ear.until_ended(0, 1, 2)
     sizes = [len(out.uids) for effects in ear.effects for out in effects.tokens]
     assert sum(sizes) == 60 and max(sizes) == 3
 
 
 async def test_finish_and_abort_end_a_request_with_their_own_reason(link: ProcessLink, ear: Ear) -> None:
-    link.send(wire.AddGroup([add(1, "a", max_tokens=120), add(2, "b", max_tokens=120)]))
-    link.send(wire.Finish([1, 99]))
-    link.send(wire.Abort([2, 99]))
+    link.send(to_engine.AddGroup([add(1, "a", max_tokens=120), add(2, "b", max_tokens=120)]))
+    link.send(to_engine.Finish([1, 99]))
+    link.send(to_engine.Abort([2, 99]))
     ends = await ear.until_ended(1, 2)
     assert (ends[1].reason, ends[2].reason) == (FinishReason.STOP, FinishReason.ABORT)
 
 
 async def test_a_refusal_says_of_what_kind_it_is(link: ProcessLink, ear: Ear) -> None:
-    link.send(wire.AddGroup([add(1, "a", max_tokens=120)]))
-    link.send(wire.AddGroup([add(2, "a")]))
-    link.send(wire.AddGroup([add(3, "b", prompt=())]))
-    link.send(wire.AddGroup([add(4, "c", prompt=(1000,))]))
-    refusals = await ear.until(wire.Rejected, 3)
+    link.send(to_engine.AddGroup([add(1, "a", max_tokens=120)]))
+    link.send(to_engine.AddGroup([add(2, "a")]))
+    link.send(to_engine.AddGroup([add(3, "b", prompt=())]))
+    link.send(to_engine.AddGroup([add(4, "c", prompt=(1000,))]))
+    refusals = await ear.until(to_client.Refused, 3)
     assert [(one.uid, one.kind) for one in refusals] == [(2, "duplicate"), (3, "invalid"), (4, "invalid")]
     assert "1000" in refusals[2].message and "999" in refusals[2].message
 
 
 async def test_a_group_is_accepted_whole_or_not_at_all(link: ProcessLink, ear: Ear) -> None:
     def send(uids: range, max_tokens: int) -> None:
-        link.send(wire.AddGroup([add(uid, f"r{uid}", max_tokens=max_tokens) for uid in uids]))
+        link.send(to_engine.AddGroup([add(uid, f"r{uid}", max_tokens=max_tokens) for uid in uids]))
 
     send(range(6), max_tokens=3)  # as many as fit
-    assert await ear.until(wire.Accepted, 1) == [wire.Accepted(0)]
+    assert await ear.until(to_client.Accepted, 1) == [to_client.Accepted(0)]
     await ear.until_ended(*range(6))
     send(range(10, 17), max_tokens=120)  # one too many
-    (refused,) = await ear.until(wire.Rejected, 1)
+    (refused,) = await ear.until(to_client.Refused, 1)
     assert (refused.uid, refused.kind) == (10, "queue_full") and "6" in refused.message
     # What had been accepted of it is given back: there is room for as many as before.
     ends = await ear.until_ended(*range(10, 16))
     assert {ends[uid].reason for uid in range(10, 16)} == {FinishReason.ABORT} and 16 not in ends
     send(range(20, 26), max_tokens=3)
-    assert (await ear.until(wire.Accepted, 2))[1] == wire.Accepted(20)
+    assert (await ear.until(to_client.Accepted, 2))[1] == to_client.Accepted(20)
 
 
 async def test_the_pulse_goes_on_and_counts(link: ProcessLink, ear: Ear) -> None:
-    (first,) = await ear.until(wire.Status, 1)
+    (first,) = await ear.until(to_client.Status, 1)
     assert (first.stalled, first.failure, first.snapshot.num_requests_ended) == (False, None, 0)
-    link.send(wire.AddGroup([add(1, "a")]))
+    link.send(to_engine.AddGroup([add(1, "a")]))
     await ear.until_ended(1)
-    count = len(ear.of(wire.Status))
-    later = await ear.until(wire.Status, count + 3)  # it goes on also when nothing happens
+    count = len(ear.of(to_client.Status))
+    later = await ear.until(to_client.Status, count + 3)  # it goes on also when nothing happens
     assert later[-1].snapshot.num_requests_ended == 1
 
 
 async def test_a_paused_engine_refuses_until_it_is_resumed_and_keeps_what_it_should(
     link: ProcessLink, ear: Ear
 ) -> None:
-    link.send(wire.AddGroup([add(1, "a", max_tokens=100)]))
-    link.send(wire.Ask(1, wire.Pause("preempt", False, 10.0)))
-    assert await ear.until(wire.Answered, 1) == [wire.Answered(1)]
-    link.send(wire.AddGroup([add(2, "b")]))
-    (refused,) = await ear.until(wire.Rejected, 1)
+    link.send(to_engine.AddGroup([add(1, "a", max_tokens=100)]))
+    link.send(to_engine.Call(1, to_engine.PauseEngine("preempt", False, 10.0)))
+    assert await ear.until(to_client.Returned, 1) == [to_client.Returned(1)]
+    link.send(to_engine.AddGroup([add(2, "b")]))
+    (refused,) = await ear.until(to_client.Refused, 1)
     assert (refused.uid, refused.kind) == (2, "paused")
-    count = len(ear.of(wire.Status))
-    await ear.until(wire.Status, count + 2)
-    assert ear.of(wire.Status)[-1].snapshot.paused and not ear.of(wire.Status)[-1].stalled
+    count = len(ear.of(to_client.Status))
+    await ear.until(to_client.Status, count + 2)
+    assert ear.of(to_client.Status)[-1].snapshot.paused and not ear.of(to_client.Status)[-1].stalled
     assert 1 not in ear.ends()
-    link.send(wire.Ask(2, wire.Resume()))
-    link.send(wire.AddGroup([add(3, "b")]))
+    link.send(to_engine.Call(2, to_engine.ResumeEngine()))
+    link.send(to_engine.AddGroup([add(3, "b")]))
     ends = await ear.until_ended(1, 3)
     assert {ends[uid].reason for uid in (1, 3)} == {FinishReason.LENGTH}
 
 
 async def test_an_audit_of_a_running_engine_names_who_owns_what(link: ProcessLink, ear: Ear) -> None:
-    link.send(wire.AddGroup([add(1, "first", max_tokens=100), add(2, "second", max_tokens=100)]))
-    await ear.until(wire.Accepted, 1)
-    link.send(wire.Ask(1, wire.Audit(10.0)))
-    (answered,) = await ear.until(wire.Answered, 1)
-    assert isinstance(answered.answer, AuditReport) and answered.answer.ok
-    assert answered.answer.num_requests == 2
-    assert {owner.name for owner in answered.answer.owners} <= {"first", "second"}
+    link.send(to_engine.AddGroup([add(1, "first", max_tokens=100), add(2, "second", max_tokens=100)]))
+    await ear.until(to_client.Accepted, 1)
+    link.send(to_engine.Call(1, to_engine.AuditEngine(10.0)))
+    (answered,) = await ear.until(to_client.Returned, 1)
+    assert isinstance(answered.value, AuditReport) and answered.value.ok
+    assert answered.value.num_requests == 2
+    assert {owner.name for owner in answered.value.owners} <= {"first", "second"}
 
 
 async def test_signals_of_the_group_leave_the_engine_to_its_parent(link: ProcessLink, ear: Ear) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         os.kill(link.pid, number)
-    link.send(wire.AddGroup([add(1, "a")]))
+    link.send(to_engine.AddGroup([add(1, "a")]))
     await ear.until_ended(1)
 
 
 async def test_what_runs_is_ended_by_a_shutdown() -> None:
     link = await start()
-    link.send(wire.AddGroup([add(1, "a", max_tokens=120)]))
-    link.send(wire.Shutdown())
+    link.send(to_engine.AddGroup([add(1, "a", max_tokens=120)]))
+    link.send(to_engine.Shutdown())
     ends = await Ear(link).until_ended(1)
     assert ends[1].reason is FinishReason.ABORT
     await link.close()
@@ -214,7 +220,7 @@ async def test_a_process_that_dies_while_it_loads_is_noticed() -> None:
 
 _PARENT = """
 import asyncio
-from tests.server.test_process import CONFIG, start
+from tests.engine.test_process import CONFIG, start
 async def main():
     link = await start()
     print(link.pid, link.socket_dir, flush=True)
@@ -238,26 +244,26 @@ def test_a_parent_that_is_killed_takes_engine_and_sockets_along() -> None:
 async def test_two_api_processes_get_each_their_own() -> None:
     """The second one is a socket of this test, which the engine process is told of by hand."""
     link = await ProcessLink.open(SIMULATED)
-    mine, theirs = 1, 1 << wire.UID_BITS
+    mine, theirs = 1, 1 << UID_BITS
     with zmq.Context() as context:
         second = zmq.asyncio.Socket(context, zmq.PULL)
-        second.bind(wire.output_address(link.socket_dir, 1))
+        second.bind(output_address(link.socket_dir, 1))
         assert link.process.stdin is not None
-        launch = wire.Launch(CONFIG, MODEL, link.socket_dir, num_clients=2)
+        launch = Launch(CONFIG, MODEL, link.socket_dir, num_clients=2)
         link.process.stdin.write(msgspec.json.encode(launch) + b"\n")
         await link.wait_ready()
-        link.send(wire.AddGroup([add(mine, "a", max_tokens=10)]))
-        link.send(wire.AddGroup([add(theirs, "b", max_tokens=10)]))
-        link.send(wire.AddGroup([add(theirs + 1, "b")]))
+        link.send(to_engine.AddGroup([add(mine, "a", max_tokens=10)]))
+        link.send(to_engine.AddGroup([add(theirs, "b", max_tokens=10)]))
+        link.send(to_engine.AddGroup([add(theirs + 1, "b")]))
         ear = Ear(link)
         await ear.until_ended(mine)
         assert {uid for effects in ear.effects for out in effects.tokens for uid in out.uids.tolist()} == {mine}
         other = Ear(link)
-        while not (theirs in other.ends() and other.of(wire.Rejected)):
+        while not (theirs in other.ends() and other.of(to_client.Refused)):
             data = await asyncio.wait_for(second.recv(), 60)
-            other.heard.append(wire.decode_to_client(data))
+            other.heard.append(codec.decode_to_client(data))
         assert {uid for effects in other.effects for out in effects.tokens for uid in out.uids.tolist()} == {theirs}
-        assert [one.uid for one in other.of(wire.Rejected)] == [theirs + 1]
-        assert not ear.of(wire.Rejected)
+        assert [one.uid for one in other.of(to_client.Refused)] == [theirs + 1]
+        assert not ear.of(to_client.Refused)
         second.close(linger=0)
         await link.close()

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from headway import wire
 from headway.engine import control_desk
 from headway.engine.control_desk import ControlDesk
 from headway.errors import EngineDeadError
+from headway.wire import to_client, to_engine
 from tests.engine.running import Device, Hang, Running, eventually, running
 from tests.managers.driving import PATIENCE
 
@@ -19,27 +19,27 @@ from tests.managers.driving import PATIENCE
 class Asking:
     """A desk, and what it has answered, by the number of the question."""
 
-    def __init__(self, engine: Any) -> None:
-        self.replies: dict[int, wire.Answered | wire.Refused] = {}
-        self.desk = ControlDesk(engine, self._reply)
+    def __init__(self, manager: Any) -> None:
+        self.replies: dict[int, to_client.Returned | to_client.Raised] = {}
+        self.desk = ControlDesk(manager, self._reply)
 
-    def _reply(self, reply: wire.Answered | wire.Refused) -> None:
+    def _reply(self, reply: to_client.Returned | to_client.Raised) -> None:
         assert reply.number not in self.replies, "answered twice"
         self.replies[reply.number] = reply
 
-    def ask(self, number: int, question: wire.Question) -> None:
-        self.desk.take(wire.Ask(number, question))
+    def call(self, number: int, call: to_engine.EngineCall) -> None:
+        self.desk.take(to_engine.Call(number, call))
 
-    def answer(self, number: int, question: wire.Question) -> Any:
+    def answer(self, number: int, call: to_engine.EngineCall) -> Any:
         """What comes of it in the end."""
-        self.ask(number, question)
+        self.call(number, call)
         assert eventually(lambda: number in self.replies)
         reply = self.replies[number]
-        return (reply.kind, reply.message) if isinstance(reply, wire.Refused) else reply.answer
+        return (reply.kind, reply.message) if isinstance(reply, to_client.Raised) else reply.value
 
 
 class Odd:
-    """An engine of which every question takes a while, or fails."""
+    """A manager of which every call takes a while, or fails."""
 
     def __init__(self, work: Callable[[], Any]) -> None:
         self._work = work
@@ -53,15 +53,15 @@ class Odd:
 
 def test_each_question_is_answered(name: str) -> None:
     with running(name) as it:
-        asking = Asking(it.engine)
+        asking = Asking(it.manager)
         it.history.wait_for([it.add("a", range(1, 10))])
-        assert asking.answer(1, wire.IsPaused()) is False
-        assert asking.answer(2, wire.Pause("abort", False, PATIENCE)) is None
-        assert asking.answer(3, wire.IsPaused()) is True
-        assert asking.answer(4, wire.ResetPrefixCache(PATIENCE)) >= 2
-        assert asking.answer(5, wire.Resume()) is None
-        assert asking.answer(6, wire.IsPaused()) is False
-        report = asking.answer(7, wire.Audit(PATIENCE))
+        assert asking.answer(1, to_engine.IsPaused()) is False
+        assert asking.answer(2, to_engine.PauseEngine("abort", False, PATIENCE)) is None
+        assert asking.answer(3, to_engine.IsPaused()) is True
+        assert asking.answer(4, to_engine.ResetCache(PATIENCE)) >= 2
+        assert asking.answer(5, to_engine.ResumeEngine()) is None
+        assert asking.answer(6, to_engine.IsPaused()) is False
+        report = asking.answer(7, to_engine.AuditEngine(PATIENCE))
         assert report.ok and report.num_blocks_free == 128
         asking.desk.close()
 
@@ -69,14 +69,14 @@ def test_each_question_is_answered(name: str) -> None:
 def test_an_audit_does_not_wait_for_a_pause_and_a_resume_ends_one(name: str) -> None:
     hang = Hang()
     with running(name, Device(before_step=hang)) as it:
-        asking = Asking(it.engine)
+        asking = Asking(it.manager)
         it.add("a")
         assert hang.reached.wait(PATIENCE)
-        asking.ask(1, wire.Pause("preempt", False, PATIENCE))
-        assert eventually(lambda: it.engine.is_paused)
-        assert asking.answer(2, wire.Audit(PATIENCE)).num_requests == 1
-        assert asking.answer(3, wire.Resume()) is None
-        assert not it.engine.is_paused and 1 not in asking.replies
+        asking.call(1, to_engine.PauseEngine("preempt", False, PATIENCE))
+        assert eventually(lambda: it.manager.door.paused)
+        assert asking.answer(2, to_engine.AuditEngine(PATIENCE)).num_requests == 1
+        assert asking.answer(3, to_engine.ResumeEngine()) is None
+        assert not it.manager.door.paused and 1 not in asking.replies
         hang.let_go.set()
         assert eventually(lambda: 1 in asking.replies)
         asking.desk.close()
@@ -85,15 +85,15 @@ def test_an_audit_does_not_wait_for_a_pause_and_a_resume_ends_one(name: str) -> 
 def test_an_engine_that_stops_answers_what_was_asked_before(name: str) -> None:
     hang = Hang()
     with running(name, Device(before_step=hang)) as it:
-        asking = Asking(it.engine)
+        asking = Asking(it.manager)
         it.add("a")
         assert hang.reached.wait(PATIENCE)
-        asking.ask(1, wire.Pause("preempt", False, PATIENCE))
+        asking.call(1, to_engine.PauseEngine("preempt", False, PATIENCE))
         assert eventually(lambda: len(it.manager._desk) == 1)
         it.engine.shutdown()
         asking.desk.close(PATIENCE)
-        assert asking.replies == {1: wire.Refused(1, "dead", "the engine is shutting down")}
-        assert asking.answer(2, wire.Resume()) == ("dead", "the engine is shutting down")
+        assert asking.replies == {1: to_client.Raised(1, "dead", "the engine is shutting down")}
+        assert asking.answer(2, to_engine.ResumeEngine()) == ("dead", "the engine is shutting down")
         hang.let_go.set()
 
 
@@ -102,13 +102,13 @@ def test_too_many_questions_at_once_are_refused_and_no_answer_is_lost(monkeypatc
     let_go = threading.Event()
     asking = Asking(Odd(lambda: let_go.wait(PATIENCE) and None))
     for number in (1, 2, 3):
-        asking.ask(number, wire.Audit(PATIENCE))
-    assert asking.replies == {3: wire.Refused(3, "queue_full", "2 questions are waiting for the engine")}
-    assert asking.answer(4, wire.Resume()) is None  # which waits for nobody
+        asking.call(number, to_engine.AuditEngine(PATIENCE))
+    assert asking.replies == {3: to_client.Raised(3, "queue_full", "2 calls are waiting for the engine")}
+    assert asking.answer(4, to_engine.ResumeEngine()) is None  # which waits for nobody
     let_go.set()
     asking.desk.close(PATIENCE)
     assert asking.replies.keys() == {1, 2, 3, 4}
-    assert asking.answer(5, wire.Audit(PATIENCE)) is None
+    assert asking.answer(5, to_engine.AuditEngine(PATIENCE)) is None
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_an_error_is_an_answer(error: Exception, kind: str) -> None:
     def fail() -> None:
         raise error
 
-    assert Asking(Odd(fail)).answer(1, wire.Audit(1.0)) == (kind, str(error))
+    assert Asking(Odd(fail)).answer(1, to_engine.AuditEngine(1.0)) == (kind, str(error))
 
 
 def test_a_system_without_threads_left_costs_the_answer_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,24 +135,24 @@ def test_a_system_without_threads_left_costs_the_answer_alone(monkeypatch: pytes
     asking = Asking(Odd(lambda: None))
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", start)
-        assert asking.answer(1, wire.Audit(1.0)) == ("internal", "can't start new thread")
-    assert asking.answer(2, wire.Audit(1.0)) is None
+        assert asking.answer(1, to_engine.AuditEngine(1.0)) == ("internal", "can't start new thread")
+    assert asking.answer(2, to_engine.AuditEngine(1.0)) is None
     asking.desk.close()
 
 
 def test_a_bad_timeout_is_refused_before_anything_happens(name: str) -> None:
     with running(name) as it:
-        asking = Asking(it.engine)
-        kind, message = asking.answer(1, wire.Pause("abort", True, 0.0))
+        asking = Asking(it.manager)
+        kind, message = asking.answer(1, to_engine.PauseEngine("abort", True, 0.0))
         assert kind == "value" and "timeout" in message
-        assert not it.engine.is_paused
+        assert not it.manager.door.paused
 
 
 def test_the_thread_that_brings_questions_is_not_held_up(name: str) -> None:
     """Not even by an engine that was never started, which answers nobody."""
     with running(name, start=False) as it:
         assert isinstance(it, Running)
-        asking = Asking(it.engine)
-        asking.ask(1, wire.Pause("abort", True, PATIENCE))
-        asking.ask(2, wire.IsPaused())
+        asking = Asking(it.manager)
+        asking.call(1, to_engine.PauseEngine("abort", True, PATIENCE))
+        asking.call(2, to_engine.IsPaused())
         assert 2 in asking.replies

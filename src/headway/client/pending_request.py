@@ -7,46 +7,36 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
-from headway.engine.writer import SHUT_DOWN
-from headway.errors import EngineDeadError
 from headway.outputs import RequestDelta, RequestOutput
 from headway.request import FinishReason
 
 
-class GenerationError(RuntimeError):
+class RequestFailedError(RuntimeError):
     """An accepted request could not be completed. HTTP 500."""
 
 
 @dataclass(frozen=True, slots=True)
-class Prompt:
-    """token_ids: what the model reads. text: where it came from, if it was a text."""
-
-    token_ids: list[int]
-    text: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Event:
-    """News of prompt `prompt_index` of a generation: a delta when streaming, else the complete output."""
+    """What prompt `prompt_index` of a client request has brought: a delta when streaming, else the complete output."""
 
     prompt_index: int
-    news: RequestDelta | RequestOutput
+    output: RequestDelta | RequestOutput
 
 
-class Generation:
+class PendingRequest:
     """One client request in progress: one or more prompts, each with `sampling.n` answers, that share their fate.
 
     Iterating gives lists of events in order and ends when every answer is complete. It raises RequestError,
-    DuplicateRequestError, QueueFullError, EnginePausedError or EngineDeadError if the engine refuses, GenerationError
-    if an answer ends in an error; the rest is aborted then. An answer that a pause cuts short is complete, with
-    finish_reason "abort". Until a group of several is known to be accepted whole, no event is shown.
+    DuplicateRequestError, QueueFullError, EnginePausedError or EngineDeadError if the engine refuses or is shut down,
+    RequestFailedError if an answer ends in an error; the rest is aborted then. An answer that a pause cuts short is
+    complete, with finish_reason "abort". Until a group of several is known to be accepted whole, no event is shown.
 
-    release: called when nobody reads on. The client that made it calls `take`, `accept` and `fail`.
+    release: called when no more events are wanted. The client calls `take`, `accept` and `fail`.
     """
 
     def __init__(
         self,
-        release: Callable[[Generation], None],
+        release: Callable[[PendingRequest], None],
         first_uid: int,
         request_ids: Sequence[str],
         *,
@@ -61,7 +51,7 @@ class Generation:
         self._error: Exception | None = None
         self._wake = asyncio.Event()
 
-    def __aiter__(self) -> Generation:
+    def __aiter__(self) -> PendingRequest:
         return self
 
     async def __anext__(self) -> list[Event]:
@@ -81,7 +71,7 @@ class Generation:
         """Whether nothing is to come any more; what has come may still have to be fetched."""
         return self._accepted and not self._unfinished
 
-    def __enter__(self) -> Generation:
+    def __enter__(self) -> PendingRequest:
         return self
 
     def __exit__(
@@ -96,14 +86,14 @@ class Generation:
     # -- what the client tells it
 
     def take(self, event: Event) -> None:
-        """News. (An abort of what is not known to be accepted may belong to a refusal, which is on its way then.)"""
-        failure = _failure_of(event.news)
+        """A prompt has something new. An abort before the group is accepted may belong to a refusal on its way."""
+        failure = _failure_of(event.output)
         if failure is not None:
             self.fail(failure)
             return
         self._events.append(event)
-        if event.news.finished:
-            self._unfinished.discard(event.news.request_id)
+        if event.output.finished:
+            self._unfinished.discard(event.output.request_id)
         self._wake.set()
 
     def accept(self) -> None:
@@ -112,17 +102,15 @@ class Generation:
         self._wake.set()
 
     def fail(self, error: Exception) -> None:
-        """Let whoever iterates get this error. The first one stays."""
+        """Iterating raises this error from now on. The first one stays."""
         if self._error is None:
             self._error = error
         self._wake.set()
 
 
-def _failure_of(news: RequestDelta | RequestOutput) -> Exception | None:
-    answers = [news] if isinstance(news, RequestDelta) else news.outputs
+def _failure_of(output: RequestDelta | RequestOutput) -> Exception | None:
+    answers = [output] if isinstance(output, RequestDelta) else output.outputs
     for answer in answers:
         if answer.finish_reason is FinishReason.ERROR:
-            return GenerationError(answer.error or "the request failed")
-        if answer.finish_reason is FinishReason.ABORT and answer.error == SHUT_DOWN:
-            return EngineDeadError(f"the request was aborted: {SHUT_DOWN}")
+            return RequestFailedError(answer.error or "the request failed")
     return None

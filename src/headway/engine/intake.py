@@ -1,0 +1,87 @@
+"""Where the messages of API processes reach the engine."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import traceback
+from collections.abc import Sequence
+
+import msgspec
+import zmq
+
+from headway.engine.control_desk import ControlDesk
+from headway.engine.engine import Engine
+from headway.engine.output import connect_output
+from headway.errors import EngineDeadError
+from headway.request import NewRequest
+from headway.wire import codec, to_client, to_engine
+from headway.wire.launch import Launch, input_address
+from headway.wire.refusals import kind_of
+from headway.wire.uids import client_of
+
+
+class Intake:
+    """Takes commands from the API processes into the engine. Owns its sockets; one thread uses it."""
+
+    def __init__(
+        self, context: zmq.Context[zmq.Socket[bytes]], launch: Launch, engine: Engine, desk: ControlDesk
+    ) -> None:
+        self._engine = engine
+        self._desk = desk
+        self._commands = context.socket(zmq.PULL)
+        self._commands.set_hwm(0)  # bounded by the engine's own queue: what it refuses is not kept
+        self._commands.bind(input_address(launch.socket_dir))
+        self._replies = [connect_output(context, launch, client) for client in range(launch.num_clients)]
+
+    def run(self) -> float:
+        """Serve until told to shut down; returns the grace in seconds."""
+        while True:
+            data = self._commands.recv()
+            try:
+                message = codec.decode_to_engine(data)
+            except msgspec.DecodeError:
+                print(f"headway engine: undecodable message of {len(data)} bytes dropped", file=sys.stderr)
+                traceback.print_exc()
+                continue
+            match message:
+                case to_engine.AddGroup(requests):
+                    self._add(requests)
+                case to_engine.Abort(uids):
+                    self._abort(uids)
+                case to_engine.Finish(uids):
+                    with contextlib.suppress(EngineDeadError):  # as below
+                        self._engine.manager.finish(uids)
+                case to_engine.Call():
+                    self._desk.take(message)
+                case to_engine.Shutdown(grace):
+                    return grace
+
+    def _add(self, group: Sequence[NewRequest]) -> None:
+        """All of them, or none and a refusal."""
+        accepted: list[int] = []
+        uid = group[0].uid
+        assert uid is not None, "clients give their requests uids"
+        try:
+            for request in group:
+                accepted.append(self._engine.add(request))
+        except Exception as error:
+            self._abort(accepted)
+            kind = kind_of(error)
+            if kind == "internal":
+                traceback.print_exc()
+            self._reply(uid, to_client.Refused(uid, kind, str(error)))
+        else:
+            if len(group) > 1:
+                self._reply(uid, to_client.Accepted(uid))
+
+    def _abort(self, uids: Sequence[int]) -> None:
+        with contextlib.suppress(EngineDeadError):  # then they have ended, and the next pulse says why
+            self._engine.manager.abort(uids)
+
+    def _reply(self, uid: int, message: to_client.ToClient) -> None:
+        self._replies[client_of(uid)].send(codec.encode(message))
+
+    def close(self) -> None:
+        for socket in (self._commands, *self._replies):
+            socket.close()

@@ -1,0 +1,18 @@
+"""An engine with a model's limits and a device that only takes its time. Needs none of the model's files."""
+
+from __future__ import annotations
+
+from headway.engine.engine import Engine
+from headway.engine.writer import OnEffects
+from headway.executor.simulated import SimulatedExecutor, StepTimeModel
+from headway.wire.launch import Launch
+
+
+def simulate(step_time: StepTimeModel, launch: Launch, on_effects: OnEffects) -> Engine:
+    """The engine that `launch` describes, on a simulated device with these step times."""
+    config, limits = launch.config, launch.limits
+    executor = SimulatedExecutor(step_time, max_num_seqs=config.max_num_seqs, vocab_size=limits.vocab_size)
+    num_blocks = config.num_blocks
+    if num_blocks is None:  # room for everything that may run
+        num_blocks = 1 + config.max_num_seqs * -(-limits.max_model_len // config.block_size)
+    return Engine.assemble(config, executor, num_blocks, limits, on_effects)

@@ -1,0 +1,32 @@
+"""How an engine process is started, and where its sockets are."""
+
+from __future__ import annotations
+
+import msgspec
+
+from headway.config import EngineConfig
+from headway.model_limits import ModelLimits
+
+
+class Launch(msgspec.Struct, frozen=True):
+    """The one line of JSON that an engine process reads on its standard input.
+
+    limits: what the model's files say, as the API process has read them.
+    socket_dir: the private folder of the sockets; the engine process removes it if its parent is gone.
+    num_clients: API processes; process i listens at `output_address(socket_dir, i)`.
+    """
+
+    config: EngineConfig
+    limits: ModelLimits
+    socket_dir: str
+    num_clients: int = 1
+
+
+def input_address(socket_dir: str) -> str:
+    """Where the engine process takes messages."""
+    return f"ipc://{socket_dir}/engine"
+
+
+def output_address(socket_dir: str, client: int) -> str:
+    """Where API process `client` takes messages."""
+    return f"ipc://{socket_dir}/client-{client}"

@@ -1,0 +1,76 @@
+"""The messages from API processes to the engine process."""
+
+from __future__ import annotations
+
+import msgspec
+
+from headway.config import PauseMode
+from headway.request import NewRequest
+
+
+class AddGroup(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """The sequences of one client request, each with a uid of one client: all of them are accepted, or none."""
+
+    requests: list[NewRequest]
+
+
+class Abort(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """The client wants no more of these requests."""
+
+    uids: list[int]
+
+
+class Finish(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """The answers of these requests are complete: a stop string was found."""
+
+    uids: list[int]
+
+
+class PauseEngine(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """See `Manager.pause`. Returns None."""
+
+    mode: PauseMode
+    reset_prefix_cache: bool
+    timeout: float
+
+
+class ResumeEngine(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """See `Manager.resume`. Returns None."""
+
+
+class IsPaused(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """Whether new requests are refused because of a pause. Returns bool."""
+
+
+class ResetCache(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """See `Manager.reset_prefix_cache`. Returns int."""
+
+    timeout: float
+
+
+class AuditEngine(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """See `Manager.audit`. Returns AuditReport."""
+
+    timeout: float
+
+
+EngineCall = PauseEngine | ResumeEngine | IsPaused | ResetCache | AuditEngine
+
+
+class Call(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """A call that concerns the whole engine. One `Returned` or `Raised` of the same number follows.
+
+    number: in the calling process's own range, as its uids are.
+    """
+
+    number: int
+    call: EngineCall
+
+
+class Shutdown(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """Stop the engine process; running work may go on for `grace` seconds."""
+
+    grace: float = 0.0
+
+
+ToEngine = AddGroup | Abort | Finish | Call | Shutdown

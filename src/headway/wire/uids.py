@@ -1,0 +1,27 @@
+"""Which API process a uid belongs to: the upper bits of a uid name the process that gave it."""
+
+from __future__ import annotations
+
+from headway.scheduler.effects import Effects, TokenOutputs
+
+UID_BITS = 40  # of a uid, for the counter of the process that gave it
+
+
+def client_of(uid: int) -> int:
+    """The index of the API process that gave this uid, or this number of a call."""
+    return uid >> UID_BITS
+
+
+def effects_of_client(effects: Effects, client: int) -> Effects:
+    """The part of `effects` that concerns the requests of one API process."""
+    tokens = []
+    for out in effects.tokens:
+        kept = out.uids >> UID_BITS == client
+        if kept.any():
+            logprobs = None if out.logprobs is None else out.logprobs.keep(kept)
+            tokens.append(TokenOutputs(out.uids[kept], out.tokens[kept], logprobs))
+    return Effects(
+        started=[item for item in effects.started if client_of(item[0]) == client],
+        tokens=tokens,
+        ended=[end for end in effects.ended if client_of(end.uid) == client],
+    )

@@ -1,7 +1,7 @@
 """From a pending request to an HTTP response, whole or as a stream of server-sent events.
 
-A refusal becomes the status of the response even when the client asked for a stream: nothing is sent before the
-engine has shown the first update. A client that goes away closes the pending request, at whatever point it does.
+A refusal becomes the status of the response, also for a stream: nothing is sent before the first update of the engine.
+When a client disconnects, at any moment, its pending request is closed.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ encode_json = msgspec.json.Encoder().encode
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """token_ids: what the model reads. text: where it came from, if it was a text."""
+    """token_ids: the prompt for the model. text: of the prompt, if the client sent a text."""
 
     token_ids: list[int]
     text: str | None = None
 
 
 class Face(ABC):
-    """How the answers of one HTTP request look. Choice i of prompt p has the number p * n + i."""
+    """The form of the answers to one HTTP request. Answer i of prompt p is choice p * n + i."""
 
     def __init__(self, *, response_id: str, created: int, model: str, prompts: list[Prompt], n: int) -> None:
         self.id = response_id
@@ -51,11 +51,11 @@ class Face(ABC):
 
     @abstractmethod
     def opening(self, choice: int) -> msgspec.Struct | None:
-        """What a choice's part of a stream begins with, before its first delta."""
+        """The first chunk of a choice in a stream, before its first delta; None: there is none."""
 
     @abstractmethod
     def chunk(self, choice: int, delta: RequestDelta) -> Any:
-        """A delta of a choice; its `usage` can be set."""
+        """The chunk for a delta of a choice; its `usage` can be set."""
 
     @abstractmethod
     def closing(self, usage: Usage) -> msgspec.Struct:
@@ -98,7 +98,7 @@ async def respond(
     include_usage: bool,
     continuous_usage: bool,
 ) -> Response:
-    """The response to `http`; takes over the pending request. Raises what the engine refuses with."""
+    """The response to `http`. Closes the pending request at its end. Raises the error with which the engine refuses."""
     try:
         if not stream:
             return await unless_disconnected(http, _whole(pending, face))
@@ -178,7 +178,7 @@ class _EventStream(StreamingResponse):
 
 
 async def unless_disconnected(http: Request, work: Coroutine[Any, Any, T]) -> T:
-    """What `work` returns. If the client goes away first, `work` is cancelled and ClientDisconnected raised."""
+    """Return what `work` returns. If the client disconnects before, cancel `work` and raise ClientDisconnected."""
     task = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_disconnect(http))
     try:

@@ -58,7 +58,7 @@ EngineCall = PauseEngine | ResumeEngine | IsPaused | ResetCache | AuditEngine
 
 
 class Call(msgspec.Struct, frozen=True, tag=True, array_like=True):
-    """A question to the whole engine. One `Returned` or `Raised` with the same number follows.
+    """A call that concerns the whole engine. One `Returned` or `Raised` with the same number follows.
 
     number: unique; its upper bits name the calling process, as in a uid.
     """

@@ -1,9 +1,9 @@
 """The laboratory: benchmarks of Headway's scheduler, alone, under load and beside other engines' schedulers.
 
     benches/      one file per benchmark, each a command of `headway bench`
-    schedulers/   schedulers without a device: the workloads, who runs them, and ours as the workloads see it
-    peers/        other engines' schedulers: their environments, processes and drivers
-    rigs/         what a benchmark needs around the engine: a simulated device, a reader of its messages, scales
+    schedulers/   schedulers without a device: the workloads, the contenders, and the driver of our scheduler
+    peers/        schedulers of other engines: their environments, processes and drivers
+    rigs/         around the engine: a simulated device, a reader of its messages, a scale for its memory
     suite.py      `headway bench all`
 
 The laboratory may import anything of headway; headway imports nothing of it. Its commands reach the command line by the

@@ -1,4 +1,4 @@
-"""`headway bench all`: the benchmarks of `SUITE`, one after the other, and a page of what came of them.
+"""`headway bench all`: the benchmarks of `SUITE`, one after the other, and a page of their results.
 
 FOLDER/results/NAME.jsonl    the rows, as the command printed them, and the machine
 FOLDER/results/NAME.png      the picture, where the command draws one
@@ -27,17 +27,17 @@ from headway_lab.benches import churn, gap, intake, memory, preempt, prefix, que
 from headway_lab.schedulers.contenders import PeerName
 
 HEADWAY = (sys.executable, "-m", "headway.cli")
-CIRCUMSTANCES = ("command", "date", "took_s", "exit_code", *machine())  # of a row that are none of its figures
-PEERS, DRAWS = "--peer", "--plot"  # what an entry's command may have
+CIRCUMSTANCES = ("command", "date", "took_s", "exit_code", *machine())  # keys of a row that are not figures
+PEERS, DRAWS = "--peer", "--plot"  # options that the command of an entry may have
 
 
 @dataclass(frozen=True)
 class Entry:
     """A line of the suite.
 
-    quick, full: what stands behind `headway bench`; full may be left out where it is the same. options: those of PEERS
-    and DRAWS that the command has. tables: columns of each; it shows the rows that have its first column. Without
-    tables, rows of the same keys make one.
+    quick, full: the arguments of `headway bench`; full may be left out if it is the same. options: PEERS or DRAWS, if
+    the command has them. tables: columns of each table, which shows the rows that have its first column. Without
+    tables, rows with equal keys make one.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Entry:
     tables: tuple[Sequence[Column], ...] = ()
 
     def arguments(self, full: bool, peers: Sequence[PeerName]) -> list[str]:
-        """What stands behind `headway bench`, but for --json and --plot."""
+        """The arguments of `headway bench`, without --json and --plot."""
         arguments = shlex.split(self.full if full and self.full else self.quick)
         if PEERS in self.options:
             arguments += [part for peer in peers for part in (PEERS, peer.value)]
@@ -177,9 +177,9 @@ SUITE = (
 
 
 def run(entry: Entry, results: Path, *, full: bool = False, peers: Sequence[PeerName] = ()) -> int:
-    """Run it in a process of its own and write its rows; returns its exit code.
+    """Run an entry in its own process and write its rows; returns its exit code.
 
-    What it says on standard error is passed on. Where it has printed nothing, earlier rows stay.
+    Its standard error is passed on. If it prints no rows, the rows of an earlier run stay.
     """
     arguments = entry.arguments(full, peers)
     forms = ["--json"]
@@ -202,7 +202,7 @@ def run(entry: Entry, results: Path, *, full: bool = False, peers: Sequence[Peer
 
 
 def page(results: Path) -> str:
-    """All rows that lie there, in Markdown."""
+    """All rows in this folder, in Markdown."""
     found = {entry: _rows(results / f"{entry.name}.jsonl") for entry in SUITE}
     machines = {described(row): None for rows in found.values() for row in rows}
     systems = {
@@ -214,7 +214,7 @@ def page(results: Path) -> str:
     lines = [
         "# Results",
         "",
-        "Written by `headway bench all` (`make bench`); what the columns mean, each command's `--help` says.",
+        "Written by `headway bench all` (`make bench`); each command's `--help` explains its columns.",
         "",
         *(f"- {one}" for one in machines),
         f"- schedulers: {', '.join(systems)}",
@@ -243,7 +243,7 @@ def _section(entry: Entry, rows: Sequence[Row], results: Path) -> list[str]:
 
 
 def _tables(entry: Entry, rows: Sequence[Row]) -> list[tuple[Sequence[Column], list[Row]]]:
-    """Columns, and the rows that they show."""
+    """The tables of an entry: columns, and the rows that have them."""
     if entry.tables:
         pairs = [(columns, [row for row in rows if columns[0].key in row]) for columns in entry.tables]
         return [(columns, filling) for columns, filling in pairs if filling]
@@ -257,10 +257,11 @@ def _tables(entry: Entry, rows: Sequence[Row]) -> list[tuple[Sequence[Column], l
 def command(
     full: Annotated[bool, typer.Option("--full", help="More sizes and more samples, for an hour or so.")] = False,
     only: Annotated[
-        list[str] | None, typer.Option("--only", metavar="NAME", help="This entry alone; may be given several times.")
+        list[str] | None,
+        typer.Option("--only", metavar="NAME", help="Run only this entry; may be given several times."),
     ] = None,
     peer: Annotated[
-        list[PeerName] | None, typer.Option("--peer", help="Where a benchmark can run it beside ours, run it too.")
+        list[PeerName] | None, typer.Option("--peer", help="Also run this peer, in benchmarks that can.")
     ] = None,
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where results.md and results/ are written.")] = Path(
         "docs/benchmarks"
@@ -268,7 +269,7 @@ def command(
 ) -> None:
     """Run every benchmark and write a page of tables and pictures. Within 15 minutes on two cores.
 
-    After a benchmark that fails the others are run all the same; then it exits with 1.
+    If a benchmark fails, the others still run; then the exit code is 1.
     """
     names = [entry.name for entry in SUITE]
     for name in only or ():

@@ -1,4 +1,4 @@
-"""What an error says, in one line."""
+"""The text of an error, in one line."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ if TYPE_CHECKING:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of its text, or its type where it has none."""
+    """The first line of the text of an error; the name of its type if the text is empty."""
     text = str(error).strip()
     return text.splitlines()[0] if text else type(error).__name__
 
 
 def describe(error: ValidationError) -> tuple[str, str | None]:
-    """What is wrong with a body or with an argument, in one line, and the field that it is about."""
+    """(what is wrong with a body or an argument, in one line; the name of the field, or None)."""
     errors = error.errors(include_url=False, include_context=False)
-    # Where a field may be one of several things, each of them complains; the deepest complaint is the best guess.
+    # A field that may have several types brings one error for each type. The deepest error is the best guess.
     field_of_first = _path(errors[0]["loc"])[:1]
-    first = max((one for one in errors if _path(one["loc"])[:1] == field_of_first), key=lambda one: len(one["loc"]))
+    of_first = (item for item in errors if _path(item["loc"])[:1] == field_of_first)
+    first = max(of_first, key=lambda item: len(item["loc"]))
     path = _path(first["loc"])
     field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
     message = _SHAPES.get(first["type"]) or first["msg"].removeprefix("Value error, ")
@@ -41,11 +42,11 @@ def describe(error: ValidationError) -> tuple[str, str | None]:
 
 
 def _path(location: tuple[str | int, ...]) -> list[str | int]:
-    """Where an error is, without the names of union branches that pydantic puts between ("str", "list[str]")."""
+    """The path to an error, without the names of union branches that pydantic adds ("str", "list[str]")."""
     return [part for part in location if isinstance(part, int) or not _BRANCH.match(part)]
 
 
-# The words for shapes that pydantic itself chooses by where the input comes from, JSON or Python: one for both.
+# pydantic has two texts for each of these errors, one for JSON and one for Python. Here both get the same text.
 _SHAPES = {
     "model_type": "Input should be an object",
     "dict_type": "Input should be an object",

@@ -24,4 +24,4 @@ class EngineDeadError(RuntimeError):
 
 
 class QueryError(RuntimeError):
-    """A query that cannot be answered: the engine has the wrong role, or the caller is the writer thread itself."""
+    """The query cannot be answered: the engine has another role, or the caller is the writer's own thread."""

@@ -1,4 +1,4 @@
-"""A model in this process: prompts in, answers out."""
+"""`LLM`: a model in this process, for prompts in Python."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ from headway.token_ids import pack
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_POLL_SECONDS = 0.05  # how often to look for room in the queue, and at the engine's health, while it says nothing
-_REFRESH_SECONDS = 0.1
+_POLL_SECONDS = 0.05  # without effects for this long, more prompts are tried and the engine's health is checked
+_REFRESH_SECONDS = 0.1  # between two updates of the progress bar
 
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """A request that was checked and is ready to go in."""
+    """A checked request. uids: one for each of its answers. text: of the prompt, if the prompt was a text."""
 
     request: NewRequest
     uids: tuple[int, ...]
@@ -56,12 +56,13 @@ class LLM:
         with LLM("path/or/hub-id", max_num_seqs=64) as llm:
             outputs = llm.generate(["1+1=", "2+2="], SamplingParams(temperature=0))
 
-    model: a local folder or a hub id; None is the small model that comes with Headway.
-    chat_template: instead of the model's own: a file, the text of a template, or the name of one of the tokenizer's.
+    model: a local folder or a hub id; None: the small model that comes with Headway.
+    chat_template: used instead of the model's template: a file, the text of a template, or the name of a template of
+        the tokenizer.
     settings: the fields of `EngineConfig`, by name (scheduler, device, dtype, max_model_len, ...).
 
-    For one thread at a time; many clients at once are what the server is for. Raises TypeError for a setting that
-    does not exist and ValueError, naming value and limit, for one that cannot work.
+    For one thread at a time. For many clients at once use the server. Raises TypeError for an unknown setting, and
+    ValueError, with value and limit, for a setting that cannot work.
     """
 
     def __init__(self, model: str | None = None, *, chat_template: str | None = None, **settings: Any) -> None:
@@ -69,14 +70,14 @@ class LLM:
         self.files = ModelFiles.resolve(config)
         self.tokenizer: PreTrainedTokenizerBase = self.files.load_tokenizer()
         self._chat_template = ChatTemplate(self.tokenizer, self.files.name, chat_template)
-        # The engine gets the folder: a hub id must not resolve to one revision here and to another there.
+        # The engine gets the folder: it and this object could resolve a hub id to different revisions.
         self.config = replace(config, model=str(self.files.path), served_model_name=self.files.name)
         self._effects: queue.SimpleQueue[Effects] = queue.SimpleQueue()
         self._processor = TokenProcessor(self.tokenizer, self.files.limits.eos_token_ids)
         self._request_ids = map(str, itertools.count())
         self._uids = itertools.count(1)
         self._busy = False
-        # The engine is given the queue and not this object, which could otherwise never be collected.
+        # The engine gets the queue and not this object: else the engine would keep this object alive for ever.
         self._engine = Engine.from_config(self.config, self._effects.put)
         self._finalizer = weakref.finalize(self, self._engine.shutdown)
         self._engine.start()
@@ -91,14 +92,14 @@ class LLM:
     ) -> list[RequestOutput]:
         """Answer prompts; the outputs are in the order of the prompts.
 
-        prompts: one or several of: text, token ids, {"prompt": text}, {"prompt_token_ids": ids}.
-        sampling_params, priority: one for all, or one for each prompt. None: `default_sampling_params()`.
-        use_tqdm: show a progress bar, where standard error is a terminal.
+        prompts: one prompt or several, each a text, token ids, {"prompt": text} or {"prompt_token_ids": ids}.
+        sampling_params, priority: one value for all prompts, or one for each. None: `default_sampling_params()`.
+        use_tqdm: show a progress bar, if standard error is a terminal.
 
-        More prompts than the engine's queue takes are handed in as room appears. A request that fails ends with
-        finish_reason "error", and the `error` of its answer says why; the others go on.
+        The number of prompts has no limit: while the engine's queue is full, the others wait here. A request that fails
+        ends with finish_reason "error" and the `error` of its answer; the other requests go on.
 
-        Raises ValueError naming the prompt's index, the value and the limit, before anything was handed in;
+        Raises ValueError, with the index of the prompt, the value and the limit, before any request is added;
         EngineDeadError if the engine has stopped.
         """
         given = as_list(prompts)
@@ -116,19 +117,19 @@ class LLM:
         priority: int | Sequence[int] = 0,
         **template_options: Any,
     ) -> list[RequestOutput]:
-        """Answer one conversation or several, as the model's chat template writes them; otherwise as `generate`.
+        """Answer one conversation or several; the chat template makes the prompts. Otherwise as `generate`.
 
         messages: [{"role": ..., "content": ...}, ...], or a list of such lists.
-        template_options: as `render_chat` takes them.
+        template_options: the keyword arguments of `render_chat`.
 
-        Raises RequestError for a conversation that `render_chat` refuses, naming its index if there are several.
+        Raises RequestError for a conversation that `render_chat` refuses, with its index if there are several.
         """
         single = bool(messages) and isinstance(messages[0], Mapping)
         conversations: list[Any] = [messages] if single else list(messages)
         texts = []
-        for index, one in enumerate(conversations):
+        for index, conversation in enumerate(conversations):
             try:
-                texts.append(self.render_chat(one, **template_options))
+                texts.append(self.render_chat(conversation, **template_options))
             except RequestError as error:
                 if single:
                     raise
@@ -139,9 +140,9 @@ class LLM:
     def stream(
         self, prompt: Prompt, sampling_params: SamplingParams | None = None, *, priority: int = 0
     ) -> Generator[RequestDelta, None, None]:
-        """Answer one prompt piece by piece. Closing the iterator aborts the request.
+        """Answer one prompt, delta by delta. Closing the iterator aborts the request.
 
-        Errors are those of `generate`, raised at once and not with the first piece.
+        Raises the errors of `generate`; errors of the prompt come at once, and not with the first delta.
         """
         text = text_of(prompt, 0)
         ids = ids_of(prompt) if text is None else self._encode([text], add_special_tokens=True)[0]
@@ -155,7 +156,7 @@ class LLM:
         priority: int = 0,
         **template_options: Any,
     ) -> Generator[RequestDelta, None, None]:
-        """`stream` for a conversation."""
+        """As `stream`, for a conversation. template_options: the keyword arguments of `render_chat`."""
         text = self.render_chat(messages, **template_options)
         token_ids = self._encode([text], add_special_tokens=False)
         return self._stream(self._make_jobs([text], token_ids, sampling_params, priority))
@@ -169,10 +170,10 @@ class LLM:
         chat_template: str | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> str:
-        """The prompt that a conversation makes, special tokens written out.
+        """The text of the prompt for a conversation, with special tokens written out.
 
-        The options are those of `Conversation`, and the refusals are those of the server: raises RequestError without
-        a template, for messages that are none, and for what the template refuses.
+        The options are the fields of `Conversation`. Raises RequestError, with the message that the server would send,
+        if there is no template, if the messages are not valid, or if the template refuses the conversation.
         """
         options: dict[str, Any] = {
             "add_generation_prompt": add_generation_prompt,
@@ -187,23 +188,23 @@ class LLM:
         return self._chat_template.render(conversation)
 
     def default_sampling_params(self) -> SamplingParams:
-        """What the model's generation config asks for, else the defaults."""
+        """The sampling parameters of the model's generation config; defaults for parameters that it does not have."""
         return SamplingParams(**self.files.default_sampling)
 
     def snapshot(self) -> Snapshot:
-        """The scheduler's state in numbers, as last published."""
+        """The last published snapshot: the state of the scheduler in numbers."""
         return self._engine.manager.snapshot()
 
     def reset_prefix_cache(self) -> int:
-        """Forget what is cached of earlier prompts; returns how many blocks were."""
+        """Empty the prefix cache; returns the number of blocks that it had."""
         return self._engine.manager.reset_prefix_cache()
 
     def audit(self) -> AuditReport:
-        """Who owns which slots and blocks, recounted from the ground up."""
+        """Recount the slots and blocks of all owners."""
         return self._engine.manager.audit()
 
     def shutdown(self) -> None:
-        """Stop the engine; it takes no more requests. Happens by itself when this object goes away. Idempotent."""
+        """Stop the engine; it takes no more requests. Also runs when this object is collected. Idempotent."""
         self._finalizer()
 
     def __enter__(self) -> Self:
@@ -219,7 +220,7 @@ class LLM:
     def _encode(self, texts: list[str], *, add_special_tokens: bool) -> list[list[int]]:
         if not texts:
             return []
-        # verbose: the tokenizer need not warn of what is refused with its length a moment later.
+        # verbose=False: the tokenizer would warn of a long prompt, which the door refuses anyway.
         encoded = self.tokenizer(texts, add_special_tokens=add_special_tokens, verbose=False)
         ids: list[list[int]] = encoded["input_ids"]
         return ids
@@ -231,18 +232,18 @@ class LLM:
         sampling_params: SamplingParams | Sequence[SamplingParams] | None,
         priority: int | Sequence[int],
     ) -> list[_Job]:
-        """Check everything. Raises before anything is handed in."""
+        """Check all prompts and make their jobs. Raises before any request is added."""
         count = len(token_ids)
         if sampling_params is None:
             sampling_params = self.default_sampling_params()
         params = one_each("sampling_params", sampling_params, count)
         priorities = one_each("priority", priority, count)
         requests = []
-        for index, (ids, sampling, one_priority) in enumerate(zip(token_ids, params, priorities)):
+        for index, (ids, sampling, its_priority) in enumerate(zip(token_ids, params, priorities)):
             try:
                 prompt = pack(ids, self.files.limits.vocab_size)
                 request = NewRequest(
-                    request_id=next(self._request_ids), prompt=prompt, sampling=sampling, uid=0, priority=one_priority
+                    request_id=next(self._request_ids), prompt=prompt, sampling=sampling, uid=0, priority=its_priority
                 )
                 self._engine.manager.door.make_request(request)
             except RequestError as error:
@@ -269,8 +270,8 @@ class LLM:
                 yield from processed.deltas
 
     def _run(self, jobs: list[_Job], *, stream: bool) -> Generator[Processed, None, None]:
-        """Hand the jobs in and yield what comes of them until all have ended. What is left, when this is closed
-        or interrupted, is aborted."""
+        """Add the jobs and yield their output until all have ended. If this is closed or interrupted before, the rest
+        is aborted."""
         if self._busy:
             raise RuntimeError("this LLM is answering already: one call at a time, or use the server")
         self._busy = True
@@ -281,7 +282,7 @@ class LLM:
                 processor.add(job.request, job.uids, text=job.text, now=now, stream=stream)
             waiting = deque(answer for job in jobs for answer in expand(job.request, job.uids))
             while len(processor):
-                self._hand_in(waiting)
+                self._add(waiting)
                 effects = self._next_effects()
                 if effects is not None:
                     processed = processor.process(effects, time.monotonic())
@@ -292,11 +293,11 @@ class LLM:
             self._busy = False
             left = [uid for job in jobs for uid in processor.discard(job.request.request_id)]
             if left:
-                with suppress(EngineDeadError):  # then they have ended; why it died is said where it was noticed
+                with suppress(EngineDeadError):  # then the requests have ended, and `_next_effects` has raised
                     self._engine.manager.abort(left)
 
-    def _hand_in(self, waiting: deque[NewRequest]) -> None:
-        """Give the engine what it has room for."""
+    def _add(self, waiting: deque[NewRequest]) -> None:
+        """Add waiting requests until the engine is full."""
         while waiting:
             try:
                 self._engine.add(waiting[0])
@@ -305,7 +306,7 @@ class LLM:
             waiting.popleft()
 
     def _next_effects(self) -> Effects | None:
-        """What the engine does next; None if that takes too long to wait for without looking around."""
+        """The next effects; None if none came within _POLL_SECONDS. Raises EngineDeadError if the engine has failed."""
         try:
             effects = self._effects.get(timeout=_POLL_SECONDS)
         except queue.Empty:
@@ -324,14 +325,14 @@ def _engine_config(model: str | None, settings: dict[str, Any]) -> EngineConfig:
             hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(known)}"
             raise TypeError(f"LLM has no setting {name!r}; {hint}")
     for name in ("device", "dtype"):
-        if settings.get(name, "") is None:  # as other engines' users write "you decide"
+        if settings.get(name, "") is None:  # the default of other engines
             settings[name] = "auto"
     return EngineConfig(model=model, **settings)
 
 
 @contextmanager
 def _progress(total: int, show: bool) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on standard error; yields what reports (requests done, tokens just generated) to it."""
+    """A progress bar on standard error; yields the function that reports (requests done, tokens just generated)."""
     if not show or not total or not sys.stderr.isatty():
         yield lambda _done, _tokens: None
         return

@@ -1,4 +1,4 @@
-"""What a model is, as its files tell: found, checked and described before any weight is read."""
+"""Finds the files of a model, checks them and reads its limits, before any weight is loaded."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from headway.model_limits import ModelLimits
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-# Names under which configs keep the number of positions the model was made for; the first one present counts.
+# Names that configs use for the number of positions of the model; the first name present counts.
 _LENGTH_FIELDS = (
     "max_position_embeddings",
     "n_positions",
@@ -35,13 +35,13 @@ _DESCRIPTION = ("*.json", "*.txt", "*.model", "*.jinja", "*.py")  # config, toke
 class ModelFiles:
     """A decoder-only language model on disk.
 
-    path: the local folder; a hub id is resolved to its snapshot folder.
+    path: the local folder; of a hub id, its snapshot folder.
     name: the name under which it is served.
-    limits: max_model_len is the smaller of what the model was made for and what the user set; eos_token_ids are from
-        the generation config, else from the config, sorted.
-    default_sampling: those of temperature, top_p, top_k, min_p and repetition_penalty that the model's generation
-        config names.
-    tokenizer: folder or hub id the tokenizer is loaded from.
+    limits: max_model_len: the user's, else that of the model. eos_token_ids: from the generation config, else from the
+        config; sorted.
+    default_sampling: temperature, top_p, top_k, min_p and repetition_penalty, as far as the generation config of the
+        model has them.
+    tokenizer: the folder or hub id of the tokenizer.
     """
 
     path: Path
@@ -54,9 +54,9 @@ class ModelFiles:
 
     @classmethod
     def resolve(cls, config: EngineConfig) -> ModelFiles:
-        """Find the model named by `config` and read what it says of itself; downloads it when it is a hub id.
+        """Find the model that `config` names, and read its configuration. A model with a hub id is downloaded.
 
-        Raises ValueError, in one line that names the value, for a model that is not there or cannot be served.
+        Raises ValueError, with a message of one line, for a model that is not found or cannot be served.
         """
         path = _find(config)
         hf_config = _read_config(path, config.trust_remote_code)
@@ -80,14 +80,14 @@ class ModelFiles:
         )
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
-        """The model's tokenizer. Raises ValueError when there is none or it cannot be read."""
+        """The tokenizer of the model. Raises ValueError if there is none or it cannot be read."""
         from transformers import AutoTokenizer
 
         try:
             loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
                 self.tokenizer, trust_remote_code=self.trust_remote_code
             )
-        except Exception as error:  # which types depends on the kind of tokenizer and on its version
+        except Exception as error:  # the types of errors depend on the kind of tokenizer and on its version
             raise ValueError(f"cannot load a tokenizer from {self.tokenizer!r}: {first_line(error)}") from error
         return loaded
 
@@ -115,9 +115,9 @@ def _download(model: str, revision: str | None) -> Path:
 
     try:
         path = Path(snapshot_download(model, revision=revision, allow_patterns=[*_DESCRIPTION, _WEIGHTS[0]]))
-        if not any(path.glob(_WEIGHTS[0])):  # an old repository: fetch the other format only then
+        if not any(path.glob(_WEIGHTS[0])):  # an old repository, with weights in the other format only
             path = Path(snapshot_download(model, revision=revision, allow_patterns=[*_DESCRIPTION, _WEIGHTS[1]]))
-    except Exception as error:  # the client raises its own types, those of its HTTP library, and OSError
+    except Exception as error:  # the client raises its own types, types of its HTTP library, and OSError
         raise ValueError(
             f"model {model!r} is neither a local folder nor a hub model that could be fetched: {first_line(error)}"
         ) from error
@@ -142,7 +142,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"cannot read {str(path)!r}: {first_line(error)}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{str(path)!r} must hold an object, got {type(content).__name__}")
+        raise ValueError(f"{str(path)!r} must contain a JSON object, got {type(content).__name__}")
     return content
 
 
@@ -175,7 +175,7 @@ def _max_model_len(config: PretrainedConfig, wanted: int | None, path: Path) -> 
 def _check_rope(config: PretrainedConfig, max_model_len: int, path: Path) -> None:
     """Refuse rotary embeddings whose frequencies depend on the longest position of a forward.
 
-    One forward mixes requests of all lengths, so a long one would change the numbers of a short one beside it.
+    One forward computes requests of all lengths. A long request would change the results of a short request beside it.
     """
     for rope in _rope_settings(config):
         kind = rope.get("rope_type", rope.get("type"))

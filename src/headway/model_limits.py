@@ -1,4 +1,4 @@
-"""What a model allows."""
+"""The limits of a model."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from headway.token_ids import NUM_INT32
 
 @dataclass(frozen=True, slots=True)
 class ModelLimits:
-    """What a model allows, and what runs it. Crosses from the API process, which has read the model's files.
+    """The limits of a model and of its engine. The API process reads them from the model's files and sends them on.
 
-    vocab_size: token ids go from 0 to one less; where it is not known, any int32 is one.
-    max_model_len: tokens of the longest request, prompt and output together.
-    encodes_media: whether images and videos (spans) can be computed.
-    has_preprocessor: whether requests that bring `preprocess` can be prepared.
+    vocab_size: token ids go from 0 to one less; by default any int32 of at least 0 is a token id.
+    max_model_len: the most tokens of a request, prompt and output together.
+    encodes_media: whether the engine can compute images and videos (spans).
+    has_preprocessor: whether the engine can prepare requests that bring `preprocess`.
     """
 
     vocab_size: int = NUM_INT32

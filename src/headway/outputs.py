@@ -1,4 +1,4 @@
-"""What a request is on its way out: the whole answer, or what is new of it while it comes."""
+"""The records of an answer on its way to the caller: complete, or delta by delta."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class TokenLogprob:
 
 @dataclass(slots=True)
 class CompletionOutput:
-    """One of a request's `n` answers. `logprobs[i]` maps token id -> TokenLogprob for output token i."""
+    """One of the `n` answers of a request. `logprobs[i]` maps token ids to TokenLogprob, for output token i."""
 
     index: int
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
-    stop_reason: int | str | None = None  # the token id or the string that stopped it; None for end-of-sequence
+    stop_reason: int | str | None = None  # the token id or string that ended the answer; None for end-of-sequence
     logprobs: list[dict[int, TokenLogprob]] | None = None
     cumulative_logprob: float | None = None
     error: str | None = None
@@ -43,7 +43,7 @@ class RequestMetrics:
 
 @dataclass(slots=True)
 class RequestOutput:
-    """What the caller of a request gets: the whole answer, or its state so far when streaming."""
+    """The output of one prompt: its `n` answers. num_cached_tokens: prompt tokens found in the prefix cache."""
 
     request_id: str
     prompt: str | None
@@ -56,15 +56,15 @@ class RequestOutput:
 
 @dataclass(slots=True)
 class RequestDelta:
-    """What is new of one answer of a streaming request since its delta before.
+    """The new part of one answer of a streaming request, since the answer's last delta.
 
-    index: which of the n answers.
-    text: may be empty while tokens come: half a character, or text that may turn out to start a stop string.
-    logprobs: one per token of `token_ids`; None if not asked for.
-    finish_reason, stop_reason, error: set in the answer's last delta, see `CompletionOutput`.
-    num_tokens: output tokens of this answer so far, these included.
-    finished: this is the request's last delta; no answer has anything to come.
-    metrics: the request's, shared by its deltas; for reading.
+    index: of the answer, 0 to n - 1.
+    text: may be empty although tokens have come: the last character is incomplete, or may start a stop string.
+    logprobs: one entry per token of `token_ids`; None if not asked for.
+    finish_reason, stop_reason, error: set in the last delta of an answer, see `CompletionOutput`.
+    num_tokens: output tokens of this answer so far, with the tokens of this delta.
+    finished: this is the last delta of the request; all its answers are complete.
+    metrics: of the request; all its deltas share this object. Do not change it.
     """
 
     request_id: str

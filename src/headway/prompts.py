@@ -1,4 +1,4 @@
-"""The forms of a prompt that `LLM` accepts: tells them apart, and checks them.
+"""Tells apart and checks the forms of a prompt that `LLM` accepts.
 
 A prompt is text, token ids, {"prompt": text} or {"prompt_token_ids": ids}.
 """
@@ -30,7 +30,10 @@ def _is_int(token: object) -> bool:
 
 
 def as_list(prompts: Any) -> list[Any]:
-    """One prompt or several, as a list. An empty list means no prompts, not an empty prompt."""
+    """One prompt or several, as a list. An empty list means no prompts, not an empty prompt.
+
+    Raises ValueError for another type.
+    """
     if isinstance(prompts, str | Mapping) or (is_token_ids(prompts) and len(prompts)):
         return [prompts]
     if not isinstance(prompts, Sequence | np.ndarray):
@@ -39,7 +42,10 @@ def as_list(prompts: Any) -> list[Any]:
 
 
 def text_of(prompt: Any, index: int) -> str | None:
-    """The prompt's text, to be tokenised; None for a prompt of token ids. Raises RequestError for any other type."""
+    """The text of the prompt; None for a prompt of token ids. index: of the prompt, for error messages.
+
+    Raises RequestError for any other type and for text that is not valid.
+    """
     inner = prompt
     if isinstance(prompt, Mapping):
         if len(prompt) != 1 or next(iter(prompt)) not in ("prompt", "prompt_token_ids"):
@@ -68,7 +74,10 @@ def ids_of(prompt: Any) -> list[int]:
 
 
 def one_each(name: str, value: Any, count: int) -> list[Any]:
-    """A list of `count` values, from one value for all prompts or from one value for each."""
+    """A list of `count` values. value: one value for all prompts, or a sequence with one for each.
+
+    Raises ValueError for a sequence of another length. name: of the argument, for the error message.
+    """
     if not isinstance(value, Sequence):
         return [value] * count
     if len(value) != count:

@@ -1,7 +1,7 @@
-"""What a request is on its way in.
+"""The records of a request on its way into the engine.
 
-These records cross threads and processes, so they are plain data: no tensors, no callbacks, no references to engine
-state. They import numpy and nothing else.
+They cross threads and processes, so they are plain data: no tensors, no callbacks, no references to engine state. This
+file imports numpy only.
 """
 
 from __future__ import annotations
@@ -27,27 +27,27 @@ class FinishReason(StrEnum):
 
 
 class RequestStatus(IntEnum):
-    """Where a request stands, as the writer sees it."""
+    """The status of a request, as the writer sees it."""
 
-    WAITING = 0  # queued, nothing computed
-    RUNNING_PREFILL = 1  # has a slot; part of its known tokens is still to be computed
+    WAITING = 0  # in the queue; has no slot and no blocks
+    RUNNING_PREFILL = 1  # has a slot; part of its known tokens is not yet computed
     RUNNING_DECODE = 2  # has a slot; computes one token a step
-    PREEMPTED = 3  # gave up slot and blocks, keeps its place in the queue
+    PREEMPTED = 3  # gave up slot and blocks; keeps its place in line
     FINISHED = 4
-    PREPARING = 5  # a preprocess job works on it; its place in the queue is kept
-    RESERVED = 6  # holds slot and blocks, computes nothing yet: P before its D has agreed, D before the KV has come
-    SENDING = 7  # P: all is computed, the KV is on its way to D
-    NEW = 8  # not accepted yet; never seen from outside
+    PREPARING = 5  # a preprocess job makes its prompt; keeps its place in line
+    RESERVED = 6  # has slot and blocks, computes nothing yet: P until D agrees, D until the KV has come
+    SENDING = 7  # P: the prompt is computed, and its KV is on the way to D
+    NEW = 8  # not yet known to the core; never published
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Tokens of a prompt that stand for one image or video: positions `start` to `start + length`.
+    """Tokens of a prompt that stand for one image or video: positions `start` up to, not including, `start + length`.
 
-    No chunk of a prefill may cut it. Its KV depends on what it shows, hence on the digest.
+    A chunk never cuts a span. The KV of a span depends on the contents of the image or video, so on the digest.
 
-    digest: strong digest of the contents, e.g. sha256; equal ones share encoder output and cached KV.
-    num_encoder_tokens: what its encoder output takes of the encoder cache; 0 if there is nothing to encode.
+    digest: strong digest of the contents, e.g. sha256; spans with equal digests share encoder output and cached KV.
+    num_encoder_tokens: tokens of its encoder output in the encoder cache; 0: nothing to encode.
     """
 
     start: int
@@ -57,24 +57,24 @@ class Span:
 
     @property
     def end(self) -> int:
-        """The position after it."""
+        """The position after the last token of the span."""
         return self.start + self.length
 
 
 @dataclass(slots=True, kw_only=True)
 class NewRequest:
-    """One sequence to generate, as a caller brings it. It crosses unchanged from the HTTP face, or `LLM`, to the door.
+    """A request of a caller: one sequence to generate. It crosses unchanged from the server, or `LLM`, to the door.
 
     request_id: the caller's id, unique among the requests in the engine.
-    prompt: int32 [num_prompt_tokens], best as `token_ids.pack` makes it: then nothing on the way copies it.
-    uid: the caller's own, unique for ever; None: the door gives one.
+    prompt: int32 [num_prompt_tokens]. A prompt that `token_ids.pack` made is never copied.
+    uid: a number of the caller, never used again; None: the door gives one.
     priority: lower is served first.
     cache_salt: requests share cached prefixes only with requests of the same salt.
-    spans: parts of the prompt that must not be cut, in order, none overlapping another.
-    preprocess: what the engine's preprocessor makes prompt and spans from, opaque here; None: nothing to prepare.
-        Then the prompt may be empty.
-    kv_transfer_params: what the connector that moves KV is told, a small JSON object, opaque here.
-    arrival_time: seconds, `time.monotonic` of this host; None: the moment at the door.
+    spans: parts of the prompt that must not be cut, in order, without overlaps.
+    preprocess: input of the engine's preprocessor, which makes prompt and spans from it; then `prompt` may be empty.
+        None: nothing to prepare.
+    kv_transfer_params: a small JSON object for the connector that moves KV.
+    arrival_time: seconds, `time.monotonic` of this host; None: when the door checks the request.
     """
 
     request_id: str
@@ -91,11 +91,11 @@ class NewRequest:
 
 @dataclass(slots=True, kw_only=True)
 class Request(NewRequest):
-    """A `NewRequest` that the door has checked, as the core takes it. Immutable from there on.
+    """A `NewRequest` that the door has checked, for the core. Not changed any more.
 
-    uid: the engine's own id, unique for ever; late messages and results name requests by it.
-    prompt: int32, unchangeable.
-    max_tokens: output tokens, already clamped to what `max_model_len` leaves.
+    uid: the engine's number for the request, never used again; messages and results name requests by it.
+    prompt: int32 [num_prompt_tokens], read-only.
+    max_tokens: the most output tokens; prompt and output together are at most `max_model_len`.
     stop_token_ids: every token that ends the request (end-of-sequence tokens included unless ignored).
     arrival_time: seconds, on the clock that drives the scheduler.
     """
@@ -107,7 +107,7 @@ class Request(NewRequest):
 
     @classmethod
     def of(cls, new: NewRequest, **checked: Any) -> Request:
-        """What `new` brings, field by field, and what the door has `checked` or added."""
+        """A request with the fields of `new`, except the fields that the door has `checked` or added."""
         return cls(**{name: getattr(new, name) for name in _BROUGHT} | checked)
 
 

@@ -168,7 +168,7 @@ def test_limits_that_make_no_sense_are_refused(limits, problem):
 
 
 def test_nothing_left_is_an_error_not_an_empty_benchmark():
-    with pytest.raises(ValueError, match="the trace holds no requests"):
+    with pytest.raises(ValueError, match="the trace has no requests"):
         scaled([])
     with pytest.raises(ValueError, match=r"no requests in 0\.5 minutes"):
         scaled([request(31, 1, 1)], minutes=0.5)

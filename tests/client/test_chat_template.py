@@ -234,9 +234,9 @@ def test_a_template_that_cannot_be_had_is_refused_at_once(
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"just words", "holds no template"), (b"{{ 1 }}\xff", "cannot read"), (b"{% if %}", "no valid template")],
+    [(b"just words", "without a template"), (b"{{ 1 }}\xff", "cannot read"), (b"{% if %}", "no valid template")],
 )
-def test_a_file_that_holds_no_template_is_refused_by_its_name(
+def test_a_file_without_a_template_is_refused_by_its_name(
     tokenizer: PreTrainedTokenizerFast, tmp_path: Path, content: bytes, message: str
 ) -> None:
     file = tmp_path / "t"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from headway.client.engine_client import EngineClient, Event, PendingRequest
+from headway.client.engine_client import EngineClient, PendingRequest, Update
 from headway.config import EngineConfig
 from headway.errors import DuplicateRequestError, EngineDeadError, EnginePausedError, QueueFullError, RequestError
 from headway.outputs import RequestOutput
@@ -55,20 +55,20 @@ async def idle(client: EngineClient) -> None:
             await asyncio.sleep(0.01)
 
 
-async def all_events(client: EngineClient, request_id: str, *, stream: bool, **sampling: object) -> list[Event]:
+async def all_updates(client: EngineClient, request_id: str, *, stream: bool, **sampling: object) -> list[Update]:
     params = SamplingParams(**{"max_tokens": 5, **sampling})
     prompts = [[1, 2, 3], [4, 5]]
     with submit(client, prompts, params, request_id=request_id, stream=stream) as pending:
-        return [event async for events in pending for event in events]
+        return [update async for updates in pending for update in updates]
 
 
 async def test_a_stream_brings_deltas_and_a_whole_the_output(client: EngineClient) -> None:
-    outputs = await all_events(client, "whole", stream=False)
-    assert sorted(event.prompt_index for event in outputs) == [0, 1]
-    deltas = await all_events(client, "stream", stream=True)
+    outputs = await all_updates(client, "whole", stream=False)
+    assert sorted(update.prompt_index for update in outputs) == [0, 1]
+    deltas = await all_updates(client, "stream", stream=True)
     for output in outputs:
         assert isinstance(output.output, RequestOutput) and output.output.finished
-        mine = [event.output for event in deltas if event.prompt_index == output.prompt_index]
+        mine = [update.output for update in deltas if update.prompt_index == output.prompt_index]
         assert [token for delta in mine for token in delta.token_ids] == output.output.outputs[0].token_ids
         assert [delta.finished for delta in mine] == [False] * (len(mine) - 1) + [True]
     assert client.num_open == 0
@@ -102,12 +102,12 @@ async def test_what_the_engine_refuses_is_raised(client: EngineClient) -> None:
 
 
 async def test_stop_strings_end_a_request_in_the_engine_too(client: EngineClient) -> None:
-    (before, _) = await all_events(client, "free", stream=False, max_tokens=40, ignore_eos=True)
+    (before, _) = await all_updates(client, "free", stream=False, max_tokens=40, ignore_eos=True)
     text = before.output.outputs[0].text
     stop = text[5:8]
     await idle(client)
     steps = client.snapshot.step_id
-    (stopped, _) = await all_events(client, "stopped", stream=False, max_tokens=40, ignore_eos=True, stop=stop)
+    (stopped, _) = await all_updates(client, "stopped", stream=False, max_tokens=40, ignore_eos=True, stop=stop)
     answer = stopped.output.outputs[0]
     assert (answer.text, answer.finish_reason, answer.stop_reason) == (text[: text.index(stop)], "stop", stop)
     await idle(client)
@@ -116,26 +116,26 @@ async def test_stop_strings_end_a_request_in_the_engine_too(client: EngineClient
 
 async def test_a_pause_gives_what_there_is_and_a_resume_goes_on(client: EngineClient) -> None:
     pending = submit(client, [[1]], LONG, request_id="a", stream=True)
-    events = await anext(pending)
+    updates = await anext(pending)
     await client.pause()
     assert await client.is_paused()
-    events += [event async for events in pending for event in events]
-    assert events[-1].output.finish_reason is FinishReason.ABORT
-    assert sum(len(event.output.token_ids) for event in events) < 250
+    updates += [update async for updates in pending for update in updates]
+    assert updates[-1].output.finish_reason is FinishReason.ABORT
+    assert sum(len(update.output.token_ids) for update in updates) < 250
     with pytest.raises(EnginePausedError), submit(client, [[1]], LONG, request_id="b", stream=True) as refused:
         await anext(refused)
     await client.resume()
     assert not await client.is_paused()
-    assert await all_events(client, "c", stream=False)
+    assert await all_updates(client, "c", stream=False)
 
 
 async def test_a_cache_that_was_reset_helps_nobody(client: EngineClient) -> None:
     async def cached() -> int:
         params = SamplingParams(max_tokens=1)
         with submit(client, [[7] * 40], params, request_id="a", stream=False) as pending:
-            ((event,),) = [events async for events in pending]
-        assert isinstance(event.output, RequestOutput)
-        return event.output.num_cached_tokens
+            ((update,),) = [updates async for updates in pending]
+        assert isinstance(update.output, RequestOutput)
+        return update.output.num_cached_tokens
 
     assert (await cached(), await cached()) == (0, 32)
     assert await client.reset_prefix_cache() >= 2
@@ -172,10 +172,10 @@ async def test_a_shutdown_fails_what_is_open(client: EngineClient) -> None:
 
 
 async def test_finish_reasons_arrive(client: EngineClient) -> None:
-    (first, _) = await all_events(client, "a", stream=False, max_tokens=4)
+    (first, _) = await all_updates(client, "a", stream=False, max_tokens=4)
     assert first.output.outputs[0].finish_reason is FinishReason.LENGTH
     token = first.output.outputs[0].token_ids[1]
-    (second, _) = await all_events(client, "b", stream=False, max_tokens=4, stop_token_ids=(token,))
+    (second, _) = await all_updates(client, "b", stream=False, max_tokens=4, stop_token_ids=(token,))
     answer = second.output.outputs[0]
     assert (answer.finish_reason, answer.stop_reason, len(answer.token_ids)) == (FinishReason.STOP, token, 2)
 
@@ -192,6 +192,6 @@ async def test_a_long_temp_folder_is_no_problem(model: Path, tmp_path: Path, mon
     deep.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(deep))
     client = await EngineClient.start(EngineConfig(model=str(model)), engine_args=SIMULATED)
-    assert await all_events(client, "a", stream=False)
+    assert await all_updates(client, "a", stream=False)
     await client.shutdown()
     assert list(deep.iterdir()) == []

@@ -72,7 +72,7 @@ def test_a_step_in_which_not_everybody_decodes_is_not_timed() -> None:
                 self.end(self._scheduler.requests()[0])
             return super().update(batch, result)
 
-    with pytest.raises(AssertionError, match="not everybody decodes"):
+    with pytest.raises(AssertionError, match="not exactly the running requests decode"):
         list(SteadyDecode(running=4, steps=20, rounds=1).run(Leaky))
 
 

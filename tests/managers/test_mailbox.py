@@ -308,7 +308,7 @@ def sleeps_of(mailbox: Mailbox, commands: int, monkeypatch: pytest.MonkeyPatch) 
     return slept
 
 
-def test_who_joins_a_crowd_gives_way_to_the_writer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_thread_in_a_flood_gives_way_to_the_writer(monkeypatch: pytest.MonkeyPatch) -> None:
     mailbox = Mailbox()
     mailbox.wait(0.001)
     slept = sleeps_of(mailbox, 600, monkeypatch)

@@ -1,4 +1,4 @@
-"""`headway bench churn`: what a request costs the scheduler from first to last when answers are short."""
+"""`headway bench churn`: the scheduler's time for a whole request when answers are short."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from headway_lab.schedulers.contenders import (
 from headway_lab.schedulers.workloads import Churn
 
 MIN_STEPS = 100  # for a 99th percentile
-WARM_UP = 1_000  # requests, or twice as many as there are at a time
+WARM_UP = 1_000  # requests; at least twice the number that run at a time
 ROUNDS = 10
 PARTS = ("add_us", "schedule_us", "update_us")  # of the scheduler's time
 
@@ -44,7 +44,7 @@ COLUMNS = (
 
 
 def measure(workload: Churn, systems: Sequence[Contender]) -> Iterator[Row]:
-    """A row for each system, run in turn; the first is what the others are compared with."""
+    """A row for each system, run in turn; the others are compared with the first."""
     results = in_turn([system.run(workload) for system in systems])
     for system, rounds in zip(systems, results, strict=True):
         row = _row(workload, system, rounds)
@@ -54,7 +54,7 @@ def measure(workload: Churn, systems: Sequence[Contender]) -> Iterator[Row]:
 
 
 def _per_request(samples: Samples) -> float:
-    """Of the scheduler's time, µs."""
+    """The scheduler's time per request, in µs."""
     return sum(sum(samples[part]) for part in PARTS) / sum(samples["ended"])
 
 
@@ -80,8 +80,8 @@ def _row(workload: Churn, system: Contender, rounds: Rounds) -> Row:
 
 
 def command(
-    requests: Annotated[int, typer.Option(help="Requests to time, once it is warm.")] = 5_000,
-    concurrent: Annotated[int, typer.Option(help="Requests at a time; whoever ends is followed by another.")] = 256,
+    requests: Annotated[int, typer.Option(help="Requests to time, after the warm-up.")] = 5_000,
+    concurrent: Annotated[int, typer.Option(help="Requests at a time; a new request follows each that ends.")] = 256,
     prompt: Annotated[int, typer.Option(help="Tokens in.")] = 512,
     output: Annotated[int, typer.Option(help="Tokens out.")] = 32,
     peer: PeerOption = None,
@@ -90,14 +90,14 @@ def command(
 ) -> None:
     """Time the scheduler per request while requests come and go: add, schedule and update, without a device.
 
-    To create a request (check it, pack it; hash it, in vLLM) is told apart: engines do that outside the step.
+    The creation of a request (check, pack; in vLLM: hash) is reported separately: engines do it outside the step.
     """
     if concurrent < 1:
         raise typer.BadParameter(f"must be at least 1, got {concurrent}", param_hint="--concurrent")
     for name, value, most in (("prompt", prompt, 8_192), ("output", output, 8_192)):
         if not 1 <= value <= most:
             raise typer.BadParameter(f"must be from 1 to {most}, got {value}", param_hint=f"--{name}")
-    least = -(-MIN_STEPS // output) * concurrent  # as many generations of requests as take so many steps
+    least = -(-MIN_STEPS // output) * concurrent  # each slot has enough requests, one after the other, for MIN_STEPS
     if requests < least:
         raise typer.BadParameter(
             f"must be at least {least} for a 99th percentile of the steps, got {requests}", param_hint="--requests"

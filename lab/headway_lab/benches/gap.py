@@ -1,8 +1,8 @@
 """`headway bench gap`: how long the device waits for its next step.
 
-The engine as it is in its process, with a simulated device: requests come in by many threads, every step's tokens
-leave in one message for another process. The device works on a timeline of its own, in which a step begins when it is
-launched and the one before it has ended; the gap before it is what the device was idle.
+An engine as in the engine process, with a simulated device: many threads add requests, and the tokens of each step
+leave in one message to another process. The device has its own timeline: a step begins when it is launched and the step
+before it has ended. The gap is the time between the two steps, when the device is idle.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ COLUMNS = (
 
 
 class Contender(NamedTuple):
-    """One way to run the same."""
+    """One way to run the traffic."""
 
     scheduler: SchedulerName
     async_scheduling: bool
@@ -70,8 +70,8 @@ CONTENDERS = tuple(itertools.starmap(Contender, itertools.product(("v1", "v2"), 
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """Requests that come at `rate` per second by so many threads, each of as many tokens as keeps `running` of them
-    running while a step takes `step_s` seconds; for `seconds`."""
+    """Requests at `rate` per second from `threads` threads, for `seconds`. Their length is such that `running` of them
+    run at a time when a step takes `step_s` seconds."""
 
     running: int
     step_s: float
@@ -85,12 +85,12 @@ class Traffic:
 
     @property
     def slots(self) -> int:
-        """Room for those who run at a time, who are not always equally many."""
+        """Slots for the requests that run at a time; their number varies around `running`."""
         return self.running + 8 * math.isqrt(self.running)
 
 
 class Intake(threading.Thread):
-    """Hands in requests at random moments, until it is stopped."""
+    """Adds requests at random moments, until it is stopped."""
 
     def __init__(self, busy: BusyEngine, traffic: Traffic, number: int) -> None:
         super().__init__(name=f"intake-{number}")
@@ -115,7 +115,8 @@ class Intake(threading.Thread):
 
 
 class Sample(NamedTuple):
-    """What one run of a contender gave. gaps, turns: seconds, of each step. idle: seconds of `busy` + itself."""
+    """The result of one run of a contender. gaps, turns: seconds, for each step. idle: seconds without a step, of
+    `whole` seconds in all. running: requests in each step."""
 
     gaps: list[float]
     turns: list[float]
@@ -153,7 +154,7 @@ def run(contender: Contender, traffic: Traffic) -> Sample:
 def _measure(busy: BusyEngine, traffic: Traffic) -> Sample:
     for i in range(traffic.running):  # at all ages, as if traffic had gone on for long
         busy.add(f"first-{i}", 1 + i * traffic.max_tokens // traffic.running)
-    busy.wait_until_let_in(traffic.running)
+    busy.wait_until_admitted(traffic.running)
     threads = [Intake(busy, traffic, number) for number in range(traffic.threads)]
     for thread in threads:
         thread.start()
@@ -217,15 +218,14 @@ def command(
         typer.Option(parser=whole_numbers(1, 16_384), metavar="N,...", help="Requests that run at the same time."),
     ] = (256, 1024),
     request_rate: Annotated[float, typer.Option(help="Requests that come per second, in total.")] = 500.0,
-    threads: Annotated[int, typer.Option(help="Threads that hand them in.")] = 16,
+    threads: Annotated[int, typer.Option(help="Threads that add the requests.")] = 16,
     seconds: Annotated[float, typer.Option(help="How long each contender runs, in two parts.")] = 4.0,
     as_json: JsonOption = False,
     plot_file: PlotOption = None,
 ) -> None:
     """Time the gaps between steps of a simulated device, for V1 and V2, with and without overlapped steps.
 
-    A turn is what the loop takes from the end of a step to the next launch; what of it the device has to wait is the
-    gap.
+    A turn is the time from the end of a step to the next launch. The gap is the part of it in which the device waits.
     """
     traffics = [Traffic(count, ms / 1e3, request_rate, threads, seconds) for ms in step_ms for count in running]
     if not 0 < request_rate <= 100_000:

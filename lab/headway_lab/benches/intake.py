@@ -1,7 +1,7 @@
-"""`headway bench intake`: what it costs to hand in work while the loop steps, and what that costs the loop.
+"""`headway bench intake`: what commands cost their callers while steps run, and what they cost the loop.
 
-Threads add, finish and abort requests and ask for outputs to be cached, at moments that have nothing to do with the
-steps; for the manager with one lock (V1) and the one with the mailbox (V2), in the same run.
+Threads add, finish and abort requests and publish their output, at moments that do not depend on the steps. The manager
+with one lock (V1) and the manager with the mailbox (V2) are measured in the same run.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ MIN_CALLS = 1000  # of each kind, for a 99.9th percentile
 MIN_STEPS = 100
 FLAT_OUT_S = 2.0
 MIN_S = 2.0
-_PROMPTS = 32  # that are made before anything is timed
+_PROMPTS = 32  # prompts that are made before the clock starts
 
 Kind = str
 ADD, ADD_LIST, FINISH, ABORT, CACHE = KINDS = ("add, packed", "add, list", "finish", "abort", "cache outputs")
 REFUSED = "add, refused"
 CYCLE = (ADD, CACHE, FINISH, ADD_LIST, CACHE, ABORT)
-"""What each thread does, over and over: as many requests come as go."""
+"""The calls of each thread, repeated. As many requests are added as end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +64,14 @@ class Load:
 
 
 class Latency(NamedTuple):
-    """Of one call, in seconds: inside it, and since the moment it should have begun."""
+    """The times of one call, in seconds: inside the call, and since its planned begin."""
 
     inside: float
     from_arrival: float
 
 
 class Producer(threading.Thread):
-    """Makes its share of the calls, at random moments, until its time is up; each kind at least once.
+    """Makes its share of the calls, at random moments, until its time is over; each kind at least once.
 
     mine: uids of its requests, oldest first. latencies: by kind of call.
     """
@@ -108,7 +108,7 @@ class Producer(threading.Thread):
             self._count += 1
 
     def _prepared(self, kind: Kind) -> Callable[[], object]:
-        """The call, with everything ready that its caller would have."""
+        """The call, ready to be timed: its arguments are made."""
         mine, request_id = self._mine, f"{self._number}-{self._count}"
         if kind == ADD:
             packed = self._packed[self._count % _PROMPTS]
@@ -130,7 +130,7 @@ class Producer(threading.Thread):
 
 
 class Sample(NamedTuple):
-    """Of one run. turns: seconds from the end of a step to the launch that its result makes room for."""
+    """The result of one run. turns: seconds from the end of a step to the launch that follows its result."""
 
     latencies: dict[Kind, list[Latency]]
     turns: list[float]
@@ -139,13 +139,13 @@ class Sample(NamedTuple):
 
 def run(scheduler: SchedulerName, load: Load) -> Sample:
     """Let the loop step under this load."""
-    max_tokens = min(64 + round(4 * load.seconds / load.step_s), MAX_MODEL_LEN - PROMPT_TOKENS)  # nobody ends by itself
+    max_tokens = min(64 + round(4 * load.seconds / load.step_s), MAX_MODEL_LEN - PROMPT_TOKENS)  # none ends by itself
     busy = BusyEngine(
         scheduler, load.running, load.step_s, prompt_tokens=PROMPT_TOKENS, max_tokens=max_tokens, max_waiting=1024
     )
     with busy:
         uids = [busy.add(f"first-{i}", max_tokens) for i in range(load.running)]
-        busy.wait_until_let_in(load.running)
+        busy.wait_until_admitted(load.running)
         producers = [Producer(busy, load, i, uids[i :: load.producers]) for i in range(load.producers)]
         first, began = len(busy.steps), time.perf_counter()
         if producers:
@@ -212,7 +212,7 @@ def call_rows(load: Load, samples: dict[SchedulerName, Sample]) -> Iterator[Row]
 
 
 def step_row(scheduler: SchedulerName, load: Load, sample: Sample, quiet: Sample) -> Row:
-    """What the loop takes from the end of a step to the next launch, under this load. quiet: the same without."""
+    """The loop's time from the end of a step to the next launch, under this load. quiet: without the load."""
     turns = [turn * 1e3 for turn in sample.turns]
     calls = sum(map(len, sample.latencies.values()))
     p99, unloaded = percentile(turns, 99), percentile([turn * 1e3 for turn in quiet.turns], 99)
@@ -266,7 +266,7 @@ STEP_COLUMNS = (
 def command(
     producers: Annotated[
         Sequence[int],
-        typer.Option(parser=whole_numbers(1, 256), metavar="N,...", help="Threads that hand in work."),
+        typer.Option(parser=whole_numbers(1, 256), metavar="N,...", help="Threads that send commands."),
     ] = (4,),
     running: Annotated[
         Sequence[int],
@@ -277,7 +277,7 @@ def command(
         typer.Option(
             parser=numbers(1, math.inf),
             metavar="RATE,...",
-            help="Calls per second of all threads together; inf: flat out.",
+            help="Calls per second of all threads together; inf: as fast as they can.",
         ),
     ] = (500, 8000, math.inf),
     seconds: Annotated[
@@ -288,9 +288,9 @@ def command(
     as_json: JsonOption = False,
     plot_file: PlotOption = None,
 ) -> None:
-    """Time calls that hand in work while the loop steps, and the loop's turns meanwhile, for V1 and V2.
+    """Time commands while steps run, and the turns of the loop at the same time, for V1 and V2.
 
-    A turn is what the loop takes from the end of a step to the next launch. Without calls it is measured too.
+    A turn is the time from the end of a step to the next launch. It is also measured without commands.
     """
     if not 0.1 <= step_ms <= 1000:
         raise typer.BadParameter(f"must be in [0.1, 1000], got {step_ms:g}", param_hint="--step-ms")

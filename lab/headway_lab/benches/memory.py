@@ -1,8 +1,8 @@
 """`headway bench memory`: bytes per slot and per block of the scheduler's state, and a soak.
 
-bytes   what becomes resident when there are more of them, measured in processes of their own
-soak    an engine with a simulated device, requests that come, share prefixes, end and are aborted; once warm its
-        resident memory must not grow
+bytes   the resident memory for each additional slot or block, measured in separate processes
+soak    an engine with a simulated device; requests are added, share prefixes, end and are aborted. After the warm-up
+        its resident memory must not grow
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ MEANINGS = {
 }
 
 MIN_SECONDS = 10.0
-WARM_UP = 0.2  # of a soak; the pool is through several times over by then
-WINDOW = 0.1  # of a soak: the first of it after the warm-up is compared with the last, by medians
+WARM_UP = 0.2  # share of a soak; every block of the pool has been used several times by then
+WINDOW = 0.1  # share of a soak: the medians of the first window after the warm-up and of the last are compared
 SAMPLES_PER_WINDOW = 20
 MAX_GROWTH = 0.01
 
@@ -54,7 +54,7 @@ PAUSE_S = 0.002  # between two looks at how many requests have ended
 PROMPTS = 64  # beginnings that requests share
 VOCAB_SIZE = 32_000
 ABORTED = 0.15
-FINISHED = 0.1  # from outside, as by a stop string
+FINISHED = 0.1  # share of requests that are finished from outside, as by a stop string
 
 COLUMNS = (
     Column("one of", "what", ""),
@@ -75,7 +75,7 @@ SOAK_COLUMNS = (
 
 
 def bytes_each(what: str, fewer: int, more: int) -> Row:
-    """What one of them takes: two counts, each built in a process of its own, and the slope between them."""
+    """Bytes for one object: the slope between two counts, each built in its own process."""
     low, high = (_footprint(what, count) for count in (fewer, more))
     return {
         "what": what,
@@ -145,7 +145,7 @@ class Soak:
             self._engine.shutdown()
 
     def row(self) -> Row:
-        """What came of it."""
+        """The figures of the soak."""
         warm = self._median(WARM_UP, WARM_UP + WINDOW)
         end = self._median(1.0 - WINDOW, 1.0)
         return {
@@ -160,7 +160,7 @@ class Soak:
         }
 
     def _median(self, first: float, last: float) -> float:
-        """Of what was resident in this part of the time."""
+        """The median resident memory in this part of the time, in bytes."""
         return statistics.median(
             sample.bytes for sample in self.samples if first <= sample.seconds / self.seconds <= last
         )
@@ -170,7 +170,7 @@ class Soak:
             self._ends.append(len(effects.ended))
 
     def _add_some(self, number: int) -> None:
-        """Twice as many inside as run, so that there is always a queue; some are not left to their end."""
+        """Keep twice as many requests inside as can run, so that there is always a queue; abort or finish some."""
         while self._ends:
             self._inside -= self._ends.popleft()
         uids = []
@@ -200,7 +200,7 @@ def command(
 ) -> None:
     """Weigh the scheduler's state, then run an engine for a while and see that its memory does not grow.
 
-    Exits with 1 if it grows by 1% or more once it is warm.
+    The exit code is 1 if the memory grows by 1% or more after the warm-up.
     """
     if seconds != 0 and not MIN_SECONDS <= seconds < float("inf"):
         raise typer.BadParameter(

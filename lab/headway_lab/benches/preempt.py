@@ -1,4 +1,4 @@
-"""`headway bench preempt`: steps, and tokens computed again, when the pool is too small for all who run."""
+"""`headway bench preempt`: steps, and tokens computed again, when the pool is too small for all running requests."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ COLUMNS = (
 def measure(workload: Preemption, systems: Sequence[Contender]) -> Iterator[Row]:
     """A row for each reserve rule of ours and for each peer, all run in turn.
 
-    Peers are compared with our default rule and with none. A step is not the same work with every rule, as fewer run
-    at a time where some are kept waiting; a whole run is.
+    Peers are compared with our default rule and with none. With a rule some requests wait longer, so fewer run at a
+    time and a step is less work. A whole run is the same work with every rule.
     """
     systems = [*OWN, *(system for system in systems if system is not HEADWAY)]
     results = in_turn([system.run(workload) for system in systems])
@@ -104,15 +104,16 @@ def command(
     concurrent: Annotated[int, typer.Option(help="Requests that may run at a time.")] = 256,
     prompt: Annotated[int, typer.Option(help="Tokens in.")] = 512,
     output: Annotated[int, typer.Option(help="Tokens out.")] = 512,
-    runs: Annotated[int, typer.Option(help="How often all of it is run.")] = 3,
+    runs: Annotated[int, typer.Option(help="Runs of the whole workload.")] = 3,
     peer: PeerOption = None,
     as_json: JsonOption = False,
     plot_file: PlotOption = None,
 ) -> None:
-    """Run more requests than the pool can hold, to the last; time the steps and count what is computed again.
+    """Run more requests than the pool has blocks for, until all end; time the steps and count the tokens that are
+    computed again.
 
-    Our reserve rules keep some waiting so that fewer must be preempted: fewer run at a time and there are more steps;
-    hence the whole run is told too, and the rules stand side by side. The device is left out of all of it.
+    With our reserve rules some requests wait longer, so that fewer are preempted: fewer run at a time, in more steps.
+    So the time of the whole run is reported too, for each rule. There is no device.
     """
     for name, value in (("requests", requests), ("concurrent", concurrent), ("prompt", prompt), ("runs", runs)):
         if value < 1:

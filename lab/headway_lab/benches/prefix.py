@@ -54,7 +54,7 @@ def measure(workload: LongPrompt, systems: Sequence[Contender]) -> Iterator[Row]
 
 
 class _median:
-    """Of the samples of this name."""
+    """The median of the samples with this name."""
 
     def __init__(self, name: str) -> None:
         self._name = name

@@ -1,12 +1,12 @@
-"""What an answer costs its caller, and what a flood of finishes costs the loop.
+"""`headway bench query`: what a query costs its caller, and what a flood of finishes costs the loop.
 
     ask      `reserve_decode` from another thread while steps of fixed length run
     finish   one call that ends many of the running requests, from the call until the loop is free for its next pass
 
-on the simulated device, for the manager with one lock (V1) and the one with the mailbox (V2), in the same run.
+Both on the simulated device, for the manager with one lock (V1) and the manager with the mailbox (V2), in the same run.
 
-A processor that has slept is slow to begin with, whatever it runs: so queries are asked both in quick succession and
-seldom, and a plain loop timed right before each shows how cold it was.
+A processor that has slept runs slowly at first. So queries are asked both in quick succession and seldom, and a plain
+loop timed before each query shows how slow the processor was.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ VOCAB_SIZE = 32_000
 PROMPT_TOKENS = 64
 RUNNING = 1_024
 FINISHES = (64, 256)
-REPEATS = 15  # of a flood; its median is told
+REPEATS = 15  # of a flood; the median is reported
 LOOP_ITERATIONS = 300
 MIN_QUERIES = 100  # for a 99th percentile
 ORIGINAL_V2_FINISH_MS = {64: 115.0, 256: 325.0}  # FastDeploy's pull request 7937 in May 2026, at 1,024 running
@@ -123,7 +123,7 @@ def _add(manager: Manager, name: str) -> None:
 def ask_while_steps_run(
     scheduler: SchedulerName, step_ms: float, running: int, queries: int, pause_ms: float
 ) -> QueryRow:
-    """Time queries whose answers are yes, at moments that have nothing to do with the steps."""
+    """Time queries that succeed, at moments that do not depend on the steps."""
     executor = SimulatedExecutor(StepTimeModel(base_s=step_ms / 1e3), max_num_seqs=running + 8, vocab_size=VOCAB_SIZE)
     manager = MANAGERS[scheduler](_config(running))
     engine = Engine(manager, executor, lambda _: None)

@@ -1,4 +1,4 @@
-"""`headway bench step`: what one scheduling step costs when everybody decodes."""
+"""`headway bench step`: the scheduler's time for one step when all requests decode."""
 
 from __future__ import annotations
 
@@ -50,7 +50,8 @@ COLUMNS = (
 
 
 def measure(workloads: Sequence[SteadyDecode], systems: Sequence[Contender]) -> list[Row]:
-    """A row for each workload and system; all are run in turn. The first of either is what the others compare with."""
+    """A row for each workload and system, all run in turn. The others are compared with the first system, and with
+    the first workload."""
     runs = [(workload, system) for workload in workloads for system in systems]
     results = in_turn([system.run(workload) for workload, system in runs])
     rows = []
@@ -101,20 +102,18 @@ def command(
     steps: Annotated[
         int | None, typer.Option(help="Steps to time.", show_default="960 at 64 running, fewer for more, 100 at least")
     ] = None,
-    waiting: Annotated[
-        int, typer.Option(help="Also with so many requests in the queue, for which there is no slot.")
-    ] = 0,
+    waiting: Annotated[int, typer.Option(help="Also measure with this many requests in the queue.")] = 0,
     features: Annotated[
         bool,
         typer.Option(
             "--features",
-            help="Also with everything on that a request can have: penalties, logprobs, seeds, stop tokens, "
-            "priorities, and others that the reserve rule keeps waiting.",
+            help="Also measure with all features of a request: penalties, logprobs, seeds, stop tokens, priorities; "
+            "and with requests that wait because of the reserve rule.",
         ),
     ] = False,
     pause_ms: Annotated[
         float,
-        typer.Option(help="Also with so many ms of sleep before each step, as while a device computes."),
+        typer.Option(help="Also measure with this sleep before each step, in ms, as while a device computes."),
     ] = 0.0,
     prefix_caching: Annotated[bool, typer.Option(help="Publish the blocks that fill up.")] = True,
     peer: PeerOption = None,
@@ -123,8 +122,8 @@ def command(
 ) -> None:
     """Time the scheduler's own work per step, schedule + update, without a device. Medians.
 
-    Steps follow each other at once, but for the rows with a pause. Beside every round a plain Python loop of 20,000
-    additions is timed, which tells how fast the machine was just then.
+    Steps follow each other without a pause, except in the rows with one. With every round a plain Python loop of 20,000
+    additions is timed; it shows how fast the machine was at that moment.
     """
     if steps is not None and steps < MIN_STEPS:
         raise typer.BadParameter(
@@ -171,7 +170,7 @@ def _measure_all(sizes: Sequence[Sequence[SteadyDecode]], systems: Sequence[Cont
 
 
 def _slope(fewer: Row | None, more: Row) -> float | None:
-    """What one more running request costs, between two rows; None where there is no row with fewer."""
+    """The cost of one more running request, between two rows; None without a row with fewer."""
     if fewer is None or more["running"] <= fewer["running"]:
         return None
     return round((more["total_us"] - fewer["total_us"]) / (more["running"] - fewer["running"]), 4)

@@ -1,5 +1,5 @@
-"""Other engines' schedulers, run with our workloads in the same invocation.
+"""The schedulers of other engines, run with our workloads by the same command.
 
-Owns their environments (made when missing), their processes and the drivers that run inside. A driver imports the peer
-and nothing of headway; it is given the workloads by file. What passes between the processes is a line of JSON.
+This folder owns their environments (made when missing), their processes, and the drivers that run inside. A driver
+imports the peer and nothing of headway; it loads the workloads from their file. The processes exchange lines of JSON.
 """

@@ -1,7 +1,7 @@
 """The peers' environments. vLLM has one of its own, made once; transformers is among our own dependencies.
 
-Of vLLM only the Python source is taken: what a scheduler needs of it runs without the kernels, which take an hour to
-build. PyPI has it as an archive, whose set-up script wants torch and its build tools at hand to tell its metadata.
+Only the Python source of vLLM is installed: its scheduler runs without the kernels, which take an hour to build. PyPI
+has the source as an archive. The set-up script of the archive needs torch and build tools to write its metadata.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 
 VLLM = "0.33.0"
-TORCH = "2.13.0"  # first and alone: what depends on it then takes it as it is, whichever build pip is set up to find
+TORCH = "2.13.0"  # installed first and alone: then packages that depend on torch accept the build that pip has found
 BUILD_TOOLS = ("setuptools", "setuptools-rust", "setuptools-scm", "packaging", "wheel", "ninja", "cmake", "jinja2")
 REQUIREMENTS = Path(__file__).parent / "vllm-requirements.txt"
 
@@ -45,14 +45,14 @@ def own_python() -> Path:
 
 
 def vllm_folder() -> Path:
-    """Where vLLM's environment is, or will be."""
+    """The folder of vLLM's environment, which may not exist yet."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return cache / "headway" / "peers" / f"vllm-{VLLM}-python{sysconfig.get_python_version()}"
 
 
 def vllm_is_ready() -> bool:
-    """Whether vLLM's environment is there, made as it is made today, and by the Python that this runs in: two builds of
-    one version differ in speed by a third."""
+    """Whether vLLM's environment exists, is made as today's code makes it, and has the Python that this runs in: two
+    builds of one version can differ in speed by a third."""
     mark = vllm_folder() / ".ready"
     return mark.is_file() and mark.read_text() == _recipe()
 

@@ -25,7 +25,7 @@ PEERS: dict[str, Callable[[], Path]] = {
 
 
 class Peer(AnsweringProcess):
-    """A peer, from `with` on. name, version: its own."""
+    """A peer that runs for the time of a `with` block. name, version: of the peer."""
 
     def __init__(self, command: Sequence[str]) -> None:
         super().__init__(command)
@@ -42,7 +42,8 @@ class Peer(AnsweringProcess):
         return version
 
     def run(self, workload: Workload) -> Iterator[Samples]:
-        """The samples of each round, which is run when they are asked for. Several workloads may be open at a time."""
+        """The samples of each round. A round runs when its samples are asked for. Several workloads may be open at a
+        time."""
         key = next(self._keys)
         self.ask({"open": key, "workload": type(workload).__name__, "fields": asdict(workload)})
         while (samples := self.ask({"next": key})) is not None:

@@ -1,8 +1,8 @@
-"""The far end of a peer's process: runs workloads with the scheduler of this environment.
+"""The program of a peer's process: runs workloads with the scheduler of this environment.
 
     python runner.py ANSWERING_FILE WORKLOADS_FILE DRIVER_FILE
 
-Questions and answers, the first of them unasked:
+Questions and answers (the first answer needs no question):
 
                                                         {"name": ..., "version": ...}
     {"open": 1, "workload": "Churn", "fields": {...}}   null
@@ -22,7 +22,7 @@ from typing import Any
 
 
 def begin(workloads_file: str, driver_file: str) -> tuple[dict[str, str], Callable[[Any], Any]]:
-    """Load both; returns who this is, and the function that answers a question."""
+    """Load workloads and driver; returns the greeting, and the function that answers a question."""
     workloads, driver = _load(workloads_file), _load(driver_file)
     runs: dict[int, Iterator[Any]] = {}
 

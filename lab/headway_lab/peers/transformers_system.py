@@ -1,8 +1,8 @@
 """transformers' continuous batching as the workloads see it. Imports nothing of headway.
 
-What is timed is a turn of its own loop without the forward: `prepare_next_batch` and `update_batch`, less the making of
-the forward's tensors, which in other engines is the work of whoever runs the model. It is set up as for flash attention
-on an accelerator, where a decoding request's blocks go into a table and not token by token into an index.
+The clock measures a turn of its own loop without the forward: `prepare_next_batch` and `update_batch`, without the
+making of the forward's tensors, which in other engines is the work of the model runner. It is set up as for flash
+attention on an accelerator: the blocks of a decoding request go into a table, and not token by token into an index.
 """
 
 from __future__ import annotations
@@ -131,7 +131,8 @@ class System:
         self._batch = batch
 
     def _count_preemptions(self) -> None:
-        """Whoever has to go is queued again under its own name; so requests queued less requests brought."""
+        """A preempted request is queued again under its own name: so count the requests queued, less the requests
+        added."""
         scheduler = self._processor.scheduler
         add, known = scheduler.add_waiting_request, set[str]()
 

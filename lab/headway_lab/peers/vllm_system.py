@@ -1,9 +1,8 @@
 """vLLM's v1 scheduler as the workloads see it. Runs in vLLM's environment: imports nothing of headway.
 
-The scheduler gets what an engine core would give it: a configuration, a KV cache of one layer group, and the output of
-a model runner, which is made up. No model is loaded and nothing is compiled. Of its two schedulers it is the one that
-takes an output in before it plans the next step, as the workloads do; the other, for devices that overlap steps, costs
-a little more.
+The scheduler gets the input that an engine core would give it: a configuration, a KV cache of one layer group, and an
+invented output of a model runner. No model is loaded and nothing is compiled. vLLM has two schedulers. This is the one
+for steps that do not overlap, as in the workloads; the other, for overlapped steps, costs a little more.
 """
 
 # mypy: disable-error-code="import-not-found"

@@ -1,1 +1,1 @@
-"""What a benchmark needs around the engine: a simulated device, a reader of its messages, a scale for its memory."""
+"""Around an engine in a benchmark: a simulated device, a reader of its messages, a scale for its memory."""

@@ -1,4 +1,4 @@
-"""An engine that is kept busy: so many requests decode on a simulated device, whose times are written down."""
+"""An engine under constant load: requests decode on a simulated device, which notes the times of its steps."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ _PATIENCE = 120.0  # seconds for what is waited for; far more than a busy machin
 
 
 class BusyEngine:
-    """An engine with a simulated device, from `with` on until its end.
+    """An engine with a simulated device, for the time of a `with` block.
 
-    slots: requests that may run at once. max_tokens: output tokens of the longest request, for which there is room in
-        every slot.
+    slots: the most requests that run at once. max_tokens: output tokens of the longest request; the pool has blocks for
+        such a request in every slot.
     steps: the times of every step so far, in order.
     """
 
@@ -52,7 +52,7 @@ class BusyEngine:
             max_model_len=MAX_MODEL_LEN,
             block_size=BLOCK_SIZE,
             num_blocks=1 + slots * math.ceil((prompt_tokens + max_tokens) / BLOCK_SIZE) + MAX_MODEL_LEN // BLOCK_SIZE,
-            reserve="none",  # there is room for all of them
+            reserve="none",  # there are blocks for all requests
         )
         self.steps: list[StepTimes] = []
         self.depth = 2 if async_scheduling else 1
@@ -75,33 +75,34 @@ class BusyEngine:
         self.engine.shutdown()
 
     def prompt(self) -> NDArray[np.int32]:
-        """A prompt unlike all others, packed."""
+        """A random prompt, packed."""
         return self._rng.integers(1, VOCAB_SIZE, self._prompt_tokens, dtype=np.int32)
 
     def add(self, request_id: str, max_tokens: int) -> int:
-        """One more request; returns its uid."""
+        """Add a request; returns its uid."""
         sampling = SamplingParams(max_tokens=max_tokens, ignore_eos=True)
         return self.engine.add(NewRequest(request_id=request_id, prompt=self.prompt(), sampling=sampling))
 
     def gaps(self, steps: Sequence[StepTimes]) -> list[float]:
-        """Seconds that the device was idle before each of these consecutive steps but the first."""
+        """Seconds that the device was idle before each of these consecutive steps, except the first."""
         return [step.began - before.ended for before, step in itertools.pairwise(steps)]
 
     def turns(self, steps: Sequence[StepTimes]) -> list[float]:
-        """Seconds from the end of each of these consecutive steps to the launch that its result makes room for."""
+        """Seconds from the end of each of these consecutive steps to the launch that follows its result."""
         return [later.launched - step.ended for step, later in zip(steps, steps[self.depth :])]
 
-    def wait_until_let_in(self, count: int) -> None:
-        """Until so many requests have come, and none of them waits any more. Raises RuntimeError if that never is."""
+    def wait_until_admitted(self, count: int) -> None:
+        """Wait until `count` requests have been added and none of them waits in the queue. Raises RuntimeError after
+        _PATIENCE seconds."""
 
         def are_in() -> bool:
             snapshot = self.engine.manager.snapshot()
             return snapshot.num_requests_added >= count and not snapshot.num_waiting
 
-        self._wait_until(are_in, f"{count} requests are let in")
+        self._wait_until(are_in, f"{count} requests are admitted")
 
     def wait_for_steps(self, first: int, count: int) -> None:
-        """Until `steps` holds so many whose times can be told, from `first` on: `gaps` and `turns` want some more."""
+        """Wait until `steps` has `count` steps from `first` on, and the few more that `gaps` and `turns` need."""
         self._wait_until(lambda: len(self.steps) >= first + count + self.depth, f"{count} steps are made")
 
     def _wait_until(self, is_so: Callable[[], bool], what: str) -> None:

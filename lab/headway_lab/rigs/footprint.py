@@ -1,11 +1,11 @@
-"""What the scheduler's state takes of this process's memory; run as a program of its own, for a clean measurement.
+"""Measures the memory of the scheduler's state, in a separate process, where nothing else is loaded.
 
     python -m headway_lab.rigs.footprint WHAT COUNT        prints the bytes that became resident, as one number
 
-WHAT: slots     a table of COUNT slots that nobody runs in
+WHAT: slots     a table of COUNT free slots
       running   COUNT requests that decode, each of PROMPT tokens, and their blocks
-      blocks    a pool of COUNT blocks that nobody holds
-      cached    the same, every block full and in the prefix cache
+      blocks    a pool of COUNT free blocks
+      cached    a pool of COUNT full blocks, all in the prefix cache
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ WHATS = ("slots", "running", "blocks", "cached")
 
 
 def resident_bytes() -> int:
-    """Resident memory of this process."""
+    """The resident memory of this process, in bytes."""
     resident: int = psutil.Process().memory_info().rss
     return resident
 
 
 def build(what: str, count: int) -> Scheduler:
-    """A scheduler with `count` of what is to be weighed."""
+    """A scheduler with `count` objects of the kind `what`."""
     one_request = MAX_MODEL_LEN // BLOCK_SIZE
     slots, blocks = (count, one_request) if what in ("slots", "running") else (64, count)
     if what == "running":
@@ -71,12 +71,12 @@ def _add(scheduler: Scheduler, uid: int, prompt: int, output: int) -> None:
 
 def _run_step(scheduler: Scheduler) -> None:
     batch = scheduler.schedule()
-    assert batch is not None, "nobody can be let in"
+    assert batch is not None, "no request can be admitted"
     scheduler.apply(StepResult(batch.step_id, np.ones(np.count_nonzero(batch.samples), dtype=np.int32)))
 
 
 def main(what: str, count: int) -> None:
-    """Print how much more is resident once it is built."""
+    """Print how many bytes become resident when the scheduler is built."""
     build(what, 64 if what in ("slots", "running") else 4_096)  # whatever is loaded and set up by first use
     gc.collect()
     before = resident_bytes()

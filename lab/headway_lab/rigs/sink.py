@@ -1,4 +1,4 @@
-"""A process that takes an engine process's messages, as an API process does, and only counts them."""
+"""A process that receives the messages of an engine process, like an API process, and only counts them."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _PATIENCE_MS = 60_000  # for messages that are known to be on their way
 
 
 class Sink(AnsweringProcess):
-    """The process, from `with` on until its end. socket_dir: where it listens, as API process 0.
+    """The process, for the time of a `with` block. socket_dir: where it listens, as API process 0.
 
-    least: `Step` messages that are known to come; the process waits for them at the end.
-    steps: messages that came, once it has ended.
+    least: the least number of `Step` messages; the process waits for them at the end.
+    steps: the number of messages that came; known after the end.
     """
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:

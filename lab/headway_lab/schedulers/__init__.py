@@ -1,6 +1,6 @@
-"""Schedulers without a device: what they are asked to do, and which of them are asked in one run.
+"""Schedulers without a device, and the workloads for them.
 
-workloads.py        the work; also run where headway is not, so it imports nothing of it
+workloads.py        the workloads; also run in environments without headway, so it imports nothing of headway
 headway_system.py   our scheduler as the workloads see it
-contenders.py       ours and the peers', started for one command
+contenders.py       our scheduler and those of the peers, started for one command
 """

@@ -1,4 +1,4 @@
-"""Who is measured: this package's scheduler, and peers' beside it in the same run."""
+"""The contenders: Headway's scheduler, and the schedulers of peers in the same run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from headway_lab.schedulers.workloads import Workload
 
 
 class PeerName(StrEnum):
-    """What `--peer` takes."""
+    """The values of `--peer`."""
 
     VLLM = "vllm"
     TRANSFORMERS = "transformers"
@@ -31,8 +31,8 @@ PeerOption = Annotated[
     list[PeerName] | None,
     typer.Option(
         "--peer",
-        help="Run the same on this peer's real scheduler, in turn with ours; may be given twice. vLLM's environment is "
-        "made by the first run that asks for it.",
+        help="Run the workload also on the real scheduler of this peer, in turn with ours; may be given twice. The "
+        "first run with vllm makes vLLM's environment.",
     ),
 ]
 
@@ -61,8 +61,8 @@ def with_reserve(rule: ReserveName) -> Contender:
 def contenders(names: Sequence[PeerName] | None) -> Iterator[list[Contender]]:
     """Headway first, then these peers, started.
 
-    Raises PeerMissing for one that cannot be had. One that fails while it measures ends the command, with its last
-    words, and exit code 1.
+    Raises PeerMissing for a peer that cannot run here. A peer that fails during the measurement ends the command, with
+    the last lines that the peer printed and exit code 1.
     """
     try:
         with ExitStack() as stack:

@@ -35,10 +35,10 @@ VERSION = __version__
 class HeadwaySystem:
     """The door's check and packing, and the core.
 
-    reserve: the rule for admissions; the default of the configuration.
+    reserve: the reserve policy; None: the default of the configuration.
 
-    Where all features are wanted, a slot stays free, so that in every step the reserve rule is what keeps those who
-    wait out; its share does not decay, or they would come in at some time.
+    With all features, a slot stays free: so in every step waiting requests wait because of the reserve policy. Its
+    ratio does not decay, because then they would be admitted at some time.
     """
 
     def __init__(self, capacity: Capacity, reserve: ReserveName = "ratio") -> None:
@@ -62,7 +62,7 @@ class HeadwaySystem:
             self._sampling = SamplingParams(max_tokens=ENDLESS, ignore_eos=True, **capacity.features)
 
     def pack(self, tokens: NDArray[np.int32]) -> bytes:
-        """What the API process sends: the bytes of an int32 array."""
+        """The prompt as the API process sends it: the bytes of an int32 array."""
         return tokens.tobytes()
 
     def create(self, name: str, prompt: bytes | list[int], max_tokens: int, priority: int) -> Request:
@@ -88,7 +88,7 @@ class HeadwaySystem:
         return StepResult(batch.step_id, tokens, _logprobs(tokens) if self._sampling is not None else None)
 
     def update(self, batch: Batch, result: StepResult) -> int:
-        """With the step's numbers for whoever reads them, as other schedulers make them here too."""
+        """Apply the result and make a snapshot, since other schedulers make their statistics here too."""
         ended = len(self._scheduler.apply(result).ended)
         self._scheduler.snapshot()
         return ended

@@ -1,15 +1,15 @@
-"""What the schedulers are measured with: ours, and the peers', each in a process of its own.
+"""The workloads of the schedulers: ours, and those of the peers, each in its own process.
 
-    steady decode    so many requests, each of which computes one token a step
-    churn            short answers: somebody comes and goes in most steps
+    steady decode    a fixed number of requests, each of which computes one token a step
+    churn            short answers: requests begin and end in most steps
     long prompt      one prompt of many blocks, first unknown, then cached
     preemption       more requests than the pool has blocks for
 
-A workload drives a `System` and yields what it has timed round by round, so that the rounds of several systems can be
-run in turn. Times are in µs of the thread's CPU time: a scheduler never sleeps, and so a busy machine, which takes the
-processor away for a while, does not count.
+A workload drives a `System` and yields its samples round by round, so that the rounds of several systems can run in
+turn. Times are in µs of the thread's CPU time. A scheduler never sleeps, so this leaves out the time in which a busy
+machine gives the processor to other programs.
 
-This file is run in the peers' environments too: it imports numpy, and nothing of headway.
+This file also runs in the environments of the peers: it imports numpy, and nothing of headway.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 
 BLOCK_SIZE = 16
 VOCAB_SIZE = 32_000
-FIRST_TOKEN = 1_000  # of those that prompts are drawn from
+FIRST_TOKEN = 1_000  # the lowest token id in prompts
 MAX_MODEL_LEN = 131_072
 ENDLESS = 100_000  # output tokens of a request that is not to end
 PRIORITIES = 4
 LARGEST_BLOCK = 256  # tokens: that of the peer with the largest blocks, the last of which a request may leave empty
-ROOM = 2  # where the pool must suffice: so many times what is used, as some keep a share of it free
+SPARE = 2  # a pool that must suffice has this many times the used blocks, as some systems keep a share of it free
 REFERENCE_ITERATIONS = 20_000
-SETTLE = 5  # steps of a round that are not timed: until then the processor's caches hold what another round left there
+SETTLE = 5  # steps of a round that are not timed: until then the processor's caches hold data of the round before
 
 FEATURES: dict[str, Any] = {
     "temperature": 0.8,
@@ -56,9 +56,9 @@ FEATURES: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Capacity:
-    """What a system is made for. num_blocks: of BLOCK_SIZE tokens, counting one that is never handed out.
+    """The size of a system. num_blocks: of BLOCK_SIZE tokens, with one padding block that no request gets.
 
-    features: sampling parameters that every request has; where there are any, priorities and a reserve are on too.
+    features: sampling parameters that every request has; if there are any, priorities and a reserve are on too.
     """
 
     max_num_seqs: int
@@ -82,7 +82,7 @@ class System(Protocol):
         """A request, made from a list of token ids or from what `pack` returned; it never stops early."""
 
     def add(self, request: Any) -> None:
-        """Hand a request in."""
+        """Add a request."""
 
     def schedule(self) -> Any:
         """The next step; None if there is nothing to compute."""
@@ -91,20 +91,20 @@ class System(Protocol):
         """Requests and tokens of a step."""
 
     def compute(self, batch: Any) -> Any:
-        """What a device would answer."""
+        """The result that a device would give."""
 
     def update(self, batch: Any, result: Any) -> int:
-        """Take the answer in; how many requests have ended."""
+        """Apply the result; returns how many requests have ended."""
 
     def end(self, request: Any) -> None:
-        """Nobody wants this request any more."""
+        """End a request whose answer is no longer wanted."""
 
     def forget_cached(self) -> None:
         """Empty the prefix cache."""
 
     @property
     def num_preemptions(self) -> int:
-        """Since the start."""
+        """Preemptions since the start."""
 
 
 Make = Callable[[Capacity], System]
@@ -117,8 +117,8 @@ class SteadyDecode:
     Prompts of 128 to 143 tokens, so that in every step one request in sixteen enters a new block, and one fills a
     block that is published to the prefix cache.
 
-    pause_s: seconds that the thread sleeps before each step, as it does while a device computes: it comes back to a
-        processor whose caches and predictors have forgotten it.
+    pause_s: seconds that the thread sleeps before each step, as it does while a device computes. After the sleep the
+        processor's caches and predictors have forgotten its data.
     """
 
     running: int
@@ -139,7 +139,7 @@ class SteadyDecode:
         """schedule_us, update_us: of each step. reference_us: a plain Python loop, before and after each round."""
         longest = self.prompt + BLOCK_SIZE
         most = longest + self.warm_up + self.rounds * (SETTLE + self.steps) + 2
-        num_blocks = self.running * ROOM * -(-(most + LARGEST_BLOCK) // BLOCK_SIZE) + 1
+        num_blocks = self.running * SPARE * -(-(most + LARGEST_BLOCK) // BLOCK_SIZE) + 1
         system = make(
             Capacity(
                 max_num_seqs=self.running,
@@ -174,7 +174,7 @@ class SteadyDecode:
             started = _clock()
             batch = system.schedule()
             scheduled = _clock()
-            assert system.size(batch) == (self.running, self.running), "not everybody decodes, or others do too"
+            assert system.size(batch) == (self.running, self.running), "not exactly the running requests decode"
             result = system.compute(batch)
             answered = _clock()
             system.update(batch, result)
@@ -215,7 +215,7 @@ class Churn:
             yield samples
 
     def _traffic(self, system: System, rng: np.random.Generator) -> Iterator[Samples]:
-        """One step after another; whoever ends is followed by another."""
+        """One step after another; a new request follows each that ends."""
         coming, count = self.concurrent, 0
         while True:
             samples: Samples = {"create_us": [], "add_us": []}
@@ -301,8 +301,8 @@ class LongPrompt:
 
 @dataclass(frozen=True)
 class Preemption:
-    """`requests` at once, of `prompt` tokens in and `output` out, from first to last in each round, with a pool that
-    holds only some of those that have a slot once they have grown."""
+    """`requests` at once, of `prompt` tokens in and `output` out, until all end, in each round. The pool has blocks
+    for only some of the running requests at their full length."""
 
     rounds: int
     requests: int = 512
@@ -337,7 +337,7 @@ class Preemption:
             batch = system.schedule()
             scheduled = _clock()
             rows, tokens = system.size(batch)
-            assert rows, "nobody can go on"
+            assert rows, "no request can go on"
             result = system.compute(batch)
             answered = _clock()
             ended += system.update(batch, result)

@@ -1,1 +1,2 @@
-"""Faces for guests: other engines and their users. Each may import managers and the core; nothing imports it."""
+"""Adapters: Headway's managers under the names of other engines. An adapter imports managers and the core; no other
+folder imports an adapter."""

@@ -2,14 +2,14 @@
 
     serve.py            a server under load: datasets.py, traces.py, workload.py, load.py, report.py
     throughput.py       tokens per second beside transformers: shapes.py, generators.py, generator_process.py
-    benchmark.py        what every benchmark does around its measurement: tables.py, plot.py, machine.py, rounds.py
-    child_process.py    programs that run beside this one: answering.py (their far end), server_process.py
+    benchmark.py        common to all benchmarks: tables.py, plot.py, machine.py, rounds.py
+    child_process.py    programs that run beside this one: answering.py (their side), server_process.py
 
-A benchmark may import anything of headway; nothing but the command line imports a benchmark. Each has `--json`: one
-flat JSON object per row and line, units in the key names.
+A benchmark may import anything of headway; only the command line imports a benchmark. Each has `--json`: one flat JSON
+object per row and line, with units in the key names.
 
-The benchmarks of the scheduler are a package of their own, `lab/` in the repository. Its commands are found by their
-entry points in the group ENTRY_POINTS, and imported when they are run.
+The benchmarks of the scheduler are a separate package, `lab/` in the repository. Its commands are found by their entry
+points in the group ENTRY_POINTS, and imported when they are run.
 """
 
 from importlib.metadata import entry_points
@@ -24,13 +24,14 @@ ENTRY_POINTS = "headway.bench"
 
 
 class _Benchmarks(TyperGroup):
-    """The commands of this package and, behind them, those of the laboratory where it is installed."""
+    """The commands of this package and, if the laboratory is installed, its commands after them."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         return [*super().list_commands(ctx), *(entry.name for entry in entry_points(group=ENTRY_POINTS))]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """None for an unknown name. Raises ValueError, saying how to get it, where there is no laboratory."""
+        """The command of this name; None for an unknown name. Without the laboratory, an unknown name raises
+        ValueError, which says how to install it."""
         entries = entry_points(group=ENTRY_POINTS)
         if cmd_name in entries.names:
             alone = typer.Typer(add_completion=False)

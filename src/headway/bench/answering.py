@@ -1,9 +1,9 @@
-"""The far end of an `AnsweringProcess`: answers questions until there are no more.
+"""The side of an `AnsweringProcess` in the other process: answers questions until its standard input ends.
 
-Standard input and output, a line of JSON each: a question, and {"answer": ...} or, as the last line,
-{"error": traceback}. The first answer is a greeting that was not asked for.
+Each question and each answer is one line of JSON: {"answer": ...} or, as the last line, {"error": traceback}. The first
+answer is a greeting, without a question.
 
-This file imports the standard library alone: it is also run, by file, in environments that have no headway.
+This file imports only the standard library: it also runs, by its path, in environments without headway.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ _LONGEST_ERROR = 2_000  # characters
 
 
 def answer_questions(begin: Callable[[], tuple[Any, Callable[[Any], Any]]]) -> None:
-    """begin: loads whatever is needed and returns the greeting and the function that answers a question.
+    """Answer the questions of standard input. Ends the process with exit code 1 after an error.
 
-    Answers may hold dataclasses. Ends the process with exit code 1 after an error.
+    begin: loads what is needed, and returns the greeting and the function that answers a question. Answers may contain
+        dataclasses.
     """
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever a model or a peer prints is no answer
+    os.dup2(2, 1)  # text that a model or a peer prints is no answer
 
     def tell(kind: str, value: Any) -> None:
         print(json.dumps({kind: value}, default=dataclasses.asdict), file=answers, flush=True)
@@ -35,6 +36,6 @@ def answer_questions(begin: Callable[[], tuple[Any, Callable[[Any], Any]]]) -> N
         tell("answer", hello)
         for line in sys.stdin:
             tell("answer", answer(json.loads(line)))
-    except Exception:  # whatever a model, a driver or a peer raises is told, and ends the process
+    except Exception:  # any error of a model, a driver or a peer is reported, and ends the process
         tell("error", traceback.format_exc()[-_LONGEST_ERROR:])
         sys.exit(1)

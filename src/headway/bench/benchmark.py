@@ -1,4 +1,4 @@
-"""What all benchmarks do around their measurement: refuse early, measure, print tables or JSON, draw."""
+"""The frame of every benchmark: check the options, measure, print tables or JSON, draw."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from headway.bench.tables import Column, show
 
 @dataclass(frozen=True)
 class Table:
-    """rows: measured as they are asked for. notes: lines under the table, for people."""
+    """A table of results. rows: measured while they are iterated. notes: lines under the printed table."""
 
     title: str
     columns: Sequence[Column]
@@ -26,10 +26,10 @@ class Table:
 def run_benchmark(
     *tables: Table, as_json: bool, plot_file: Path | None = None, draw: Callable[..., None] | None = None
 ) -> list[list[Row]]:
-    """Measure and print one table after the other, then draw; returns the rows of each.
+    """Measure and print one table after the other, then draw; returns the rows of each table.
 
-    draw: called with the rows of each table and, last, the file. Raises BadParameter, before anything is measured, if
-    the picture cannot be drawn.
+    draw: called with the rows of each table and, last, the file.
+    Raises BadParameter, before any measurement, if the picture cannot be drawn.
     """
     plot.check(plot_file)
     done = []

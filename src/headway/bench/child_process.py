@@ -1,4 +1,4 @@
-"""Programs that run beside this one as long as a `with` block, and of which nothing is left afterwards."""
+"""Programs that run beside this one for the time of a `with` block. At its end they and their files are gone."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ _LAST_LINES = 20
 
 
 class ChildError(RuntimeError):
-    """The program has failed; the message ends with what it said last."""
+    """The program has failed; the message ends with the last lines that it printed."""
 
 
 class ChildProcess:
-    """A program that asks for nothing.
+    """A program without input.
 
-    log: the file that takes what the program prints, so that it can never block on a full pipe.
+    log: the file that gets the output of the program, so that it can never block on a full pipe.
     stop_timeout_s: seconds between SIGTERM and SIGKILL at the end of the block; 0 kills at once.
     """
 
     answers = False
-    """Standard input and output are pipes, for questions and answers. Standard error goes to the log all the same."""
+    """True: standard input and output are pipes, for questions and answers. Standard error always goes to the log."""
 
     def __init__(self, command: Sequence[str], *, stop_timeout_s: float = 0.0) -> None:
         self._command = list(command)
@@ -38,13 +38,13 @@ class ChildProcess:
         self._folder = tempfile.TemporaryDirectory(prefix="headway-child-")
         self.log = Path(self._folder.name) / "log"
         with self.log.open("wb") as log:
-            # A session of its own: Ctrl-C reaches only us, and whatever the program starts can be stopped with it.
+            # A new session: Ctrl-C reaches only this process, and the program can be stopped with its children.
             self._process = subprocess.Popen(
                 self._command,
                 stdin=subprocess.PIPE if self.answers else subprocess.DEVNULL,
                 stdout=subprocess.PIPE if self.answers else log,
                 stderr=log,
-                env={**os.environ, "PYTHONUNBUFFERED": "1"},  # what it prints must not wait in a buffer
+                env={**os.environ, "PYTHONUNBUFFERED": "1"},  # its output must not wait in a buffer
                 start_new_session=True,
                 text=True,
             )
@@ -61,7 +61,7 @@ class ChildProcess:
         self._stop()
 
     def printed(self) -> str:
-        """All that is in the log so far."""
+        """The whole text of the log so far."""
         return self.log.read_text(encoding="utf-8", errors="replace")
 
     def last_words(self) -> str:
@@ -72,7 +72,7 @@ class ChildProcess:
         pass
 
     def _stop(self) -> None:
-        """Ask the program to end, then end whatever is left of its process group."""
+        """Ask the program to end, then kill what is left of its process group."""
         try:
             if self._stop_timeout_s:
                 self._process.terminate()
@@ -84,31 +84,31 @@ class ChildProcess:
             self._process.wait()
             for pipe in (self._process.stdin, self._process.stdout):
                 if pipe is not None:
-                    with contextlib.suppress(BrokenPipeError):  # a question that the program did not live to read
+                    with contextlib.suppress(BrokenPipeError):  # the program ended before it read a question
                         pipe.close()
             self._folder.cleanup()
 
 
 class AnsweringProcess(ChildProcess):
-    """A program that answers questions by `answering.answer_questions`. hello: what it says at the start.
+    """A program that answers questions by `answering.answer_questions`. hello: its greeting.
 
-    Raises ChildError where the program ends or fails instead.
+    Its methods raise ChildError if the program ends or fails.
     """
 
     answers = True
 
     def ask(self, question: Any) -> Any:
-        """Both are what JSON can hold."""
+        """Send a question and return its answer. Both are JSON values."""
         self.send(question)
         return self.receive()
 
     def send(self, question: Any) -> None:
-        """Ask, and come for the answer later, by `receive`."""
-        with contextlib.suppress(BrokenPipeError):  # the program has died; why, `receive` says
+        """Send a question; `receive` returns its answer later."""
+        with contextlib.suppress(BrokenPipeError):  # the program has died; `receive` raises the reason
             print(json.dumps(question), file=self._pipe(self._process.stdin), flush=True)
 
     def receive(self) -> Any:
-        """The answer to the earliest question that has none yet."""
+        """The answer to the earliest question without one."""
         line = self._pipe(self._process.stdout).readline()
         if not line:
             code = self._process.wait()

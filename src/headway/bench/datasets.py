@@ -28,7 +28,7 @@ from headway.bench.workload import (
 
 EXCERPTS = Path(__file__).resolve().parents[3] / "benchmarks" / "traces"
 DEFAULT_NUM_PROMPTS = 200
-HELD_OUT_MAX_TOKENS = 256  # more than the longest right answer has; an answer that rambles on is cut here
+HELD_OUT_MAX_TOKENS = 256  # more than the longest right answer has; longer answers are cut
 
 
 class Dataset(StrEnum):
@@ -41,7 +41,7 @@ class Dataset(StrEnum):
 
     @property
     def excerpt(self) -> Path | None:
-        """The trace of this kind that comes with the repository; None where the dataset is no trace."""
+        """The trace of this kind that comes with the repository; None if the dataset is no trace."""
         match self:
             case Dataset.AZURE:
                 return EXCERPTS / "azure_2023_code.csv"
@@ -52,7 +52,7 @@ class Dataset(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What one must know of a server to make prompts for it. token_ids: int32 [V], to draw prompts from."""
+    """What prompts for a server depend on. max_model_len: tokens. token_ids: int32 [V], to draw prompts from."""
 
     model: str
     max_model_len: int | None
@@ -60,11 +60,11 @@ class Target:
 
     @classmethod
     def ask(cls, base_url: str, model: str | None) -> Target:
-        """Ask the server at `base_url`, which must answer /v1/models and /tokenize as vLLM's does.
+        """Ask the server at `base_url`, which must answer /v1/models and /tokenize like a vLLM server.
 
-        Raises ServerError when it does not, and ValueError when it does not serve `model`.
+        Raises ServerError if it does not, and ValueError if it does not serve `model`.
         """
-        # The tokens that plain text is made of: none of them special, whatever the vocabulary.
+        # The tokens of plain text: none of them is special, in any vocabulary.
         text = " ".join(string.ascii_letters + string.digits)
         try:
             with httpx.Client(base_url=base_url, timeout=30) as client:
@@ -86,17 +86,17 @@ def _answer(response: httpx.Response) -> Any:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
-    """What to send. Lengths are in tokens.
+    """The requests to send. Lengths are in tokens.
 
-    num_prompts: requests; None is 200, and for a trace all that it holds.
+    num_prompts: requests; None: 200, or all requests of a trace.
     burstiness: see SyntheticTraffic.
-    trace: the file to replay; None is the excerpt in the repository.
+    trace: the file to replay; None: the excerpt in the repository.
     minutes, time_scale: see `traces.scaled`.
-    input_len, output_len: means of random lengths, which spread by range_ratio: uniform in mean × (1 ± range_ratio).
-    prefix_len: tokens that all random prompts share, beyond input_len.
-    max_model_len: what lengths must fit in; None is what the server says.
+    input_len, output_len: means of random lengths, which are uniform in mean × (1 ± range_ratio).
+    prefix_len: tokens that all random prompts share, in addition to input_len.
+    max_model_len: the most tokens of a request; None: the limit of the server.
 
-    Raises ValueError, naming the option and the limit.
+    Raises ValueError, with the option and the limit.
     """
 
     dataset: Dataset
@@ -153,15 +153,15 @@ class Workload:
 
     @property
     def trace_file(self) -> Path:
-        """The file that is replayed; only where the dataset is a trace."""
+        """The file to replay. Only for a dataset that is a trace."""
         file = self.trace or self.dataset.excerpt
         assert file is not None
         return file
 
     def requests(self, target: Target, rate: float) -> list[LoadRequest]:
-        """The requests for a server, in order of arrival. rate: requests per second; a trace brings its own times.
+        """The requests for a server, in order of arrival. rate: requests per second; unused for a trace.
 
-        Raises ValueError where they cannot fit the model or the trace cannot be read.
+        Raises ValueError if they cannot fit the model or the trace cannot be read.
         """
         if self.dataset is Dataset.HELDOUT:
             return self._held_out(rate)

@@ -1,4 +1,4 @@
-"""A generator in a process of its own: its threads, its memory and its patches are nobody else's.
+"""A generator in its own process: its threads, its memory and its patches affect no other generator.
 
     python -m headway.bench.generator_process NAME FOLDER DEVICE DTYPE REQUESTS LONGEST THREADS
 
@@ -24,7 +24,7 @@ _COPIES = 10
 
 
 class GeneratorProcess(AnsweringProcess):
-    """A generator, from `with` on. name: as in `GENERATORS`. Raises ChildError."""
+    """A generator that runs for the time of a `with` block. name: a key of `GENERATORS`. Raises ChildError."""
 
     def __init__(self, name: str, setting: Setting) -> None:
         of_setting = (setting.folder, setting.device, setting.dtype, setting.requests, setting.longest, setting.threads)
@@ -33,7 +33,7 @@ class GeneratorProcess(AnsweringProcess):
 
     @property
     def version(self) -> str:
-        """Of the system."""
+        """The version of the system."""
         version: str = self.hello
         return version
 
@@ -42,12 +42,12 @@ class GeneratorProcess(AnsweringProcess):
         return msgspec.convert(self.ask(["generate", prompts, new_tokens]), Answers)
 
     def device_seconds(self, prompts: Sequence[list[int]], new_tokens: int) -> float:
-        """The same once more, on CUDA: the time of all that the device computed for it, in seconds."""
+        """Generate once more, on CUDA; returns the seconds that the device computed."""
         seconds: float = self.ask(["device_seconds", prompts, new_tokens])
         return seconds
 
     def copy_bandwidth(self) -> float:
-        """Bytes per second, read and written, of a copy on the device."""
+        """The bandwidth of a copy on the device, in bytes per second, read and written."""
         bandwidth: float = self.ask(["copy_bandwidth"])
         return bandwidth
 

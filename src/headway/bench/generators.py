@@ -1,6 +1,6 @@
-"""What generates tokens from a model folder: Headway, and transformers in its three ways. One per process.
+"""Generators of tokens from a model folder: Headway, and transformers in three ways. One per process.
 
-Every one is asked the same: all prompts at once, so many new tokens for each, greedy, no end-of-sequence token.
+All get the same task: all prompts at once, a number of new tokens for each, greedy, without an end-of-sequence token.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from headway.scheduler.effects import Effects
 from headway.token_ids import NUM_INT32, pack
 
 BLOCK_SIZE = 16
-STEP_TOKENS = 2_048  # that a step may compute, in those that have steps
-_PAGE_SIZE = 256  # of transformers' continuous batching: its default
-_PATIENCE = 600.0  # seconds for one round
+STEP_TOKENS = 2_048  # the most tokens of a step, for generators that have steps
+_PAGE_SIZE = 256  # tokens in a page of transformers' continuous batching: its default
+_PATIENCE = 600.0  # the most seconds of one round
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """folder: of the model. device, dtype: as torch names them. requests: at a time. longest: tokens of a request,
-    prompt and answer. threads: that torch computes with, and whatever else computes."""
+    """folder: of the model. device, dtype: torch's names. requests: the most at a time. longest: the most tokens of a
+    request, prompt and answer. threads: of torch and of other libraries that compute."""
 
     folder: Path
     device: str
@@ -42,10 +42,10 @@ class Setting:
 
 @dataclass(slots=True)
 class Answers:
-    """What came of one round.
+    """The result of one round. Times are in seconds since all prompts were added.
 
-    tokens: of each request. times: when each of them was there. forwards: begin and end of the model's forwards, where
-    the host waits for them. All times in seconds since all was handed in.
+    tokens: of each request. times: when each token came. forwards: begin and end of each forward of the model; empty
+    where the host does not wait for forwards.
     """
 
     tokens: list[list[int]]
@@ -54,11 +54,12 @@ class Answers:
 
     @property
     def seconds(self) -> float:
+        """When the last token came."""
         return max(each[-1] for each in self.times)
 
 
 class Forwards:
-    """The times of a function's calls, if they mean something: on CUDA a call has returned before it is computed."""
+    """The times of a function's calls. On CUDA none are noted, because a call returns before it is computed."""
 
     def __init__(self, device: str) -> None:
         self.are_noted = device == "cpu"
@@ -68,7 +69,7 @@ class Forwards:
         if not self.are_noted:
             return function
 
-        @wraps(function)  # whose signature transformers looks at
+        @wraps(function)  # transformers reads its signature
         def noted(*args: Any, **kwargs: Any) -> Any:
             begin = time.perf_counter()
             result = function(*args, **kwargs)
@@ -82,13 +83,13 @@ class Forwards:
 
 
 class Generator(ABC):
-    """version: of the system."""
+    """A system that generates tokens. version: of the system."""
 
     version: str
 
     @abstractmethod
     def generate(self, prompts: Sequence[list[int]], new_tokens: int) -> Answers:
-        """Answer all prompts, from nothing: what was cached for them before is forgotten."""
+        """Answer all prompts, with an empty prefix cache at the start."""
 
 
 class Headway(Generator):
@@ -116,7 +117,7 @@ class Headway(Generator):
             max_model_len=setting.longest,
             block_size=BLOCK_SIZE,
             num_blocks=1 + setting.requests * blocks,
-            reserve="none",  # there is room for all of them
+            reserve="none",  # there are blocks for all requests
         )
         self._effects: queue.SimpleQueue[tuple[float, Effects]] = queue.SimpleQueue()
         self._engine = Engine.from_config(config, lambda effects: self._effects.put((time.perf_counter(), effects)))
@@ -186,7 +187,7 @@ class Generate(Generator):
 
 
 class Batching(Generator):
-    """transformers' continuous batching. Its manager is made anew for each round, before the clock starts."""
+    """transformers' continuous batching. Each round gets a new manager, made before the clock starts."""
 
     def __init__(self, setting: Setting) -> None:
         self._setting = setting
@@ -196,7 +197,7 @@ class Batching(Generator):
     def generate(self, prompts: Sequence[list[int]], new_tokens: int) -> Answers:
         from transformers import ContinuousBatchingConfig, GenerationConfig
 
-        logging.getLogger("ContinuousBatchingLogger").setLevel(logging.CRITICAL)  # what fails is raised below
+        logging.getLogger("ContinuousBatchingLogger").setLevel(logging.CRITICAL)  # failures are raised below
         generation = GenerationConfig(max_new_tokens=new_tokens, do_sample=False, pad_token_id=0, eos_token_id=-1)
         batching = ContinuousBatchingConfig(
             page_size=_PAGE_SIZE,
@@ -246,4 +247,4 @@ GENERATORS: dict[str, tuple[str, Callable[[Setting], Generator]]] = {
     "dynamic": ("generate, dynamic cache", lambda setting: Generate(setting, "dynamic")),
     "batching": ("transformers' continuous batching", Batching),
 }
-"""By the name that the command takes: what it is called in tables, and how it is made."""
+"""Name on the command line -> (title in tables, function that makes it)."""

@@ -1,6 +1,6 @@
 """Sends requests to an OpenAI-compatible server at their times and notes when each token came back.
 
-One asyncio loop, one HTTP connection per request in flight, answers streamed. Token counts are the server's own, from
+One asyncio loop, one HTTP connection per request in flight, answers streamed. Token counts come from the server, from
 the usage chunk that ends a stream.
 """
 
@@ -17,7 +17,8 @@ import msgspec
 
 @dataclass(frozen=True, slots=True)
 class LoadRequest:
-    """One request to send. prompt: text or token ids; answer: the right one, where there is one."""
+    """One request to send. arrival_s: seconds after the start. prompt: text or token ids. answer: the right answer, if
+    there is one."""
 
     arrival_s: float
     prompt: str | list[int]
@@ -27,7 +28,7 @@ class LoadRequest:
 
 @dataclass(slots=True)
 class Outcome:
-    """What came of one request. Times in seconds, counted from when it was sent; an error leaves them unusable.
+    """The result of one request. Times are in seconds since it was sent; after an error they mean nothing.
 
     ttft_s: to the first piece of the answer. itl_s: between pieces. latency_s: to the end of the answer.
     """
@@ -44,8 +45,8 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class LoadResult:
-    """outcomes: in the order of the requests. send_lag_s: the most that a request was sent behind its time, because
-    this client was slow; if it is not small, the times say more of the client than of the server."""
+    """outcomes: in the order of the requests. send_lag_s: the greatest delay of a request behind its arrival time, in
+    seconds. If it is not small, this client was slow, and the times measure the client and not the server."""
 
     outcomes: list[Outcome]
     duration_s: float
@@ -74,8 +75,8 @@ _decode_chunk = msgspec.json.Decoder(_Chunk).decode
 class LoadGenerator:
     """Sends requests to one model of one server.
 
-    timeout_s: how long the server may be silent before a request counts as failed.
-    transport, clock, sleep: the network and the time; a test brings its own.
+    timeout_s: seconds of silence after which a request counts as failed.
+    transport, clock, sleep: the network and the time; tests replace them.
     """
 
     def __init__(
@@ -98,7 +99,7 @@ class LoadGenerator:
             "stream_options": {"include_usage": True},
         }
         if ignore_eos:
-            # Tokens past the end are often special ones; unless they are shown, nothing of them comes back to be timed.
+            # Tokens after the end are often special tokens. Unless they are shown, no text comes back to be timed.
             self._body |= {"ignore_eos": True, "skip_special_tokens": False}
         self._timeout = httpx.Timeout(timeout_s, pool=None)
 
@@ -109,9 +110,9 @@ class LoadGenerator:
         max_concurrency: int | None = None,
         on_done: Callable[[Outcome], None] = lambda _: None,
     ) -> LoadResult:
-        """Send all, in the order of their arrival times, and wait for all answers.
+        """Send all requests, in the order of their arrival times, and wait for all answers.
 
-        max_concurrency: requests in flight at most; those beyond wait, and their times begin when they are sent.
+        max_concurrency: the most requests in flight; other requests wait, and their times begin when they are sent.
         on_done: called with each outcome as it comes.
         """
         slots = asyncio.Semaphore(max_concurrency or len(requests))
@@ -157,7 +158,7 @@ class LoadGenerator:
         return outcome
 
     async def _read(self, response: httpx.Response, start: float, outcome: Outcome) -> None:
-        """Follow the stream to its end. Raises as httpx and msgspec do."""
+        """Read the stream to its end. Raises errors of httpx and msgspec."""
         pieces: list[str] = []
         usage: _Usage | None = None
         async for line in response.aiter_lines():
@@ -175,7 +176,7 @@ class LoadGenerator:
                 now_s = self._clock() - start
                 if outcome.ttft_s is None:
                     outcome.ttft_s = now_s
-                elif choice.text or choice.finish_reason is None:  # the end alone is no piece of the answer
+                elif choice.text or choice.finish_reason is None:  # a finish reason without text is no piece
                     outcome.itl_s.append(now_s - outcome.latency_s)
                 outcome.latency_s = now_s
                 pieces.append(choice.text)

@@ -1,4 +1,4 @@
-"""What figures were measured on."""
+"""The machine and the versions that figures were measured with."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def machine() -> Row:
 
 
 def described(facts: Row) -> str:
-    """The same in one line."""
+    """The facts of `machine` in one line."""
     versions = ", ".join(f"{name} {facts[name]}" for name in ("headway", *LIBRARIES))
     return f"{facts['machine']}; {facts['python']}, {versions}"
 

@@ -19,7 +19,7 @@ PlotOption = Annotated[
 
 
 def check(file: Path | None) -> None:
-    """Raises BadParameter, before anything is measured, if the picture could not be drawn."""
+    """Raise BadParameter if the picture cannot be drawn. Called before any measurement."""
     if file is None:
         return
     problem = None

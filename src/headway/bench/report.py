@@ -23,13 +23,13 @@ _WIDTH = 50
 
 
 def percentile(samples: Sequence[float], percent: float) -> float | None:
-    """The percentile, or None where there are too few samples to have one: p99 takes 100, the median 2."""
+    """The percentile; None for too few samples: p99 takes 100, the median 2."""
     needed = math.ceil(round(100 / (100 - percent), 6))
     return float(np.percentile(samples, percent)) if len(samples) >= needed else None
 
 
 def figures(result: LoadResult) -> Row:
-    """What a run came to. Figures that too few requests were measured for are None."""
+    """The figures of a run. A figure with too few samples is None."""
     good = [outcome for outcome in result.outcomes if outcome.error is None]
     input_tokens = sum(outcome.prompt_tokens for outcome in good)
     output_tokens = sum(outcome.output_tokens for outcome in good)

@@ -1,4 +1,4 @@
-"""The samples of a measurement's rounds, and how two systems compare that were measured in turn."""
+"""The samples of the rounds of a measurement, and the comparison of two systems that were measured in turn."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from headway.bench.report import Row
 
 Samples = dict[str, list[float]]
-"""Of one round, by name."""
+"""The samples of one round, by name."""
 
 Rounds = list[Samples]
 
@@ -18,7 +18,7 @@ def pooled(rounds: Rounds) -> Samples:
 
 
 def compared(theirs: Rounds, ours: Rounds, cost: Callable[[Samples], float], name: str = "times_headway") -> Row:
-    """How many times our cost theirs is: over all rounds, and in the rounds where it is least and most."""
+    """The cost of another system divided by ours: over all rounds, and the least and most of any round."""
     each = [cost(their) / cost(our) for their, our in zip(theirs, ours, strict=True)]
     return {
         name: round(cost(pooled(theirs)) / cost(pooled(ours)), 2),

@@ -38,49 +38,52 @@ def command(
         ),
     ] = Dataset.HELDOUT,
     num_prompts: Annotated[
-        int | None, typer.Option(help="Requests to send.", show_default="200; of a trace, all")
+        int | None, typer.Option(help="Requests to send.", show_default="200; all of a trace")
     ] = None,
     request_rate: Annotated[
         Sequence[float] | None,
         typer.Option(
             parser=positive_numbers(),
             metavar="RATE,...",
-            help="Requests per second, or inf for all at once; several are run one after the other.",
-            show_default="inf; a trace brings its own times",
+            help="Requests per second, or inf for all at once; several rates are run one after the other.",
+            show_default="inf; a trace has its own times",
         ),
     ] = None,
     burstiness: Annotated[
         float, typer.Option(help="Evenness of arrivals: 1 is a Poisson process, below 1 comes in bursts.")
     ] = 1.0,
     max_concurrency: Annotated[
-        int | None, typer.Option(help="Requests in flight at most.", show_default="no limit")
+        int | None, typer.Option(help="The most requests in flight.", show_default="no limit")
     ] = None,
     ignore_eos: Annotated[
         bool | None,
         typer.Option(
             "--ignore-eos/--no-ignore-eos",
-            help="Generate just as many tokens as asked for.",
+            help="Generate exactly the number of tokens asked for.",
             show_default="yes, but not for heldout",
         ),
     ] = None,
     seed: Annotated[int, typer.Option(help="The same seed sends the same requests at the same times.")] = 0,
     base_url: Annotated[
         str | None,
-        typer.Option(metavar="URL", help="The server to measure.", show_default="one started and stopped here"),
+        typer.Option(metavar="URL", help="The server to measure.", show_default="the command starts a server"),
     ] = None,
     model: Annotated[
         str | None,
         typer.Option(
-            help="The model to ask for at --base-url, or else to serve.",
-            show_default="its first; the embedded one",
+            help="The model to ask for at --base-url; without --base-url, the model to serve.",
+            show_default="the server's first model; the embedded model",
         ),
     ] = None,
     serve_args: Annotated[
         str,
-        typer.Option(help='For the server started here: "--scheduler v1 --max-num-seqs 64".', show_default=False),
+        typer.Option(
+            help='Options of the server that the command starts: "--scheduler v1 --max-num-seqs 64".',
+            show_default=False,
+        ),
     ] = "",
     max_model_len: Annotated[
-        int | None, typer.Option(help="Tokens that a request may have.", show_default="what the server says")
+        int | None, typer.Option(help="The most tokens of a request.", show_default="the limit of the server")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per run and line.")] = False,
     plot_file: PlotOption = None,
@@ -98,7 +101,7 @@ def command(
     ] = None,
     minutes: Annotated[
         float | None,
-        typer.Option(help="Replay the first so many minutes.", show_default="all", rich_help_panel=_TRACES),
+        typer.Option(help="Replay only the first minutes.", show_default="all", rich_help_panel=_TRACES),
     ] = None,
     time_scale: Annotated[
         float,
@@ -117,7 +120,7 @@ def command(
 
     TTFT: from sending a request to its first token. TPOT: mean time between its tokens.
     ITL: between pieces as they arrive. E2EL: from sending to the end of the answer.
-    A percentile that has too few samples is not reported.
+    A percentile with too few samples is not reported.
     """
     try:
         workload = Workload(
@@ -135,7 +138,7 @@ def command(
             seed=seed,
         )
         if workload.is_trace and request_rate is not None:
-            raise ValueError("--request-rate does not go with a trace, which brings its own times: see --time-scale")
+            raise ValueError("--request-rate does not go with a trace, which has its own times: see --time-scale")
         rates = request_rate or (math.inf,)
         if max_concurrency is not None and max_concurrency < 1:
             raise ValueError(f"--max-concurrency must be at least 1, got {max_concurrency}")
@@ -180,7 +183,7 @@ def command(
 
 
 def _draw(rows: Sequence[Row], file: Path) -> None:
-    """Times to the first token of each run; a percentile that there is none of is left out."""
+    """Times to the first token of each run; a percentile that is None is left out."""
     stacks = {}
     for row in rows:
         rate = row["request_rate_req_per_s"]
@@ -193,7 +196,7 @@ def _draw(rows: Sequence[Row], file: Path) -> None:
 
 @contextmanager
 def _server(base_url: str | None, model: str | None, serve_args: str) -> Iterator[str]:
-    """The URL of the server to measure; one that is started here ends with the block."""
+    """The URL of the server to measure. A server that is started here ends with the block."""
     if base_url is not None:
         yield base_url.rstrip("/").removesuffix("/v1")
         return
@@ -203,7 +206,7 @@ def _server(base_url: str | None, model: str | None, serve_args: str) -> Iterato
 
 
 async def _warm_up(generator: LoadGenerator, requests: Sequence[LoadRequest]) -> None:
-    """One request that does not count: it pays for what happens once, and shows early that nothing works."""
+    """One request that does not count: it pays for work that happens once, and shows early that the server fails."""
     result = await generator.run([LoadRequest(0.0, requests[0].prompt, requests[0].max_tokens)])
     if error := result.outcomes[0].error:
         raise ServerError(f"a first request failed: {error}")
@@ -222,7 +225,7 @@ def _run(
 
 
 def _complain(result: LoadResult) -> None:
-    """Say why requests failed: each reason once, on stderr."""
+    """Print why requests failed: each reason once, on standard error."""
     reasons: dict[str, int] = {}
     for outcome in result.outcomes:
         if outcome.error is not None:

@@ -1,4 +1,4 @@
-"""`headway serve` as a child process that lasts as long as a `with` block."""
+"""`headway serve` as a child process, for the time of a `with` block."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ _READY = re.compile(r"^Headway serving (?P<model>.+) at (?P<url>http://\S+)", re
 
 
 class ServerError(RuntimeError):
-    """The server did not start; the message ends with what it printed last."""
+    """The server did not start; the message ends with the last lines that it printed."""
 
 
 class ServerProcess(ChildProcess):
-    """Starts the server on a free port, waits until it answers, and leaves nothing behind.
+    """Starts the server on a free port, and waits until it answers.
 
         with ServerProcess(["--scheduler", "v1"]) as server:
             httpx.get(server.base_url + "/health")
 
-    arguments: what follows `headway serve`; the port is chosen here.
+    arguments: those of `headway serve`, without the port.
     """
 
     def __init__(

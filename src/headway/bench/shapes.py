@@ -1,4 +1,4 @@
-"""Models of real sizes with random weights, for measuring how fast they run and nothing else."""
+"""Models of real sizes with random weights, only for measuring their speed."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _EOS_TOKEN_ID = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
-    """A decoder, and what is asked of it.
+    """A decoder, and its workload.
 
-    architecture: "llama" or "qwen3". dtype: as torch names it. shortest, longest: prompt tokens. requests: how many at
-    a time; each number is a workload of its own.
+    architecture: "llama" or "qwen3". dtype: torch's name. shortest, longest: prompt tokens. requests: numbers of
+    requests at a time; each is a separate workload.
     """
 
     architecture: str
@@ -36,7 +36,8 @@ class Shape:
 
     @property
     def weight_bytes(self) -> int:
-        """What a step of decodes reads of the weights: all matrices, but of the embedding a few rows."""
+        """Bytes of weights that a step of decodes reads: all matrices except the embedding, of which it reads few
+        rows."""
         attention = 2 * self.hidden * self.head_dim * (self.heads + self.key_heads)
         mlp = 3 * self.hidden * self.intermediate
         return (self.layers * (attention + mlp) + self.hidden * self.vocabulary) * self._itemsize
@@ -50,7 +51,7 @@ class Shape:
         return 4 if self.dtype == "float32" else 2
 
     def build(self, folder: Path, device: str, seed: int = 0) -> None:
-        """Write the model into `folder`: config and weights, which are drawn on `device`. There is no tokenizer."""
+        """Write the model into `folder`: config and weights, drawn at random on `device`. There is no tokenizer."""
         import torch
         from transformers import AutoModelForCausalLM
         from transformers.utils import logging as transformers_logging

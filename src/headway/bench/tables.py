@@ -1,4 +1,4 @@
-"""Rows of figures: on standard output as JSON or as a table for people, and in Markdown."""
+"""Prints rows of figures, as JSON or as a table, and writes them in Markdown."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object per ro
 
 
 class Column(NamedTuple):
-    """heading, and the key of the row's value. form: a format specification for it; empty for text.
+    """A column. key: of its value in the row. form: a format specification; empty for text.
 
-    spread: the value stands with the range that `compared` has found for it.
+    spread: the range that `compared` has found stands beside the value.
     """
 
     heading: str
@@ -30,9 +30,9 @@ class Column(NamedTuple):
 
 
 def show(rows: Iterable[Row], columns: Sequence[Column], title: str, *, as_json: bool) -> list[Row]:
-    """Print rows as they come (JSON) or when all are there (table), with the machine they are from; returns them.
+    """Print rows one by one (JSON) or together (table), with the machine that they are from; returns the rows.
 
-    A column that no row has a value for is left out; where only some have none, the place says n/a.
+    A column without any value is left out. Where only some rows have no value, the table shows n/a.
     """
     if as_json:
         return [_printed(row | machine()) for row in rows]
@@ -43,14 +43,14 @@ def show(rows: Iterable[Row], columns: Sequence[Column], title: str, *, as_json:
         table.add_column(column.heading, justify="left" if column.form == "" else "right")
     for row in rows:
         table.add_row(*(_cell(row, column) for column in columns))
-    # Where nobody looks at it as it is printed (a file, a pipe), there is no width to fit it in.
+    # A file or a pipe has no width to fit the table in.
     console = Console() if sys.stdout.isatty() else Console(width=200)
     console.print(table)
     return rows
 
 
 def markdown(rows: Sequence[Row], columns: Sequence[Column]) -> str:
-    """The same as a table in Markdown."""
+    """The rows as a table in Markdown."""
     columns = _filled(rows, columns)
     lines = [
         [column.heading for column in columns],
@@ -61,7 +61,7 @@ def markdown(rows: Sequence[Row], columns: Sequence[Column]) -> str:
 
 
 def plain_columns(rows: Sequence[Row]) -> list[Column]:
-    """A column for every key, under its own name."""
+    """A column for every key, with the key as its heading."""
     return [Column(key, key, _form(rows, key)) for key in dict.fromkeys(key for row in rows for key in row)]
 
 

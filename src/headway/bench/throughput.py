@@ -1,4 +1,4 @@
-"""`headway bench throughput`: tokens per second from prompts to answers, beside transformers' own ways."""
+"""`headway bench throughput`: tokens per second from prompts to answers, beside transformers."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from headway.bench.shapes import MAX_POSITIONS, SHAPES, Shape
 from headway.bench.tables import Column, JsonOption
 from headway.commands.lists import names, whole_numbers
 
-MIN_ROUNDS = 3  # for a median and what lies on either side of it
-OURS, PEER = "headway", "batching"  # what others are compared with
+MIN_ROUNDS = 3  # for a median with a value on either side of it
+OURS, PEER = "headway", "batching"  # the other systems are compared with these two
 WARM_UP_TOKENS = 4
 
 COLUMNS = (
@@ -49,7 +49,8 @@ COLUMNS = (
 def measure(shape: Shape, names: Sequence[str], setting: Setting, new_tokens: int, rounds: int) -> Iterator[Row]:
     """A row for each generator, all on the same prompts. Raises ChildError.
 
-    On a CPU they run in turn, a round of each; on CUDA, which has no room for all of them, one after the other.
+    On a CPU they run in turn, a round of each. On CUDA they run one after the other, because the device has not enough
+    memory for all.
     """
     prompts = _prompts(shape, setting.requests)
     turns = [names] if setting.device == "cpu" else [[name] for name in names]
@@ -109,7 +110,7 @@ def _speed(rounds: Rounds) -> Row:
 
 
 def _step(rounds: Sequence[Answers]) -> Row:
-    """The steps in which all requests decode: how long one takes, and how much of that time is the model's forward."""
+    """The steps in which all requests decode: their median time, and the share of the forward of the model in it."""
     steps, inside, whole = [], 0.0, 0.0
     for answers in rounds:
         begin, end = max(each[0] for each in answers.times), min(each[-1] for each in answers.times)
@@ -128,7 +129,8 @@ def _step(rounds: Sequence[Answers]) -> Row:
 
 
 def _prompts(shape: Shape, count: int) -> list[list[int]]:
-    """Lengths from the shortest to the longest, evenly, in no order; token ids at random but the special ones."""
+    """Prompts of lengths spread evenly from the shortest to the longest, shuffled, of random token ids without special
+    tokens."""
     draw = random.Random(0)
     span = shape.longest - shape.shortest
     lengths = [shape.shortest + (span * index // (count - 1) if count > 1 else span // 2) for index in range(count)]
@@ -137,41 +139,46 @@ def _prompts(shape: Shape, count: int) -> list[list[int]]:
 
 
 def command(
-    shape: Annotated[str, typer.Option(help=f"Of the model, whose weights are random: {', '.join(SHAPES)}.")] = "small",
+    shape: Annotated[str, typer.Option(help=f"Shape of the model (its weights are random): {', '.join(SHAPES)}.")] = (
+        "small"
+    ),
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     threads: Annotated[
         Sequence[int],
         typer.Option(
             parser=whole_numbers(1, 1024),
             metavar="N,...",
-            help="That each system computes with; several are run one by one.",
+            help="Threads of each system; several numbers are run one by one.",
         ),
     ] = (1, 2),
     requests: Annotated[
         Sequence[int] | None,
         typer.Option(
-            parser=whole_numbers(1, 1024), metavar="N,...", help="At a time.", show_default="64; qwen3-8b: 1,32,256"
+            parser=whole_numbers(1, 1024),
+            metavar="N,...",
+            help="Requests at a time; several numbers are run one by one.",
+            show_default="64; qwen3-8b: 1,32,256",
         ),
     ] = None,
-    new_tokens: Annotated[int, typer.Option(help="For each request.")] = 64,
-    rounds: Annotated[int, typer.Option(help="Of each system, after one to warm up.")] = 3,
+    new_tokens: Annotated[int, typer.Option(help="Output tokens of each request.")] = 64,
+    rounds: Annotated[int, typer.Option(help="Rounds of each system, after one round to warm up.")] = 3,
     systems: Annotated[
         Sequence[str],
         typer.Option(
             parser=names(tuple(GENERATORS)),
             metavar="NAME,...",
-            help="Which to measure; the first is whose answers are compared with.",
+            help="Systems to measure; the answers of the others are compared with those of the first.",
         ),
     ] = tuple(GENERATORS),
     as_json: JsonOption = False,
     plot_file: PlotOption = None,
 ) -> None:
-    """Generate from random weights, loaded by the real loader: prompts of 32 to 512 tokens, all handed in at once.
+    """Generate from random weights, loaded by the real loader: prompts of 32 to 512 tokens, all added at once.
 
-    Greedy. `generate` gets one batch, padded on the left to the longest prompt; continuous batching gets as many tokens
-    for a step as Headway. Each system is a process of its own, and one computes at a time. On CUDA also: the share of
-    the time that the device computes, and the least time for a step that reads weights and KV once at the bandwidth
-    of a copy.
+    Greedy. `generate` gets one batch, padded on the left to the longest prompt. Continuous batching gets the same
+    budget of tokens for a step as Headway. Each system has its own process, and one system computes at a time. On CUDA
+    also: the share of the time that the device computes, and the least time of a step, which reads weights and KV once
+    at the bandwidth of a copy.
     """
     if shape not in SHAPES:
         raise typer.BadParameter(f"must be one of {', '.join(SHAPES)}, got {shape!r}", param_hint="--shape")

@@ -1,11 +1,11 @@
-"""Readers of recorded traffic: when requests arrived, how long they were, and which prefixes they shared.
+"""Readers of recorded traffic: the arrival times of requests, their lengths, and the prefixes that they shared.
 
-Two formats are read, told apart by their first line:
+There are two formats; the first line of a file shows which it is:
 
     Azure LLM inference (CSV)       TIMESTAMP, ContextTokens, GeneratedTokens
     Mooncake (JSON lines)           timestamp (ms), input_length, output_length, hash_ids (one per 512 tokens)
 
-Other columns and keys are ignored. A row that does not parse is a TraceError naming file, line and value.
+Other columns and keys are ignored. A row that does not parse raises TraceError with file, line and value.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ class TraceError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class TraceRequest:
-    """One recorded request: its shape, not its text.
+    """One recorded request, without its text.
 
     arrival_s: seconds after the first request of the trace.
-    prompt_tokens, output_tokens: lengths.
-    prefix_ids: one id per `block_tokens` tokens of the prompt, the last block possibly cut short; equal ids stand
-        for equal tokens. Empty when the trace does not tell.
-    block_tokens: tokens that one prefix id stands for; a fraction once lengths have been scaled down.
+    prompt_tokens, output_tokens: lengths, in tokens.
+    prefix_ids: one id per `block_tokens` tokens of the prompt; the last block may be shorter. Equal ids stand for equal
+        tokens. Empty if the trace has none.
+    block_tokens: tokens per prefix id; a fraction after lengths were scaled down.
     """
 
     arrival_s: float
@@ -50,7 +50,7 @@ class TraceRequest:
 def read_trace(path: Path) -> Iterator[TraceRequest]:
     """The requests of a trace of either format, in the order of the file.
 
-    Raises TraceError for a row that does not parse, and for a file that is neither format; OSError as `open` does.
+    Raises TraceError for a row that does not parse and for a file of another format; OSError as `open` does.
     """
     with path.open(encoding="utf-8-sig") as file:
         first = file.readline().strip()
@@ -110,14 +110,14 @@ def scaled(
     time_scale: float = 1.0,
     max_model_len: int | None = None,
 ) -> list[TraceRequest]:
-    """Cut a trace down to what a machine and a model can take, in order of arrival and starting at 0 s.
+    """Scale a trace down for a machine and a model. The result is in order of arrival and starts at 0 s.
 
-    minutes: keep the requests of the first so many minutes, as recorded.
+    minutes: only the requests of the first `minutes` of the recording.
     time_scale: multiplies the times between arrivals; 0.5 replays twice as fast.
-    max_model_len: when the longest request kept (prompt and output together) is longer, all lengths shrink by the
-        one factor that makes it fit, blocks of shared prefix too, so that proportions hold; none falls below 1.
+    max_model_len: the most tokens of a request, prompt and output. If the longest request has more, all lengths and
+        the blocks of shared prefixes shrink by the same factor. No length becomes less than 1.
 
-    Raises ValueError when a limit makes no sense or nothing is left.
+    Raises ValueError for a limit out of range, and if no request is left.
     """
     if minutes is not None and not minutes > 0:
         raise ValueError(f"minutes must be above 0, got {minutes}")
@@ -125,15 +125,15 @@ def scaled(
         raise ValueError(f"time_scale must be at least 0 and finite, got {time_scale}")
     if max_model_len is not None and max_model_len < 2:
         raise ValueError(f"max_model_len must be at least 2, got {max_model_len}")
-    kept = [request for request in requests if minutes is None or request.arrival_s < minutes * 60]
-    if not kept:
-        raise ValueError("the trace holds no requests" if minutes is None else f"no requests in {minutes} minutes")
-    kept.sort(key=lambda request: request.arrival_s)
-    start = kept[0].arrival_s
-    longest = max(request.prompt_tokens + request.output_tokens for request in kept)
+    chosen = [request for request in requests if minutes is None or request.arrival_s < minutes * 60]
+    if not chosen:
+        raise ValueError("the trace has no requests" if minutes is None else f"no requests in {minutes} minutes")
+    chosen.sort(key=lambda request: request.arrival_s)
+    start = chosen[0].arrival_s
+    longest = max(request.prompt_tokens + request.output_tokens for request in chosen)
     factor = 1.0 if max_model_len is None else min(1.0, max_model_len / longest)
     limit = max(2, longest) if max_model_len is None else max_model_len
-    return [_shrunk(request, (request.arrival_s - start) * time_scale, factor, limit) for request in kept]
+    return [_shrunk(request, (request.arrival_s - start) * time_scale, factor, limit) for request in chosen]
 
 
 def _shrunk(request: TraceRequest, arrival_s: float, factor: float, limit: int) -> TraceRequest:

@@ -1,7 +1,7 @@
-"""Concrete requests: when each arrives, its prompt as token ids, and how many tokens it wants back.
+"""Concrete requests: arrival time, prompt as token ids, number of output tokens.
 
-Everything is drawn from a seed, so that two runs (or two engines) get the same requests to the last token. Block `b`
-of a trace stands for the same tokens wherever it appears, so a replay shares prefixes just where the recording did.
+Everything is drawn from a seed, so two runs (or two engines) get exactly the same requests. Block `b` of a trace stands
+for the same tokens everywhere, so a replay shares the same prefixes as the recording.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from headway.bench.traces import TraceRequest
 
-# What a stream of random numbers is for; streams of different purposes never share a number.
+# The purposes of streams of random numbers; streams with different purposes are independent.
 _ARRIVALS, _LENGTHS, _PREFIX, _OWN, _BLOCK = range(5)
 
 
@@ -36,10 +36,10 @@ class SyntheticTraffic:
     rate: requests per second; infinity sends all at once.
     burstiness: shape of the gamma distribution of the gaps: 1 is a Poisson process, below 1 comes in bursts, above 1
         is more even. The mean gap is 1 / rate for any.
-    prompt_tokens, output_tokens: least and most, both included, drawn uniformly. The prompt counts the shared prefix.
+    prompt_tokens, output_tokens: least and most, both included, drawn uniformly. The prompt includes the shared prefix.
     shared_prefix_tokens: leading tokens that all prompts have in common.
 
-    Raises ValueError, naming the value and the limit.
+    Raises ValueError, with the value and the limit.
     """
 
     num_requests: int
@@ -98,15 +98,15 @@ def synthetic(traffic: SyntheticTraffic, token_ids: NDArray[np.int32], seed: int
 
 
 def from_trace(requests: Iterable[TraceRequest], token_ids: NDArray[np.int32], seed: int) -> list[WorkloadRequest]:
-    """The requests of a trace with tokens in them. token_ids: int32 [V], the tokens that prompts are drawn from.
+    """The requests of a trace, with random tokens. token_ids: int32 [V], the tokens that prompts are drawn from.
 
-    Tokens of a prompt that no prefix id covers are drawn anew for each request.
+    Tokens of a prompt without a prefix id are drawn anew for each request.
     """
     blocks: dict[int, NDArray[np.int32]] = {}
     own = _stream(seed, _OWN)
 
     def block(prefix_id: int, num_tokens: int, block_tokens: float) -> NDArray[np.int32]:
-        # Always drawn whole: requests may cut a block to different lengths, and share what both have of it.
+        # A block is always drawn whole: requests may cut it to different lengths, and must share the common part.
         if prefix_id not in blocks:
             blocks[prefix_id] = _draw(token_ids, math.ceil(block_tokens), _stream(seed, _BLOCK, prefix_id))
         return blocks[prefix_id][:num_tokens]

@@ -1,7 +1,7 @@
 """The API process's side of an engine: conversations to text, tokens to text, requests in progress.
 
-engine_client.py     the engine as an API process sees it     link.py      starting its process, talking to it
+engine_client.py     the engine as an API process sees it     link.py      starts the engine process, talks to it
 pending_request.py   one client request in progress
 token_processor.py, sequence.py, detokenizer.py   from token ids to answers; also for `LLM`
-conversation.py, chat_template.py                 from messages to a prompt; also for `LLM`
+conversation.py, chat_template.py                 from chat messages to a prompt; also for `LLM`
 """

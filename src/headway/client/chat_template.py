@@ -1,4 +1,4 @@
-"""How a conversation becomes a prompt, for `LLM.chat` and the server alike."""
+"""Makes a prompt from a conversation, for `LLM.chat` and for the server."""
 
 from __future__ import annotations
 
@@ -13,22 +13,23 @@ from headway.errors import RequestError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_DEFAULT, _WITH_TOOLS = "default", "tool_use"  # names of templates that are chosen unasked, as transformers has them
-_VARIABLES = {"tools", "documents"}  # parameters of transformers' renderer that are nothing but variables
-_WRITTEN_HERE = {"messages", "conversations"}  # names that transformers' renderer gives to what it passes on
+_DEFAULT, _WITH_TOOLS = "default", "tool_use"  # names that transformers gives to the templates chosen by default
+_VARIABLES = {"tools", "documents"}  # parameters of transformers' renderer that are only variables of the template
+_WRITTEN_HERE = {"messages", "conversations"}  # variables that transformers' renderer sets itself
 
 
 class ChatTemplate:
-    """Writes conversations by a chat template.
+    """Renders conversations with a chat template.
 
-    tokenizer: brings the model's own template, or several that have names; it is asked anew for each conversation.
-    model: what errors call the model.
-    template: instead of the tokenizer's default: a file, the text of a template, or the name of one of the tokenizer's.
+    tokenizer: has the template of the model, or several templates with names; they are read for each conversation.
+    model: the name of the model in error messages.
+    template: used instead of the tokenizer's default: a file, the text of a template, or the name of a template of the
+        tokenizer.
 
-    Templates run in transformers' sandbox (they cannot reach Python's internals or change what they are given), but
-    nothing bounds their time or memory: whose templates are taken is for the caller to decide.
+    Templates run in transformers' sandbox: they cannot reach Python's internals or change their arguments. But their
+    time and memory have no limit, so the caller decides whose templates to accept.
 
-    Raises ValueError for a `template` that is not there or is no valid template.
+    Raises ValueError for a `template` that does not exist or is not valid.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, model: str, template: str | None = None) -> None:
@@ -37,10 +38,10 @@ class ChatTemplate:
         self._template = None if template is None else self._load(template)
 
     def render(self, conversation: Conversation) -> str:
-        """The prompt, special tokens written out: it is to be tokenised without adding any.
+        """The text of the prompt, with special tokens written out: tokenise it without adding special tokens.
 
-        Raises RequestError without a template, for one of an unknown name, for kwargs that are no variables, and for
-        whatever the template raises, in its own words.
+        Raises RequestError if there is no template, if its name is unknown, if `chat_template_kwargs` sets a name that
+        is no variable, and if the template raises an error; the message is that of the template.
         """
         variables = conversation.chat_template_kwargs or {}
         self._check_variables(variables)
@@ -58,12 +59,12 @@ class ChatTemplate:
                 tokenize=False,
                 **(conversation.chat_template_kwargs or {}),
             )
-        except Exception as error:  # a template is a program: it may raise anything, above all to refuse messages
+        except Exception as error:  # a template is a program and may raise anything, often to refuse chat messages
             raise RequestError(f"the chat template does not take this conversation: {_said(error)}") from error
         return str(text)
 
     def _choose(self, given: str | None, *, with_tools: bool) -> str:
-        """The text of the template to write by. given: what the request asks for."""
+        """The text of the template to use. given: the `chat_template` of the request."""
         named = self._named()
         if given is not None:
             if given in named:
@@ -109,11 +110,12 @@ class ChatTemplate:
         except (OSError, UnicodeDecodeError) as error:
             raise ValueError(f"cannot read chat_template {file!r:.100}: {error}") from error
         if not _is_text(text):
-            raise ValueError(f"chat_template {file!r} is a file that holds no template: there is no brace in it")
+            raise ValueError(f"chat_template {file!r} is a file without a template: there is no brace in it")
         return text
 
     def _check_syntax(self, text: str, given: str) -> None:
-        """Find now and not in every request that a template is broken. A template may well refuse this greeting."""
+        """Raise ValueError now, and not in every request, if a template has a syntax error. The template may refuse
+        the greeting that it is tried with."""
         from jinja2 import TemplateSyntaxError
 
         greeting = Conversation.model_validate({"messages": [{"role": "user", "content": "hi"}]})
@@ -124,7 +126,7 @@ class ChatTemplate:
                 raise ValueError(f"chat_template {given!r:.100} is no valid template: {error.__cause__}") from error
 
     def _named(self) -> dict[str, str]:
-        """The tokenizer's templates by their names; a single one is called "default"."""
+        """The tokenizer's templates by name; a single template has the name "default"."""
         own = self._tokenizer.chat_template
         if own is None:
             return {}
@@ -132,7 +134,7 @@ class ChatTemplate:
             return {_DEFAULT: own}
         if isinstance(own, Mapping):
             return dict(own)
-        return {one["name"]: one["template"] for one in own}
+        return {item["name"]: item["template"] for item in own}
 
     def _known(self) -> str:
         names = ", ".join(sorted(self._named())) or "there is none"
@@ -150,12 +152,13 @@ class ChatTemplate:
 
 
 def _is_text(template: str) -> bool:
-    """Whether this can be the text of a template: without a brace it would write no message."""
+    """Whether this can be the text of a template: a text without a brace has no place for the chat messages."""
     return "{" in template
 
 
 def _said(error: Exception) -> str:
-    """All that an error says; jinja's and transformers' own say what is wrong, others need their type for that."""
+    """The text of an error. The errors of jinja and transformers explain themselves; others get their type before
+    it."""
     from jinja2 import TemplateError
 
     text = str(error).strip()

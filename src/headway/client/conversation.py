@@ -1,4 +1,4 @@
-"""A conversation as `LLM.chat` and the server take it: validated field by field, with the same refusals."""
+"""The conversation that `LLM.chat` and the server take. Both validate it here, so both refuse the same fields."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 
 class StrictModel(BaseModel):
-    """Takes the fields that it declares and no others; the string "5" is not a number."""
+    """A record that refuses unknown fields and converts no types: the string "5" is not a number."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
 def refuse_unsupported(unsupported: dict[str, Any]) -> None:
-    """Raises ValueError for a field that asks for what Headway does not do; empty values ask for nothing."""
+    """Raise ValueError for a field that Headway does not support, unless its value is empty (None, [] or {})."""
     for name, value in unsupported.items():
         if value is not None and value != [] and value != {}:
             raise ValueError(f"{name} is not supported: leave it out")
 
 
 class ContentPart(StrictModel):
-    """A piece of a message."""
+    """A part of the content of a chat message. Only text is supported."""
 
     model_config = ConfigDict(extra="allow", strict=True)  # an image part is refused for its type, not its fields
 
@@ -41,12 +41,12 @@ class ContentPart(StrictModel):
 
 
 class ChatMessage(StrictModel):
-    """What one side said. Only an assistant's message may come without content."""
+    """One message of a conversation. Only an assistant's message may have no content."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[ContentPart] | None = None
     name: str | None = None
-    # What an assistant's message carries when it is sent back as it came: only empty values are taken.
+    # Fields of an assistant's message that a client sends back unchanged: only empty values are accepted.
     refusal: str | None = None
     annotations: list[Any] | None = None
     audio: Any = None
@@ -61,7 +61,7 @@ class ChatMessage(StrictModel):
         return self
 
     def for_template(self) -> dict[str, str]:
-        """The message as chat templates read it: its content is one string, each part of it a line of its own."""
+        """The message in the form of chat templates: its content is one string, with a line break between parts."""
         if isinstance(self.content, list):
             content = "\n".join(part.text or "" for part in self.content)
         else:
@@ -73,8 +73,8 @@ class ChatMessage(StrictModel):
 
 
 def _as_dicts(messages: Any) -> Any:
-    """Mappings of any kind as dicts, in a list. Raises ValueError for an empty conversation and for what is no mapping;
-    what is no sequence at all is left to pydantic."""
+    """The chat messages as a list of dicts. Raises ValueError for an empty list and for an item that is no mapping. A
+    value that is no sequence is returned as it is: pydantic refuses it."""
     if isinstance(messages, str | bytes) or not isinstance(messages, Sequence):
         return messages
     if not messages:
@@ -86,11 +86,11 @@ def _as_dicts(messages: Any) -> Any:
 
 
 class Conversation(StrictModel):
-    """What turns messages into a prompt.
+    """Chat messages, and how to make a prompt from them.
 
-    add_generation_prompt: end with the opening of the assistant's answer.
-    continue_final_message: leave the last message open, so that the answer goes on with it.
-    chat_template: the text of a template or the name of one of the tokenizer's, instead of the template that is set.
+    add_generation_prompt: end the prompt with the opening of the assistant's answer.
+    continue_final_message: leave the last message open, so that the answer continues it.
+    chat_template: the text of a template, or the name of a template of the tokenizer; used instead of the default.
     chat_template_kwargs: more variables for the template.
     """
 

@@ -1,6 +1,6 @@
-"""The text of one sequence, as its tokens come: `Detokenizer` makes it, `StopScanner` ends it.
+"""The text of one sequence, token by token: `Detokenizer` makes the text, `StopScanner` finds stop strings in it.
 
-Both are plain objects that belong to one sequence and know nothing of requests.
+Each sequence has its own two objects. They know nothing of requests.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ if TYPE_CHECKING:
 
 Decode = Callable[[list[int]], str]
 
-REPLACEMENT = "\ufffd"  # what a decoder writes for bytes that are not (yet) a character
-MAX_HELD_TOKENS = 16  # a character is at most 4 bytes; who still has none after 16 tokens writes garbage
-CONTEXT_SIZES = (6, 24, 96)  # prompt tokens to start from; the first that begins with a whole character
+REPLACEMENT = "\ufffd"  # a decoder writes it for bytes that are not (yet) a character
+MAX_PENDING_TOKENS = 16  # a character has at most 4 bytes; 16 tokens without a whole character are garbage
+CONTEXT_SIZES = (6, 24, 96)  # prompt tokens of the first context; the first size that begins with a whole character
 
 
 def make_decode(tokenizer: PreTrainedTokenizerBase | None, skip_special_tokens: bool) -> Decode:
-    """ids -> text; without a tokenizer, always the empty text.
+    """A function from token ids to text; without a tokenizer it always returns the empty text.
 
-    A fast tokenizer is called below transformers' wrapper, which costs many times the decoding.
+    It calls a fast tokenizer without transformers' wrapper, which costs many times the decoding.
     """
     if tokenizer is None:
         return lambda _: ""
     if tokenizer.is_fast:
         backend = tokenizer.backend_tokenizer
         return lambda ids: backend.decode(ids, skip_special_tokens)
-    size = len(tokenizer)  # a model's vocabulary may be padded beyond it; fast tokenizers skip such ids themselves
+    size = len(tokenizer)  # the model may have padding ids above it, which only fast tokenizers skip
 
     def decode(ids: list[int]) -> str:
         known = [token for token in ids if token < size]
@@ -40,12 +40,12 @@ def make_decode(tokenizer: PreTrainedTokenizerBase | None, skip_special_tokens: 
 class Detokenizer:
     """Makes text from token ids, each character as soon as its last byte is there.
 
-    What a token reads depends on those before it (a leading space, the rest of a character), so the ids are
-    decoded after a context, the ids of the last text given out, and the context's own text is cut off:
+    The text of a token depends on the tokens before it (a leading space, the rest of a character). So the ids are
+    decoded after a context, which is the ids of the last returned text. The text of the context is cut off:
 
-        prompt ... | context | pending          given out: decode(context + pending) - decode(context)
+        prompt ... | context | pending          returned: decode(context + pending) - decode(context)
 
-    The text continues the prompt: its first word keeps the space that stands between the two.
+    The text continues the prompt: the space between the prompt and its first word is part of it.
     """
 
     __slots__ = ("_context", "_decode", "_pending", "_prefix")
@@ -58,7 +58,7 @@ class Detokenizer:
         for size in CONTEXT_SIZES:
             context = list(prompt_token_ids[-size:])
             prefix = decode(context) if context else ""
-            if not prefix.startswith(REPLACEMENT):  # cut inside a character, it could garble the next ones too
+            if not prefix.startswith(REPLACEMENT):  # a context cut inside a character could garble the next characters
                 self._context, self._prefix = context, prefix
                 break
 
@@ -69,9 +69,9 @@ class Detokenizer:
         text = self._decode(self._context + pending)
         new = self._after_prefix(text)
         if not new or new.endswith(REPLACEMENT):
-            if len(pending) <= MAX_HELD_TOKENS:
+            if len(pending) <= MAX_PENDING_TOKENS:
                 return ""
-            if not new:  # a run of tokens without text: the old context is the better one
+            if not new:  # many tokens without text: keep the old context
                 pending.clear()
                 return ""
         self._context = pending
@@ -80,7 +80,7 @@ class Detokenizer:
         return new
 
     def finish(self, tokens: Sequence[int] = ()) -> str:
-        """The text of these last tokens, and of what was held: a character still incomplete reads U+FFFD."""
+        """The text of the pending tokens and of these last tokens. An incomplete character becomes U+FFFD."""
         self._pending.extend(tokens)
         if not self._pending:
             return ""
@@ -91,30 +91,30 @@ class Detokenizer:
     def _after_prefix(self, text: str) -> str:
         if text.startswith(self._prefix):
             return text[len(self._prefix) :]
-        # New bytes changed how the context reads (byte-fallback tokenizers, on invalid bytes): go without it.
+        # New bytes have changed the text of the context (byte-fallback tokenizers, on invalid bytes): drop the context.
         return self._decode(self._pending)
 
 
 class StopScanner:
-    """Looks for stop strings in a text that comes in pieces, and holds back what may be the start of one.
+    """Looks for stop strings in a text that comes in pieces. It keeps back a text that may start a stop string.
 
-    The first string to be complete wins, so the answer does not depend on how the text was cut into pieces;
-    of those that end together, the longest.
+    The stop string that is complete first wins, so the answer does not depend on how the text was cut into pieces. Of
+    several that end at the same character, the longest wins.
     """
 
-    __slots__ = ("_held", "_include", "_stops")
+    __slots__ = ("_include", "_pending", "_stops")
 
     def __init__(self, stops: Sequence[str], include_in_output: bool = False) -> None:
         self._stops = tuple(stops)
         self._include = include_in_output
-        self._held = ""  # the longest end of the text so far that starts a stop string
+        self._pending = ""  # the longest end of the text so far that starts a stop string
 
     def feed(self, piece: str, *, search: bool = True) -> tuple[str, str | None]:
-        """(text that may be shown now, the stop string found). After a find nothing may be fed any more.
+        """(the text that can be shown now, the stop string found or None). Feed nothing after a stop string is found.
 
-        search: False lets whole stop strings in this piece pass.
+        search: False: stop strings that this piece completes are ignored.
         """
-        text = self._held + piece
+        text = self._pending + piece
         found: str | None = None
         if search:
             end = len(text) + 1
@@ -123,16 +123,16 @@ class StopScanner:
                 if at >= 0 and (at + len(stop), -len(stop)) < (end, -len(found or "")):
                     found, end = stop, at + len(stop)
             if found is not None:
-                self._held = ""
+                self._pending = ""
                 return text[: end if self._include else end - len(found)], found
         cut = min((self._start_of(stop, text) for stop in self._stops), default=len(text))
-        self._held = text[cut:]
+        self._pending = text[cut:]
         return text[:cut], None
 
     def rest(self) -> str:
-        """What is still held, when no more text comes."""
-        held, self._held = self._held, ""
-        return held
+        """The text that is still kept back. Call it when no more text comes."""
+        pending, self._pending = self._pending, ""
+        return pending
 
     @staticmethod
     def _start_of(stop: str, text: str) -> int:

@@ -3,12 +3,12 @@
     client = await EngineClient.start(config)
     request = NewRequest(request_id="a", prompt=client.pack([1, 2, 3]), sampling=SamplingParams())
     with client.submit([request], stream=True) as pending:
-        async for events in pending:  # everything new since the last time
+        async for updates in pending:  # all updates since the last time
             ...
     await client.shutdown()
 
 Everything runs on one event loop: the sockets, the token processor, the pending requests. Leaving the `with` block
-early, for whatever reason, aborts what is unfinished; so a client that went away costs no more steps.
+early, for any reason, aborts the requests that are unfinished. So a client that went away costs no more steps.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headway.client.link import EngineStartError, Link, ProcessLink
-from headway.client.pending_request import Event, PendingRequest, RequestFailedError
+from headway.client.pending_request import PendingRequest, RequestFailedError, Update
 from headway.client.token_processor import Processed, TokenProcessor, expand
 from headway.config import EngineConfig, PauseMode, SchedulerConfig
 from headway.errors import EngineDeadError
@@ -44,24 +44,24 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SILENCE_LIMIT = 10.0  # seconds without a pulse after which an engine does not count as healthy
-ANSWER_MARGIN = 5.0  # seconds more than the engine may take that its answer may take to arrive
-LONG_TEXT = 4096  # characters, which take about a millisecond to tokenise
+ANSWER_MARGIN = 5.0  # seconds that the answer to a call may come later than its timeout in the engine
+LONG_TEXT = 4096  # characters; tokenising them takes about a millisecond
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
-__all__ = ["EngineClient", "EngineStartError", "Event", "Observer", "PendingRequest", "RequestFailedError"]
+__all__ = ["EngineClient", "EngineStartError", "Observer", "PendingRequest", "RequestFailedError", "Update"]
 
 
 class Observer(Protocol):
-    """Who wants to know what the engine does, for metrics. Called on the event loop; must not block."""
+    """Gets what the engine does, for metrics. Called on the event loop; must not block."""
 
     def processed(self, processed: Processed) -> None:
-        """Once per message of the engine that carried tokens or ends."""
+        """Called once per wire message with tokens or ends."""
 
 
 class EngineClient:
-    """See the module. Make it with `start`; not thread safe, all calls on the loop that started it."""
+    """See the module. `start` makes it. Not thread-safe: all calls come from the event loop that started it."""
 
     def __init__(
         self,
@@ -82,8 +82,8 @@ class EngineClient:
         self._processor = TokenProcessor(tokenizer, files.limits.eos_token_ids)
         self._next_uid = index << UID_BITS
         self._numbers = itertools.count(index << UID_BITS)
-        self._calls: dict[int, asyncio.Future[Any]] = {}  # under way, by their number
-        self._open: dict[str, tuple[PendingRequest, int]] = {}  # request id -> client request, index of the prompt
+        self._calls: dict[int, asyncio.Future[Any]] = {}  # calls that wait for their answer, by number
+        self._open: dict[str, tuple[PendingRequest, int]] = {}  # request id -> pending request, index of the prompt
         self._pending: dict[int, PendingRequest] = {}  # neither complete nor closed, by first uid
         self._stalled = False
         self._failure: str | None = None
@@ -99,7 +99,7 @@ class EngineClient:
         """
         link = await ProcessLink.open(engine_args)
         try:
-            files = await _in_thread(partial(ModelFiles.resolve, config))  # while the process imports what it needs
+            files = await _in_thread(partial(ModelFiles.resolve, config))  # while the engine process imports libraries
             # The engine gets the folder, so that the two can never read different revisions of a hub model.
             link.launch(
                 replace(config, model=str(files.path), served_model_name=files.name),
@@ -113,13 +113,13 @@ class EngineClient:
         return cls(files=files, tokenizer=tokenizer, config=ready.config, link=link)
 
     async def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        """The text's token ids; a long text is left to another thread, so that the loop goes on."""
+        """The token ids of a text. A long text is tokenised on another thread, so that the event loop goes on."""
         encode = partial(self.tokenizer.encode, text, add_special_tokens=add_special_tokens, verbose=False)
         return await asyncio.to_thread(encode) if len(text) > LONG_TEXT else encode()
 
     @property
     def num_open(self) -> int:
-        """Client requests that are neither complete nor closed."""
+        """Pending requests that are neither complete nor closed."""
         return len(self._pending)
 
     @property
@@ -128,7 +128,7 @@ class EngineClient:
         return self._link.pid
 
     def why_unhealthy(self) -> str | None:
-        """Why the engine cannot be relied on now; None when it can."""
+        """Why the engine is not healthy now (dead, stalled or silent), in one line; None if it is healthy."""
         if self._failure is not None:
             return self._failure
         if self._stalled:
@@ -143,13 +143,13 @@ class EngineClient:
         return pack(token_ids, self.files.limits.vocab_size)
 
     def submit(self, requests: Sequence[NewRequest], *, stream: bool) -> PendingRequest:
-        """Hand in the prompts of one client request; returns at once. They share their fate.
+        """Send the prompts of one client request; returns at once. All are accepted, or none.
 
-        requests: prompts as `pack` makes them, ids that are not in use; the client gives the uids.
-        stream: show every change, or only the complete outputs.
+        requests: with prompts that `pack` made and request ids that are not in use; this object gives the uids.
+        stream: True: updates bring deltas; False: complete outputs.
 
-        Raises DuplicateRequestError or EngineDeadError. Everything else that may be wrong with a request the engine
-        finds, and iterating raises it.
+        Raises DuplicateRequestError or EngineDeadError. The engine finds all other errors of a request; iterating the
+        result raises them.
         """
         if self._failure is not None:
             raise EngineDeadError(self._failure)
@@ -174,8 +174,8 @@ class EngineClient:
         return pending
 
     async def pause(self, mode: PauseMode = "abort", *, reset_prefix_cache: bool = True, timeout: float = 30.0) -> None:
-        """See `Manager.pause`. Like every call, it also raises EngineDeadError if the engine stops meanwhile, and
-        TimeoutError if no answer comes."""
+        """See `Manager.pause`. Like every call it also raises EngineDeadError if the engine stops before it answers,
+        and TimeoutError if no answer comes."""
         await self._call(to_engine.PauseEngine(mode, reset_prefix_cache, timeout), timeout)
 
     async def resume(self) -> None:
@@ -196,13 +196,13 @@ class EngineClient:
         return report
 
     def fail_open(self, why: str) -> None:
-        """End every pending request with EngineDeadError, and abort what the engine has of it."""
+        """End every pending request with EngineDeadError, and abort its requests in the engine."""
         for pending in list(self._pending.values()):
             self._release(pending)
             pending.fail(EngineDeadError(why))
 
     async def shutdown(self) -> None:
-        """Fail what is open, end the engine process, remove the sockets. Idempotent."""
+        """Fail all pending requests and calls, end the engine process, remove the sockets. Idempotent."""
         self.fail_open("the engine is shutting down")
         if self._failure is None:
             self._failure = "the engine has been shut down"
@@ -215,7 +215,7 @@ class EngineClient:
     # -- the inside
 
     async def _call(self, call: to_engine.EngineCall, timeout: float = 0.0) -> Any:
-        """What the engine returned or raised. timeout: seconds that the engine itself may take."""
+        """Return or raise what the call returned or raised in the engine. timeout: seconds for the engine alone."""
         if self._failure is not None:
             raise EngineDeadError(self._failure)
         number = next(self._numbers)
@@ -225,7 +225,7 @@ class EngineClient:
             async with asyncio.timeout(timeout + ANSWER_MARGIN):
                 return await future
         except TimeoutError:
-            if not future.cancelled():  # it is the engine's own, which says more
+            if not future.cancelled():  # raised in the engine, with a better message
                 raise
             limit = timeout + ANSWER_MARGIN
             raise TimeoutError(f"the engine process has not answered within {limit:g} s") from None
@@ -243,7 +243,7 @@ class EngineClient:
             self._link.send(to_engine.Abort(uids))
 
     def _forget(self, pending: PendingRequest) -> list[int]:
-        """Drop every trace of a client request; returns the uids that the engine still has."""
+        """Drop all records of a pending request; returns the uids that the engine still has."""
         self._pending.pop(pending.first_uid, None)
         uids: list[int] = []
         for request_id in pending.request_ids:
@@ -256,7 +256,7 @@ class EngineClient:
         try:
             while True:
                 self._handle(await self._link.receive())
-        except Exception as error:  # a message that cannot be read means that nothing can be relied on
+        except Exception as error:  # after a message that cannot be read, no request can be trusted to end
             logger.exception("cannot follow the engine")
             self._die(f"cannot follow the engine: {type(error).__name__}: {error}")
 
@@ -276,7 +276,7 @@ class EngineClient:
                     self._drop_if_complete(pending)
             case to_client.Refused(uid, kind, text):
                 if (pending := self._pending.get(uid)) is not None:
-                    self._forget(pending)  # the engine has taken back what it had accepted of it
+                    self._forget(pending)  # the engine has aborted the requests that it had accepted
                     pending.fail(refusal(kind, text))
             case to_client.Returned(number, value):
                 if (future := self._calls.get(number)) is not None and not future.done():
@@ -296,7 +296,7 @@ class EngineClient:
             if request_id in processed.shut_down:
                 pending.fail(EngineDeadError("the request was aborted: the engine was shut down"))
             else:
-                pending.take(Event(index, output))
+                pending.take(Update(index, output))
             if output.finished:
                 del self._open[request_id]
                 self._drop_if_complete(pending)
@@ -311,7 +311,7 @@ class EngineClient:
         self._die(f"the engine process has ended ({await self._link.ended()})")
 
     def _die(self, why: str) -> None:
-        """The engine will answer no more: fail what is open, refuse what comes."""
+        """The engine answers no more: fail all pending requests and calls, and refuse new ones."""
         if self._failure is not None:
             return
         self._failure = why
@@ -320,7 +320,7 @@ class EngineClient:
 
 
 async def _in_thread(work: Callable[[], T]) -> T:
-    """What `work` returns, from a thread that does not keep the process when it is told to end meanwhile."""
+    """Return what `work` returns on a daemon thread, which does not keep the process from ending."""
     loop = asyncio.get_running_loop()
     done: asyncio.Future[T] = loop.create_future()
 

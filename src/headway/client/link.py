@@ -1,4 +1,4 @@
-"""The engine process and the sockets to it, as its API process holds them."""
+"""The engine process and the sockets to it, on the side of the API process."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from headway.wire import codec, to_client, to_engine
 from headway.wire.launch import Launch, input_address, output_address
 
 EXIT_TIMEOUT = 10.0  # seconds that an engine process may take to end before it is killed
-LAST_WORDS = 0.5  # seconds to wait for why a process ended that has just ended
-MAX_SOCKET_DIR = 80  # characters; a Unix socket's address has room for 107
+LAST_WORDS = 0.5  # seconds to wait for the last message of a process that has just ended
+MAX_SOCKET_DIR = 80  # characters; the address of a Unix socket has at most 107
 
 
 class EngineStartError(RuntimeError):
@@ -31,36 +31,37 @@ class EngineStartError(RuntimeError):
 
 
 class Link(Protocol):
-    """What an `EngineClient` needs of its engine. One event loop uses it."""
+    """The connection of an `EngineClient` to its engine. Only one event loop uses it."""
 
     @property
     def pid(self) -> int:
         """The engine's process id."""
 
     def send(self, message: to_engine.ToEngine) -> None:
-        """Hand a message over; in order, never waits."""
+        """Send a message. Messages arrive in order. Never waits."""
 
     async def receive(self) -> to_client.ToClient:
         """The next message, in order. May be cancelled without losing one."""
 
     async def ended(self) -> str:
-        """Waits for the engine to end and says how it did."""
+        """Wait for the end of the engine; returns how it ended, in a few words."""
 
     async def close(self) -> None:
-        """End the engine, leave nothing behind. Idempotent."""
+        """End the engine process and remove its sockets. Idempotent."""
 
 
 class ProcessLink:
-    """A `Link` to an engine process of our own."""
+    """A `Link` to an engine process that this object starts and ends."""
 
     def __init__(self, process: asyncio.subprocess.Process, socket_dir: str, client: int = 0) -> None:
         self.process = process
         self.socket_dir = socket_dir
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._commands = self._context.socket(zmq.PUSH)
-        self._commands.set_hwm(0)  # never blocks; the engine refuses what is too much
+        self._commands.set_hwm(0)  # never blocks; the engine refuses requests above its limit
         self._commands.connect(input_address(socket_dir))
-        # Not made from a plain socket: two objects of one socket would both close it, the second one somebody else's.
+        # Not made from a plain socket: two objects would share one socket, and both would close it. The second close
+        # could hit a new socket that has got the same number.
         self._outputs = zmq.asyncio.Socket(self._context, zmq.PULL)
         self._outputs.set_hwm(0)
         self._outputs.bind(output_address(socket_dir, client))
@@ -72,7 +73,7 @@ class ProcessLink:
 
     @classmethod
     async def open(cls, engine_args: Sequence[str] = ()) -> ProcessLink:
-        """Start the process, which loads its libraries while it waits for `launch`."""
+        """Start the engine process. It imports its libraries while it waits for `launch`."""
         socket_dir = tempfile.mkdtemp(prefix="headway-")
         if len(socket_dir) > MAX_SOCKET_DIR:
             os.rmdir(socket_dir)
@@ -82,7 +83,7 @@ class ProcessLink:
                 *(sys.executable, "-P", "-m", "headway.engine.process", *engine_args),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=2,  # standard output is for people: what libraries print goes to standard error
-                start_new_session=True,  # Ctrl-C in the terminal is for the parent
+                start_new_session=True,  # Ctrl-C in the terminal reaches only the parent
             )
         except BaseException:
             shutil.rmtree(socket_dir, ignore_errors=True)
@@ -90,13 +91,14 @@ class ProcessLink:
         return cls(process, socket_dir)
 
     def launch(self, config: EngineConfig, limits: ModelLimits) -> None:
-        """Say what to run. Standard input stays open: its end tells the process that we are gone."""
+        """Tell the process what to run. Standard input stays open: its end tells the process that the parent is
+        gone."""
         assert self.process.stdin is not None
         line = msgspec.json.encode(Launch(config, limits, self.socket_dir))
         self.process.stdin.write(line + b"\n")
 
     async def wait_ready(self) -> to_client.Ready:
-        """Raises EngineStartError when the engine cannot be loaded."""
+        """The first message of the engine. Raises EngineStartError if the engine cannot be loaded."""
         message = asyncio.ensure_future(self.receive())
         ended = asyncio.ensure_future(self.ended())
         try:
@@ -127,11 +129,14 @@ class ProcessLink:
         return f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
 
     async def close(self, *, kill: bool = False) -> None:
-        """End the process (by force if it does not by itself), close the sockets, remove their folder."""
+        """End the process, close the sockets, remove their folder. Idempotent.
+
+        kill: end the process by force at once, not only if it has not ended after EXIT_TIMEOUT seconds.
+        """
         if self._commands.closed:
             return
         process = self.process
-        with contextlib.suppress(ProcessLookupError):  # it may end between any two of these lines
+        with contextlib.suppress(ProcessLookupError):  # the process may end between any two of these lines
             if process.returncode is None:
                 if kill:
                     process.kill()

@@ -1,4 +1,4 @@
-"""One client request in progress, as the API process holds it."""
+"""One client request in progress, in the API process."""
 
 from __future__ import annotations
 
@@ -16,22 +16,23 @@ class RequestFailedError(RuntimeError):
 
 
 @dataclass(frozen=True, slots=True)
-class Event:
-    """What prompt `prompt_index` of a client request has brought: a delta when streaming, else the complete output."""
+class Update:
+    """New output of prompt `prompt_index` of a client request: a delta if it streams, else the complete output."""
 
     prompt_index: int
     output: RequestDelta | RequestOutput
 
 
 class PendingRequest:
-    """One client request in progress: one or more prompts, each with `sampling.n` answers, that share their fate.
+    """One client request in progress: one or more prompts, each with `sampling.n` answers. All are accepted, or none.
 
-    Iterating gives lists of events in order and ends when every answer is complete. It raises RequestError,
-    DuplicateRequestError, QueueFullError, EnginePausedError or EngineDeadError if the engine refuses or is shut down,
-    RequestFailedError if an answer ends in an error; the rest is aborted then. An answer that a pause cuts short is
-    complete, with finish_reason "abort". Until a group of several is known to be accepted whole, no event is shown.
+    Iterating gives lists of updates, in order, and ends when every answer is complete. It raises RequestError,
+    DuplicateRequestError, QueueFullError, EnginePausedError or EngineDeadError if the engine refuses the requests or
+    is shut down, RequestFailedError if an answer ends in an error; then the other answers are aborted. An answer that
+    a pause cuts short is complete, with finish_reason "abort". The updates of a group of several requests are kept
+    back until the whole group is accepted.
 
-    release: called when no more events are wanted. The client calls `take`, `accept` and `fail`.
+    release: called when no more updates are wanted. `EngineClient` calls `take`, `accept` and `fail`.
     """
 
     def __init__(
@@ -47,20 +48,20 @@ class PendingRequest:
         self.request_ids = tuple(request_ids)  # of the prompts, in order
         self._unfinished = set(request_ids)
         self._accepted = accepted
-        self._events: list[Event] = []
+        self._updates: list[Update] = []
         self._error: Exception | None = None
         self._wake = asyncio.Event()
 
     def __aiter__(self) -> PendingRequest:
         return self
 
-    async def __anext__(self) -> list[Event]:
+    async def __anext__(self) -> list[Update]:
         while True:
             if self._error is not None:
                 raise self._error
-            if self._accepted and self._events:
-                events, self._events = self._events, []
-                return events
+            if self._accepted and self._updates:
+                updates, self._updates = self._updates, []
+                return updates
             if self.complete:
                 raise StopAsyncIteration
             self._wake.clear()
@@ -68,7 +69,7 @@ class PendingRequest:
 
     @property
     def complete(self) -> bool:
-        """Whether nothing is to come any more; what has come may still have to be fetched."""
+        """Whether no more updates will come. Updates that have come may still have to be fetched."""
         return self._accepted and not self._unfinished
 
     def __enter__(self) -> PendingRequest:
@@ -80,29 +81,29 @@ class PendingRequest:
         self.close()
 
     def close(self) -> None:
-        """Abort what is unfinished. Idempotent."""
+        """Abort the answers that are unfinished. Idempotent."""
         self._release(self)
 
-    # -- what the client tells it
+    # -- for EngineClient
 
-    def take(self, event: Event) -> None:
-        """A prompt has something new. An abort before the group is accepted may belong to a refusal on its way."""
-        failure = _failure_of(event.output)
+    def take(self, update: Update) -> None:
+        """Add an update. (Before the group is accepted, an abort may be part of a refusal that is still to come.)"""
+        failure = _failure_of(update.output)
         if failure is not None:
             self.fail(failure)
             return
-        self._events.append(event)
-        if event.output.finished:
-            self._unfinished.discard(event.output.request_id)
+        self._updates.append(update)
+        if update.output.finished:
+            self._unfinished.discard(update.output.request_id)
         self._wake.set()
 
     def accept(self) -> None:
-        """The group was accepted whole."""
+        """The whole group was accepted."""
         self._accepted = True
         self._wake.set()
 
     def fail(self, error: Exception) -> None:
-        """Iterating raises this error from now on. The first one stays."""
+        """Iterating raises this error from now on. The first error stays."""
         if self._error is None:
             self._error = error
         self._wake.set()

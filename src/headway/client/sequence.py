@@ -1,4 +1,4 @@
-"""One answer in the making, and what is told of it while it comes."""
+"""One answer in progress, and the deltas that are made from it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ONGOING = Ending(None)
 
 @dataclass(slots=True)
 class OpenRequest:
-    """What the answers of one request share. live: answers that have not ended."""
+    """The common part of the answers of one request. live: the number of answers that have not ended."""
 
     request_id: str
     uids: tuple[int, ...]
@@ -38,11 +38,12 @@ class OpenRequest:
 
 @dataclass(slots=True)
 class OpenSequence:
-    """One answer in the making. `token_ids`, `text` and `logprobs` are what was not given out yet.
+    """One answer in progress. `token_ids`, `text` and `logprobs`: the part that is not yet in a delta.
 
-    scanner: None without stop strings; text is then made only when it is given out. With them it is made with
-        each token, for the text decides whether another is wanted.
-    num_given: tokens given out.
+    scanner: None without stop strings: then text is made once per delta. With stop strings text is made for each
+        token, because a stop string ends the answer.
+    num_given: tokens in the deltas so far.
+    last_time: seconds; when the last tokens came.
     """
 
     request: OpenRequest
@@ -57,7 +58,7 @@ class OpenSequence:
     last_time: float | None = None
 
     def scan(self, piece: str) -> str | None:
-        """Adds text; returns the stop string that it completes."""
+        """Add text; returns the stop string that it completes, or None."""
         assert self.scanner is not None
         past_min_tokens = self.num_given + len(self.token_ids) > self.request.sampling.min_tokens
         text, stop = self.scanner.feed(piece, search=past_min_tokens)
@@ -65,7 +66,7 @@ class OpenSequence:
         return stop
 
     def hides_last(self, end: RequestEnd) -> bool:
-        """Whether the last token is the one that stopped the sequence, and so no part of the text."""
+        """Whether the last token is a stop token that is left out of the text."""
         return (
             end.stop_token is not None
             and self.token_ids[-1:] == [end.stop_token]
@@ -73,7 +74,7 @@ class OpenSequence:
         )
 
     def take_delta(self, ending: Ending) -> RequestDelta:
-        """What was not given out yet; it is, now."""
+        """A delta of everything since the last one."""
         request = self.request
         token_ids, self.token_ids = self.token_ids, []
         text, self.text = self.text, ""

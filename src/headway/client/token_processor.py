@@ -1,9 +1,9 @@
 """From token ids to answers: text, stop strings, logprobs, finish reasons.
 
-The same object serves `LLM` (in the engine's process) and the API process (in another). Whoever holds it
-registers a request before its sequences go to the engine, passes on every `Effects`, and tells the engine of the uids
-that a stop string ended. It is plain Python: no threads, no clock, and it never touches scheduling state. One
-thread (or one event loop) uses it at a time.
+`LLM` uses it in the engine's process, the server in an API process. The user of the object registers a request before
+its sequences go to the engine, passes on every `Effects`, and finishes in the engine the uids that a stop string ended.
+It is plain Python: no threads, no clock, and it never touches scheduling state. One thread (or one event loop) uses it
+at a time.
 
     add(...) ;  process(effects, now) -> Processed ;  discard(request_id)
 
@@ -31,9 +31,9 @@ __all__ = ["Processed", "RequestDelta", "TokenProcessor", "expand"]
 
 
 def expand(request: NewRequest, uids: Sequence[int]) -> list[NewRequest]:
-    """The request of each of the `sampling.n` answers, as the engine takes them. uids: one for each.
+    """One request for the engine per answer, `sampling.n` in all. uids: one per answer.
 
-    Answer i is drawn with seed + i, so that the answers of a seeded request differ and repeat.
+    Answer i is drawn with seed + i: the answers of a request with a seed differ, and the same request repeats them.
     """
     sampling = request.sampling
     if sampling.n == 1:
@@ -57,15 +57,15 @@ def _shift_seed(seed: int | None, offset: int) -> int | None:
 
 @dataclass(slots=True)
 class Processed:
-    """What came of one `Effects`.
+    """What `TokenProcessor.process` made of one `Effects`.
 
     deltas: of streaming requests, at most one per answer.
-    outputs: requests that do not stream and are complete now.
-    stop_uids: sequences that a stop string ended, for `Manager.finish`: the engine does not know yet.
-    shut_down: ids of requests of which an answer was cut off because the engine was shut down.
-    num_tokens: output tokens counted.
-    first_token_latencies, inter_token_latencies: seconds, one for each answer that got its first tokens, or
-        more of them; for histograms.
+    outputs: of requests that do not stream and are complete now.
+    stop_uids: sequences that a stop string ended, for `Manager.finish`: the engine does not know this yet.
+    shut_down: ids of requests with an answer that was cut off because the engine was shut down.
+    num_tokens: output tokens of live sequences.
+    first_token_latencies: seconds from arrival; one per answer that got its first tokens.
+    inter_token_latencies: seconds since the tokens before; one per answer that got more tokens.
     """
 
     deltas: list[RequestDelta] = field(default_factory=list)
@@ -81,14 +81,14 @@ class TokenProcessor:
     """Follows every request from `add` to its end.
 
     tokenizer: None leaves all text empty (then stop strings cannot be found).
-    eos_token_ids: tokens whose stop_reason is None, as they need no explanation.
+    eos_token_ids: the end-of-sequence tokens; an answer that ends with one has the stop_reason None.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase | None, eos_token_ids: Sequence[int] = ()) -> None:
         self._decode = {skip: make_decode(tokenizer, skip_special_tokens=skip) for skip in (False, True)}
         self._eos_token_ids = frozenset(eos_token_ids)
         self._requests: dict[str, OpenRequest] = {}
-        self._sequences: dict[int, OpenSequence] = {}  # live ones, by uid; a late token for any other is dropped
+        self._sequences: dict[int, OpenSequence] = {}  # live sequences by uid; late tokens of others are dropped
         self._token_text: dict[int, str] = {}  # for logprobs; no larger than the vocabulary
 
     def __len__(self) -> int:
@@ -109,10 +109,10 @@ class TokenProcessor:
     ) -> None:
         """Register a request before its sequences go to the engine.
 
-        uids: one for each of the `sampling.n` answers, unique for ever.
-        text: of the prompt, where it came from one.
-        stream: True reports every change (`Processed.deltas`), False the whole (`Processed.outputs`).
-        now: seconds, on the clock of all calls; the arrival.
+        uids: one for each of the `sampling.n` answers, never used again.
+        text: the text of the prompt, if the prompt was a text.
+        stream: True: report deltas (`Processed.deltas`). False: report complete outputs (`Processed.outputs`).
+        now: seconds; the arrival, on the clock of all calls.
 
         Raises DuplicateRequestError if a request of this id has not ended.
         """
@@ -149,7 +149,10 @@ class TokenProcessor:
         return [uid for uid in request.uids if self._sequences.pop(uid, None) is not None]
 
     def process(self, effects: Effects, now: float) -> Processed:
-        """Take in what the engine did. What it says of sequences that ended or were discarded is dropped."""
+        """Apply effects of the engine. Effects of sequences that have ended or were discarded are ignored.
+
+        now: seconds, on the clock of all calls.
+        """
         processed = Processed()
         self._note_starts(effects)
         ends = {end.uid: end for end in effects.ended}
@@ -183,7 +186,7 @@ class TokenProcessor:
     def _note_starts(self, effects: Effects) -> None:
         for uid, num_cached_tokens in effects.started:
             sequence = self._sequences.get(uid)
-            # Of n answers the first one counts: the others may find the blocks that the first has just computed.
+            # Only the first of n answers counts: the others may find cached blocks that the first has just computed.
             if sequence is not None and sequence.index == 0:
                 sequence.request.num_cached_tokens = num_cached_tokens
 
@@ -194,7 +197,7 @@ class TokenProcessor:
         changed: dict[int, OpenSequence],
         stopped: dict[int, str],
     ) -> int:
-        """Append one step's tokens to their sequences; returns how many belonged to a live one."""
+        """Append the tokens of one step to their sequences; returns how many belong to live sequences."""
         logprobs = _LogprobRows(outputs.logprobs) if outputs.logprobs is not None else None
         sequences = self._sequences
         count = 0
@@ -212,7 +215,7 @@ class TokenProcessor:
             stop = sequence.scan(sequence.detokenizer.step(token))
             if stop is not None:
                 stopped[uid] = stop
-                del sequences[uid]  # what comes after the stop is no part of the answer
+                del sequences[uid]  # tokens after the stop string are no part of the answer
         return count
 
     def _add_logprobs(self, sequence: OpenSequence, token: int, rows: _LogprobRows, row: int) -> None:
@@ -235,7 +238,7 @@ class TokenProcessor:
         return text
 
     def _complete_text(self, sequence: OpenSequence, end: RequestEnd) -> Ending:
-        """The engine ended the sequence: make the rest of its text, which may still hold a stop string."""
+        """The engine ended the sequence: make the rest of its text, in which a stop string may still be."""
         if sequence.scanner is None:
             shown = sequence.token_ids[:-1] if sequence.hides_last(end) else sequence.token_ids
             sequence.text = sequence.detokenizer.finish(shown)
@@ -275,7 +278,7 @@ class TokenProcessor:
 
 
 class _LogprobRows:
-    """A step's logprobs as lists, which Python reads faster than arrays one element at a time."""
+    """The logprobs of a step as lists. Reading single elements of a list is faster than of an array."""
 
     __slots__ = ("index", "ranks", "sampled", "top", "top_ids")
 

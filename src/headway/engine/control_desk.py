@@ -1,4 +1,4 @@
-"""Where calls that concern the whole engine are carried out: pause it, audit it."""
+"""Carries out calls that concern the whole engine: pause, resume, reset the prefix cache, audit."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ logger = logging.getLogger(__name__)
 
 Reply = Callable[[to_client.Returned | to_client.Raised], None]
 
-MAX_WAITING = 16  # calls; each has a thread of its own while it waits
+MAX_WAITING = 16  # the most calls that wait at once; each has its own thread
 
 
 class ControlDesk:
-    """Answers every `Call` once, through `reply`, which any thread calls and which must not block.
+    """Answers every `Call` once, by `reply`. `reply` is called on several threads, and must not block.
 
-    The thread that brings the calls waits for none of them: a call that has to wait for the writer, or for a step, does
-    so on a thread of its own. So an audit does not wait for a pause, and a resume can end one.
+    `take` never waits: a call that has to wait for the writer or for a step gets its own thread. So an audit does not
+    wait for a pause, and a resume can follow a pause that still waits.
     """
 
     def __init__(self, manager: Manager, reply: Reply) -> None:
@@ -32,7 +32,7 @@ class ControlDesk:
         self._waiting: set[threading.Thread] = set()
 
     def take(self, call: to_engine.Call) -> None:
-        """Answer, now or later. One thread calls this."""
+        """Answer a call, now or later. Only one thread calls this."""
         if isinstance(call.call, (to_engine.ResumeEngine, to_engine.IsPaused)):
             self._reply(self._answer(call))
         elif len(self._waiting) >= MAX_WAITING:
@@ -42,12 +42,12 @@ class ControlDesk:
             self._waiting.add(thread)
             try:
                 thread.start()
-            except RuntimeError as error:  # the system has no thread left; the engine can do without this answer
+            except RuntimeError as error:  # the system has no thread left; the engine goes on without this call
                 self._waiting.discard(thread)
                 self._reply(to_client.Raised(call.number, "internal", str(error)))
 
     def close(self, timeout: float = 1.0) -> None:
-        """Wait for the last answers, which come at once when the engine has stopped."""
+        """Wait for the last answers, at most `timeout` seconds. They come at once when the engine has stopped."""
         until = time.monotonic() + timeout
         for thread in list(self._waiting):
             thread.join(max(0.0, until - time.monotonic()))

@@ -24,14 +24,14 @@ _POLL_SECONDS = 0.01
 
 
 class Engine:
-    """Takes requests from any thread; hands every effect to `on_effects`, on the writer's thread.
+    """Takes requests from any thread, and passes all effects to `on_effects`, on the writer's thread.
 
-    Every accepted request gets exactly one RequestEnd. Handing in waits for nobody (under v0 and v1 perhaps for the
-    lock, and so for a scheduling pass); a question waits for its answer, at most `timeout` seconds. Once the engine has
-    stopped every call that would reach the scheduler raises EngineDeadError, the ends of requests included.
+    Every accepted request gets exactly one RequestEnd. Adding a request does not wait (v0 and v1: it may wait for the
+    lock, and so for a scheduling pass). A query waits for its answer, at most `timeout` seconds. Once the engine has
+    stopped, every command and query raises EngineDeadError, also `finish` and `abort`.
 
-    preprocess: makes prompt and spans of requests that bring `preprocess`, on threads of the engine's own; see
-        `PreprocessPool`. What it makes is checked as at the door. Without it such requests are refused.
+    preprocess: makes the prompt and the spans of requests that bring `preprocess`, on threads of the engine; see
+        `PreprocessPool`. Its result is checked as at the door. None: such requests are refused.
     on_sending, async_scheduling: see `WriterLoop`.
     """
 
@@ -70,8 +70,9 @@ class Engine:
         preprocess: Preprocess | None = None,
         on_sending: OnSending | None = None,
     ) -> Engine:
-        """Load the model and build everything around it. Raises ValueError, in one line, for what cannot work."""
-        # Here, and not above, because it brings torch, which nothing else needs.
+        """Load the model, and build executor, manager and engine. Raises ValueError, with a message of one line, for
+        a model or settings that cannot work."""
+        # Imported here, because it imports torch, which nothing else needs.
         from headway.executor.transformers_executor import TransformersExecutor
 
         files = ModelFiles.resolve(config)
@@ -101,7 +102,7 @@ class Engine:
         preprocess: Preprocess | None = None,
         on_sending: OnSending | None = None,
     ) -> Engine:
-        """Put the chosen manager before any executor."""
+        """An engine of the chosen manager and any executor. num_blocks: KV blocks of the executor, block 0 included."""
         scheduler_config = config.for_scheduler(max_model_len=limits.max_model_len, num_blocks=num_blocks)
         manager = MANAGERS[choose_scheduler(config.scheduler)](
             scheduler_config,
@@ -120,13 +121,13 @@ class Engine:
 
     @property
     def files(self) -> ModelFiles:
-        """The model it was loaded from, by `from_config`."""
+        """The files of the model. Only for an engine that `from_config` made."""
         assert self._files is not None, "this engine was put together without a model"
         return self._files
 
     @property
     def manager(self) -> Manager:
-        """What the writer drives: every call on requests and on the engine as a whole."""
+        """The manager that the writer drives. It takes the calls on requests and on the whole engine."""
         return self._manager
 
     def start(self) -> None:
@@ -134,27 +135,27 @@ class Engine:
         self._loop.start()
 
     def add(self, new: NewRequest) -> int:
-        """Hand in a request and return its uid, by which its effects name it.
+        """Add a request and return its uid. Effects name the request by this uid.
 
         Raises RequestError, DuplicateRequestError, QueueFullError, EnginePausedError or EngineDeadError; then nothing
-        was handed in.
+        was added.
         """
         request = self._manager.door.make_request(new)
         self._manager.add(request)
         return request.uid
 
     def failure(self) -> str | None:
-        """Why the engine is dead, in one line; None while it lives."""
+        """Why the engine has failed, in one line; None while it has not."""
         return self._loop.failure
 
     def is_stalled(self) -> bool:
-        """Whether it has work and makes no progress."""
+        """Whether the engine has work and makes no progress."""
         return self._loop.is_stalled()
 
     def shutdown(self, grace: float = 0.0) -> None:
-        """Take no more requests, let those inside finish for up to `grace` seconds, end the rest (ABORT), stop.
+        """Refuse new requests, let the requests inside finish for up to `grace` seconds, end the rest (ABORT), stop.
 
-        A paused engine finishes nothing, so it stops at once. Idempotent. Waits for the threads to end.
+        A paused engine finishes no request, so it stops at once. Waits for the threads to end. Idempotent.
         """
         self._manager.door.close("the engine is shutting down")
         until = time.monotonic() + grace
@@ -167,7 +168,7 @@ class Engine:
 
 
 def _prepare(preprocess: Preprocess, manager: Manager, request: Request) -> Prepared:
-    """What the preprocessor makes, which must be a request that the door would have taken. Raises RequestError."""
+    """Run the preprocessor, and check its result as the door checks a request. Raises RequestError."""
     prepared = preprocess(request)
     if isinstance(prepared, Prepared):
         prompt = request.prompt if prepared.prompt is None else prepared.prompt

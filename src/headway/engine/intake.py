@@ -1,4 +1,4 @@
-"""Where the messages of API processes reach the engine."""
+"""Receives the messages of API processes for the engine."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from headway.wire.uids import client_of
 
 
 class Intake:
-    """Takes commands from the API processes into the engine. Owns its sockets; one thread uses it."""
+    """Passes wire messages of the API processes on to the engine. Owns its sockets; only one thread uses it."""
 
     def __init__(
         self, context: zmq.Context[zmq.Socket[bytes]], launch: Launch, engine: Engine, desk: ControlDesk
@@ -30,12 +30,12 @@ class Intake:
         self._engine = engine
         self._desk = desk
         self._commands = context.socket(zmq.PULL)
-        self._commands.set_hwm(0)  # bounded by the engine's own queue: what it refuses is not kept
+        self._commands.set_hwm(0)  # no limit here: the door bounds the requests, and a refused one is dropped
         self._commands.bind(input_address(launch.socket_dir))
         self._replies = [connect_output(context, launch, client) for client in range(launch.num_clients)]
 
     def run(self) -> float:
-        """Serve until told to shut down; returns the grace in seconds."""
+        """Serve until the message `Shutdown`; returns its grace in seconds."""
         while True:
             data = self._commands.recv()
             try:
@@ -58,7 +58,7 @@ class Intake:
                     return grace
 
     def _add(self, group: Sequence[NewRequest]) -> None:
-        """All of them, or none and a refusal."""
+        """Add all requests of the group, or none, with a refusal."""
         accepted: list[int] = []
         uid = group[0].uid
         assert uid is not None, "clients give their requests uids"
@@ -76,7 +76,7 @@ class Intake:
                 self._reply(uid, to_client.Accepted(uid))
 
     def _abort(self, uids: Sequence[int]) -> None:
-        with contextlib.suppress(EngineDeadError):  # then they have ended, and the next pulse says why
+        with contextlib.suppress(EngineDeadError):  # then the requests have ended, and the next pulse says why
             self._engine.manager.abort(uids)
 
     def _reply(self, uid: int, message: to_client.ToClient) -> None:

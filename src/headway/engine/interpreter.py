@@ -1,6 +1,6 @@
-"""How the interpreter of an engine process is set: how threads take turns, and when garbage is collected.
+"""The settings of Python in an engine process: how long a thread runs before another, and when garbage is collected.
 
-The figures that both were chosen by stand in docs/architecture.md.
+docs/architecture.md has the measurements behind them.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-SWITCH_INTERVAL = 0.0005  # seconds that a thread may keep the interpreter while another one wants it
-FULL_COLLECTION = 1_000  # collections of the middle generation after which a busy engine makes a full one
-_TIDY = 10  # the same for an idle one, which has the time
+SWITCH_INTERVAL = 0.0005  # seconds that a thread may run while another thread waits for the interpreter
+FULL_COLLECTION = 1_000  # collections of the middle age class before a full collection, in a busy engine
+_TIDY = 10  # collections of the middle age class before a full collection, in an idle engine
 
 
 def settle() -> None:
-    """After start-up: what there is now lives as long as the process, and no collection looks at it again. What comes
-    later is collected young; a full collection is left for when there is nothing to do, see `tidy`."""
+    """Set the interpreter, after start-up. Objects that exist now live as long as the process: no collection visits
+    them again. Later objects are collected young. Full collections are left to idle moments; see `tidy`."""
     sys.setswitchinterval(SWITCH_INTERVAL)
     gc.collect()
     gc.freeze()
@@ -26,14 +26,14 @@ def settle() -> None:
 
 
 def tidy() -> None:
-    """A full collection, if there may be something to collect. For a moment in which nobody waits for anything."""
+    """A full collection, if there may be something to collect. Call it while the engine has no work."""
     if gc.get_count()[2] >= _TIDY:
         gc.collect()
 
 
 @contextmanager
 def settled() -> Iterator[None]:
-    """The same for a while, in a process that goes on to other things."""
+    """`settle` for the time of a `with` block. The settings before it come back at its end."""
     interval, thresholds = sys.getswitchinterval(), gc.get_threshold()
     settle()
     try:

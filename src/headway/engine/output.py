@@ -1,4 +1,4 @@
-"""Where the effects of the engine leave for the API processes."""
+"""Sends the effects of the engine to the API processes."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from headway.wire.uids import client_of, effects_of_client
 
 STATUS_INTERVAL = 0.2  # seconds between two pulses
 STATUS_DELAY = 0.02  # seconds from the end of a request to the next pulse
-LINGER_MS = 2000  # for the last messages to leave, at the end
+LINGER_MS = 2000  # milliseconds that the last messages get to leave
 
 
 class Output:
-    """Carries effects to the API processes, one message per turn of the writer, answers, and the pulse.
+    """Sends to the API processes: effects (one message per turn of the writer), answers to calls, and the pulse.
 
-    `put` is called on the writer thread, `reply` on any; both only append. The rest belongs to the thread of `run`.
+    The writer calls `put`, any thread calls `reply`; both only append to a queue. A thread of its own sends.
     """
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], launch: Launch) -> None:
@@ -37,6 +37,7 @@ class Output:
         self._thread: threading.Thread | None = None
 
     def start(self, engine: Engine) -> None:
+        """Start the thread that sends. engine: its snapshot and its health make the pulse."""
         self._thread = threading.Thread(target=self._run, args=(engine,), name="headway-output", daemon=True)
         self._thread.start()
 
@@ -59,7 +60,7 @@ class Output:
                     sockets[client_of(item.number)].send(codec.encode(item))
                 else:
                     self._send(sockets, item)
-                    if item.ended:  # so that who looks at the counters after an answer finds it counted
+                    if item.ended:  # counters that are read soon after an answer must count it
                         next_pulse = min(next_pulse, time.monotonic() + STATUS_DELAY)
             if time.monotonic() >= next_pulse:
                 snapshot = engine.manager.snapshot()
@@ -83,9 +84,9 @@ class Output:
 
 
 def connect_output(context: zmq.Context[zmq.Socket[bytes]], launch: Launch, client: int) -> zmq.Socket[bytes]:
-    """A socket of the calling thread's own to API process `client`."""
+    """A new socket to API process `client`, for the calling thread alone."""
     socket = context.socket(zmq.PUSH)
-    socket.set_hwm(0)  # bounded by what the engine runs; a slow reader must not stop the thread
+    socket.set_hwm(0)  # no limit here: the running requests are the limit, and a slow reader must not stop the thread
     socket.setsockopt(zmq.LINGER, LINGER_MS)
     socket.connect(output_address(launch.socket_dir, client))
     return socket

@@ -1,4 +1,4 @@
-"""What has to be done to a request before its prompt is one (fetching an image, encoding it), behind the writer."""
+"""Prepares requests whose prompt is not ready (an image to fetch, a text to encode), on threads of its own."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prepared:
-    """What a preprocessor makes of a request.
+    """The result of a preprocessor for one request.
 
-    prompt: token ids, flat; None: those that the request came with.
+    prompt: token ids, shape (tokens,); None: the prompt of the request stays as it is.
     spans: the parts of the prompt that must not be cut, in order.
     """
 
@@ -32,14 +32,14 @@ class Prepared:
 
 
 class PreprocessPool:
-    """Runs `prepare` on threads of its own and posts what came of it: once per job, unless the job was cancelled.
+    """Runs `prepare` on its own threads, and posts one result per job, unless the job was cancelled.
 
-    The writer submits and cancels, and never waits. Deadlines are the core's: it ends a request that takes too long,
-    and what a job says of a request that has ended is ignored.
+    The writer submits and cancels, and never waits. The core keeps the deadlines: it ends a request that takes too
+    long, and ignores the result of a job whose request has ended.
 
-    prepare: called with a request that has `preprocess`, on any of the threads, several at a time. What it raises,
-        and anything but a usable `Prepared`, ends the request with an error.
-    post: called on the same threads; must not raise.
+    prepare: called with a request that has `preprocess`, on several threads at once. If it raises, or returns no
+        usable `Prepared`, the request ends with an error.
+    post: gets each result, on the thread that ran the job; must not raise.
     """
 
     def __init__(
@@ -49,18 +49,18 @@ class PreprocessPool:
             raise ValueError(f"a preprocess pool needs at least 1 thread, got {num_threads}")
         self._prepare = prepare
         self._post = post
-        # A uid is taken out of `_queued` by exactly one: whoever cancels it, or the thread that runs it.
+        # Exactly one thread takes a uid out of `_queued`: the thread that cancels the job, or the thread that runs it.
         self._queued: dict[int, Request] = {}
         self._queue: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         self._stopped = False
-        # Daemons: a job that hangs cannot be interrupted, and must not keep the process alive.
+        # Daemon threads: a job that hangs cannot be interrupted, and must not keep the process alive.
         self._threads = [
             threading.Thread(target=self._serve, name=f"headway-preprocess-{i}", daemon=True)
             for i in range(num_threads)
         ]
 
     def start(self) -> None:
-        """Begin with what was submitted."""
+        """Start the threads. They begin with the jobs that were submitted before."""
         for thread in self._threads:
             thread.start()
 
@@ -70,11 +70,11 @@ class PreprocessPool:
         self._queue.put(request.uid)
 
     def cancel(self, uid: int) -> None:
-        """Nobody wants this one any more: it is not begun. Once it runs, or is not known, this changes nothing."""
+        """Drop a job that has not begun. A job that runs goes on; an unknown uid is ignored."""
         self._queued.pop(uid, None)
 
     def shutdown(self, timeout: float = 1.0) -> None:
-        """Begin nothing more, report nothing more, and wait up to `timeout` seconds for what runs. Idempotent."""
+        """Begin and report no more jobs, and wait up to `timeout` seconds for the jobs that run. Idempotent."""
         self._stopped = True
         self._queued.clear()
         for _ in self._threads:
@@ -96,15 +96,15 @@ class PreprocessPool:
     def _run(self, request: Request) -> PreprocessDone:
         try:
             return _packed(request, self._prepare(request))
-        except ValueError as error:  # the user's to mend; it says all there is to say
+        except ValueError as error:  # an error of the user; its message is enough
             return PreprocessDone(request.uid, error=str(error) or "ValueError")
-        except BaseException as error:  # whatever somebody else's code raises: the thread is needed again
+        except BaseException as error:  # `prepare` is foreign code and may raise anything: the thread must go on
             logger.exception("preparing request %r failed", request.request_id)
             return PreprocessDone(request.uid, error=f"{type(error).__name__}: {error}")
 
 
 def _packed(request: Request, prepared: Prepared) -> PreprocessDone:
-    """The result in the core's form. Raises TypeError or ValueError for one that has none."""
+    """The result in the core's form. Raises TypeError or ValueError for a result that the core cannot use."""
     if not isinstance(prepared, Prepared):
         raise TypeError(f"the preprocessor must return Prepared, got {type(prepared).__name__}")
     spans = tuple(prepared.spans)

@@ -1,12 +1,12 @@
-"""The engine process: an `Engine` between two ZeroMQ threads, and nothing per token.
+"""The engine process: an `Engine` between two ZeroMQ threads. It does no work per token.
 
     sockets -- intake (main thread) --> Engine.add, abort, finish --> mailbox --> WRITER
                             '---------> ControlDesk: pause, audit ...   ---------^         |
     sockets <-- output thread <-- queue <-----'------------- Effects ----------------------'
 
-Started by `EngineClient` as `python -m headway.engine.process`; its first line of standard input is a `Launch`
-in JSON, and the end of that input means that the parent is gone. It ignores SIGINT and SIGTERM: those reach a whole
-process group or service, and the parent, which gets them too, decides how long running work may go on.
+`EngineClient` starts it as `python -m headway.engine.process`. The first line of its standard input is a `Launch` in
+JSON. The end of its standard input means that the parent is gone. It ignores SIGINT and SIGTERM: these signals reach a
+whole process group or service, so the parent gets them too, and decides how long running requests may go on.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ from headway.executor.simulated import StepTimeModel
 from headway.wire import codec, to_client
 from headway.wire.launch import Launch
 
-STDIN = 0  # read past Python's buffers, whose locks a thread that waits would hold at exit
+STDIN = 0  # read without Python's buffer: a thread that waits would keep the buffer's lock at exit
 
 Build = Callable[[Launch, OnEffects], Engine]
 
 
 def read_launch() -> Launch | None:
-    """What to run; None if the parent gave up before it knew."""
+    """The `Launch` on standard input; None if standard input ends before it is complete."""
     line = b""
     while not line.endswith(b"\n"):
         part = os.read(STDIN, 65536)
@@ -54,7 +54,7 @@ def read_launch() -> Launch | None:
 
 
 def end_with_parent(launch: Launch) -> None:
-    """End this process, and remove the sockets, when standard input ends: nobody else would."""
+    """End this process, and remove its sockets, when standard input ends: the parent cannot do it any more."""
     while os.read(STDIN, 4096):
         pass
     shutil.rmtree(launch.socket_dir, ignore_errors=True)
@@ -75,7 +75,7 @@ def run(launch: Launch, build: Build) -> int:
     try:
         engine = build(launch, output.put)
     except Exception as error:
-        if not isinstance(error, ValueError):  # a ValueError is the user's to mend, and says all there is to say
+        if not isinstance(error, ValueError):  # a ValueError is an error of the user; its message is enough
             traceback.print_exc()
         tell(to_client.LoadFailed(first_line(error)))
         context.destroy(linger=LINGER_MS)
@@ -96,7 +96,7 @@ def run(launch: Launch, build: Build) -> int:
 
 
 def load(launch: Launch, on_effects: OnEffects) -> Engine:
-    """The engine as it is meant."""
+    """An engine with a real model."""
     return Engine.from_config(launch.config, on_effects)
 
 
@@ -114,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.executor == "simulated":
         build = partial(simulate, StepTimeModel(args.base_s, args.per_token_s, args.per_seq_s))
     else:
-        import headway.executor.transformers_executor  # noqa: F401  takes seconds: meanwhile the parent finds the model
+        import headway.executor.transformers_executor  # noqa: F401  takes seconds, while the parent finds the model
     launch = read_launch()
     return 1 if launch is None else run(launch, build)
 

@@ -21,27 +21,28 @@ logger = logging.getLogger(__name__)
 OnEffects = Callable[[Effects], None]
 OnSending = Callable[[Sending], None]
 
-SHUT_DOWN = "the engine was shut down"  # the message of the requests that were inside
+SHUT_DOWN = "the engine was shut down"  # the error of the requests that were inside
 NO_CONNECTOR = "no connector: this engine has nothing to send KV with"
 NO_PREPROCESSOR = "this engine has no preprocessor"
 
-_LONGEST_SLEEP = 0.5  # seconds; a sleeping writer looks around this often, so that its health can be seen
-_STALL_SECONDS = 10.0  # work, nothing on the device, and no progress for so long: something is wrong
+_LONGEST_SLEEP = 0.5  # seconds; a writer with nothing to do still makes a turn this often, to show its health
+_STALL_SECONDS = 10.0  # with work, an idle device and no progress for this long, the engine counts as stalled
 
 
 class WriterLoop:
-    """Takes what happened, keeps the device busy, tells what came of it.
+    """Applies messages, keeps the device busy, and passes the effects on.
 
-    The only place where it waits is `manager.wait`. A failing step ends its requests and nothing else. A step that
-    does not answer within `step_timeout` seconds is given up: what runs ends with an error, and the executor is
-    restarted; if it cannot be, or if an invariant breaks, the engine says so, ends every request and stops.
+    It waits only in `manager.wait`. A step that fails ends its own requests only. A step without a result within
+    `step_timeout` seconds is given up: the running requests end with an error, and the executor is restarted. If the
+    executor cannot be restarted, or if an invariant breaks, the loop sets `failure`, ends every request and stops.
 
     on_effects: gets `started`, `tokens` and `ended` on this thread; must not block.
-    on_sending: gets each prompt whose KV has to go to D, on this thread, after the effects that bring its token; must
-        not block, and sees to it that `manager.send_done` follows. None: there is nothing to send with.
+    on_sending: gets each prompt whose KV has to go to D, on this thread, after the effects with its first token. It
+        must not block, and must arrange that `manager.send_done` follows. None: there is no connector.
     pool: prepares requests; the loop starts and stops it. None: there is no preprocessor.
-    async_scheduling: launch the next step while one computes, on executors that take two; else each launch waits for
+    async_scheduling: launch the next step while one computes, if the executor takes two. False: each launch waits for
         the result of the step before it.
+    step_timeout: the most seconds from one sign of progress of the device to the next.
     """
 
     def __init__(
@@ -71,11 +72,11 @@ class WriterLoop:
 
     @property
     def failure(self) -> str | None:
-        """Why the loop stopped by itself, in one line; None while it has not."""
+        """Why the loop failed and stopped, in one line; None while it has not."""
         return self._failure
 
     def is_stalled(self) -> bool:
-        """Whether there is work and no progress: a dead or stuck writer, or a device that does not answer."""
+        """Whether there is work and no progress: a dead or stuck writer, or a device without results."""
         if self._failure is not None:
             return True
         if not self._manager.door.num_inside:
@@ -95,7 +96,7 @@ class WriterLoop:
         """End every request that is left and stop. Idempotent; returns when the thread has ended."""
         self._stopping = True
         self._manager.wake()
-        if self._thread.ident is None:  # never started, so nobody else ends what was handed in
+        if self._thread.ident is None:  # never started: this thread has to end the requests inside
             self._run()
         elif self._thread.is_alive():
             self._thread.join()
@@ -110,22 +111,22 @@ class WriterLoop:
             try:
                 while not self._stopping and self._failure is None:
                     self._turn()
-            except BaseException as error:  # whatever it is: nobody else would end what is inside
+            except BaseException as error:  # any error: no other thread would end the requests inside
                 self._give_up(error)
         finally:
             self._close()
 
     def _give_up(self, error: BaseException) -> None:
-        self._failure = f"the engine stopped: {type(error).__name__}"  # in case what it says cannot even be made
+        self._failure = f"the engine stopped: {type(error).__name__}"  # in case `str(error)` raises
         self._failure = f"{self._failure}: {first_line(error)}"
         logger.critical("the writer stops: an invariant is broken", exc_info=error)
 
     def _close(self) -> None:
-        """End whoever is inside, callers that wait for an answer included, and tell."""
+        """End the requests inside, fail the queries whose callers wait, and pass the last effects on."""
         reason = FinishReason.ABORT if self._failure is None else FinishReason.ERROR
         try:
             effects = self._manager.close(reason, self._failure or SHUT_DOWN)
-            effects.jobs, effects.sending = [], []  # there is nobody left to do them for
+            effects.jobs, effects.sending = [], []  # their requests have ended
             if effects:
                 self._on_effects(effects)
         except BaseException as error:
@@ -148,13 +149,13 @@ class WriterLoop:
         self._carry_out(manager.take_effects())
 
     def _carry_out(self, effects: Effects) -> None:
-        """Jobs go to the pool, KV to the connector, the rest to whoever holds the engine."""
+        """Jobs go to the pool, KV to the connector, all other effects to `on_effects`."""
         jobs, sending = effects.jobs, effects.sending
         effects.jobs, effects.sending = [], []
         for request in jobs:
             if self._pool is not None:
                 self._pool.submit(request)
-            else:  # the door did not know
+            else:  # the limits of the door said that there is a preprocessor
                 self._manager.post_result(PreprocessDone(request.uid, error=NO_PREPROCESSOR))
         if self._pool is not None:
             for end in effects.ended:
@@ -168,7 +169,7 @@ class WriterLoop:
                 self._manager.send_done(one.uid, NO_CONNECTOR)
 
     def _patience(self) -> float:
-        """How long the writer may sleep: not past a deadline of the core's, nor past the watchdog's next look."""
+        """How long the writer may sleep, in seconds: not past a deadline of the core, nor of the watchdog."""
         snapshot, now = self._manager.snapshot(), time.monotonic()
         until = now + _LONGEST_SLEEP
         if snapshot.num_in_flight:
@@ -178,12 +179,14 @@ class WriterLoop:
         return max(until - now, 0.0)
 
     def _watch(self) -> None:
-        """Note progress; give up a step that does not answer."""
+        """Note progress; give up a step without a result."""
         snapshot, now = self._manager.snapshot(), time.monotonic()
         seen = (snapshot.step_id, snapshot.num_in_flight)
-        # Where nothing runs because P or D holds the room, the wait is for another engine, and has a deadline.
-        held = not (snapshot.num_in_flight or snapshot.num_running) and (snapshot.num_reserved or snapshot.num_sending)
-        if seen != self._seen or held or not snapshot.has_work:
+        # Nothing runs, because reserved or sending requests have the slots or blocks: the writer waits for the other
+        # engine. The core has a deadline for this.
+        idle = not (snapshot.num_in_flight or snapshot.num_running)
+        awaits_other = idle and (snapshot.num_reserved or snapshot.num_sending)
+        if seen != self._seen or awaits_other or not snapshot.has_work:
             self._seen, self._progress_at = seen, now
         elif snapshot.num_in_flight and now - self._progress_at >= self._step_timeout:
             oldest = snapshot.step_id - snapshot.num_in_flight + 1  # steps are answered in launch order

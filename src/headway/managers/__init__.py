@@ -1,13 +1,13 @@
 """Resource managers: how callers on any thread reach the one core.
 
 Two axes. Policy (static or dynamic allocation) belongs to the core; access (lock or mailbox) belongs here. The
-combinations carry the names that their users know:
+managers carry the version names that their users know:
 
     StaticManager     v0   static allocation    one lock
-    LockedManager   v1   dynamic allocation   one lock
+    LockedManager     v1   dynamic allocation   one lock
     LockFreeManager   v2   dynamic allocation   mailbox, no lock between callers and the step (the default)
 
-Owns the door (validation, ids, bounded intake), the mailbox and the locks; no lock lives anywhere else. Starts no
+This folder owns the door (validation, ids, bounded intake), the mailbox and the locks of scheduling. It starts no
 thread and does no I/O.
 """
 
@@ -35,10 +35,11 @@ MANAGERS: dict[SchedulerName, type[Manager]] = {
 
 
 def choose_scheduler(name: SchedulerName | None = None, environ: Mapping[str, str] = os.environ) -> SchedulerName:
-    """The one place where the scheduler is chosen.
+    """The one place where the scheduler is chosen: "v0", "v1" or "v2".
 
     A name wins. Else the environment: ENABLE_V2_KVCACHE_SCHEDULER=1 gives v2; else, if either switch is set,
-    ENABLE_V1_KVCACHE_SCHEDULER=0 gives v0 and anything else v1. With nothing said, v2.
+    ENABLE_V1_KVCACHE_SCHEDULER=0 gives v0 and any other value v1. With neither a name nor a switch: v2.
+    Raises ValueError for an unknown name.
     """
     if name is not None:
         if name not in MANAGERS:

@@ -1,4 +1,4 @@
-"""The caller's side of a command: everything that can be decided before the core hears of it."""
+"""The caller's side of adding a request: everything that can be decided before the core gets the request."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ MAX_PRIORITY = 2**31  # either way; ranks are float64, which keep such prioritie
 
 @dataclass(slots=True, eq=False)
 class Claim:
-    """One request's hold on its ids. Compared by identity: the same request handed in twice makes two claims.
+    """The claim of one request on its ids. Compared by identity: a request that is handed in twice makes two claims.
 
-    accepted: its end will be reported; until then whoever handed it in can still be told no.
+    accepted: the end of the request will be reported. Before that, the core may still refuse the request.
     """
 
     request_id: str
@@ -35,12 +35,13 @@ class Claim:
 
 
 class Door:
-    """Validates requests, claims their ids and counts them in and out. Any thread; nobody waits.
+    """Validates requests, claims their ids and counts them in and out. Any thread may call it; no call waits.
 
-    Every shared step is one operation that CPython carries out whole: `dict.setdefault` claims an id, `dict.pop`
-    gives it up (whoever gets the value is the one who ends the request), `deque.pop` and `deque.append` move credits.
-    A request is inside from the moment its uid is claimed, which comes last, until its uid is popped, which comes
-    first: so no one else can end a request that is still on its way in, or has been refused.
+    Every shared step is one atomic operation of CPython: `dict.setdefault` claims an id, `dict.pop` frees an id (the
+    thread that gets the value ends the request), `deque.pop` and `deque.append` move credits.
+
+    The uid is claimed last and popped first. A request is inside between the two. So no other thread can end a request
+    that is still entering or was refused.
     """
 
     def __init__(self, config: SchedulerConfig, limits: ModelLimits, max_waiting: int) -> None:
@@ -52,24 +53,25 @@ class Door:
         self._request_ids: dict[str, Claim] = {}
         self._uids_inside: dict[int, Claim] = {}
         self._uids = itertools.count(1)
-        self.paused = False  # refuses everybody for now
-        self.closed: str | None = None  # why it refuses everybody; None while it does not
+        self.paused = False  # refuses every request until `resume`
+        self.closed: str | None = None  # why every request is refused for good; None while the door is open
 
     @property
     def num_inside(self) -> int:
-        """Requests accepted and not ended, those the core has not heard of yet and those at the door included."""
+        """Requests accepted and not ended. Requests that the core has not got yet are included, as are requests that
+        enter at this moment."""
         return self._capacity - len(self._credits)
 
     @property
     def num_token_ids(self) -> int:
-        """Token ids go from 0 to one less."""
+        """The size of the vocabulary: token ids go from 0 to one less."""
         return self._limits.vocab_size
 
     def make_request(self, new: NewRequest) -> Request:
-        """Check a request against the limits, and say what the core need not work out. Claims nothing.
+        """Check a request against the limits, and make the core's record of it. Claims nothing.
 
-        Raises RequestError that names the value and the limit. The prompt of a request with `preprocess` may be empty;
-        it is checked again when it is made.
+        Raises RequestError that names the value and the limit. The prompt of a request with `preprocess` may be empty:
+        the prompt that the preprocessor makes is checked later.
         """
         if not isinstance(new.request_id, str):
             raise RequestError(f"request_id must be a string, got {new.request_id!r}")
@@ -111,9 +113,10 @@ class Door:
         return request
 
     def enter(self, request: Request, *, accepted: bool = True) -> None:
-        """Claim one place and the request's ids. Raises, with nothing claimed, if that cannot be.
+        """Take a credit and claim the ids of a request.
 
-        accepted: False for one that the core may still refuse; see `accept`.
+        accepted: False for a request that the core may still refuse; see `accept`.
+        Raises EngineDeadError, EnginePausedError, QueueFullError or DuplicateRequestError; then nothing is claimed.
         """
         if self.closed is not None:
             raise EngineDeadError(self.closed)
@@ -140,13 +143,13 @@ class Door:
             raise
 
     def accept(self, uid: int) -> None:
-        """The core has taken in a request that it could have refused."""
+        """The core has accepted a request that it could have refused. An unknown uid is ignored."""
         claim = self._uids_inside.get(uid)
         if claim is not None:
             claim.accepted = True
 
     def leave(self, uid: int) -> bool:
-        """Count a request out. True for exactly one of all who try: that one reports its end."""
+        """Count a request out. True for exactly one of all threads that try: this thread reports the end."""
         claim = self._uids_inside.pop(uid, None)
         if claim is None:
             return False
@@ -154,18 +157,18 @@ class Door:
         return True
 
     def uids_of(self, ids: Iterable[str | int]) -> tuple[int, ...]:
-        """uids of the requests inside that are meant, by request id or uid. Unknown ones are left out."""
+        """The uids of the requests inside with these ids (request ids or uids). Unknown ids are left out."""
         inside = self._uids_inside
-        claims = (self._request_ids.get(one) if isinstance(one, str) else inside.get(one) for one in ids)
-        # Not those who have their request id and are about to be refused, as their uid is somebody else's.
+        claims = (self._request_ids.get(id_) if isinstance(id_, str) else inside.get(id_) for id_ in ids)
+        # Skips a request that has claimed its request id but will be refused, because its uid is in use.
         return tuple(claim.uid for claim in claims if claim is not None and inside.get(claim.uid) is claim)
 
     def inside(self) -> list[Claim]:
-        """Every request inside."""
+        """The claims of all requests inside."""
         return list(self._uids_inside.values())
 
     def close(self, reason: str) -> None:
-        """Refuse every further request, saying why. The first reason stays."""
+        """Refuse every further request with this reason. The first reason stays."""
         if self.closed is None:
             self.closed = reason
 
@@ -174,24 +177,24 @@ class Door:
         self.paused = True
 
     def resume(self) -> None:
-        """Let requests in again."""
+        """Accept requests again."""
         self.paused = False
 
     def _max_tokens(self, prompt_tokens: int, sampling: SamplingParams) -> int:
-        """Output tokens that the request may have. Raises RequestError where the model leaves too few."""
-        room = self._config.max_model_len - prompt_tokens
-        if room < 1:
+        """The most output tokens of the request. Raises RequestError if `max_model_len` leaves too few."""
+        left = self._config.max_model_len - prompt_tokens
+        if left < 1:
             raise RequestError(
                 f"the prompt has {prompt_tokens} tokens; max_model_len is {self._config.max_model_len}, of which at "
                 f"least 1 must be left for the output"
             )
-        max_tokens = room if sampling.max_tokens is None else min(sampling.max_tokens, room)
+        max_tokens = left if sampling.max_tokens is None else min(sampling.max_tokens, left)
         if sampling.min_tokens > max_tokens:
             raise RequestError(f"min_tokens is {sampling.min_tokens}, but at most {max_tokens} tokens can be generated")
         return 1 if self._config.role is Role.PREFILL else max_tokens
 
     def _checked_sampling(self, sampling: SamplingParams) -> SamplingParams:
-        """The parameters, without any part that the caller can still change. Raises RequestError for a token id."""
+        """A copy of the parameters that the caller cannot change. Raises RequestError for a token id out of range."""
         check_token_ids("stop_token_ids", sampling.stop_token_ids, self.num_token_ids)
         check_token_ids("logit_bias", tuple(sampling.logit_bias or ()), self.num_token_ids)
         if sampling.logit_bias is not None:
@@ -199,7 +202,7 @@ class Door:
         return sampling
 
     def _give_back(self, claim: Claim) -> None:
-        """The place of one that is not inside, and its request id, unless that is another's."""
+        """Return the credit of a request that is not inside; free its request id if this claim owns it."""
         if self._request_ids.get(claim.request_id) is claim:
             del self._request_ids[claim.request_id]
         self._credits.append(None)
@@ -211,7 +214,7 @@ def _check_integer(name: str, value: int, low: int, high: int) -> None:
 
 
 def _check_spans(spans: tuple[Span, ...]) -> None:
-    """That they are spans at all; whether they suit the prompt is looked at when it is known."""
+    """Check types and integer ranges. Whether the spans fit the prompt is checked once the prompt is known."""
     for i, span in enumerate(spans):
         if not isinstance(span, Span):
             raise RequestError(f"span {i} must be a Span, got {span!r}")

@@ -1,4 +1,4 @@
-"""Access by mailbox: callers hand in, the writer carries out."""
+"""Access by mailbox: callers put messages in, the writer applies them."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from headway.model_limits import ModelLimits
 from headway.scheduler import AwaitSteps, Batch, Command, Message, Query, Result
 
 MAX_COMMANDS_PER_TURN = 1024
-MAX_SECONDS_PER_TURN = 0.0005  # twice in a turn that makes a step
+MAX_SECONDS_PER_TURN = 0.0005  # for each `drain`; a turn that launches a step drains twice
 
 
 class LockFreeManager(Manager):
     """Dynamic allocation, no lock. The default.
 
-    One thread, the writer, touches the core; it is the one that drives the loop. Everybody else leaves a message and
-    goes on. Draining is bounded in count and in time, so that a flood of commands delays no step.
+    Only the writer, the thread that drives the loop, touches the core. Every other thread leaves a message and goes
+    on. Draining is bounded in count and in time, so that a flood of commands delays no step.
     """
 
     def __init__(self, config: SchedulerConfig, *, limits: ModelLimits | None = None, max_waiting: int = 4096) -> None:

@@ -1,4 +1,4 @@
-"""Access by one lock: whoever calls, carries out."""
+"""Access by one lock: each caller applies its own message."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from headway.scheduler import AwaitSteps, Batch, Command, Effects, Message, Quer
 class LockedManager(Manager):
     """Dynamic allocation under one global lock.
 
-    A caller applies its own command, so it waits while a pass or another caller holds the lock. The reference that
-    the lock-free manager is measured against and must agree with.
+    A caller applies its own command. So it waits while a pass or another caller holds the lock. The lock-free manager
+    is measured against this one, and must decide the same.
 
-    What breaks while a caller's message is applied is not told the caller, but the loop, which must stop: its next
-    `drain` raises it.
+    An error while a caller's message is applied is not raised in the caller. The next `drain` raises it, so that the
+    loop stops.
     """
 
     def __init__(self, config: SchedulerConfig, *, limits: ModelLimits | None = None, max_waiting: int = 4096) -> None:
@@ -41,7 +41,8 @@ class LockedManager(Manager):
             self._lock.notify_all()
 
     def drain(self) -> None:
-        """Callers have applied their messages themselves; only the clock is left. Raises what broke while they did."""
+        """Apply deadlines that have passed: callers have applied their messages themselves. Raises the error of a
+        message that broke an invariant."""
         self._desk.serve_here()
         if self._broken is not None:
             raise self._broken
@@ -79,13 +80,13 @@ class LockedManager(Manager):
     def _hand_in(self, message: Message) -> None:
         """Apply a caller's message, on its thread."""
         with self._lock:
-            if self._closed or self._broken is not None:  # `close` sets the one before it takes the last effects
+            if self._closed or self._broken is not None:  # `close` sets `_closed` before it takes the last effects
                 return
             try:
                 self._apply(message)
-            except BaseException as error:  # a broken invariant: the loop's business, whoever came upon it
+            except BaseException as error:  # a broken invariant: the loop must stop, whichever thread found it
                 self._broken = error
-                if not isinstance(error, Exception):  # an interrupt, which is the caller's too
+                if not isinstance(error, Exception):  # an interrupt, which concerns the caller too
                     raise
             finally:
                 self._changed = True

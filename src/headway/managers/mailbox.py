@@ -1,4 +1,4 @@
-"""Where everything that happens is left for the writer."""
+"""Where messages wait for the writer."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from collections.abc import Iterator
 
 from headway.scheduler import Command, Message, Query, Result
 
-_CROWD = 512  # commands that wait for the writer, above which whoever brings one more gives way
-_GIVE_WAY = 0.01  # seconds
+_FLOOD = 512  # with more waiting commands than this, a thread that adds one sleeps
+_GIVE_WAY = 0.01  # seconds of that sleep
 
 
 class Mailbox:
-    """Two lanes into one thread: commands and queries from anybody, results from the device and from jobs. The writer
-    takes results first.
+    """Two lanes into one thread: commands and queries from any thread, results from the device and from jobs. The
+    writer takes results first.
 
-    Handing in is one `deque.append`, whose time does not depend on what the writer does. Only a writer that sleeps is
-    woken: it announces that it will sleep, looks once more, and then sleeps; a producer appends first and then looks
-    for the announcement. Whichever comes second sees the other, so no message is slept through.
+    Putting a message in is one `deque.append`. Its time does not depend on the writer. Only a sleeping writer is woken:
+    the writer announces that it will sleep, looks once more, and then sleeps. A producer appends first, and then looks
+    for the announcement. The later of the two sees what the other has done, so no message is overlooked.
 
-    Threads that hand in without end would keep the interpreter from the writer: it would get it back only after each of
-    them had its turn. So where a crowd of commands is waiting, `put` sleeps a little after it has appended; it still
-    waits for nobody.
+    Threads that put messages in without a break keep the interpreter busy: the writer would run only after each of
+    these threads had its turn. So in a flood of commands `put` sleeps a little after it has appended. The length of
+    this sleep does not depend on any other thread.
     """
 
     def __init__(self) -> None:
@@ -41,7 +41,7 @@ class Mailbox:
         self._commands.append(command)
         if self._sleeping:
             self._bell.put(None)
-        elif self._attended and len(self._commands) > _CROWD:
+        elif self._attended and len(self._commands) > _FLOOD:
             time.sleep(_GIVE_WAY)
 
     def put_result(self, result: Result) -> None:
@@ -51,13 +51,15 @@ class Mailbox:
             self._bell.put(None)
 
     def wake(self) -> None:
-        """Let a writer that sleeps, or is about to, look around. Any thread."""
+        """Let `wait` return, now or at its next call. Any thread."""
         self._bell.put(None)
 
     def take(self, max_commands: int) -> Iterator[Message]:
-        """Messages in the order the writer applies them: every result first, then commands first in, first out.
+        """Messages in the order in which the writer applies them: all results first, then commands and queries, first
+        in, first out.
 
-        Ends when both lanes are empty or after so many commands; nothing is taken that is not yielded.
+        Ends when both lanes are empty, or after `max_commands` commands and queries. A message that is not yielded
+        stays in the mailbox.
         """
         for _ in range(max_commands):
             while self._results:
@@ -69,13 +71,13 @@ class Mailbox:
             yield self._results.popleft()
 
     def wait(self, timeout: float) -> None:
-        """Sleep until something is there, at most `timeout` seconds. For the writer alone."""
+        """Sleep until a message is there, at most `timeout` seconds. Only the writer calls this."""
         self._attended = self._sleeping = True
         try:
             if not self:
                 self._bell.get(timeout=timeout)
         except queue.Empty:
-            return  # nobody came; the caller looks around and sleeps again
+            return  # no message came; the caller checks its deadlines and sleeps again
         finally:
             self._sleeping = False
         while not self._bell.empty():  # one bell is enough; the others rang for the same messages

@@ -1,4 +1,4 @@
-"""A resource manager: the surface, and the side of it that faces the loop and the device."""
+"""A resource manager: the surface for callers, and the side that faces the loop and the device."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ class Manager(Surface):
     """A scheduler that many threads may use. A subclass decides only how a call reaches the core.
 
     Three groups of callers:
-    - anybody: see Surface. None of these waits for the device, unless it asks to; whether one can wait for a
-      scheduling pass is what subclasses differ in.
-    - whoever runs the device, or a job: `post_result`.
+    - any thread: the verbs of `Surface`. Only `await_steps` and `pause` wait for the device. Whether a call can wait
+      for a scheduling pass depends on the subclass.
+    - the threads of the device and of jobs: `post_result`.
     - the one thread that drives the loop: `wait`, `drain`, `schedule` or `prefill_schedule`, `update`,
       `take_effects`, `close`. It may not ask queries: it would wait for itself.
 
-    allocation: the policy of the core; fixed by the subclass.
+    allocation: the allocation policy of the core; set by the subclass.
     """
 
     allocation: ClassVar[type[Allocation]] = DynamicAllocation
@@ -56,14 +56,17 @@ class Manager(Surface):
     def snapshot(self) -> Snapshot:
         return self._snapshot
 
-    # -- whoever runs the device or a job ------------------------------------------------------------------------
+    # -- the device and jobs -------------------------------------------------------------------------------------
 
     @abstractmethod
     def post_result(self, result: Result) -> None:
-        """Report what became of a step or a job. Any thread. Nobody hears what comes after `close`."""
+        """Report the result of a step or a job. Any thread. After `close` results are ignored."""
 
     def send_done(self, uid: int, error: str | None = None) -> None:
-        """P: the KV of a request is with D, or cannot be sent; its blocks are not read any more. Any thread."""
+        """P: the KV of a request has reached D, or could not be sent (`error`). Any thread.
+
+        The blocks of the request are not read any more. Raises EngineDeadError once the engine has stopped.
+        """
         self._check_open()
         self.post_result(SendDone(uid, error))
 
@@ -71,7 +74,7 @@ class Manager(Surface):
 
     @abstractmethod
     def wait(self, timeout: float) -> None:
-        """Sleep until there is something to do, at most `timeout` seconds."""
+        """Sleep until a message has come or `wake` was called, at most `timeout` seconds."""
 
     @abstractmethod
     def wake(self) -> None:
@@ -79,35 +82,36 @@ class Manager(Surface):
 
     @abstractmethod
     def drain(self) -> None:
-        """Apply what was handed in, a bounded share of it, and what the clock brings about."""
+        """Apply messages of callers, a bounded number of them, and deadlines that have passed."""
 
     @abstractmethod
     def schedule(self) -> Batch | None:
-        """The next step of an engine that computes everything. What was handed in so far is taken into account."""
+        """Drain, and decide the next step: prefills and decodes. None: there is nothing to launch."""
 
     @abstractmethod
     def prefill_schedule(self) -> Batch | None:
-        """The next step of a prefill instance: running prefills only, the whole budget."""
+        """Drain, and decide the next step of a P engine: prefills only, with the whole budget. None: as `schedule`."""
 
     @abstractmethod
     def _apply(self, message: Message) -> None:
-        """Carry out a message as the thread that drives the loop."""
+        """Apply a message and publish the snapshot. Only the thread that drives the loop calls this."""
 
     def update(self, result: StepResult) -> Effects:
-        """Apply a step's result here and now, and return everything that came about since the last look."""
+        """Apply the result of a step on this thread, and return the effects since the last `take_effects`."""
         self._apply(result)
         return self.take_effects()
 
     def take_effects(self) -> Effects:
-        """Everything that came about since the last look. Answers are not among it: they are with those who asked."""
+        """The effects since the last call. Answers to queries are not among them: the callers of the queries have got
+        these."""
         effects, self._effects = self._effects, Effects()
         return effects
 
     def close(self, reason: FinishReason, message: str | None = None) -> Effects:
-        """Stop: nothing is accepted or applied any more, every request inside ends now, for this reason, and every
-        query fails.
+        """Stop. No message is accepted or applied any more, every request inside ends now, and every query fails.
 
-        Returns the last effects, with the ends of all requests whose end had not been seen.
+        reason: the finish reason of the requests inside. message: their error, and the text of later EngineDeadErrors.
+        Returns the last effects, with the ends of all requests whose end was not yet reported.
         """
         self.door.close(message or "the engine has stopped")
         self._closed = True
@@ -123,15 +127,15 @@ class Manager(Surface):
     # -- for subclasses ------------------------------------------------------------------------------------------
 
     def _carry_out(self, message: Message) -> None:
-        """Apply a message to the core and keep its effects. Only where the core may be touched."""
+        """Apply a message to the core and keep its effects. Only where this thread may touch the core."""
         if isinstance(message, Query):
             self._carry_out_query(message)
             return
         if isinstance(message, AwaitSteps) and self._desk.take(message.reply) is None:
             return  # its caller has left
         self._keep(self._core.apply(message, time.monotonic()))
-        # Callers set the door before they tell, so that it counts at once. It is set again here because, where `pause`
-        # and `resume` meet, core and door must agree in the end on whichever came last.
+        # A caller sets the door before it sends the command, so that the door acts at once. The door is set again here:
+        # when `pause` and `resume` race, core and door must end in the same state, which the later command decides.
         if isinstance(message, Pause):
             self.door.pause()
         elif isinstance(message, Resume):
@@ -152,25 +156,25 @@ class Manager(Surface):
             self.door.accept(answer.uid)
 
     def _tick(self) -> None:
-        """Tell the core if a deadline has passed. Only where the core may be touched."""
+        """Tell the core if a deadline has passed. Only where this thread may touch the core."""
         deadline = self._core.next_deadline
         if deadline is not None and deadline <= time.monotonic():
             self._carry_out(Tick())
 
     def _keep(self, effects: Effects) -> None:
-        kept = self._effects
-        kept.started += effects.started
-        kept.tokens += effects.tokens
-        kept.sending += effects.sending
-        kept.jobs += effects.jobs
-        kept.ended += [end for end in effects.ended if self.door.leave(end.uid)]
+        mine = self._effects
+        mine.started += effects.started
+        mine.tokens += effects.tokens
+        mine.sending += effects.sending
+        mine.jobs += effects.jobs
+        mine.ended += [end for end in effects.ended if self.door.leave(end.uid)]
         for reply in effects.awaited:
             cell = self._desk.take(reply)
             if cell is not None:
                 cell.answer(None)
 
     def _run_pass(self, prefill_only: bool) -> Batch | None:
-        """One scheduling pass. Only where the core may be touched."""
+        """One scheduling pass. Only where this thread may touch the core."""
         batch = self._core.prefill_schedule() if prefill_only else self._core.schedule()
         self._publish()
         return batch

@@ -1,8 +1,8 @@
-"""How a question gets its answer: a cell between the thread that asks and the writer, and the desk that keeps them.
+"""How a query gets its answer: a cell between the caller's thread and the writer, and the desk that keeps the cells.
 
 The caller's side, whatever the query:
 
-    timeout = checked_timeout(timeout)      # before anything is handed in
+    timeout = checked_timeout(timeout)      # before the query is sent
     reply, cell = desk.open()
     try:
         mailbox.put(SomeQuery(reply, ...))
@@ -10,18 +10,18 @@ The caller's side, whatever the query:
     finally:
         desk.forget(reply)
 
-The writer's side; `desk.take(reply)` is None if the caller has left. An immediate query is claimed before it acts:
+The writer's side. `desk.take(reply)` is None if the caller has left. An immediate query is claimed before it runs:
 
     if cell is not None and cell.claim():
         try:
             cell.answer(handler(query))
-        except QueryError as error:         # its check refused, and nothing has changed
+        except QueryError as error:         # a check refused the query, and nothing has changed
             cell.fail(error)
 
-A deferred one ("when nothing is in flight any more") is only noted when its message is applied, and stays open: its
-caller can still leave. It is claimed when its moment has come, and answered in the same breath. (If there is nothing
-to do but to answer, `answer` alone is enough: it takes the same permit.) Whoever claims acts and answers at once,
-because a caller that finds its cell claimed waits without a limit of its own.
+A deferred query ("when nothing is in flight any more") is only noted when its message is applied. Its cell stays open,
+so its caller can still leave. It is claimed and answered when its moment has come. (If there is nothing to do but to
+answer, `answer` alone is enough: it takes the same permit.) A thread that claims a cell runs the query and answers at
+once, because a caller that finds its cell claimed waits without a timeout.
 
 `verification/query.pml` is a model of both sides, of shutdown and of a writer that dies, checked exhaustively.
 """
@@ -41,9 +41,9 @@ _ONLY = "outcome"
 
 
 def checked_timeout(timeout: float) -> float:
-    """How long to wait, in seconds. Raises ValueError for anything but a number above 0 that a clock can count to.
+    """The timeout in seconds, as a float. Raises ValueError unless it is a number in (0, threading.TIMEOUT_MAX].
 
-    The caller checks before it hands anything in, so that a query with a bad timeout never runs.
+    The caller checks it before it sends the query, so that a query with a bad timeout never runs.
     """
     if (
         isinstance(timeout, bool)
@@ -57,12 +57,15 @@ def checked_timeout(timeout: float) -> float:
 
 
 class QueryCell:
-    """One question's way back: open, then claimed, then closed; or closed while it was open, and then it never runs.
+    """Where the caller of one query waits: open, then claimed, then closed. A query whose cell is closed while open
+    never runs.
 
-    Two things that exactly one thread gets, because each is one operation that CPython carries out whole: the permit
-    to run the query (`deque.pop`: open -> claimed) and the say in what the caller is told (`dict.setdefault`:
-    -> closed). Whoever closes takes the permit first, so that nothing runs for a caller that is told something else,
-    and rings last. Whoever finds the cell closed rings as well: the one that closed it may have died before it could.
+    Two steps are atomic in CPython, so only one thread succeeds at each: taking the permit to run the query
+    (`deque.pop`: open -> claimed) and setting the outcome (`dict.setdefault`: -> closed).
+
+    A thread that closes the cell takes the permit first: so no query runs whose caller gets another outcome. It rings
+    the bell last. A thread that finds the cell closed rings too, because the thread that closed it may have died
+    before it rang.
     """
 
     def __init__(self) -> None:
@@ -71,7 +74,7 @@ class QueryCell:
         self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()
 
     def claim(self) -> bool:
-        """The writer will act now. False: the cell is closed, and the query must not run."""
+        """The writer will run the query now. False: the cell is claimed or closed, and the query must not run."""
         try:
             self._permit.pop()
         except IndexError:
@@ -79,29 +82,30 @@ class QueryCell:
         return True
 
     def answer(self, value: Any) -> bool:
-        """Close the cell with an answer. False: it was closed before, and nobody hears of this one."""
+        """Close the cell with an answer. False: it was closed before, and the caller never gets this answer."""
         return self._close(value, None)
 
     def fail(self, error: Exception) -> bool:
-        """Close the cell with an error for the caller to raise; an open one will never run. Any thread.
+        """Close the cell with an error for the caller to raise. If the cell was open, its query never runs. Any thread.
 
-        False: it was closed before, and nobody hears of this one. The error must be this cell's alone.
+        error: an object of this cell alone, since raising an error changes it.
+        False: the cell was closed before, and the caller never gets this error.
         """
         return self._close(None, error)
 
     def wait(self, timeout: float) -> Any:
-        """The answer. For the caller, once.
+        """The answer. The caller calls this once.
 
-        Raises TimeoutError if the query was not claimed within `timeout` seconds: it will never run. Once it is
-        claimed its answer is at most one handler away, and is waited for: the writer answers, or dies, and then the
-        cell is failed. Raises whatever the cell is failed with, QueryError if it was waited for before, and
-        ValueError for a bad timeout.
+        Raises TimeoutError if the query was not claimed within `timeout` seconds: it will never run. Once the query is
+        claimed, `wait` returns after at most one handler: the writer answers, or dies, and then the cell fails.
+        Raises the error that the cell fails with, QueryError if `wait` was called before, ValueError for a bad timeout.
         """
         timeout = checked_timeout(timeout)
         if not self._outcome:
             self._sleep(timeout)
         value, error = self._outcome[_ONLY]
-        # A cell that kept an error that was raised would be kept by it, and with it all that the callers hold.
+        # The traceback of a raised error refers to this frame, and so to the cell. The cell must not refer to the error
+        # too: the reference cycle would keep all objects of the calling frames alive.
         self._outcome[_ONLY] = None, QueryError("a query is waited for once")
         if error is None:
             return value
@@ -114,7 +118,7 @@ class QueryCell:
         try:
             self._bell.get(timeout=timeout)
         except queue.Empty:
-            if self.claim():  # it was open: now nobody runs it
+            if self.claim():  # it was open: now no thread can run it
                 self.fail(
                     TimeoutError(f"the query was not answered within {timeout:.3g} s and will not be carried out")
                 )
@@ -130,9 +134,10 @@ class QueryCell:
 
 
 class QueryDesk:
-    """Keeps the cells of all questions whose callers wait, by reply id.
+    """Keeps the cells of all queries whose callers wait, by reply id.
 
-    writer: ident of the thread that answers, or None while none does. It may not ask: it would wait for itself.
+    writer: ident of the thread that answers, or None while no thread does. This thread may not ask queries: it would
+        wait for itself.
     """
 
     def __init__(self) -> None:
@@ -145,11 +150,11 @@ class QueryDesk:
         return len(self._cells)
 
     def serve_here(self) -> None:
-        """This thread is the one that answers."""
+        """Declare the calling thread to be the thread that answers."""
         self.writer = threading.get_ident()
 
     def open(self) -> tuple[int, QueryCell]:
-        """A new cell and its reply id, which is never used again. Whoever opens forgets, in a `finally`.
+        """The reply id, which is never used again, and a new cell. The caller calls `forget` in a `finally`.
 
         Raises QueryError on the writer's thread, EngineDeadError once the desk is closed.
         """
@@ -157,25 +162,24 @@ class QueryDesk:
             raise QueryError("asked from the thread that has to answer")
         reply, cell = next(self._replies), QueryCell()
         self._cells[reply] = cell
-        if self._closed is not None:  # looked at last: whoever closes either finds the cell or is seen here
+        if self._closed is not None:  # checked last: `close` on another thread finds the cell, or is noticed here
             self.forget(reply)
             raise EngineDeadError(self._closed)
         return reply, cell
 
     def take(self, reply: int) -> QueryCell | None:
-        """The cell to answer into; None if its caller has left. It stays until the caller forgets it."""
+        """The cell to answer in; None if its caller has left. The desk keeps it until its caller forgets it."""
         return self._cells.get(reply)
 
     def forget(self, reply: int) -> None:
-        """The caller leaves, for whatever reason: nothing is kept for it, and what was still open never runs."""
+        """The caller leaves, for any reason: the desk drops its cell. If the cell was open, its query never runs."""
         cell = self._cells.pop(reply, None)
         if cell is not None:
             cell.fail(QueryError("the caller has left"))
 
     def close(self, error_message: str) -> None:
-        """Nobody answers any more: every cell, open or claimed, fails, and no further one is opened. Any thread.
-
-        The first message stays.
+        """No thread answers any more: every cell, open or claimed, fails with EngineDeadError, and no further cell is
+        opened. Any thread. The first message stays.
         """
         if self._closed is None:
             self._closed = error_message  # set first: see `open`

@@ -1,4 +1,4 @@
-"""Static allocation: the blocks for prompt and max_tokens are held from admission on."""
+"""Static allocation: a request gets the blocks for its prompt and `max_tokens` when it is admitted."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from headway.scheduler import Batch, StaticAllocation
 
 
 class StaticManager(LockedManager):
-    """The first of the family (v0): static allocation under one lock. It never preempts, and runs fewer at once."""
+    """v0: static allocation under one lock. It never preempts, and runs fewer requests at once."""
 
     allocation = StaticAllocation
 
     def prefill_schedule(self) -> Batch | None:
-        """The same as `schedule()`: this manager knows no pass of its own for prefill instances."""
+        """As `schedule`: static allocation has no separate pass for a P engine."""
         return self.schedule()

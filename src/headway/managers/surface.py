@@ -46,16 +46,17 @@ logger = logging.getLogger(__name__)
 
 Ids = str | int | Iterable[str | int]
 
-_NOBODY = -1  # no request has this uid
+_NO_REQUEST = -1  # no request has this uid
 
 
 class Surface(ABC):
-    """Everything that any thread may call, one plain verb per deed.
+    """Everything that any thread may call: one plain verb per action.
 
-    `ids` are request ids or uids, one or several; unknown ones are a no-op.
+    `ids` are request ids or uids, one or several. Unknown ids are ignored.
 
-    Commands hand in and return. Queries wait for an answer, at most `timeout` seconds (above 0): TimeoutError means
-    that nothing was carried out and nothing is held. Both raise EngineDeadError once the engine has stopped.
+    A command sends its message and returns. A query waits for an answer, at most `timeout` seconds (above 0).
+    TimeoutError means that the query did not run and changed nothing. Both raise EngineDeadError once the engine has
+    stopped.
     """
 
     def __init__(self, config: SchedulerConfig, limits: ModelLimits, max_waiting: int) -> None:
@@ -67,9 +68,9 @@ class Surface(ABC):
     # -- commands ------------------------------------------------------------------------------------------------
 
     def add(self, request: Request) -> None:
-        """Hand in a request that `door.make_request` has made. It will end exactly once, with a RequestEnd.
+        """Add a request that `door.make_request` has made. It will end exactly once, with a RequestEnd.
 
-        Raises DuplicateRequestError, QueueFullError, EnginePausedError or EngineDeadError; then nothing was handed in.
+        Raises DuplicateRequestError, QueueFullError, EnginePausedError or EngineDeadError; then nothing was added.
         """
         self.door.enter(request)
         try:
@@ -77,98 +78,109 @@ class Surface(ABC):
         except BaseException:  # an interrupt
             self._take_back(request)
             raise
-        if self._closed and self.door.leave(request.uid):  # it was closed while we were at the door
+        if self._closed and self.door.leave(request.uid):  # closed while this request entered
             raise EngineDeadError(self._reason())
 
     def finish(self, ids: Ids) -> None:
-        """End requests whose answer is complete; slots and blocks are recycled with it."""
+        """End requests whose answer is complete (STOP); their slots and blocks become free."""
         self._tell_of(ids, FinishRequests, "FinishRequests")
 
     def abort(self, ids: Ids) -> None:
-        """End requests that nobody wants any more, whatever they are doing."""
+        """End requests whose answer is no longer wanted (ABORT), in any status."""
         self._tell_of(ids, AbortRequests, "AbortRequests")
 
     def publish_output(self, ids: Ids) -> None:
-        """Let other requests find what these have generated so far, in whole blocks. With `enable_output_caching` that
-        happens by itself."""
+        """Put the full blocks of the output of these requests into the prefix cache. With `enable_output_caching` this
+        happens without the command."""
         self._tell_of(ids, PublishOutput, "PublishOutput")
 
     def start_prefill(self, ids: Ids) -> None:
-        """P: D has agreed; compute these reserved requests."""
+        """P: D has agreed; compute the prompts of these reserved requests."""
         self._tell_of(ids, StartPrefill, "StartPrefill")
 
     def start_decode(self, request_id: str | int, token: int) -> None:
-        """D: the KV of a reserved request has come, and its first output token; decode from there."""
+        """D: the KV of a reserved request has come; decode on from its first output token, `token`.
+
+        Raises RequestError for a token id outside the vocabulary.
+        """
         limit = self.door.num_token_ids
         if not isinstance(token, (int, np.integer)) or not 0 <= token < limit:
             raise RequestError(f"the first token is {token!r}; token ids are integers from 0 to {limit - 1}")
         self._tell_of(request_id, lambda uids: StartDecode(uids[0], int(token)), "StartDecode")
 
     def drop_reservations(self, ids: Ids) -> None:
-        """Give up reserved requests, as the other side has failed. Others are left alone."""
+        """End reserved requests, because the other engine has failed. Requests with another status are left alone."""
         self._tell_of(ids, DropReservations, "DropReservations")
 
     # -- queries -------------------------------------------------------------------------------------------------
 
     def reserve_prefill(self, request: Request, timeout: float = 5.0) -> Reservation | None:
-        """P: slot, blocks for the prompt, and what the prefix cache has of it. None: no room now, nothing is held.
+        """P: reserve a slot and the blocks for the prompt, cached blocks included. None: too few are free; nothing is
+        reserved.
 
-        A yes is an accepted request: it ends exactly once, at the latest when nobody takes it up
-        (`start_prefill`) within `reservation_timeout`.
-        Raises QueryError on an engine of another role, and what `add` raises.
+        A reservation is an accepted request: it ends exactly once. It expires if `start_prefill` does not come within
+        `reservation_timeout` seconds.
+        Raises QueryError on an engine of another role, RequestError for a request that must be prepared first, and
+        the errors of `add`.
         """
         return self._reserve(request, lambda reply: ReservePrefill(reply, request), timeout)
 
     def reserve_decode(
         self, request: Request, timeout: float = 5.0, *, expires_after: float | None = None
     ) -> Reservation | None:
-        """D: slot, and blocks for prompt and first token, under the reserve rule; refused while anybody waits. None:
-        no room now, nothing is held.
+        """D: reserve a slot and the blocks for the prompt and the first token. None: nothing is reserved, because
+        requests wait, or too few slots or blocks are free (with the headroom left over).
 
-        A yes is an accepted request: it ends exactly once, at the latest when nobody takes it up
-        (`start_decode`) within `expires_after` seconds; None: `reservation_timeout`.
-        Raises QueryError on an engine of another role, and what `add` raises.
+        A reservation is an accepted request: it ends exactly once. It expires if `start_decode` does not come within
+        `expires_after` seconds; None: `reservation_timeout`.
+        Raises QueryError on an engine of another role, RequestError for a request that must be prepared first, and
+        the errors of `add`.
         """
         seconds = self.config.reservation_timeout if expires_after is None else expires_after
         return self._reserve(request, lambda reply: ReserveDecode(reply, request, seconds), timeout)
 
     def progress(self, request_id: str | int, timeout: float = 5.0) -> Progress | None:
-        """How far a request is; None if it is not here."""
-        uid = next(iter(self._uids(request_id, "GetProgress")), _NOBODY)
+        """How far a request is; None if it is not in the engine."""
+        uid = next(iter(self._uids(request_id, "GetProgress")), _NO_REQUEST)
         progress: Progress | None = self._ask(lambda reply: GetProgress(reply, uid), timeout)
         return progress
 
     def audit(self, timeout: float = 30.0) -> AuditReport:
-        """Recount who owns what."""
+        """Recount the blocks of all owners."""
         report: AuditReport = self._ask(Audit, timeout)
         return report
 
     # -- control -------------------------------------------------------------------------------------------------
 
     def preempt_all(self) -> None:
-        """Everything that runs goes back to its place in the queue, and is computed again from prompt and output."""
+        """Preempt all running requests. Each goes back to its place in line, and its prompt and output are computed
+        again."""
         self._tell(PreemptAll())
 
     def await_steps(self, timeout: float) -> None:
-        """Return when every step that is in flight now has been answered for. Raises TimeoutError."""
+        """Return when the core has the result of every step that is in flight now. Raises TimeoutError if that takes
+        longer than `timeout` seconds."""
         self._await_steps(timeout)
 
     def clear(self) -> None:
-        """End every request that was added before (ABORT) and forget what is cached. Later ones are not touched."""
+        """End every request that was added before (ABORT), and empty the prefix cache. Later requests are left
+        alone."""
         self._tell(Clear())
 
     def reset_prefix_cache(self, timeout: float = 5.0) -> int:
-        """Forget what is cached; returns how many blocks were. Requests go on."""
+        """Empty the prefix cache; returns the number of blocks that it had. Requests go on."""
         count: int = self._ask(ResetPrefixCache, timeout)
         return count
 
     def pause(self, mode: PauseMode = "abort", *, reset_prefix_cache: bool = True, timeout: float = 30.0) -> None:
-        """Refuse new work, abort or preempt what runs, and return when the device is idle: its weights may be changed.
+        """Refuse new requests, abort or preempt all others, and return when the device is idle. Then the weights may
+        be changed.
 
         mode: "abort" ends all requests; "preempt" keeps them, to be computed again after `resume`.
-        reset_prefix_cache: forget what is cached, before this returns.
-        Raises TimeoutError if the device is not idle by then; the engine is paused all the same. A request that was at
-        the door just then may still come in, and waits for `resume`.
+        reset_prefix_cache: empty the prefix cache before this returns.
+        Raises ValueError for another mode, TimeoutError if the device is not idle within `timeout` seconds; the engine
+        is paused all the same. A request that enters at the moment of the call may still be added; it waits for
+        `resume`.
         """
         if mode not in get_args(PauseMode):
             raise ValueError(f"mode must be one of {', '.join(get_args(PauseMode))}, got {mode!r}")
@@ -181,23 +193,23 @@ class Surface(ABC):
         self._await_steps(timeout, begin, but="; the engine is paused all the same")
 
     def resume(self) -> None:
-        """Take new work again, and go on with what was kept."""
-        self.door.resume()  # before it is told: see `Manager._carry_out`
+        """Accept new requests again, and go on with the preempted ones."""
+        self.door.resume()  # before the command: see `Manager._carry_out`
         self._tell(Resume())
 
     # -- reads ---------------------------------------------------------------------------------------------------
 
     def num_free_slots(self) -> int:
-        """Slots that no accepted request has a claim on, those not yet applied included."""
+        """Slots that are left when each request inside has one, requests that the core has not got yet included."""
         return max(0, self.config.max_num_seqs - self.door.num_inside)
 
     def info(self) -> dict[str, Any]:
-        """The numbers of the snapshot by name, and num_inside: requests accepted and not ended."""
+        """The fields of the snapshot by name, and `num_inside`: requests accepted and not ended."""
         return {**self.snapshot()._asdict(), "num_inside": self.door.num_inside}
 
     @abstractmethod
     def snapshot(self) -> Snapshot:
-        """The state as last published. Immutable."""
+        """The last published snapshot. Immutable."""
 
     # -- for subclasses ------------------------------------------------------------------------------------------
 
@@ -224,7 +236,7 @@ class Surface(ABC):
             raise EngineDeadError(self._reason())
 
     def _uids(self, ids: Ids, what: str) -> tuple[int, ...]:
-        """uids of the requests inside that are meant."""
+        """The uids of the requests inside with these ids. what: the name of the command or query, for the log."""
         ids = tuple(ids) if isinstance(ids, Iterable) and not isinstance(ids, str) else (ids,)
         uids = self.door.uids_of(ids)
         if len(uids) < len(ids):
@@ -237,7 +249,7 @@ class Surface(ABC):
     def _ask(
         self, query: Callable[[int], Query | AwaitSteps], timeout: float, begin: Callable[[], None] | None = None
     ) -> Any:
-        """Hand in a query and wait for its answer. begin: what goes before it, once it is sure that it can be asked."""
+        """Send a query and wait for its answer. begin: called before the query is sent, when its cell is open."""
         until = time.monotonic() + checked_timeout(timeout)
 
         def left() -> float:
@@ -259,16 +271,16 @@ class Surface(ABC):
             raise TimeoutError(f"the device was not idle within {float(timeout):g} s{but}") from None
 
     def _reserve(self, request: Request, query: Callable[[int], Query], timeout: float) -> Reservation | None:
-        """A query whose yes makes the request one of those inside. It is at the door until then."""
+        """Ask for a reservation. The request enters first, not yet accepted, and leaves again if the answer is None."""
         checked_timeout(timeout)
         if request.preprocess is not None:
             raise RequestError(
-                f"request {request.request_id!r} has to be prepared first; nothing can be held for it yet"
+                f"request {request.request_id!r} has to be prepared first; nothing can be reserved for it yet"
             )
         self.door.enter(request, accepted=False)
         try:
             reservation: Reservation | None = self._ask(query, timeout)
-        except Exception:  # it was not carried out
+        except Exception:  # the query did not run
             self.door.leave(request.uid)
             raise
         except BaseException:  # an interrupt
@@ -279,7 +291,7 @@ class Surface(ABC):
         return reservation
 
     def _take_back(self, request: Request) -> None:
-        """Its caller was interrupted on the way in. Perhaps it was handed in, perhaps not: the abort comes behind it,
-        and nobody is told of its end."""
+        """Undo the entry of a request whose caller was interrupted. The message may have been sent, or not: the abort
+        comes after it, and the end of the request is not reported."""
         if self.door.leave(request.uid):
             self._put(AbortRequests((request.uid,)))

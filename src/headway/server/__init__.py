@@ -1,13 +1,13 @@
-"""The HTTP face: OpenAI's API over an `EngineClient`.
+"""The HTTP server: OpenAI's API over an `EngineClient`.
 
-Owns everything HTTP: routes, request and response bodies, errors as clients see them, metrics, the life of the server
-process. It knows the engine only as the client does (submit, events, close) and never touches scheduling state.
+This folder owns everything HTTP: routes, request and response bodies, errors as clients see them, metrics, and the life
+of the server process. It reaches the engine only by the `EngineClient`, and never touches scheduling state.
 
     serve.py         the process: port, engine, signals, shutdown
-    api.py           the routes                 admin.py        those for whoever runs the server
-    service.py       what the routes share
-    protocol.py      what clients may send        responses.py   what they get
-    generate.py      from a generation to a response, whole or streamed
-    completions.py, chat.py   how answers look in each of the two APIs
+    api.py           the routes for clients     admin.py        the routes for operators
+    service.py       shared by all routes
+    protocol.py      request bodies             responses.py    response bodies
+    generate.py      from a pending request to a response, whole or streamed
+    completions.py, chat.py   the form of answers in each of the two APIs
     errors.py        errors as HTTP               metrics.py     numbers for Prometheus
 """

@@ -1,10 +1,10 @@
-"""Routes for whoever runs the server, and not for its clients.
+"""Routes for the operator of the server, and not for its clients.
 
     POST /pause    POST /resume    GET /is_paused    POST /reset_prefix_cache      GET /debug/ownership
 
-The first four are there if the server is started with `--enable-admin-api`: whoever can reach them can stop it, and
-they ask for no password. The last changes nothing, but names requests and costs the scheduler a recount, so without
-that option it answers on the server's own host alone, and not to what a proxy passes on.
+The first four need the option `--enable-admin-api`: a client that can reach them can stop the server, and they ask for
+no password. The last changes nothing, but it names requests and costs the scheduler a recount. So without the option it
+answers only requests from the server's own host, and no request that a proxy forwards.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class _Query(BaseModel):
 
 
 class PauseQuery(_Query):
-    """mode "keep" and clear_cache are what vLLM calls "preempt" and reset_prefix_cache."""
+    """The mode "keep" and `clear_cache` are vLLM's names for "preempt" and `reset_prefix_cache`."""
 
     mode: Literal["abort", "preempt", "keep"] = "abort"
     reset_prefix_cache: bool | None = None
@@ -50,7 +50,7 @@ class PauseQuery(_Query):
 
     @property
     def resets(self) -> bool:
-        """What is said by either name; by default the cache is reset."""
+        """Whether to reset the prefix cache, by either name; by default it is reset."""
         return (True if self.clear_cache is None else self.clear_cache) and self.reset_prefix_cache is not False
 
 
@@ -59,7 +59,7 @@ class ResetQuery(_Query):
 
 
 def _read(request: Request, model: type[Q]) -> Q:
-    """The query string. Raises ValidationError, also for a parameter that is not known."""
+    """The query string as `model`. Raises ValidationError, also for an unknown parameter."""
     return model.model_validate(dict(request.query_params))
 
 
@@ -71,11 +71,11 @@ def _described(model: type[BaseModel]) -> dict[str, Any]:
 
 @admin.post("/pause", openapi_extra=_described(PauseQuery))
 async def pause(request: Request) -> Response:
-    """Refuse new requests (503) and compute nothing until /resume; answers when the device is idle.
+    """Refuse new requests (503) and compute nothing until /resume. Answers when the device is idle.
 
-    mode=abort ends the requests inside with what they have so far and finish_reason "abort"; mode=preempt keeps them.
-    The prefix cache is reset unless reset_prefix_cache=false. 504 if the device is not idle within `timeout` seconds;
-    the server is paused all the same.
+    mode=abort: requests in the engine end now, with their output so far and finish_reason "abort". mode=preempt: they
+    wait for /resume. The prefix cache is reset unless reset_prefix_cache=false. 504 if the device is not idle within
+    `timeout` seconds; the server is paused all the same.
     """
     query = _read(request, PauseQuery)
     mode: Literal["abort", "preempt"] = "abort" if query.mode == "abort" else "preempt"
@@ -85,7 +85,7 @@ async def pause(request: Request) -> Response:
 
 @admin.post("/resume")
 async def resume(request: Request) -> Response:
-    """Take requests again, and go on with those that were kept."""
+    """Accept requests again, and go on with the requests that wait since /pause."""
     _read(request, _Query)
     await service_of(request).client.resume()
     return answer(Status("resumed"))
@@ -100,19 +100,19 @@ async def is_paused(request: Request) -> Response:
 
 @admin.post("/reset_prefix_cache", openapi_extra=_described(ResetQuery))
 async def reset_prefix_cache(request: Request) -> Response:
-    """Forget what is cached of earlier prompts. Running requests go on."""
+    """Empty the prefix cache. Running requests go on."""
     query = _read(request, ResetQuery)
     return answer(Reset(await service_of(request).client.reset_prefix_cache(query.timeout)))
 
 
 @debug.get("/debug/ownership")
 async def ownership(request: Request) -> Response:
-    """Who owns which slots and blocks, recounted: 200 with `ok` true or false. What `headway doctor` asks."""
+    """Recount the slots and blocks of all owners: 200, with `ok` true or false. `headway doctor` asks for it."""
     service = service_of(request)
     if not (service.admin_api or _is_local(request)):
         raise ApiError(
             403,
-            f"this is answered on the server's own host; for others start the server with {_SWITCH}",
+            f"this is answered only on the server's own host; for other hosts start the server with {_SWITCH}",
             code="admin_api_disabled",
         )
     report, limits = await service.client.audit(), service.client.config
@@ -134,7 +134,7 @@ async def ownership(request: Request) -> Response:
 
 
 def _is_local(request: Request) -> bool:
-    """Whether it comes from this host, and from nobody behind a proxy here that says so."""
+    """Whether the request comes from this host, and no proxy has forwarded it (as far as its headers show)."""
     if request.client is None or any(name in request.headers for name in _PASSED_ON):
         return False
     try:

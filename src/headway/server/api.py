@@ -1,4 +1,4 @@
-"""The routes."""
+"""The routes for clients."""
 
 from __future__ import annotations
 
@@ -42,14 +42,15 @@ router = APIRouter()
 
 
 def create_app(client: EngineClient, model_name: str, **options: Any) -> FastAPI:
-    """The application that serves `client`'s engine under the name `model_name`. options: as `Service` takes them.
+    """The application that serves the engine of `client` under the name `model_name`.
 
-    Raises ValueError for a chat template that cannot be had.
+    options: the keyword arguments of `Service`. Raises ValueError for a chat template that does not exist or is not
+    valid.
     """
     app = FastAPI(title="Headway", version=__version__)
     app.state.service = Service(client, model_name, **options)
-    for one in (router, admin.admin, admin.debug):
-        app.include_router(one)
+    for routes in (router, admin.admin, admin.debug):
+        app.include_router(routes)
     errors.install(app)
     _describe_bodies(app)
     return app
@@ -57,7 +58,7 @@ def create_app(client: EngineClient, model_name: str, **options: Any) -> FastAPI
 
 def _body(model: type[Any], *more: type[Any]) -> dict[str, Any]:
     """OpenAPI's description of a body that the route reads itself."""
-    schemas = [{"$ref": f"#/components/schemas/{one.__name__}"} for one in (model, *more)]
+    schemas = [{"$ref": f"#/components/schemas/{body.__name__}"} for body in (model, *more)]
     schema = schemas[0] if not more else {"anyOf": schemas}
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
@@ -67,7 +68,7 @@ def _describe_bodies(app: FastAPI) -> None:
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
-        schema = generate()  # made once, then the same again
+        schema = generate()  # made once; later calls return the same object
         _, definitions = models_json_schema(
             [(model, "validation") for model in models], ref_template="#/components/schemas/{model}"
         )
@@ -131,9 +132,9 @@ async def _answer(
     face: Face,
     arrival_time: float,
 ) -> Response:
-    """Hand the prompts in, and answer in the shape that `face` gives."""
+    """Submit the prompts, and answer in the form of `face`."""
     service = service_of(request)
-    service.check_open()  # it may have changed while the body came
+    service.check_open()  # again, because the server may have begun to stop while the body came
     pending = service.client.submit(
         body.new_requests(
             face.id, [service.client.pack(prompt.token_ids) for prompt in prompts], sampling, arrival_time
@@ -213,7 +214,7 @@ def _card(service: Service) -> ModelCard:
 
 @router.get("/health")
 async def health(request: Request) -> Response:
-    """200 while requests can be served; 503, saying why, when the engine is dead or stuck or the server ends."""
+    """200 while requests can be served; 503 with the reason when the engine is dead or stuck, or the server stops."""
     service = service_of(request)
     service.check_open()
     if (reason := service.client.why_unhealthy()) is not None:

@@ -1,4 +1,4 @@
-"""How answers look in /v1/chat/completions."""
+"""The form of answers in /v1/chat/completions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from headway.server.responses import (
 
 
 class ChatFace(Face):
-    """top_logprobs: alternatives shown per token."""
+    """The form of a chat completion. top_logprobs: alternatives shown per token."""
 
     def __init__(self, *, top_logprobs: int, **common: Any) -> None:
         super().__init__(**common)
@@ -63,13 +63,13 @@ class ChatFace(Face):
         content: list[ChatTokenLogprob] = []
         for position in positions:
             sampled = next(iter(position.values()))  # the first entry is the token that was drawn
-            top = sorted(position.values(), key=lambda one: one.rank)[: self._top_logprobs]
+            top = sorted(position.values(), key=lambda token: token.rank)[: self._top_logprobs]
             content.append(
                 ChatTokenLogprob(
                     sampled.decoded_token,
                     sampled.logprob,
                     _bytes(sampled),
-                    [TopLogprob(one.decoded_token, one.logprob, _bytes(one)) for one in top],
+                    [TopLogprob(token.decoded_token, token.logprob, _bytes(token)) for token in top],
                 )
             )
         return ChatLogprobs(content)

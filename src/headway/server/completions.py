@@ -1,4 +1,4 @@
-"""How answers look in /v1/completions."""
+"""The form of answers in /v1/completions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from headway.server.responses import Completion, CompletionChoice, CompletionLog
 
 
 class CompletionFace(Face):
-    """echo: every choice begins with the text of its prompt."""
+    """The form of a completion. echo: every choice begins with the text of its prompt."""
 
     def __init__(
         self, *, response_id: str, created: int, model: str, prompts: list[Prompt], n: int, echo: bool
@@ -63,8 +63,8 @@ class CompletionFace(Face):
             logprobs.tokens.append(sampled.decoded_token)
             logprobs.token_logprobs.append(sampled.logprob)
             top: dict[str, float] = {}
-            for one in position.values():  # tokens that read the same share an entry: the first one's
-                top.setdefault(one.decoded_token, one.logprob)
+            for token in position.values():  # of tokens with the same text only the first has an entry
+                top.setdefault(token.decoded_token, token.logprob)
             logprobs.top_logprobs.append(top)
             logprobs.text_offset.append(offset)
             offset += len(sampled.decoded_token)

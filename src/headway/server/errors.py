@@ -25,15 +25,15 @@ logger = logging.getLogger(__name__)
 
 
 class ClientDisconnected(Exception):
-    """The client went away while it was waited for; nobody is there to answer."""
+    """The client has closed the connection before its response; no response can reach it."""
 
 
-RETRY_AFTER_S = 1  # a full queue moves on as soon as any request ends
-PAUSED_RETRY_AFTER_S = 5  # weights change in seconds
+RETRY_AFTER_S = 1  # a full queue has a place again as soon as any request ends
+PAUSED_RETRY_AFTER_S = 5  # a change of weights takes seconds
 
 
 class ApiError(Exception):
-    """Answer with this. Field names are those of OpenAI's error body."""
+    """An HTTP status and an error body. The names are those of OpenAI's error body. retry_after: seconds."""
 
     def __init__(
         self,
@@ -62,7 +62,7 @@ class ApiError(Exception):
 
 
 def as_api_error(error: Exception) -> ApiError:
-    """What to answer when `error` was raised; 500 for anything not foreseen."""
+    """The status and body for `error`; 500 for a type that is not listed here."""
     match error:
         case ApiError():
             return error
@@ -94,16 +94,16 @@ def as_api_error(error: Exception) -> ApiError:
 
 
 def install(app: FastAPI) -> None:
-    """Let every error leave `app` in this form."""
+    """Make `app` answer every error in this form."""
 
     async def handle(request: Request, error: Exception) -> Response:
         return as_api_error(error).response()
 
-    async def nobody(request: Request, error: Exception) -> Response:
-        return Response(status_code=499)  # goes nowhere; the number is for the access log
+    async def disconnected(request: Request, error: Exception) -> Response:
+        return Response(status_code=499)  # reaches no client; the number is for the access log
 
-    app.add_exception_handler(ClientDisconnected, nobody)
-    app.add_exception_handler(ClientDisconnect, nobody)
+    app.add_exception_handler(ClientDisconnected, disconnected)
+    app.add_exception_handler(ClientDisconnect, disconnected)
     for cls in (
         *(ApiError, ValidationError, HTTPException, TimeoutError, RequestFailedError),
         *(RequestError, QueueFullError, EnginePausedError, EngineDeadError, QueryError),

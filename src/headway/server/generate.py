@@ -1,7 +1,7 @@
 """From a pending request to an HTTP response, whole or as a stream of server-sent events.
 
-A refusal becomes the status of the response even when the client asked for a stream: nothing is sent before the
-engine has shown the first event. A client that goes away closes the pending request, at whatever point it does.
+A refusal becomes the status of the response, also for a stream: nothing is sent before the first update of the engine.
+When a client disconnects, at any moment, its pending request is closed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from headway.client.engine_client import Event, PendingRequest
+from headway.client.engine_client import PendingRequest, Update
 from headway.outputs import RequestDelta, RequestOutput
 from headway.server.errors import ClientDisconnected, as_api_error
 from headway.server.responses import PromptTokensDetails, Usage
@@ -29,14 +29,14 @@ encode_json = msgspec.json.Encoder().encode
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """token_ids: what the model reads. text: where it came from, if it was a text."""
+    """token_ids: the prompt for the model. text: of the prompt, if the client sent a text."""
 
     token_ids: list[int]
     text: str | None = None
 
 
 class Face(ABC):
-    """How the answers of one HTTP request look. Choice i of prompt p has the number p * n + i."""
+    """The form of the answers to one HTTP request. Answer i of prompt p is choice p * n + i."""
 
     def __init__(self, *, response_id: str, created: int, model: str, prompts: list[Prompt], n: int) -> None:
         self.id = response_id
@@ -51,11 +51,11 @@ class Face(ABC):
 
     @abstractmethod
     def opening(self, choice: int) -> msgspec.Struct | None:
-        """What a choice's part of a stream begins with, before its first delta."""
+        """The first chunk of a choice in a stream, before its first delta; None: there is none."""
 
     @abstractmethod
     def chunk(self, choice: int, delta: RequestDelta) -> Any:
-        """A delta of a choice; its `usage` can be set."""
+        """The chunk for a delta of a choice; its `usage` can be set."""
 
     @abstractmethod
     def closing(self, usage: Usage) -> msgspec.Struct:
@@ -63,21 +63,21 @@ class Face(ABC):
 
 
 class Counts:
-    """The usage of a request, counted event by event."""
+    """The usage of a request, counted from its updates."""
 
     def __init__(self, prompts: list[Prompt]) -> None:
         self._prompt_tokens = sum(len(prompt.token_ids) for prompt in prompts)
         self._completion: dict[tuple[int, int], int] = {}
         self._cached = [0] * len(prompts)
 
-    def add(self, event: Event) -> None:
-        output = event.output
-        self._cached[event.prompt_index] = output.num_cached_tokens
+    def add(self, update: Update) -> None:
+        output = update.output
+        self._cached[update.prompt_index] = output.num_cached_tokens
         if isinstance(output, RequestDelta):
-            self._completion[event.prompt_index, output.index] = output.num_tokens
+            self._completion[update.prompt_index, output.index] = output.num_tokens
         else:
             for answer in output.outputs:
-                self._completion[event.prompt_index, answer.index] = len(answer.token_ids)
+                self._completion[update.prompt_index, answer.index] = len(answer.token_ids)
 
     def usage(self) -> Usage:
         completion_tokens = sum(self._completion.values())
@@ -98,7 +98,7 @@ async def respond(
     include_usage: bool,
     continuous_usage: bool,
 ) -> Response:
-    """The response to `http`; takes over the pending request. Raises what the engine refuses with."""
+    """The response to `http`. Closes the pending request at its end. Raises the error with which the engine refuses."""
     try:
         if not stream:
             return await unless_disconnected(http, _whole(pending, face))
@@ -114,29 +114,29 @@ async def _whole(pending: PendingRequest, face: Face) -> Response:
     counts = Counts(face.prompts)
     outputs: dict[int, RequestOutput] = {}
     with pending:
-        async for events in pending:
-            for event in events:
-                assert isinstance(event.output, RequestOutput)
-                outputs[event.prompt_index] = event.output
-                counts.add(event)
+        async for updates in pending:
+            for update in updates:
+                assert isinstance(update.output, RequestOutput)
+                outputs[update.prompt_index] = update.output
+                counts.add(update)
     body = face.whole([outputs[i] for i in sorted(outputs)], counts.usage())
     return Response(encode_json(body), media_type="application/json")
 
 
 async def _chunks(
-    pending: PendingRequest, first: list[Event], face: Face, include_usage: bool, continuous_usage: bool
+    pending: PendingRequest, first: list[Update], face: Face, include_usage: bool, continuous_usage: bool
 ) -> AsyncIterator[bytes]:
     counts = Counts(face.prompts)
     opened: set[int] = set()
-    events = first
+    updates = first
     try:
         while True:
             lines: list[bytes] = []
-            for event in events:
-                delta = event.output
+            for update in updates:
+                delta = update.output
                 assert isinstance(delta, RequestDelta)
-                counts.add(event)
-                choice = event.prompt_index * face.n + delta.index
+                counts.add(update)
+                choice = update.prompt_index * face.n + delta.index
                 if choice not in opened:
                     opened.add(choice)
                     if (opening := face.opening(choice)) is not None:
@@ -149,7 +149,7 @@ async def _chunks(
             if lines:
                 yield b"".join(lines)
             try:
-                events = await anext(pending)
+                updates = await anext(pending)
             except StopAsyncIteration:
                 break
         if include_usage:
@@ -178,7 +178,7 @@ class _EventStream(StreamingResponse):
 
 
 async def unless_disconnected(http: Request, work: Coroutine[Any, Any, T]) -> T:
-    """What `work` returns. If the client goes away first, `work` is cancelled and ClientDisconnected raised."""
+    """Return what `work` returns. If the client disconnects before, cancel `work` and raise ClientDisconnected."""
     task = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_disconnect(http))
     try:

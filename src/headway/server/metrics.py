@@ -1,7 +1,7 @@
-"""Numbers for Prometheus, under the names that vLLM's dashboards and autoscalers know and under our own.
+"""Metrics for Prometheus, under Headway's names and under the names that dashboards and autoscalers for vLLM use.
 
-Gauges and engine counters are read from the engine's last snapshot when somebody asks; the rest is counted as the
-engine's messages come. Every family appears twice, as `headway:...` and as `vllm:...`, with the same numbers.
+Gauges and engine counters are read from the engine's last snapshot, for each page. The other metrics are counted when
+the engine's messages come. Every family appears twice, as `headway:...` and as `vllm:...`, with the same numbers.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _REQUEST_BUCKETS = (
 
 
 class ServerMetrics:
-    """An `Observer` of the engine client. One event loop writes; any thread may ask for the page."""
+    """An `Observer` of the engine client. One event loop writes; any thread may read the page."""
 
     def __init__(self, model_name: str, snapshot: Callable[[], Snapshot]) -> None:
         registry = CollectorRegistry()
@@ -74,7 +74,7 @@ class ServerMetrics:
         self._finished = {reason: finished.labels(model_name, reason.value) for reason in FinishReason}
 
     def processed(self, processed: Processed) -> None:
-        """Count what the engine's message brought."""
+        """Count the tokens, times and ends of one message of the engine."""
         if processed.num_tokens:
             self._generated.inc(processed.num_tokens)
         for seconds in processed.first_token_latencies:
@@ -99,12 +99,12 @@ class ServerMetrics:
             self._per_token.observe((metrics.last_token_time - metrics.first_token_time) / (num_tokens - 1))
 
     def page(self) -> bytes:
-        """Everything, in Prometheus's text format."""
+        """All metrics, in Prometheus's text format."""
         return generate_latest(self._registry)
 
 
 class _EngineNumbers(Collector):
-    """What the engine counts itself, read from its last snapshot."""
+    """The numbers that the engine counts, read from its last snapshot."""
 
     def __init__(self, model_name: str, snapshot: Callable[[], Snapshot]) -> None:
         self._model_name = model_name
@@ -116,7 +116,7 @@ class _EngineNumbers(Collector):
             "num_requests_running": ("Requests that have a slot.", now.num_running),
             "num_requests_waiting": ("Requests that wait for a slot.", now.num_waiting),
             "num_requests_preparing": ("Requests that a preprocess job works on.", now.num_preparing),
-            "num_requests_reserved": ("Requests that hold a slot for prefill or decode elsewhere.", now.num_reserved),
+            "num_requests_reserved": ("Requests with slot and blocks that compute nothing yet.", now.num_reserved),
             "num_requests_sending": ("Requests whose KV is on its way to a decode engine.", now.num_sending),
             "engine_paused": ("1 while the engine is paused, else 0.", int(now.paused)),
             "kv_cache_usage_perc": ("Share of the KV-cache blocks that requests refer to, 0 to 1.", now.kv_cache_usage),
@@ -124,7 +124,7 @@ class _EngineNumbers(Collector):
         counters = {
             "num_preemptions": ("Requests that gave up their blocks and were computed again.", now.num_preemptions),
             "prompt_tokens": (
-                "Prompt tokens taken in, computed or found in the cache.",
+                "Prompt tokens, computed or found in the prefix cache.",
                 now.num_prompt_tokens + now.num_prefix_hit_tokens,
             ),
             "prefix_cache_queries": ("Tokens looked up in the prefix cache.", now.num_prefix_query_tokens),
@@ -141,14 +141,14 @@ class _EngineNumbers(Collector):
 
 
 class _TwoNames(Collector):
-    """Every family of `registry`, and the same again under the other prefix."""
+    """Every family of `registry`, and a copy of it under the other prefix."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._registry = registry
 
     def collect(self) -> Iterator[Metric]:
         for family in self._registry.collect():
-            family.samples = [one for one in family.samples if not one.name.endswith("_created")]
+            family.samples = [sample for sample in family.samples if not sample.name.endswith("_created")]
             yield family
             alias = Metric(_alias(family.name), family.documentation, family.type, family.unit)
             alias.samples = [sample._replace(name=_alias(sample.name)) for sample in family.samples]

@@ -1,7 +1,7 @@
-"""What clients may send: the request bodies, validated field by field.
+"""The request bodies, validated field by field.
 
-Names follow OpenAI's API and, for what it lacks, vLLM's. A field that is not listed here is refused by name, and so
-is one that asks for something this server does not do: nothing is silently ignored except the bookkeeping fields in
+Names follow OpenAI's API; fields that OpenAI does not have follow vLLM's. An unknown field is refused by name. So is a
+field that asks for something this server does not support. No field is ignored in silence except those of
 `_Bookkeeping`, which change no answer. Types are strict: the string "5" is not a number.
 """
 
@@ -29,7 +29,7 @@ from headway.sampling import MAX_LOGPROBS, SamplingParams
 
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's default for /v1/completions
 
-# Whole numbers cross to the engine in 32 bits, seeds in 64; SamplingParams knows the narrower limits.
+# Integers cross to the engine in 32 bits, seeds in 64. SamplingParams checks the narrower limits.
 Int32 = Annotated[int, Field(ge=-(2**31), le=2**31 - 1)]
 Int64 = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
 
@@ -37,7 +37,7 @@ Prompt = str | list[int]
 
 
 class _Bookkeeping(StrictModel):
-    """Official fields that SDKs send and that change no answer here."""
+    """Fields of OpenAI's API that SDKs send and that change no answer here."""
 
     user: str | None = None
     metadata: dict[str, str] | None = None
@@ -51,11 +51,11 @@ class _Bookkeeping(StrictModel):
 class StreamOptions(StrictModel):
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
-    include_obfuscation: bool | None = None  # padding against traffic analysis: none is added
+    include_obfuscation: bool | None = None  # padding against traffic analysis; never added
 
 
 class _Generate(_Bookkeeping):
-    """What both ways of generating have in common."""
+    """The fields that completions and chat completions have in common."""
 
     model: str | None = None
     n: Int32 | None = None
@@ -69,7 +69,7 @@ class _Generate(_Bookkeeping):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
-    # beyond OpenAI's, as vLLM names them
+    # fields that OpenAI does not have, with vLLM's names
     top_k: Int32 | None = None
     min_p: float | None = None
     repetition_penalty: float | None = None
@@ -100,7 +100,10 @@ class _Generate(_Bookkeeping):
     def new_requests(
         self, request_id: str, prompts: Sequence[NDArray[np.int32]], sampling: SamplingParams, arrival_time: float
     ) -> list[NewRequest]:
-        """What the engine is to do. prompts: packed; prompt i of several is known as "<request_id>-<i>"."""
+        """One request for the engine per prompt. prompts: as `token_ids.pack` makes them.
+
+        With several prompts, prompt i has the request id "<request_id>-<i>".
+        """
         return [
             NewRequest(
                 request_id=request_id if len(prompts) == 1 else f"{request_id}-{i}",
@@ -155,7 +158,7 @@ def _is_token_list(value: list[Any]) -> bool:
 
 
 def _check_prompt(value: Any) -> list[Prompt]:
-    """Any of the four forms, as a list of prompts."""
+    """The prompt field, in any of its four forms, as a list of prompts. Raises ValueError for another form."""
     if isinstance(value, str):
         return [value]
     if isinstance(value, list):
@@ -207,7 +210,7 @@ class ChatCompletionRequest(_Generate, Conversation):
     logprobs: bool | None = None
     top_logprobs: Int32 | None = None
 
-    # Official fields that ask for what this server does not do; the values that ask for nothing are taken.
+    # Fields of OpenAI's API that this server does not support. Values that ask for nothing are accepted.
     tools: Any = None
     tool_choice: Any = None
     parallel_tool_calls: Any = None

@@ -1,6 +1,6 @@
-"""What clients get: OpenAI's response bodies, as structs that msgspec writes to JSON.
+"""The response bodies of OpenAI's API, as structs that msgspec writes as JSON.
 
-A field of value UNSET is left out; None is written as null, as OpenAI's API does.
+A field with the value UNSET is left out. None is written as null, as in OpenAI's API.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ class PromptTokensDetails(Struct):
 
 
 class Usage(Struct):
-    """Token counts. Prompts count once, however many answers they have; tokens past a stop string do not count."""
+    """Token counts. A prompt counts once, also with several answers. Tokens after a stop string do not count."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -26,7 +26,7 @@ class Usage(Struct):
 
 
 class CompletionLogprobs(Struct):
-    """One entry per token. text_offset: where each starts, in characters of the choice's text."""
+    """One entry per token. text_offset: where the token starts, in characters of the choice's text."""
 
     tokens: list[str] = field(default_factory=list)
     token_logprobs: list[float] = field(default_factory=list)
@@ -121,7 +121,7 @@ class ChatChunk(Struct):
 
 
 class ModelCard(Struct):
-    """root: where the model was loaded from. created: when it began to be served, seconds since 1970."""
+    """root: the folder of the model. created: when the server began to serve it, in seconds since 1970."""
 
     id: str
     created: int
@@ -157,7 +157,7 @@ class Version(Struct):
 
 
 class Status(Struct):
-    """The answer of /pause and /resume: what the server is now."""
+    """The answer of /pause and /resume: the new state of the server."""
 
     status: Literal["paused", "resumed"]
 
@@ -169,7 +169,7 @@ class PauseState(Struct):
 
 
 class Reset(Struct):
-    """The answer of /reset_prefix_cache. num_blocks: those whose contents were forgotten."""
+    """The answer of /reset_prefix_cache. num_blocks: blocks that the prefix cache had."""
 
     num_blocks: int
     status: Literal["reset"] = "reset"

@@ -1,7 +1,7 @@
-"""The life of a server: take the port, start the engine, serve, and end without leftovers.
+"""The life of a server: bind the port, start the engine, serve, stop.
 
-SIGTERM or SIGINT: new requests get 503, running ones may finish within the grace time, the rest end with an
-error, the engine process ends, the sockets go. A second signal ends the grace at once.
+On SIGTERM or SIGINT new requests get 503, running requests may finish within the grace time, the others end with an
+error. Then the engine process ends and the sockets are removed. A second signal ends the grace time at once.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from headway.server.service import Service
 
 logger = logging.getLogger(__name__)
 
-BAD_START = 2  # exit status when what was asked for cannot be served
-_BACKLOG = 2048  # connections that may wait to be taken
-_KEEP_ALIVE_S = 30  # longer than clients keep an idle connection, so that they close it
-_POLL_S = 0.02
-_SLOW_READER_S = 3  # seconds for a client to take in the end of its answer
+BAD_START = 2  # exit status when the server cannot start with these arguments
+_BACKLOG = 2048  # the most connections that wait to be accepted
+_KEEP_ALIVE_S = 30  # seconds; longer than clients keep an idle connection, so that the clients close it
+_POLL_S = 0.02  # seconds
+_SLOW_READER_S = 3  # seconds for a client to read the end of its answer
 
 
 def serve(
@@ -48,15 +48,17 @@ def serve(
 ) -> int:
     """Serve until a signal comes; returns the exit status.
 
-    Prints "Headway serving MODEL at URL" on standard output once requests are taken. port 0 is any free one.
+    Prints "Headway serving MODEL at URL" on standard output when the server takes requests.
+
+    port: 0: any free port.
     shutdown_grace: seconds that running requests may go on after the signal.
     engine_args: for the engine process, see `python -m headway.engine.process --help`.
     admin_api: serve /pause, /resume, /is_paused and /reset_prefix_cache, and /debug/ownership to every host.
-    chat_template: instead of the model's own: a file, the text of a template, or the name of one of the tokenizer's.
-    trust_request_chat_template: let requests bring a template, whose cost nothing bounds.
+    chat_template: used instead of the model's template: a file, the text of a template, or the name of a template of
+        the tokenizer.
+    trust_request_chat_template: requests may bring a template, whose time and memory have no limit.
 
-    What keeps it from starting (the port, the model, the template) is said in one line on standard error; the status
-    is then 2.
+    If the server cannot start (the port, the model, the template), it prints one line on standard error and returns 2.
     """
     make_app = partial(
         create_app,
@@ -75,7 +77,8 @@ def serve(
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket that has the port but refuses connections still: the model has to be loaded first. Raises OSError."""
+    """A socket bound to the port. It refuses connections until it listens: the model is loaded first. Raises
+    OSError."""
     if not 0 <= port <= 65535:
         raise OSError(f"a port must be in [0, 65535], got {port}")
     family, kind, proto, _, address = socket.getaddrinfo(
@@ -112,7 +115,7 @@ async def _serve(
             return 0
         client = start.result()
         gc.collect()
-        gc.freeze()  # what was loaded lives as long as the process: keep collections off it, the last one too
+        gc.freeze()  # loaded objects live as long as the process: no collection visits them, at exit neither
         try:
             app = make_app(client, client.files.name)
             listening.listen(_BACKLOG)
@@ -158,7 +161,8 @@ async def _run(
 
 
 async def _drain(service: Service, stop: asyncio.Event, grace: float) -> None:
-    """Refuse what comes, wait for what runs (while the engine is paused nothing does), fail what is left."""
+    """Refuse new requests, wait for open requests up to `grace` seconds, fail the others. It does not wait while the
+    engine is paused."""
     service.draining = True
     stop.clear()
     client = service.client
@@ -172,7 +176,7 @@ async def _drain(service: Service, stop: asyncio.Event, grace: float) -> None:
 
 @contextlib.contextmanager
 def _signals() -> Iterator[asyncio.Event]:
-    """An event that is set by SIGTERM and SIGINT, each time they come."""
+    """An `asyncio.Event` that every SIGTERM and SIGINT sets."""
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     numbers = (signal.SIGTERM, signal.SIGINT)
@@ -186,7 +190,7 @@ def _signals() -> Iterator[asyncio.Event]:
 
 
 class _Server(uvicorn.Server):
-    """Leaves the signals to `serve`, which has an engine to end as well."""
+    """A server that leaves signals alone: `serve` handles them, since it must end the engine too."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

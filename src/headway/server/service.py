@@ -1,4 +1,4 @@
-"""What the routes share."""
+"""The state and functions that all routes use."""
 
 from __future__ import annotations
 
@@ -22,9 +22,13 @@ MAX_BODY = 64 * 2**20  # bytes
 
 
 class Service:
-    """draining: the server is about to stop and takes no new work. admin_api: see `admin.py`.
+    """The state of a server.
 
-    chat_template: as `ChatTemplate` takes it. trust_request_chat_template: let requests bring templates.
+    admin_api: see `admin.py`. chat_template: see `ChatTemplate`.
+    trust_request_chat_template: requests may bring templates.
+    draining: the server is about to stop and takes no new requests.
+
+    Raises ValueError for a chat template that does not exist or is not valid.
     """
 
     def __init__(
@@ -47,12 +51,12 @@ class Service:
         client.observer = self.metrics
 
     def check_open(self) -> None:
-        """Raises ApiError when no new work is taken."""
+        """Raise ApiError if the server takes no new requests."""
         if self.draining:
             raise ApiError(503, "the server is shutting down", code="shutting_down")
 
     def check_model(self, name: str | None) -> None:
-        """Raises ApiError for a model that is not served here."""
+        """Raise ApiError for a model that is not served here. None: the client names no model."""
         if name is not None and name != self.model_name:
             raise ApiError(
                 404,
@@ -62,7 +66,8 @@ class Service:
             )
 
     def render(self, conversation: Conversation) -> str:
-        """The prompt of a conversation. Raises RequestError, and ApiError for a template that is not trusted."""
+        """The text of the prompt for a conversation. Raises RequestError, and ApiError for a template that is not
+        trusted."""
         if conversation.chat_template is not None and not self._trust_request_chat_template:
             raise ApiError(
                 400,
@@ -79,7 +84,7 @@ def service_of(request: Request) -> Service:
 
 
 async def read_body(request: Request, adapter: TypeAdapter[B]) -> B:
-    """The body as `adapter` has it. Raises ApiError or pydantic's ValidationError."""
+    """The body of a request, validated by `adapter`. Raises ApiError or pydantic's ValidationError."""
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json" and not media_type.endswith("+json"):
         raise ApiError(415, f"Content-Type must be application/json, got {media_type or 'none'!r}")

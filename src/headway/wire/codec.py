@@ -1,6 +1,6 @@
-"""Messages as bytes.
+"""Wire messages as bytes.
 
-Arrays cross as the raw bytes of their memory (one host, one byte order), so a step of a thousand tokens costs the
+Arrays cross as the raw bytes of their memory (one host, one byte order). So a step of a thousand tokens costs the
 engine process two copies and no loop.
 """
 
@@ -17,14 +17,14 @@ from headway.wire.to_engine import ToEngine
 
 
 def _parts(value: object) -> tuple[str, tuple[int, ...], bytes]:
-    """An array in parts that cross."""
+    """An array as dtype, shape and bytes. Raises NotImplementedError for an object of another type."""
     if not isinstance(value, np.ndarray):
         raise NotImplementedError(f"cannot send {type(value).__name__}")
     return value.dtype.str, value.shape, value.tobytes()
 
 
 def _array(_kind: type, parts: tuple[str, tuple[int, ...], bytes]) -> NDArray[Any]:
-    """The array, read-only, on the memory of its part of the message."""
+    """The array of these parts: read-only, on the memory of the message."""
     dtype, shape, data = parts
     array = np.frombuffer(data, dtype)
     return array if len(shape) == 1 else array.reshape(shape)
@@ -36,12 +36,12 @@ _to_client = msgspec.msgpack.Decoder(ToClient, dec_hook=_array)
 
 
 def decode_to_engine(data: bytes) -> ToEngine:
-    """Raises msgspec.DecodeError (a ValueError) for bytes that are no such message."""
+    """The message to the engine in `data`. Raises msgspec.DecodeError (a ValueError) for other bytes."""
     message: ToEngine = _to_engine.decode(data)
     return message
 
 
 def decode_to_client(data: bytes) -> ToClient:
-    """Raises msgspec.DecodeError (a ValueError) for bytes that are no such message."""
+    """The message to an API process in `data`. Raises msgspec.DecodeError (a ValueError) for other bytes."""
     message: ToClient = _to_client.decode(data)
     return message

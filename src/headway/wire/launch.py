@@ -11,7 +11,7 @@ from headway.model_limits import ModelLimits
 class Launch(msgspec.Struct, frozen=True):
     """The one line of JSON that an engine process reads on its standard input.
 
-    limits: what the model's files say, as the API process has read them.
+    limits: the limits of the model, which the API process has read from the model's files.
     socket_dir: the private folder of the sockets; the engine process removes it if its parent is gone.
     num_clients: API processes; process i listens at `output_address(socket_dir, i)`.
     """
@@ -23,10 +23,10 @@ class Launch(msgspec.Struct, frozen=True):
 
 
 def input_address(socket_dir: str) -> str:
-    """Where the engine process takes messages."""
+    """The ZeroMQ address where the engine process receives messages."""
     return f"ipc://{socket_dir}/engine"
 
 
 def output_address(socket_dir: str, client: int) -> str:
-    """Where API process `client` takes messages."""
+    """The ZeroMQ address where API process `client` receives messages."""
     return f"ipc://{socket_dir}/client-{client}"

@@ -1,4 +1,4 @@
-"""Errors that cross: the name of a kind and a text on this side, the same error on the other."""
+"""Errors that cross between processes: a kind and a text on the wire, an error of the same type on the other side."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from headway.errors import (
     RequestError,
 )
 
-REFUSALS: dict[str, type[Exception]] = {  # kind -> what the engine raised, the more special first
+REFUSALS: dict[str, type[Exception]] = {  # kind -> type of the error; a subclass before its base class
     "duplicate": DuplicateRequestError,
     "invalid": RequestError,
     "queue_full": QueueFullError,
@@ -24,7 +24,7 @@ REFUSALS: dict[str, type[Exception]] = {  # kind -> what the engine raised, the 
 
 
 def kind_of(error: Exception) -> str:
-    """The kind that stands for `error`; "internal" is no refusal but a fault of ours."""
+    """The kind of `error`. "internal": not a refusal, but a fault of the engine."""
     return next((kind for kind, cls in REFUSALS.items() if isinstance(error, cls)), "internal")
 
 

@@ -1,4 +1,4 @@
-"""The messages from the engine process to an API process, and the core's records that they bring."""
+"""The wire messages from the engine process to an API process, and the records of the core in them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = [
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True, array_like=True):
-    """The engine is loaded and takes requests. config: the limits that it decided on."""
+    """The engine is loaded and takes requests. config: the limits in force, with the number of blocks."""
 
     config: SchedulerConfig
 
@@ -38,13 +38,13 @@ class LoadFailed(msgspec.Struct, frozen=True, tag=True, array_like=True):
 
 
 class Accepted(msgspec.Struct, frozen=True, tag=True, array_like=True):
-    """A group of several was accepted whole. (A single request is known to be accepted by its first effect.)"""
+    """A group of several requests was accepted. (For a single request, its first effect says so.)"""
 
-    uid: int  # of its first member
+    uid: int  # of the group's first member
 
 
 class Refused(msgspec.Struct, frozen=True, tag=True, array_like=True):
-    """A group was refused, and what was accepted of it taken back. kind: see `refusals.py`."""
+    """A group was refused; its requests that were accepted before were aborted. kind: see `refusals.py`."""
 
     uid: int  # of the group's first member
     kind: str
@@ -65,12 +65,12 @@ class Step(msgspec.Struct, frozen=True, tag=True, array_like=True):
 
     @property
     def effects(self) -> Effects:
-        """What the message carries. After a crossing the arrays are read-only views of its bytes."""
+        """The effects in the message. In a received message the arrays are read-only views of its bytes."""
         return Effects(started=self.started, tokens=self.tokens, ended=self.ended)
 
 
 class Status(msgspec.Struct, frozen=True, tag=True, array_like=True):
-    """The engine's pulse, sent several times a second, busy or not."""
+    """The engine's pulse, sent several times a second, also while the engine is idle."""
 
     snapshot: Snapshot
     stalled: bool
@@ -78,14 +78,14 @@ class Status(msgspec.Struct, frozen=True, tag=True, array_like=True):
 
 
 class Returned(msgspec.Struct, frozen=True, tag=True, array_like=True):
-    """What a call returned; see the call."""
+    """The value that a call returned; see the call for its type. number: of the call."""
 
     number: int
     value: AuditReport | int | bool | None = None
 
 
 class Raised(msgspec.Struct, frozen=True, tag=True, array_like=True):
-    """What a call raised. kind: see `refusals.py`."""
+    """The error that a call raised. number: of the call. kind: see `refusals.py`."""
 
     number: int
     kind: str

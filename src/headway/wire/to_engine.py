@@ -1,4 +1,4 @@
-"""The messages from API processes to the engine process."""
+"""The wire messages from API processes to the engine process."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from headway.request import NewRequest
 
 
 class AddGroup(msgspec.Struct, frozen=True, tag=True, array_like=True):
-    """The sequences of one client request, each with a uid of one client: all of them are accepted, or none."""
+    """The requests of one HTTP request, each with a uid of the same API process. All are accepted, or none."""
 
     requests: list[NewRequest]
 
 
 class Abort(msgspec.Struct, frozen=True, tag=True, array_like=True):
-    """The client wants no more of these requests."""
+    """The answers of these requests are no longer wanted."""
 
     uids: list[int]
 
@@ -27,7 +27,7 @@ class Finish(msgspec.Struct, frozen=True, tag=True, array_like=True):
 
 
 class PauseEngine(msgspec.Struct, frozen=True, tag=True, array_like=True):
-    """See `Manager.pause`. Returns None."""
+    """See `Manager.pause`. Returns None. timeout: seconds."""
 
     mode: PauseMode
     reset_prefix_cache: bool
@@ -43,13 +43,13 @@ class IsPaused(msgspec.Struct, frozen=True, tag=True, array_like=True):
 
 
 class ResetCache(msgspec.Struct, frozen=True, tag=True, array_like=True):
-    """See `Manager.reset_prefix_cache`. Returns int."""
+    """See `Manager.reset_prefix_cache`. Returns int. timeout: seconds."""
 
     timeout: float
 
 
 class AuditEngine(msgspec.Struct, frozen=True, tag=True, array_like=True):
-    """See `Manager.audit`. Returns AuditReport."""
+    """See `Manager.audit`. Returns AuditReport. timeout: seconds."""
 
     timeout: float
 
@@ -58,9 +58,9 @@ EngineCall = PauseEngine | ResumeEngine | IsPaused | ResetCache | AuditEngine
 
 
 class Call(msgspec.Struct, frozen=True, tag=True, array_like=True):
-    """A call that concerns the whole engine. One `Returned` or `Raised` of the same number follows.
+    """A call that concerns the whole engine. One `Returned` or `Raised` with the same number follows.
 
-    number: in the calling process's own range, as its uids are.
+    number: unique; its upper bits name the calling process, as in a uid.
     """
 
     number: int
@@ -68,7 +68,7 @@ class Call(msgspec.Struct, frozen=True, tag=True, array_like=True):
 
 
 class Shutdown(msgspec.Struct, frozen=True, tag=True, array_like=True):
-    """Stop the engine process; running work may go on for `grace` seconds."""
+    """Stop the engine process; running requests may go on for `grace` seconds."""
 
     grace: float = 0.0
 

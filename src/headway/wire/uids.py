@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from headway.scheduler.effects import Effects, TokenOutputs
 
-UID_BITS = 40  # of a uid, for the counter of the process that gave it
+UID_BITS = 40  # the lower bits of a uid: the counter of the process that gave it
 
 
 def client_of(uid: int) -> int:
@@ -16,10 +16,10 @@ def effects_of_client(effects: Effects, client: int) -> Effects:
     """The part of `effects` that concerns the requests of one API process."""
     tokens = []
     for out in effects.tokens:
-        kept = out.uids >> UID_BITS == client
-        if kept.any():
-            logprobs = None if out.logprobs is None else out.logprobs.keep(kept)
-            tokens.append(TokenOutputs(out.uids[kept], out.tokens[kept], logprobs))
+        mine = out.uids >> UID_BITS == client
+        if mine.any():
+            logprobs = None if out.logprobs is None else out.logprobs.keep(mine)
+            tokens.append(TokenOutputs(out.uids[mine], out.tokens[mine], logprobs))
     return Effects(
         started=[item for item in effects.started if client_of(item[0]) == client],
         tokens=tokens,

@@ -28,7 +28,7 @@
     get_real_bsz                           snapshot().num_slots_spanned
     schedule, prefill_schedule             the same
 
-A manager of this face is one of Headway's managers: it has the plain verbs too.
+A manager of this adapter is one of Headway's managers: it has the plain verbs too.
 """
 
 from headway.adapters.fastdeploy.request_manager import RequestManager

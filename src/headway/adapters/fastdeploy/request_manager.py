@@ -6,10 +6,10 @@ from headway.scheduler import SlotHandle, SlotPool
 
 
 class RequestManager(SlotPool):
-    """A slot pool under the original's names. For the writer alone, as the pool is."""
+    """A slot pool under the original's names. Only the writer uses it, like the pool."""
 
     def available_batch(self) -> int:
-        """Free slots."""
+        """The number of free slots."""
         return self.num_free_slots()
 
     def get_available_position(self) -> int:
@@ -21,5 +21,5 @@ class RequestManager(SlotPool):
         return self.acquire()
 
     def release_slot(self, handle: SlotHandle) -> bool:
-        """Give a slot back. False, and nothing changes, if the slot has had another owner since."""
+        """Free a slot. False, and nothing changes, if the handle is void: the slot has had another owner since."""
         return self.release(handle)

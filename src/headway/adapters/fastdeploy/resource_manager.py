@@ -10,7 +10,7 @@ from headway.scheduler import Reservation
 
 
 class OriginalCalls(Surface):
-    """What callers of the original know, each call by its plain verb. `ids`: request ids or uids, one or several."""
+    """The calls of the original, each by its plain verb. `ids`: request ids or uids, one or several."""
 
     def add_request(self, request: Request) -> None:
         """See `add`."""
@@ -21,7 +21,7 @@ class OriginalCalls(Surface):
         self.finish(ids)
 
     def finish_requests_async(self, ids: Ids) -> None:
-        """See `finish`: no caller waits for the recycling anyway."""
+        """See `finish`, which never waits for slots and blocks to become free."""
         self.finish(ids)
 
     def add_abort_req_ids(self, ids: Ids) -> None:
@@ -31,16 +31,16 @@ class OriginalCalls(Surface):
     def reschedule_preempt_task(self, ids: Ids) -> None:
         """The device has stopped working on preempted requests.
 
-        Nothing is to be done: they were queued when they were preempted. So nothing enters the mailbox, and a late call
-        cannot touch a request that runs again. Raises EngineDeadError once the engine has stopped.
+        Does nothing: a preempted request went back to the queue when it was preempted. No message enters the mailbox,
+        so a late call cannot touch a request that runs again. Raises EngineDeadError once the engine has stopped.
         """
         self._check_open()
 
     def recycle_abort_task(self, ids: Ids) -> None:
         """The device has stopped working on aborted requests.
 
-        Nothing is to be done: slot and blocks were recycled when they were aborted. So nothing enters the mailbox, and
-        a late call cannot touch a newer request of the same id. Raises EngineDeadError once the engine has stopped.
+        Does nothing: slot and blocks became free when the request was aborted. No message enters the mailbox, so a
+        late call cannot touch a newer request with the same id. Raises EngineDeadError once the engine has stopped.
         """
         self._check_open()
 
@@ -57,9 +57,9 @@ class OriginalCalls(Surface):
         return self.reserve_decode(request, timeout=timeout)
 
     def has_resource_for_prefilled_req(self, request: Request, timeout: float = 5.0) -> bool:
-        """D, where the KV arrives in a host buffer first: whether the pool has room for it.
+        """D, when the KV arrives in a host buffer first: whether slot and blocks for it are free.
 
-        A yes holds the room for `hold_timeout` seconds, as `reserve_decode` does for longer.
+        True: they are reserved, as by `reserve_decode`, but only for `hold_timeout` seconds.
         """
         return self.reserve_decode(request, expires_after=self.config.hold_timeout, timeout=timeout) is not None
 
@@ -92,7 +92,7 @@ class OriginalCalls(Surface):
         return self.num_free_slots()
 
     def get_real_bsz(self) -> int:
-        """Highest slot in use + 1, as last published: the rows that a worker has to look at."""
+        """The highest slot in use + 1, as last published: the number of rows that a worker has to read."""
         return self.snapshot().num_slots_spanned
 
 

@@ -172,7 +172,7 @@ class Admissions:
         return Headroom(self._state, self._policies.reserve, decoding)
 
     def blocks_wanted(self, demand: BlockDemand) -> int:
-        """Blocks that must be available: the ones to take, and the cached ones that no request refers to."""
+        """Blocks that must be available: the new blocks, and the cached blocks to share that no request refers to."""
         return demand.num_new + (self._state.pool.num_idle(demand.cached) if len(demand.cached) else 0)
 
     def take_newcomers(self) -> list[Newcomer]:

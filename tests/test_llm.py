@@ -339,7 +339,7 @@ def test_an_engine_that_stops_before_it_hears_of_a_stop_string_is_an_error(llm, 
     def over(uids):
         raise EngineDeadError("it is over")
 
-    monkeypatch.setattr(llm._engine, "finish", over)
+    monkeypatch.setattr(llm._engine.manager, "finish", over)
     with pytest.raises(EngineDeadError, match="it is over"):
         llm.generate("abcdef", SamplingParams(max_tokens=200, stop=["c"]))
 

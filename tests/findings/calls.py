@@ -73,7 +73,6 @@ QUERIES: dict[str, Callable[[Manager, float], object]] = {
 }
 
 READS: dict[str, Callable[[Manager], object]] = {
-    "make_request": a_request,  # which hands nothing in
     "available_batch": lambda manager: manager.available_batch(),
     "get_real_bsz": lambda manager: manager.get_real_bsz(),
     "info": lambda manager: manager.info(),

@@ -172,6 +172,17 @@ class TestAFailedEncodeStep:
         driver.run()
         driver.assert_answered(again)
 
+    def test_gives_up_what_it_encoded_in_the_order_of_its_batch_whatever_the_hashes(self) -> None:
+        driver = of()
+        digests = [bytes([i]) * 32 for i in (5, 3, 8, 1, 7, 2, 6, 4)]
+        driver.add(range(10), max_tokens=2, spans=[image(i, 1, digest) for i, digest in enumerate(digests)])
+        batch = driver.launch()
+        assert [digest for _, digest in encoded(batch)] == digests
+        driver.answer(error="out of memory")
+        driver.add(range(3))
+        batch = driver.launch()
+        assert batch is not None and batch.encoder_evicted == tuple(digests)
+
     @pytest.mark.parametrize("resets", [False, True])
     @pytest.mark.parametrize("max_tokens", [1, 6])
     def test_sends_back_those_that_relied_on_it_in_a_step_behind(self, max_tokens: int, resets: bool) -> None:

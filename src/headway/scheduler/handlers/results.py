@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -93,11 +95,12 @@ class Results:
         entries = [self._state.occupant(slot) for slot in dict.fromkeys(slots)]
         effects.ended += self._moves.end_all(entries, FinishReason.ERROR, error=error)
         if step.batch.encode:
-            self._forget_encoded({span.digest for _, span in step.batch.encode})
+            self._forget_encoded(dict.fromkeys(span.digest for _, span in step.batch.encode))
 
-    def _forget_encoded(self, digests: set[bytes]) -> None:
+    def _forget_encoded(self, digests: Collection[bytes]) -> None:
         """What the failed step was to encode is not there. A request that relies on it in a step in flight starts
-        again. The encoder cache does not know all of these digests: it may have been cleared since."""
+        again. The encoder cache does not know all of these digests: it may have been cleared since. Their order is
+        that of the device's next work order, so it must not depend on hashes."""
         self._state.encoder.forget_encoded(digests)
         for step in self._steps.in_flight.values():
             for chunk in step.chunks:

@@ -195,7 +195,7 @@ def test_equal_prefixes_are_computed_once(llm):
     assert (first.num_cached_tokens, second.num_cached_tokens) == (0, 64)
 
 
-def test_a_cache_that_was_reset_helps_nobody(llm):
+def test_a_cache_that_was_reset_helps_no_request(llm):
     llm.generate("s" * 64, LONG)
     assert llm.reset_prefix_cache() >= 4
     (again,) = llm.generate("s" * 64, LONG)

@@ -210,8 +210,8 @@ def test_a_mutant_must_say_what_it_is(tmp_path: Path, text: str, message: str) -
 
 
 def test_a_name_that_is_none_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
-    assert mutants.main(["F9_nobody"]) == 2
-    assert capsys.readouterr().err == "no such mutant: F9_nobody\n"
+    assert mutants.main(["F9_unknown"]) == 2
+    assert capsys.readouterr().err == "no such mutant: F9_unknown\n"
 
 
 # -- how an edit is placed ---------------------------------------------------------------------------------------

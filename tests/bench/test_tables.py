@@ -37,7 +37,7 @@ def test_a_table_has_a_line_per_row(capsys):
     assert "title" in out and machine()["python"] in " ".join(out.split())  # wherever its line breaks
 
 
-def test_a_column_that_nobody_has_is_left_out(capsys):
+def test_a_column_that_no_row_has_is_left_out(capsys):
     show(iter(ROWS), COLUMNS, "title", as_json=False)
     assert "unknown" not in capsys.readouterr().out
 

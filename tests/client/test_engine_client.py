@@ -129,7 +129,7 @@ async def test_a_pause_gives_what_there_is_and_a_resume_goes_on(client: EngineCl
     assert await all_updates(client, "c", stream=False)
 
 
-async def test_a_cache_that_was_reset_helps_nobody(client: EngineClient) -> None:
+async def test_a_cache_that_was_reset_helps_no_request(client: EngineClient) -> None:
     async def cached() -> int:
         params = SamplingParams(max_tokens=1)
         with submit(client, [[7] * 40], params, request_id="a", stream=False) as pending:

@@ -82,7 +82,7 @@ def test_a_pause_returns_when_nothing_is_on_the_device(name: str) -> None:
         uid = it.add("a")
         assert hang.reached.wait(PATIENCE)
         thread, outcome = in_thread(it.manager.pause, timeout=PATIENCE)
-        it.history.wait_for([uid])  # nobody inside waits for the device
+        it.history.wait_for([uid])  # no thread inside waits for the device
         with pytest.raises(EnginePausedError):
             it.add("b")
         assert outcome == []
@@ -159,7 +159,7 @@ def test_progress_tells_how_far_a_request_is(name: str) -> None:
             assert progress is not None
             assert (progress.uid, progress.request_id, progress.status) == (uid, "a", RequestStatus.RUNNING_DECODE)
             assert (progress.num_prompt_tokens, progress.num_output_tokens) == (9, 2)
-        assert it.manager.progress("nobody") is None
+        assert it.manager.progress("unknown") is None
         hang.let_go.set()
 
 
@@ -260,7 +260,7 @@ def test_an_engine_whose_room_is_held_for_another_engine_is_not_stalled(name: st
 
 
 def steal_a_block(it: Running) -> None:
-    """A block is taken that nobody owns: what a bug in the bookkeeping would do."""
+    """A block is taken that has no owner: what a bug in the bookkeeping would do."""
     it.manager._core._state.pool.take(1)
 
 
@@ -293,7 +293,7 @@ def test_a_violation_of_ownership_stops_the_engine_with_a_report_that_names_the_
 
 
 @pytest.mark.parametrize("error", [SystemExit(1), KeyboardInterrupt(), GeneratorExit("odd")], ids=repr)
-def test_whatever_kills_the_writer_nobody_waits_for_ever(name: str, error: BaseException) -> None:
+def test_whatever_kills_the_writer_no_caller_waits_for_ever(name: str, error: BaseException) -> None:
     hang = Hang()
     with running(name, Device(before_step=hang)) as it:
         uid = it.add("a")

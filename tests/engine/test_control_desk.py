@@ -104,7 +104,7 @@ def test_too_many_questions_at_once_are_refused_and_no_answer_is_lost(monkeypatc
     for number in (1, 2, 3):
         asking.call(number, to_engine.AuditEngine(PATIENCE))
     assert asking.replies == {3: to_client.Raised(3, "queue_full", "2 calls are waiting for the engine")}
-    assert asking.answer(4, to_engine.ResumeEngine()) is None  # which waits for nobody
+    assert asking.answer(4, to_engine.ResumeEngine()) is None  # which waits for nothing
     let_go.set()
     asking.desk.close(PATIENCE)
     assert asking.replies.keys() == {1, 2, 3, 4}
@@ -149,7 +149,7 @@ def test_a_bad_timeout_is_refused_before_anything_happens(name: str) -> None:
 
 
 def test_the_thread_that_brings_questions_is_not_held_up(name: str) -> None:
-    """Not even by an engine that was never started, which answers nobody."""
+    """Not even by an engine that was never started, and so never answers."""
     with running(name, start=False) as it:
         assert isinstance(it, Running)
         asking = Asking(it.manager)

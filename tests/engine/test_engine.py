@@ -253,7 +253,7 @@ def test_stopping_again_changes_nothing_also_from_several_threads(name: str) -> 
         assert not it.engine.is_stalled()
 
 
-def test_whoever_speaks_to_an_engine_that_has_stopped_is_told_so(name: str) -> None:
+def test_a_caller_of_an_engine_that_has_stopped_is_told_so(name: str) -> None:
     with running(name) as it:
         uid = it.add("a")
         it.engine.shutdown()
@@ -401,7 +401,7 @@ def test_in_a_storm_every_accepted_request_ends_exactly_once(name: str, num_prod
 
 
 def check(it: Running, producers: list[Producer]) -> None:
-    """What was reported fits what was done. (That nobody ended twice the history checked on the way.)"""
+    """What was reported fits what was done. (That no request ended twice the history checked on the way.)"""
     assert set(it.history.ends) == {uid for producer in producers for uid in producer.accepted}
     for producer in producers:
         for uid, (prompt, max_tokens) in producer.accepted.items():

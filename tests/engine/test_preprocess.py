@@ -145,7 +145,7 @@ def test_a_result_that_is_none_is_an_error_that_says_so(result: Any, text: str) 
     assert done.prompt is None
 
 
-def test_submitting_waits_for_nobody_and_what_is_cancelled_in_time_is_not_begun() -> None:
+def test_submitting_does_not_wait_and_what_is_cancelled_in_time_is_not_begun() -> None:
     gate = Gate()
     with pool_of(gate, num_threads=1) as pool:
         for uid in range(1, 6):
@@ -179,7 +179,7 @@ def test_a_shutdown_drops_what_is_queued_and_what_still_runs() -> None:
         for uid in (1, 2):
             pool.pool.submit(request(uid))
         assert eventually(lambda: gate.begun)
-        pool.pool.shutdown(timeout=0.0)  # the job hangs: nobody waits for it
+        pool.pool.shutdown(timeout=0.0)  # the job hangs: no thread waits for it
         pool.pool.submit(request(3))
         gate.let_go.set()
     assert gate.begun == [1] and pool.done == {}

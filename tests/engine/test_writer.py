@@ -393,7 +393,7 @@ def assert_dead(it: Running, uids: list[int], why: str) -> None:
 
 @pytest.mark.parametrize("kind", [StepResult, AbortRequests, AddRequest])
 def test_a_broken_invariant_stops_the_engine_with_a_report(name: str, kind: type, hang: Hang) -> None:
-    """Whoever's message came upon it: under a lock that is the device's thread or a caller's, who is not bothered."""
+    """Whichever message came upon it. Under a lock that may be a caller's thread: its call raises nothing."""
     with running(name, Device(before_step=hang), max_num_seqs=2) as it:
         uids = [it.add(f"r{i}", max_tokens=9) for i in range(5)]
         assert hang.reached.wait(PATIENCE)
@@ -426,7 +426,7 @@ def test_a_pass_that_raises_stops_the_engine_with_a_report(name: str) -> None:
 
 
 def test_an_error_in_what_takes_the_effects_stops_the_engine_too(name: str) -> None:
-    """Effects that nobody took cannot be repeated: to go on would leave requests without an end."""
+    """Effects that were not taken cannot be repeated: to go on would leave requests without an end."""
     with running(name, start=False) as it:
         uids = [it.add(f"r{i}", max_tokens=30) for i in range(2)]
 

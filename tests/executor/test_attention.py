@@ -81,7 +81,7 @@ def test_every_row_sees_its_own_past(window, softcap, with_sinks, padding, group
         past = np.arange(batch.positions[row])
         slots = torch.from_numpy(np.array(blocks)[past // BLOCK] * BLOCK + past % BLOCK)
         kv.write(0, slots, keys[row][:, past].transpose(0, 1), values[row][:, past].transpose(0, 1))
-        if len(past) % BLOCK:  # whoever began this block wiped the rest of it
+        if len(past) % BLOCK:  # the sequence that began this block wiped the rest of it
             kv.clear(torch.arange(int(slots[-1]) + 1, (int(slots[-1]) // BLOCK + 1) * BLOCK))
     queries = [torch.randn(heads, int(count), 8) for count in batch.num_new_tokens]
     sinks = torch.randn(heads) if with_sinks else None

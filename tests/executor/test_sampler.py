@@ -408,7 +408,7 @@ class TestLogprobs:
             assert report.top_ids[index].tolist() == log_probs[row].topk(3).indices.tolist()
             assert report.top[index].tolist() == pytest.approx(log_probs[row].topk(3).values.tolist())
 
-    def test_nobody_asked(self):
+    def test_without_a_request_that_asks_for_them_there_are_none(self):
         slots = Slots()
         slots.admit(0, SamplingParams())
         assert slots.sample(logits_of(1), [0]).logprobs is None

@@ -88,7 +88,7 @@ class TestSteps:
         executor = make_executor("llama", num_blocks=40)
         driver = Driver(executor, executor.num_blocks)
         for keys, values in executor._model.attention.kv.layers.values():
-            keys[1:] = float("nan")  # all but the padding block, which nobody ever writes
+            keys[1:] = float("nan")  # all but the padding block, which is never written
             values[1:] = float("nan")
         expected = reference("llama")
         chosen = (0, 3, 6, 9)  # short beside long, so that rows are padded

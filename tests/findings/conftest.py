@@ -11,7 +11,7 @@ from tests.managers.driving import Driver
 
 @pytest.fixture
 def driver(name: str) -> Driver:
-    """A manager with room for everybody."""
+    """A manager with room for all requests."""
     return Driver(make(name))
 
 

@@ -155,7 +155,7 @@ def test_flaw_03_a_query_that_is_refused_raises_where_it_was_asked_and_nowhere_e
 
 
 def breaks(*_: object) -> None:
-    raise KeyError("nobody foresaw it")
+    raise KeyError("it was not foreseen")
 
 
 def handle(manager: Manager, message: str, handler: Callable[..., object]) -> None:
@@ -166,16 +166,16 @@ def handle(manager: Manager, message: str, handler: Callable[..., object]) -> No
     handlers[kind] = handler
 
 
-def test_flaw_03_a_handler_that_breaks_fails_who_asked_and_everybody_inside(name: str, hang: Hang) -> None:
+def test_flaw_03_a_handler_that_breaks_fails_its_caller_and_all_requests_inside(name: str, hang: Hang) -> None:
     with running(name, Device(before_step=hang)) as it:
         uid = it.add("a")
         assert hang.reached.wait(SOON)
         handle(it.manager, "GetProgress", breaks)
         outcome = Asked(lambda: it.manager.progress("a", timeout=1e6)).outcome()
-        assert isinstance(outcome, EngineDeadError) and "KeyError: 'nobody foresaw it'" in str(outcome)
+        assert isinstance(outcome, EngineDeadError) and "KeyError: 'it was not foreseen'" in str(outcome)
         assert comes(lambda: uid in it.history.ends)
         assert it.history.ends[uid].reason is FinishReason.ERROR
-        assert "KeyError: 'nobody foresaw it'" in str(it.engine.failure())
+        assert "KeyError: 'it was not foreseen'" in str(it.engine.failure())
         hang.let_go.set()
 
 
@@ -188,7 +188,7 @@ def test_flaw_03_no_request_is_lost_with_a_message_that_broke(name: str, broken:
         it.manager.add_abort_req_ids([uid])
         assert comes(lambda: uid in it.history.ends)
         assert it.history.ends[uid].reason is FinishReason.ERROR
-        with pytest.raises(EngineDeadError, match="nobody foresaw it"):
+        with pytest.raises(EngineDeadError, match="it was not foreseen"):
             it.add("b")
 
 
@@ -324,7 +324,7 @@ def test_flaw_06_the_core_neither_stores_nor_hashes() -> None:
                 assert not (isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("open", "hash")), path
 
 
-def test_flaw_06_a_job_that_hangs_holds_up_nobody_else(name: str) -> None:
+def test_flaw_06_a_job_that_hangs_holds_up_no_other_request(name: str) -> None:
     """Preparing a request is done behind the writer."""
     let_go, threads = threading.Event(), set()
 
@@ -346,7 +346,7 @@ def test_flaw_06_a_job_that_hangs_holds_up_nobody_else(name: str) -> None:
         assert not threads & {"headway-writer", threading.current_thread().name}
 
 
-def test_flaw_06_kv_on_its_way_holds_up_nobody_else(name: str) -> None:
+def test_flaw_06_kv_on_its_way_holds_up_no_other_request(name: str) -> None:
     """Sending is handed out and reported; the slot is free meanwhile, the blocks are the sender's."""
     sendings: list[Sending] = []
     with running(name, role=Role.PREFILL, max_num_seqs=1, on_sending=sendings.append) as it:
@@ -392,7 +392,7 @@ def test_flaw_07_nothing_is_kept_for_who_has_left(query: str) -> None:
     assert (len(manager._desk), manager.door.num_inside, manager.snapshot().num_reserved) == (0, 0, 0)
 
 
-def test_flaw_07_an_answer_that_nobody_hears_is_gone() -> None:
+def test_flaw_07_an_answer_that_no_caller_hears_is_gone() -> None:
     """It was claimed in time; then its caller was interrupted."""
 
     class Value:
@@ -429,7 +429,7 @@ def test_flaw_08_nothing_that_a_caller_does_touches_the_core(what: str) -> None:
     driver.add("a", max_tokens=20)
     driver.step()
     core, driver.manager._core = driver.manager._core, OutOfReach()  # type: ignore[assignment]
-    if what in QUERIES:  # nobody is there to answer
+    if what in QUERIES:  # no thread is there to answer
         assert isinstance(Asked(lambda: QUERIES[what](driver.manager, 1e-3)).outcome(), TimeoutError)
     else:
         {**COMMANDS, **READS}[what](driver.manager)
@@ -454,7 +454,7 @@ def test_flaw_08_what_was_queued_before_a_clear_ends_and_does_not_come_back(driv
 
 
 def test_flaw_08_a_clear_during_a_step_leaves_nothing_of_it(driver: Driver) -> None:
-    """What the step still brings is nobody's, and neither what it computed nor what was cached is found."""
+    """What the step still brings belongs to no request, and neither what it computed nor what was cached is found."""
     prompt = prompt_of(1, 20)
     driver.add("cached", prompt, max_tokens=1)
     driver.run()
@@ -484,7 +484,7 @@ def test_flaw_08_the_configuration_cannot_be_changed_under_way(driver: Driver) -
 
 
 def test_flaw_09_what_was_handed_in_counts_before_it_is_applied(driver: Driver) -> None:
-    """Else whoever fetches work for the free slots fetches too much."""
+    """Else a caller that fetches work for the free slots fetches too much."""
     for i in range(6):
         assert driver.manager.available_batch() == max(0, 4 - i)
         driver.add(f"r{i}")
@@ -493,7 +493,7 @@ def test_flaw_09_what_was_handed_in_counts_before_it_is_applied(driver: Driver) 
     assert driver.manager.available_batch() == 4
 
 
-def test_flaw_09_the_intake_is_bounded_also_while_nobody_drains(name: str) -> None:
+def test_flaw_09_the_intake_is_bounded_also_while_nothing_is_drained(name: str) -> None:
     driver = Driver(make(name, max_waiting=3))
     for i in range(7):
         driver.add(f"r{i}")
@@ -549,8 +549,8 @@ def test_flaw_10_no_message_can_be_changed(kind: type) -> None:
         assert not str(field.type).startswith(("list", "dict", "set")), field.name
 
 
-def test_flaw_10_a_shutdown_ends_whoever_is_inside_and_fails_whoever_waits(name: str) -> None:
-    """The original abandoned what was queued, and who waited."""
+def test_flaw_10_a_shutdown_ends_the_requests_inside_and_fails_the_callers_that_wait(name: str) -> None:
+    """The original abandoned what was queued, and the callers that waited."""
     driver = Driver(make(name, max_num_seqs=1))
     manager = driver.manager
     uids = [driver.add("runs", max_tokens=20)]
@@ -579,7 +579,7 @@ def test_flaw_10_after_a_shutdown_the_sender_is_told(name: str, what: str) -> No
 
 
 def test_flaw_11_a_step_does_not_walk_over_the_requests() -> None:
-    """Everybody decodes a token in the middle of a block: vector operations, whose number is fixed."""
+    """Every request decodes a token in the middle of a block: vector operations, whose number is fixed."""
 
     def cost(num_running: int) -> int:
         driver = busy(num_running)

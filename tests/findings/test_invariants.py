@@ -52,7 +52,7 @@ def hand_in(mailbox: Mailbox, lane: str) -> None:
 
 @pytest.mark.parametrize("lane", ["commands", "results"])
 def test_wake_up_of_a_writer_that_was_awake_when_it_was_handed_in(lane: str) -> None:
-    """Nobody rang: it has to look before it sleeps."""
+    """The bell was not rung: it has to look before it sleeps."""
     mailbox = Mailbox()
     mailbox._bell = Bell()
     hand_in(mailbox, lane)
@@ -81,7 +81,7 @@ def test_wake_up_of_a_writer_that_has_just_looked(lane: str) -> None:
 
 @pytest.mark.parametrize("lane", ["commands", "results"])
 def test_wake_up_by_a_producer_that_looks_for_sleepers_when_its_message_is_there(lane: str) -> None:
-    """Whoever asked before appending could find the writer awake, and it would then sleep on the message."""
+    """A producer that asked before appending could find the writer awake, and it would then sleep on the message."""
 
     class Watched(Mailbox):
         seen: list[int] = []  # noqa: RUF012
@@ -214,7 +214,7 @@ def test_door_lets_one_of_two_with_the_same_id_in(name: str) -> None:
 
 
 def test_door_counts_a_request_out_once() -> None:
-    """Whoever counts it out reports its end: nobody else does."""
+    """The thread that counts it out reports its end: no other thread does."""
     manager = make("v2")
     request = make_request(manager, "a", [1], SamplingParams())
     manager.add_request(request)
@@ -256,7 +256,7 @@ def test_door_reports_the_end_of_a_reservation_too() -> None:
 
 
 @pytest.mark.parametrize("depth", [1, 2])
-def test_late_results_of_whoever_had_the_slot_before_are_dropped(depth: int) -> None:
+def test_late_results_of_the_former_owner_of_a_slot_are_dropped(depth: int) -> None:
     """Chunks and decodes, whatever the order in which slots are given away."""
     driver = Driver(config(max_num_seqs=2, max_num_batched_tokens=8), depth=2)
     old = [driver.add(range(10 * i, 10 * i + 11), max_tokens=9) for i in range(2)]
@@ -322,7 +322,7 @@ def test_published_blocks_of_another_tenant_are_not_found() -> None:
 
 
 def test_published_is_nothing_that_was_begun_before_the_cache_was_reset() -> None:
-    """Its first part may be of other weights; so nobody may find what continues it."""
+    """Its first part may be of other weights; so no request may find what continues it."""
     driver = Driver(config(max_num_batched_tokens=8))
     driver.add(range(20), max_tokens=2)
     driver.step()
@@ -368,7 +368,7 @@ def test_audit_after_every_step_stops_at_a_block_that_is_lost() -> None:
     driver = Driver(config())
     driver.add(range(6), max_tokens=12)
     driver.step()
-    driver.state.pool.take(1)  # nobody owns it
+    driver.state.pool.take(1)  # it has no owner
     batch = driver.core.schedule()
     assert batch is not None
     with pytest.raises(OwnershipError, match="block ownership is broken"):
@@ -376,7 +376,7 @@ def test_audit_after_every_step_stops_at_a_block_that_is_lost() -> None:
 
 
 def test_first_in_line_is_never_the_victim() -> None:
-    """So somebody always gets to the end, and no two go on evicting each other."""
+    """So one request always gets to the end, and no two go on evicting each other."""
     driver = Driver(config(num_blocks=9, reserve="none"))
     first, *others = [driver.add(range(10 * i, 10 * i + 8), max_tokens=16) for i in range(3)]
     preempted = set()

@@ -33,7 +33,7 @@ SOURCE = Path(headway.__file__).parent
 
 
 @contextmanager
-def somebody_else_holds(lock: Any) -> Iterator[None]:
+def another_thread_holds(lock: Any) -> Iterator[None]:
     locked, go_on = threading.Event(), threading.Event()
 
     def hold() -> None:
@@ -69,7 +69,7 @@ def test_F1_a_query_to_a_loop_that_stands_still_times_out(query: str) -> None:
 @pytest.mark.parametrize("name", ["v1"])
 def test_F1_nor_does_the_lock_keep_a_query_for_ever(name: str) -> None:
     manager = make(name)
-    with somebody_else_holds(manager._lock):  # type: ignore[attr-defined]
+    with another_thread_holds(manager._lock):  # type: ignore[attr-defined]
         assert isinstance(Asked(lambda: manager.progress("a", 0.01)).outcome(), TimeoutError)
     assert manager.progress("a", SOON) is None
 
@@ -308,7 +308,7 @@ def test_F4_the_choice_is_made_in_one_place() -> None:
     assert chosen == ["engine/engine.py"]
 
 
-def test_F4_nobody_asks_a_manager_which_one_it_is() -> None:
+def test_F4_no_code_asks_a_manager_which_one_it_is() -> None:
     kinds = {kind.__name__ for kind in MANAGERS.values()}
     asking = {"isinstance", "issubclass", "type"}
     for where, node in all_nodes():

@@ -139,7 +139,7 @@ def test_v1_stale_abort_of_an_ended_request_does_not_hit_the_next_of_its_id(name
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
 def test_v1_preprocessing_that_is_not_done_costs_no_place_in_the_queue(order: tuple[int, ...]) -> None:
-    """Whoever is prepared is served by when it came, whichever preparation ends first."""
+    """Prepared requests are served in the order in which they came, whichever preparation ends first."""
     driver = Driver(config(max_num_seqs=1))
     driver.add(range(40, 46), max_tokens=6)
     driver.step()
@@ -154,7 +154,7 @@ def test_v1_preprocessing_that_is_not_done_costs_no_place_in_the_queue(order: tu
     driver.assert_empty()
 
 
-def test_v1_preprocessing_that_is_not_done_holds_up_nobody(name: str) -> None:
+def test_v1_preprocessing_that_is_not_done_holds_up_no_other_request(name: str) -> None:
     driver = ManagerDriver(make(name, max_num_seqs=1))
     image = make_request(driver.manager, "image", [1, 2], SamplingParams(max_tokens=2), preprocess=b"png")
     driver.manager.add_request(image)
@@ -190,7 +190,7 @@ def test_v1_preprocessing_that_fails_ends_the_request_with_the_reason(how: str) 
 
 
 def test_v1_head_of_line_a_request_that_fits_passes_one_that_does_not() -> None:
-    """Any shortage ended the phase for everybody."""
+    """Any shortage ended the phase for all requests."""
     driver = Driver(config(num_blocks=9, reserve="none"))
     running_one = driver.add(range(16), max_tokens=4)
     driver.step()
@@ -249,7 +249,7 @@ def test_v1_preempted_requests_keep_their_place_in_the_queue() -> None:
 
 
 def test_v1_preempted_requests_do_not_wait_for_the_device_to_say_that_it_stopped(name: str) -> None:
-    """`reschedule_preempt_task` is not needed, and late it disturbs nobody."""
+    """`reschedule_preempt_task` is not needed, and a late call disturbs no request."""
     driver = ManagerDriver(make(name))
     uid = driver.add("a", prompt_of(1, 5), max_tokens=9)
     driver.step()
@@ -321,7 +321,7 @@ def test_v1_deterministic_a_prompt_gets_on_and_is_cut_in_the_same_places_whateve
 
 
 @pytest.mark.parametrize("role", [Role.PREFILL, Role.DECODE])
-def test_v1_reservation_that_nobody_takes_up_lapses(role: Role) -> None:
+def test_v1_reservation_that_is_not_taken_up_lapses(role: Role) -> None:
     """Its P had died. Slot and blocks come back by the clock alone."""
     driver = Driver(config(role=role, reservation_timeout=10.0))
     request = driver.make(range(9), max_tokens=1)
@@ -335,7 +335,7 @@ def test_v1_reservation_that_nobody_takes_up_lapses(role: Role) -> None:
 
 @pytest.mark.parametrize("role", [Role.PREFILL, Role.DECODE])
 def test_v1_reservation_lapses_while_nothing_else_happens(name: str, role: Role) -> None:
-    """The loop itself sees to it: no new work has to come, and nobody has to ask."""
+    """The loop itself sees to it: no new work has to come, and no caller has to ask."""
     with running(name, role=role, reservation_timeout=0.05) as it:
         request = make_request(it.manager, "a", [1, 2, 3], SamplingParams())
         if role is Role.PREFILL:
@@ -359,11 +359,11 @@ def test_v1_reservation_that_is_taken_up_does_not_lapse() -> None:
     driver.assert_answered()
 
 
-# -- has_resource was a look, and somebody else acted on it ------------------------------------------------------
+# -- has_resource was a look, and another caller acted on it -----------------------------------------------------
 
 
 def test_v1_has_resource_holds_what_it_promises(name: str) -> None:
-    """Two look, there is room for one: one yes. And who has it gets the room, whoever comes between."""
+    """Two look, there is room for one: one yes. And its caller gets the room, whichever request comes between."""
     with running(name, role=Role.DECODE, max_num_seqs=1, hold_timeout=SOON) as it:
         first, second = (make_request(it.manager, request_id, [1, 2, 3], SamplingParams()) for request_id in "ab")
         assert it.manager.has_resource_for_prefilled_req(first, timeout=SOON)

@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from headway.kvcache import BlockPool
 from headway.kvcache.pool import OwnershipError
 
-NOBODY = np.zeros(0, dtype=np.int32)
+NONE_OWNED = np.zeros(0, dtype=np.int32)
 
 
 def test_the_padding_block_is_never_handed_out() -> None:
@@ -62,7 +62,7 @@ def test_dropping_the_cache_frees_idle_blocks_at_once_and_others_on_release() ->
     assert pool.counts == (3, 0, 1)
     pool.release(busy)
     assert pool.counts == (4, 0, 0)
-    assert pool.problems(NOBODY) == []
+    assert pool.problems(NONE_OWNED) == []
 
 
 def test_an_owner_who_holds_more_than_was_counted_is_found_out() -> None:
@@ -107,7 +107,7 @@ def test_a_look_at_one_block_sees_what_contradicts_itself() -> None:
     assert pool.problem_of(other) == f"block {other} was released 1 times too often"
 
 
-def test_only_what_nobody_shares_comes_free_with_one_owner() -> None:
+def test_only_unshared_blocks_come_free_with_one_owner() -> None:
     pool = BlockPool(6, 16)
     blocks = pool.take(3)
     pool.share(blocks[:1])
@@ -115,7 +115,7 @@ def test_only_what_nobody_shares_comes_free_with_one_owner() -> None:
     assert [pool.num_references_to(block) for block in blocks.tolist()] == [2, 1, 1]
 
 
-def texts(pool: BlockPool, owned: np.ndarray = NOBODY) -> list[str]:
+def texts(pool: BlockPool, owned: np.ndarray = NONE_OWNED) -> list[str]:
     """What a full check of a pool finds."""
     return [problem.text for problem in pool.problems(owned)]
 

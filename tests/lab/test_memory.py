@@ -68,7 +68,7 @@ class StepClock:
         self.now += seconds
 
 
-def test_a_soak_aborts_finishes_and_shares_and_ends_with_nobody_left() -> None:
+def test_a_soak_aborts_finishes_and_shares_and_ends_with_no_request_left() -> None:
     clock = StepClock()
     soak = Soak(0.6, clock=clock, sleep=clock.sleep)
     clock.engine = soak._engine

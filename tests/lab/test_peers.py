@@ -16,7 +16,7 @@ from headway.cli import main
 
 STEADY = SteadyDecode(running=2, steps=10, rounds=2)
 
-# A scheduler that lets everybody in and computes everything at once.
+# A scheduler that admits every request and computes everything at once.
 DRIVER = """
     import numpy as np
 

@@ -101,7 +101,7 @@ def test_it_draws(fake_peers: list[str], tmp_path, capsys: pytest.CaptureFixture
         (["--waiting", "-1"], "at least 0"),
         (["--pause-ms", "-1"], "must be in [0, 1000]"),
         (["--features", "--peer", "transformers"], "measure it without"),
-        (["--peer", "nobody"], "nobody"),
+        (["--peer", "stranger"], "stranger"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(

@@ -81,7 +81,7 @@ def test_full_takes_the_longer_arguments_where_there_are_any(run_all) -> None:
     assert "`headway bench one --size 2`" in page and "`headway bench other`" in page
 
 
-def test_one_that_fails_stops_nobody_and_is_told(run_all, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_benchmark_that_fails_stops_no_other_and_is_told(run_all, capfd: pytest.CaptureFixture[str]) -> None:
     out, run = run_all
     assert run("--only", "third", "--only", "second") == 1
     assert "these failed: third" in capfd.readouterr().err

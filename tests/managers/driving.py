@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 
 def config(**changes: Any) -> SchedulerConfig:
-    """Small limits with room for everybody."""
+    """Small limits with room for all requests."""
     limits: dict[str, Any] = {
         "max_num_seqs": 4,
         "max_num_batched_tokens": 64,
@@ -153,7 +153,7 @@ class Driver:
         return batch
 
     def run(self, max_steps: int = 5000) -> None:
-        """Steps until nobody is inside."""
+        """Steps until no request is inside."""
         for _ in range(max_steps):
             self.step()
             self.settle()

@@ -47,7 +47,7 @@ Interruption = tuple[int, int]  # (before this step, go on with this actor)
 
 
 class DeadlockError(BaseException):
-    """Everybody waits. Not an Exception, so that no actor takes it for an answer."""
+    """All actors wait. Not an Exception, so that no actor takes it for an answer."""
 
 
 class Actor:
@@ -102,13 +102,13 @@ class Stage:
         return {name: _outcome_of(future) for name, future in zip(acts, outcomes, strict=True)}
 
     def wait_until(self, comes: Callable[[], bool], *, has_limit: bool = False) -> None:
-        """Go on when it has come; others go on meanwhile. A wait with a limit ends when nobody else can go on.
+        """Go on when it has come; others go on meanwhile. A wait with a limit ends when no other actor can go on.
 
-        For actors; for anybody else it must have come already.
+        For actors; for any other thread it must have come already.
         """
         me = self._now
         if me is None:
-            assert comes(), "nobody is there who could bring it about"
+            assert comes(), "no other actor is there that could bring it about"
             return
         me.comes, me.has_limit = comes, has_limit
         while not comes():
@@ -156,7 +156,7 @@ class Stage:
         return self._on_line
 
     def _heir(self) -> Actor | None:
-        """Who goes on when this one cannot: somebody who can, or whose time is up, or is to be told that all wait."""
+        """The actor to go on when this one cannot: one is ready, or its time is up, or it must hear that all wait."""
         assert self._now is not None
         me = self._actors.index(self._now)
         left = [actor for actor in self._actors[me:] + self._actors[:me] if not actor.ended]
@@ -207,7 +207,7 @@ def explore(
 
 
 class Box:
-    """What `queue.SimpleQueue` is to a query. A wait with a limit ends when nobody else can go on, or at once."""
+    """What `queue.SimpleQueue` is to a query. A wait with a limit ends when no other actor can go on, or at once."""
 
     def __init__(self, stage: Stage, patient: bool) -> None:
         self._stage = stage
@@ -246,7 +246,7 @@ class Lock:
             self._owner = None
 
     def notify_all(self) -> None:
-        """Nobody sleeps here."""
+        """No thread sleeps here."""
 
     def __enter__(self) -> None:
         self.acquire()
@@ -256,7 +256,7 @@ class Lock:
 
 
 def on_stage(manager: Manager, stage: Stage, monkeypatch: pytest.MonkeyPatch, *, patient: bool = True) -> Manager:
-    """The manager, whose callers wait on this stage. patient: a query times out when nobody else can go on; else at
+    """The manager, whose callers wait on this stage. patient: a query times out when no other actor can go on; else at
     once, if it has to wait."""
     boxes = SimpleNamespace(SimpleQueue=lambda: Box(stage, patient), Empty=queue.Empty)
     monkeypatch.setattr(query, "queue", boxes)

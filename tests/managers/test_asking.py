@@ -1,4 +1,4 @@
-"""Queries: answered while the device works, or refused, or timed out; and then nothing is held for nobody."""
+"""Queries: answered while the device works, or refused, or timed out; and then nothing is held."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ QUESTIONS = {
         Role.DECODE, lambda m, request, t: m.reserve_decode(request, expires_after=1.0, timeout=t)
     ),
     "progress": Question(Role.MIXED, lambda m, request, t: m.progress("someone", timeout=t)),
-    "progress of nobody": Question(Role.MIXED, lambda m, request, t: m.progress("nobody", timeout=t)),
+    "progress of an unknown id": Question(Role.MIXED, lambda m, request, t: m.progress("unknown", timeout=t)),
     "audit": Question(Role.MIXED, lambda m, request, t: m.audit(timeout=t)),
     "reset_prefix_cache": Question(Role.MIXED, lambda m, request, t: m.reset_prefix_cache(timeout=t)),
     "await_steps": Question(Role.MIXED, lambda m, request, t: m.await_steps(t)),
@@ -83,7 +83,7 @@ def asked(name: str, question: str) -> Driver:
 
 
 def held(manager: Manager) -> tuple[int, ...]:
-    """What anybody holds, by the manager's own books."""
+    """What is held, by the manager's own books."""
     report = manager._core.audit_report()
     assert report.ok, report.problems
     return (
@@ -136,7 +136,7 @@ def test_a_reservation_finds_what_is_cached(name: str) -> None:
 @pytest.mark.parametrize("question", RESERVING)
 @pytest.mark.parametrize("lacking", ["slots", "blocks", "turn"])
 def test_without_room_the_answer_is_no_and_nothing_is_held(name: str, question: str, lacking: str) -> None:
-    """Room, or a turn: on D nobody who asks passes those that wait."""
+    """Room, or a turn: on D no request passes the requests that wait."""
     role = QUESTIONS[question].role
     if lacking == "turn" and role is Role.PREFILL:
         pytest.skip("on P those that wait are let in as their message is applied")
@@ -223,7 +223,7 @@ def test_a_query_is_answered_while_a_step_is_on_the_device(asked: Driver, questi
     batch = asked.launch()
     assert batch is not None
     answer = asked.ask(bound(asked, question))
-    assert (answer is None) == (question == "progress of nobody")
+    assert (answer is None) == (question == "progress of an unknown id")
     assert asked.manager.snapshot().num_in_flight == 1, "the step is still out"
     asked.complete(batch)
     asked.manager.drop_reservations("a")
@@ -266,9 +266,7 @@ def test_waiting_for_the_worker_has_an_end(driver: Driver) -> None:
 
 @pytest.mark.parametrize("question", RESERVING)
 @pytest.mark.parametrize("role", list(Role))
-def test_a_query_for_another_role_is_an_error_to_the_caller_and_to_nobody_else(
-    name: str, question: str, role: Role
-) -> None:
+def test_a_query_for_another_role_is_an_error_to_its_caller_alone(name: str, question: str, role: Role) -> None:
     if role is QUESTIONS[question].role:
         pytest.skip("the right one")
     driver = Driver(make(name, role=role))
@@ -301,7 +299,7 @@ def test_nothing_can_be_held_for_a_request_that_is_to_be_prepared(asked: Driver,
 
 
 @pytest.mark.parametrize("question", RESERVING)
-def test_a_reservation_comes_in_by_the_same_door_as_everybody(name: str, question: str) -> None:
+def test_a_reservation_comes_in_by_the_same_door_as_every_request(name: str, question: str) -> None:
     driver = Driver(make(name, role=QUESTIONS[question].role, max_num_seqs=1, max_waiting=0))
     manager = driver.manager
     assert driver.ask(bound(driver, question))
@@ -383,7 +381,7 @@ def test_the_loop_cannot_ask_itself_and_nothing_has_changed(asked: Driver, quest
 
 
 @pytest.mark.parametrize("question", QUESTIONS)
-def test_a_query_that_nobody_draws_times_out_and_never_runs(question: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_query_that_is_not_drawn_times_out_and_never_runs(question: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Under the mailbox: the loop is stuck, or there is none yet."""
     driver = Driver(make("v2", role=QUESTIONS[question].role))
     applied: list[Message] = []
@@ -422,7 +420,7 @@ def test_a_lock_that_is_held_too_long_is_a_timeout(question: str) -> None:
 
 
 @pytest.mark.parametrize("question", RESERVING)
-def test_a_reservation_that_nobody_takes_up_ends_by_the_clock(
+def test_a_reservation_that_is_not_taken_up_ends_by_the_clock(
     asked: Driver, question: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [100.0]
@@ -460,7 +458,7 @@ def test_a_query_that_is_pending_when_the_engine_ends_fails(question: str) -> No
     driver.history.take(driver.manager.close(FinishReason.ABORT, "shut down"))
     with pytest.raises(EngineDeadError, match="shut down"):
         one.answer()
-    assert not driver.history.ends, "whoever is told no has not been accepted"
+    assert not driver.history.ends, "a request that was refused has not been accepted"
     assert held(driver.manager) == NOTHING
 
 
@@ -479,7 +477,7 @@ def test_a_query_that_waits_for_the_device_when_the_engine_ends_fails(driver: Dr
 
 @pytest.mark.parametrize("question", IMMEDIATE)
 def test_a_query_that_the_writer_dies_of_fails(asked: Driver, question: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is claimed and will never be answered; whoever drives the loop closes."""
+    """It is claimed and will never be answered; the driver of the loop closes."""
 
     def broken(core: Scheduler, query: Query, now: float = 0.0) -> object:
         raise AssertionError("a block has two owners")
@@ -508,7 +506,7 @@ def test_a_yes_is_an_accepted_request_that_ends_once_also_when_the_engine_does(a
 
 
 @pytest.mark.parametrize("question", RESERVING)
-def test_a_paused_engine_holds_nothing_for_anybody(asked: Driver, question: str) -> None:
+def test_a_paused_engine_holds_nothing_for_a_query(asked: Driver, question: str) -> None:
     asked.ask(asked.manager.pause)
     with pytest.raises(EnginePausedError):
         asked.ask(bound(asked, question))

@@ -1,4 +1,4 @@
-"""Commands: each does what it says, unknown ids disturb nobody, and what was handed in is the manager's own."""
+"""Commands: each does what it says, unknown ids disturb no request, and what was handed in is the manager's own."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ def reserved(name: str, role: Role, **changes: Any) -> tuple[Driver, Request, Re
 
 
 @every_manager
-def test_p_computes_a_preallocated_request_when_d_has_agreed_and_ends_it_when_its_kv_is_sent(name: str) -> None:
+def test_p_computes_a_reserved_request_when_d_has_agreed_and_ends_it_when_its_kv_is_sent(name: str) -> None:
     driver, request, reservation = reserved(name, Role.PREFILL)
     assert driver.step() is None, "nothing is computed before D has agreed"
     driver.manager.start_prefill(["a"])
@@ -258,7 +258,7 @@ def test_a_reservation_is_taken_up_once(name: str, role: Role) -> None:
 
 @pytest.mark.parametrize("role", [Role.MIXED, Role.PREFILL, Role.DECODE])
 @pytest.mark.parametrize("command", OF_IDS)
-def test_unknown_ids_are_a_no_op_and_a_debug_line_that_names_nobody(
+def test_unknown_ids_are_a_no_op_and_a_debug_line_that_names_no_request(
     name: str, role: Role, command: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     driver = Driver(make(name, role=role))
@@ -266,14 +266,14 @@ def test_unknown_ids_are_a_no_op_and_a_debug_line_that_names_nobody(
     driver.manager.drain()
     before = state_of(driver)
     with caplog.at_level(logging.DEBUG, logger="headway"):
-        OF_IDS[command](driver.manager, ["nobody", 77])
+        OF_IDS[command](driver.manager, ["unknown", 77])
         driver.manager.drain()
     assert state_of(driver) == before
     assert not driver.manager.take_effects()
     lines = [record.getMessage() for record in caplog.records]
     assert lines and all("are not in the engine" in line and len(line) < 100 for line in lines)
     assert {record.levelno for record in caplog.records} == {logging.DEBUG}
-    assert not any("someone" in line or "nobody" in line for line in lines)
+    assert not any("someone" in line or "unknown" in line for line in lines)
 
 
 @pytest.mark.parametrize("command", OF_IDS)
@@ -286,7 +286,7 @@ def test_a_request_that_has_ended_is_unknown(driver: Driver, command: str) -> No
     driver.assert_empty()
 
 
-def test_kv_of_nobody_that_was_sent_is_a_no_op(driver: Driver) -> None:
+def test_kv_sent_for_an_unknown_request_is_a_no_op(driver: Driver) -> None:
     uid = driver.add("a")
     driver.manager.send_done(77)
     driver.manager.send_done(uid)
@@ -385,7 +385,7 @@ def test_a_command_after_the_end_is_told_so(driver: Driver, command: str, known:
     driver.history.take(manager.close(FinishReason.ERROR, "it broke"))
     with pytest.raises(EngineDeadError, match="it broke"):
         if command in OF_IDS:
-            OF_IDS[command](manager, [uid if known else "nobody"])
+            OF_IDS[command](manager, [uid if known else "unknown"])
         else:
             OF_ALL[command](manager)
     assert not manager.take_effects()

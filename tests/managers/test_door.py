@@ -1,4 +1,4 @@
-"""The door: what is refused and why, what is packed, who may come in and how everybody leaves once."""
+"""The door: what is refused and why, what is packed, which requests may come in, and that each leaves once."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_parameters_that_the_model_cannot_meet_are_refused(sampling: dict[str, A
     ],
 )
 def test_what_the_core_could_not_keep_is_refused(request_: dict[str, Any], says: str) -> None:
-    """Past the door these would break the writer, and with it everybody's requests."""
+    """Past the door these would break the writer, and with it all requests."""
     with pytest.raises(RequestError, match=says):
         packed(request=request_)
 

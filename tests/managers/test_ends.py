@@ -223,7 +223,7 @@ def test_closing_ends_everything_once_with_the_reason(name: str, reason: FinishR
     assert manager.close(FinishReason.ERROR) == Effects()
 
 
-def test_closing_hands_out_the_effects_nobody_has_looked_at(driver: Driver) -> None:
+def test_closing_hands_out_the_effects_that_were_not_taken(driver: Driver) -> None:
     driver.add("a")
     driver.manager.abort(["a"])
     driver.manager.drain()
@@ -269,7 +269,7 @@ def test_an_abort_that_comes_while_the_manager_closes_loses_no_end(driver: Drive
 
 
 def test_a_request_that_passed_the_door_when_the_manager_closed_is_refused(driver: Driver) -> None:
-    """It came in after those inside were ended, so nobody else would end it."""
+    """It came in after those inside were ended, so nothing else would end it."""
     manager, enter = driver.manager, driver.manager.door.enter
 
     def closed_meanwhile(request: Any) -> None:

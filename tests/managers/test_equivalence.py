@@ -69,7 +69,7 @@ class Script:
         self._dice = random.Random(seed)
         self._world = one
         self._clock = clock
-        self._names: list[str] = ["nobody"]
+        self._names: list[str] = ["unknown"]
         self._reservations: list[Asking[Any]] = []
         self._stems = [[self._dice.randrange(1, 900) for _ in range(20)] for _ in range(2)]
         manager, role = one.manager, one.manager.config.role
@@ -130,7 +130,7 @@ class Script:
     def _start(self) -> None:
         """Take up a reservation; on D once nothing in flight can write to its blocks any more."""
         one, manager = self._world, self._world.manager
-        request_id = self._dice.choice([*one.reservations, "nobody"][-3:])
+        request_id = self._dice.choice([*one.reservations, "unknown"][-3:])
         if manager.config.role is Role.PREFILL:
             manager.start_prefill([request_id])
         elif request_id in one.reservations:

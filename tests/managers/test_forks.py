@@ -2,7 +2,7 @@
 
 Each sender's messages keep their order; those of different senders mix in every way, and so does what the loop does
 between them. Under the mailbox the loop takes results first. Whatever comes: every request ends exactly once, an answer
-is the right one as far as it goes, nobody reads foreign KV, and nothing is held at the end.
+is the right one as far as it goes, no request reads foreign KV, and nothing is held at the end.
 """
 
 from __future__ import annotations
@@ -224,7 +224,7 @@ def test_a_result_and_every_command_and_query(name: str, result: Op, command: Op
 
 
 @pytest.mark.parametrize("fails", [False, True], ids=["succeeds", "fails"])
-@pytest.mark.parametrize("end", [ABORT_A, FINISH_A, CLEAR, None], ids=lambda end: end[0] if end else "nobody")
+@pytest.mark.parametrize("end", [ABORT_A, FINISH_A, CLEAR, None], ids=lambda end: end[0] if end else "no end")
 @pytest.mark.parametrize("operator", ["preempt", "pause, preempt", "pause, abort"])
 def test_a_preparation_ends_while_its_request_does(name: str, fails: bool, end: Op | None, operator: str) -> None:
     def start() -> World:
@@ -287,7 +287,7 @@ NOT_SENT = op("not sent", lambda w: w.send(error="D has gone away"))
 @pytest.mark.parametrize("end", [ABORT_A, FINISH_A, DROP_A, CLEAR], ids=lambda end: end[0])
 @pytest.mark.parametrize("sent", [SENT, NOT_SENT], ids=lambda sent: sent[0])
 def test_p_starts_computes_and_sends_while_its_request_is_given_up(name: str, end: Op, sent: Op) -> None:
-    """What is being read by the sender is not touched until it says so, even if nobody wants it any more."""
+    """What is being read by the sender is not touched until it says so, even if no request needs it any more."""
 
     def then(w: World, order: list[str]) -> None:
         dropped = end is DROP_A and order.index("drop a") < order.index("start a")

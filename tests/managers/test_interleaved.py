@@ -103,7 +103,7 @@ def reserving(role: Role, plan: str) -> Callable[[Stage, Manager, Loop], None]:
                 assert loop.count_ends(request.uid) == 1
         else:
             assert isinstance(got, TimeoutError) or (loop.closed and isinstance(got, EngineDeadError))
-            assert loop.count_ends(request.uid) == 0, "whoever was told no was not accepted"
+            assert loop.count_ends(request.uid) == 0, "a request that was refused was not accepted"
         assert manager.door.num_inside == 0
         if not loop.closed:
             assert_nothing_held(manager)
@@ -163,7 +163,7 @@ def test_of_two_who_want_the_only_slot_one_gets_it(name: str, monkeypatch: pytes
 
 @pytest.mark.parametrize("name", ACCESSES)
 @PATIENT
-def test_an_abort_meets_the_reservation_or_nobody(name: str, patient: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_abort_meets_the_reservation_or_nothing(name: str, patient: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     def play(stage: Stage, manager: Manager, loop: Loop) -> None:
         request = make_request(manager, "a", [1, 2, 3], SamplingParams())
         outcome = stage.play(
@@ -185,7 +185,7 @@ def test_an_abort_meets_the_reservation_or_nobody(name: str, patient: bool, monk
 
 ASKS: dict[str, tuple[Callable[[Manager], Any], type | None]] = {
     "progress": (lambda manager: manager.progress("someone", 1.0), Progress),
-    "progress of nobody": (lambda manager: manager.progress("nobody", 1.0), None),
+    "progress of an unknown id": (lambda manager: manager.progress("unknown", 1.0), None),
     "audit": (lambda manager: manager.audit(1.0), AuditReport),
     "reset_prefix_cache": (lambda manager: manager.reset_prefix_cache(1.0), int),
     "wait": (lambda manager: manager.await_steps(1.0), None),
@@ -196,7 +196,7 @@ ASKS: dict[str, tuple[Callable[[Manager], Any], type | None]] = {
 @pytest.mark.parametrize("name", ACCESSES)
 @pytest.mark.parametrize("ask", ASKS)
 @PATIENT
-def test_whoever_asks_while_the_engine_ends_has_an_outcome(
+def test_a_query_while_the_engine_ends_has_an_outcome(
     name: str, ask: str, patient: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     question, kind = ASKS[ask]
@@ -216,7 +216,7 @@ def test_whoever_asks_while_the_engine_ends_has_an_outcome(
 
 
 @pytest.mark.parametrize("name", ACCESSES)
-def test_whoever_asks_the_writer_that_dies_of_it_has_an_outcome(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_query_that_the_writer_dies_of_has_an_outcome(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def play(stage: Stage, manager: Manager, loop: Loop) -> None:
         apply = manager._core.apply
 
@@ -300,7 +300,7 @@ def test_of_two_who_bring_the_same_id_one_comes_in(name: str, same: str, monkeyp
 
 
 @pytest.mark.parametrize("name", ACCESSES)
-def test_an_abort_cannot_hit_somebody_whose_uid_a_refused_one_brought(
+def test_an_abort_cannot_hit_a_request_whose_uid_a_refused_one_brought(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def play(stage: Stage, manager: Manager, loop: Loop) -> None:
@@ -346,7 +346,7 @@ def test_whatever_is_added_while_all_is_cleared_ends_once_or_stays(name: str, mo
 
 @pytest.mark.parametrize("name", ACCESSES)
 @pytest.mark.parametrize("mode", ["abort", "preempt"])
-def test_whoever_comes_while_the_engine_is_paused_is_refused_ended_or_kept(
+def test_a_request_that_comes_while_the_engine_is_paused_is_refused_ended_or_kept(
     name: str, mode: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def play(stage: Stage, manager: Manager, loop: Loop) -> None:
@@ -390,7 +390,7 @@ def test_where_pause_and_resume_meet_door_and_core_agree_in_the_end(
 
 
 @pytest.mark.parametrize("name", ACCESSES)
-def test_the_loop_refuses_itself_whoever_else_asks(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_loop_refuses_itself_while_another_thread_asks(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def play(stage: Stage, manager: Manager, loop: Loop) -> None:
         def live() -> Any:
             loop.drain()

@@ -1,4 +1,4 @@
-"""Ctrl-C in a caller, wherever it may strike: nothing is left half done, and nobody else notices."""
+"""Ctrl-C in a caller, wherever it may strike: nothing is left half done, and no other caller notices."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.managers.driving import PATIENCE, Asking, Driver, answer_to, make, ma
 
 _HEADWAY = str(Path(headway.__file__).parent)
 
-# Moments at which an interrupt cannot be made good: when a call has returned and nobody knows yet that it had its
+# Moments at which an interrupt cannot be made good: when a call has returned and it is not yet noted that it had its
 # effect (it costs a place at the door, or the lock), and while there is cleaning up (an id, or the memory of a cell).
 _BEYOND_REPAIR = {"enter: pop", "_put_query: acquire"}
 _CLEANS_UP = {"leave", "_give_back", "_take_back", "forget"}
@@ -75,7 +75,7 @@ def interrupts(act_on: Callable[[Interrupt], bool], at_least: int) -> None:
 
 
 def is_usable(manager: Manager) -> Iterator[Driver]:
-    """Whoever comes next is served; under v1 a half-applied message stops the engine, and then it says so."""
+    """The next request is served; under v1 a half-applied message stops the engine, and then it says so."""
     driver = Driver(manager)
     try:
         driver.settle()
@@ -112,7 +112,7 @@ def test_an_interrupted_addition_was_never_made_or_is_taken_back(name: str) -> N
 
 @pytest.mark.parametrize("name", ["v1", "v2"])
 @pytest.mark.parametrize("drawn", ["at once", "later"])
-def test_an_interrupted_reservation_is_held_for_nobody(name: str, drawn: str) -> None:
+def test_an_interrupted_reservation_is_not_held(name: str, drawn: str) -> None:
     def act(interrupt: Interrupt) -> bool:
         manager = make(name, role=Role.DECODE)
         if name == "v2" and drawn == "at once":

@@ -1,4 +1,4 @@
-"""The lock-free manager: nobody waits for the writer, the writer's turns are bounded."""
+"""The lock-free manager: no caller waits for the writer, the writer's turns are bounded."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_under_the_lock_they_do(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_reading_waits_for_nobody_under_any_manager(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reading_does_not_wait_under_any_manager(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def read(manager: Manager) -> None:
         make_request(manager, "a", [1, 2, 3], SamplingParams())
         manager.num_free_slots()
@@ -136,7 +136,7 @@ def test_a_flood_of_commands_does_not_hold_up_a_result(monkeypatch: pytest.Monke
     batch = driver.launch()
     assert batch is not None
     for _ in range(100):
-        driver.manager.abort(["nobody"])
+        driver.manager.abort(["unknown"])
     driver.manager.post_result(driver.result(batch))
     driver.manager.drain()
     assert driver.manager.snapshot().num_in_flight == 0

@@ -122,7 +122,7 @@ def test_a_sleeping_writer_is_woken(put: Callable[[Mailbox], None]) -> None:
     assert len(mailbox) == 1
 
 
-def test_waiting_ends_when_nobody_comes() -> None:
+def test_waiting_ends_when_no_message_comes() -> None:
     mailbox = Mailbox()
     began = time.monotonic()
     mailbox.wait(0.02)
@@ -131,7 +131,7 @@ def test_waiting_ends_when_nobody_comes() -> None:
     assert not mailbox._sleeping
 
 
-def test_nobody_rings_for_a_writer_that_is_awake() -> None:
+def test_no_producer_rings_for_a_writer_that_is_awake() -> None:
     mailbox = Mailbox()
     for number in range(100):
         mailbox.put(command(number))
@@ -153,7 +153,7 @@ def test_bells_that_rang_for_the_same_messages_do_not_pile_up() -> None:
 
 
 class BellWithoutSleep:
-    """A bell at which nobody waits: it notes whether the writer would have slept on."""
+    """A bell at which no thread waits: it notes whether the writer would have slept on."""
 
     def __init__(self) -> None:
         self._rings: list[None] = []
@@ -318,7 +318,7 @@ def test_a_thread_in_a_flood_gives_way_to_the_writer(monkeypatch: pytest.MonkeyP
     assert not sleeps_of(mailbox, 100, monkeypatch)
 
 
-def test_where_there_is_no_writer_nobody_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_there_is_no_writer_no_producer_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not sleeps_of(Mailbox(), 2_000, monkeypatch)
 
 

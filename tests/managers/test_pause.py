@@ -62,7 +62,7 @@ def test_what_is_malformed_is_said_to_be_so_also_while_paused(driver: Driver) ->
 
 
 @STEP_ON_DEVICE
-def test_aborting_ends_everybody_accepted_before(name: str, in_flight: bool) -> None:
+def test_aborting_ends_all_requests_accepted_before(name: str, in_flight: bool) -> None:
     """Those that run, those that wait, and those that the loop has not heard of."""
     driver = Driver(make(name, max_num_seqs=2))
     uids = [driver.add(f"r{i}", prompt_of(i, 9), max_tokens=9) for i in range(4)]
@@ -84,7 +84,7 @@ def test_aborting_ends_everybody_accepted_before(name: str, in_flight: bool) -> 
 
 @every_manager
 @STEP_ON_DEVICE
-def test_preempting_keeps_everybody_accepted_before_and_their_answers(name: str, in_flight: bool) -> None:
+def test_preempting_keeps_all_requests_accepted_before_and_their_answers(name: str, in_flight: bool) -> None:
     driver = Driver(make(name, max_num_seqs=2))
     uids = [driver.add(f"r{i}", prompt_of(i, 9), max_tokens=9) for i in range(4)]
     driver.step()
@@ -179,7 +179,7 @@ def test_a_pause_that_the_device_holds_up_says_so_and_stays(driver: Driver, mode
 
 
 def test_a_pause_that_the_loop_has_not_got_to_holds_all_the_same(driver: Driver) -> None:
-    """Under the mailbox its message is still there, and nobody comes in before it is applied, or after."""
+    """Under the mailbox its message is still there, and no request comes in before it is applied, or after."""
     driver.add("a")
     pausing = driver.asking(lambda: driver.manager.pause(timeout=0.001))
     if type(driver.manager).__name__ == "LockFreeManager":
@@ -219,7 +219,7 @@ def test_either_may_be_told_twice(driver: Driver) -> None:
     driver.assert_empty()
 
 
-def test_whoever_came_last_has_the_say_for_door_and_core_alike(driver: Driver) -> None:
+def test_the_last_of_pause_and_resume_holds_for_door_and_core_alike(driver: Driver) -> None:
     """Told one behind the other, and applied later."""
     for last in ("pause", "resume"):
         first = driver.asking(lambda: driver.manager.pause(timeout=PATIENCE))
@@ -304,7 +304,7 @@ def test_a_request_that_is_prepared_keeps_its_place_in_the_queue(name: str) -> N
 
 
 @pytest.mark.parametrize("how", ["abort", "finish", "clear", "pause", "fail"])
-def test_a_request_ends_while_it_is_being_prepared_and_a_late_result_is_nobodys(name: str, how: str) -> None:
+def test_a_request_ends_while_it_is_being_prepared_and_a_late_result_is_dropped(name: str, how: str) -> None:
     driver, uid = preparing(name)
     entry = driver.manager._core._state.entries[uid]
     assert entry.status is RequestStatus.PREPARING

@@ -1,4 +1,4 @@
-"""Queries: whoever asks gets exactly one outcome, nobody waits for ever, and what timed out never ran."""
+"""Queries: each caller gets exactly one outcome, no caller waits for ever, and what timed out never ran."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_a_caller_whose_time_runs_out_closes_the_cell_and_the_query_never_runs()
     with pytest.raises(TimeoutError, match=r"not answered within 0\.001 s and will not be carried out"):
         cell.wait(SHORT)
     assert not cell.claim()
-    assert not cell.answer("nobody hears this")
+    assert not cell.answer("this is not heard")
 
 
 def test_a_caller_whose_time_runs_out_after_the_claim_waits_for_the_answer() -> None:
@@ -253,7 +253,7 @@ def play(schedule: Schedule) -> tuple[str, Any, list[str], Watched]:
 
     def at(moment: str) -> None:
         now = MOMENTS.index(moment)
-        lasts = moment == "waits for a claimed one"  # until somebody rings
+        lasts = moment == "waits for a claimed one"  # until the bell rings
         while todo and (MOMENTS.index(todo[0][0]) <= now or (lasts and cell.bell.silent())):
             match todo.popleft()[1]:
                 case "act" if cell.claim():
@@ -286,7 +286,7 @@ def test_whatever_comes_when_the_caller_gets_one_outcome_and_it_is_true(order: t
     assert seen == ORDERS[order]
 
 
-def test_a_writer_that_dies_between_claim_and_answer_leaves_nobody_waiting() -> None:
+def test_a_writer_that_dies_between_claim_and_answer_leaves_no_caller_waiting() -> None:
     desk = QueryDesk()
     reply, cell = desk.open()
     cell._bell = bell = BellWithoutClock()  # type: ignore[assignment]
@@ -379,7 +379,7 @@ def test_a_cell_is_found_until_its_caller_leaves() -> None:
     assert len(desk) == 0
 
 
-def test_unknown_reply_ids_are_nobody() -> None:
+def test_an_unknown_reply_id_has_no_cell() -> None:
     desk = QueryDesk()
     assert desk.take(5) is None
     desk.forget(5)
@@ -401,7 +401,7 @@ def test_a_result_for_a_caller_that_left_is_not_kept() -> None:
     desk.forget(reply)
     result = Result()
     gone = weakref.ref(result)
-    assert not writers.answer(result), "the writer is told that nobody hears it"
+    assert not writers.answer(result), "the writer is told that no caller hears it"
     del result, cell, writers
     assert gone() is None
     assert len(desk) == 0
@@ -514,10 +514,10 @@ def test_a_cell_opened_at_any_moment_of_closing_is_refused_or_failed(moment: str
 # -- the writer does not ask itself ------------------------------------------------------------------------------
 
 
-def test_the_writer_cannot_ask_itself_but_everybody_else_can() -> None:
+def test_the_writer_cannot_ask_itself_but_every_other_thread_can() -> None:
     desk = QueryDesk()
     assert desk.writer is None
-    desk.open()  # nobody serves yet
+    desk.open()  # no thread serves yet
     desk.serve_here()
     assert desk.writer == threading.get_ident()
     with pytest.raises(QueryError, match="asked from the thread that has to answer"):
@@ -605,8 +605,8 @@ def test_nothing_can_be_claimed_when_the_outcome_is_set(close: str) -> None:
 
 
 @pytest.mark.parametrize("close", SETTERS)
-def test_a_thread_that_dies_between_outcome_and_bell_leaves_nobody_waiting(close: str) -> None:
-    """Its outcome is set and counts; whoever closes the desk wakes the caller."""
+def test_a_thread_that_dies_between_outcome_and_bell_leaves_no_caller_waiting(close: str) -> None:
+    """Its outcome is set and counts; the thread that closes the desk wakes the caller."""
     desk = QueryDesk()
     _, cell = desk.open()
     cell._outcome = outcome = Outcome()

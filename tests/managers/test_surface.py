@@ -52,7 +52,7 @@ def test_no_manager_adds_to_the_surface(name: str) -> None:
 # -- counts and snapshots ----------------------------------------------------------------------------------------
 
 
-def test_available_batch_counts_what_was_accepted_before_anything_is_applied(driver: Driver) -> None:
+def test_num_free_slots_counts_what_was_accepted_before_anything_is_applied(driver: Driver) -> None:
     manager = driver.manager
     assert manager.num_free_slots() == 4
     for i in range(6):
@@ -62,7 +62,7 @@ def test_available_batch_counts_what_was_accepted_before_anything_is_applied(dri
     assert manager.num_free_slots() == 4
 
 
-def test_available_batch_counts_what_was_ended_once_that_is_applied(driver: Driver) -> None:
+def test_num_free_slots_counts_what_was_ended_once_that_is_applied(driver: Driver) -> None:
     driver.add("a")
     driver.add("b")
     driver.manager.abort(["a"])
@@ -147,7 +147,7 @@ def test_a_duplicate_is_refused_and_the_first_goes_on(driver: Driver) -> None:
 
 
 @pytest.mark.parametrize("second_id", ["a", "b"])
-def test_a_uid_handed_in_twice_harms_nobody(driver: Driver, second_id: str) -> None:
+def test_a_uid_handed_in_twice_harms_no_request(driver: Driver, second_id: str) -> None:
     manager = driver.manager
     manager.add(hand_made(7, "a"))
     with pytest.raises(DuplicateRequestError):
@@ -256,7 +256,7 @@ def test_every_manager_has_a_prefill_pass(name: str, role: Role) -> None:
     driver.next_pass = driver.manager.prefill_schedule
     uids = [driver.add(f"r{i}", prompt_of(i, 20), max_tokens=1) for i in range(6)]
     if role is Role.MIXED and name != "v0":
-        assert driver.step() is None  # it admits nobody: a mixed engine does that in `schedule`
+        assert driver.step() is None  # it admits no request: a mixed engine does that in `schedule`
         driver.next_pass = driver.manager.schedule
     driver.run()
     assert [driver.history.tokens[uid] for uid in uids] == [answer_to(prompt_of(i, 20), 1) for i in range(6)]

@@ -1,4 +1,4 @@
-"""A manager, a device that notices foreign KV, whoever sends and receives KV, and a history; by hand, in any order."""
+"""A manager, a device that notices foreign KV, sender and receiver of KV, and a history; by hand, in any order."""
 
 from __future__ import annotations
 
@@ -62,13 +62,13 @@ class World:
         return one
 
     def reserve(self, request_id: str, prompt: Sequence[int], max_tokens: int = 8) -> Asking[Reservation | None]:
-        """Preallocate, on P or on D."""
+        """Reserve slot and blocks, on P or on D."""
         manager, request = self.manager, self.make(request_id, prompt, max_tokens)
         is_p = manager.config.role is Role.PREFILL
-        preallocate = manager.reserve_prefill if is_p else manager.reserve_decode
+        reserve = manager.reserve_prefill if is_p else manager.reserve_decode
 
         def question() -> Reservation | None:
-            reservation = preallocate(request)
+            reservation = reserve(request)
             if reservation is not None:
                 self.requests[request_id] = request
                 self.reservations[request_id] = reservation
@@ -155,7 +155,7 @@ class World:
         self.drain()
 
     def check(self) -> None:
-        """Everybody accepted ended once, with a true answer or the beginning of one; nothing is held; nobody waits."""
+        """All accepted requests ended once, with their answer or its beginning; nothing is held; no caller waits."""
         for one in self.asked:
             with suppress(Exception):
                 one.answer()

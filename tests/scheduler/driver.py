@@ -257,7 +257,7 @@ class Driver:
             assert answer == answer_of(request)
 
     def assert_empty(self) -> None:
-        """Nothing is held any more, and nobody waited for."""
+        """Nothing is held any more, and nothing is waited for."""
         snapshot = self.core.snapshot()
         assert (snapshot.num_running, snapshot.num_waiting, snapshot.num_in_flight) == (0, 0, 0)
         assert (snapshot.num_preparing, snapshot.num_reserved, snapshot.num_sending) == (0, 0, 0)

@@ -188,7 +188,7 @@ class TestBypass:
 
     @pytest.mark.parametrize("max_bypass", [0, 2])
     def test_is_bounded_on_p_too(self, max_bypass: int) -> None:
-        """There nobody waits for budget, and everything said to it is an occasion to let somebody in."""
+        """There no request waits for budget, and everything said to it is an occasion to admit one."""
         driver = Driver(
             config(role=Role.PREFILL, max_num_seqs=16, num_blocks=9, max_bypass=max_bypass, max_num_batched_tokens=20)
         )
@@ -226,7 +226,7 @@ class TestReserve:
                 return waited
         return 30
 
-    def test_none_lets_in_whoever_fits(self) -> None:
+    def test_none_lets_in_every_request_that_fits(self) -> None:
         assert self.passes_waited(Driver(config(num_blocks=9, reserve="none"))) == 0
 
     def test_by_ratio_keeps_a_share_of_what_those_that_decode_may_still_generate(self) -> None:
@@ -241,10 +241,10 @@ class TestReserve:
             assert self.passes_waited(Driver(options, policies=policies)) == waited
 
     def test_by_blocks_is_sixteen_each_at_first(self) -> None:
-        assert self.passes_waited(Driver(config(num_blocks=20, reserve="blocks"))) > 15  # till nobody decodes
+        assert self.passes_waited(Driver(config(num_blocks=20, reserve="blocks"))) > 15  # till no request decodes
         assert self.passes_waited(Driver(config(num_blocks=21, reserve="blocks"))) == 0  # 3 + 16 + 1
 
-    def test_is_asked_of_newcomers_only_while_somebody_decodes(self) -> None:
+    def test_is_asked_of_newcomers_only_while_a_request_decodes(self) -> None:
         driver = Driver(config(num_blocks=9, reserve="blocks", max_num_batched_tokens=32))
         driver.add(range(12), max_tokens=2)
         driver.add(range(20, 32), max_tokens=2)
@@ -301,7 +301,7 @@ class TestReserve:
         driver.step()
         assert driver.admissions() == [1] and len(counted) == 2
 
-    def test_shuts_nobody_out_who_may_displace_those_it_is_kept_for(self) -> None:
+    def test_does_not_shut_out_a_request_that_may_displace_the_requests_it_is_kept_for(self) -> None:
         driver = Driver(config(num_blocks=20, reserve="blocks"))
         driver.add(range(8), max_tokens=24, priority=1)
         driver.step()

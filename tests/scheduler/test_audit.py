@@ -53,7 +53,7 @@ def noticed(driver: Driver, at_most: int) -> str:
 
 
 class TestTheSums:
-    def test_a_reference_that_nobody_holds_is_noticed_at_once(self) -> None:
+    def test_a_reference_without_an_owner_is_noticed_at_once(self) -> None:
         driver = busy()
         driver.state.pool.take(1)
         message = noticed(driver, 1)

@@ -1,4 +1,4 @@
-"""ChunkPlan and never_fits: how a step's budget is shared, and that nobody waits for ever."""
+"""ChunkPlan and never_fits: how a step's budget is shared, and that no request waits for ever."""
 
 import random
 import re
@@ -78,7 +78,7 @@ def test_a_long_prompt_is_capped_while_others_have_use_for_the_budget() -> None:
     assert plan.counts == {1: 40, 2: 30, 3: 30}
 
 
-def test_what_nobody_else_uses_goes_to_the_long_prompts_in_order() -> None:
+def test_what_no_other_request_uses_goes_to_the_long_prompts_in_order() -> None:
     plan = plan_of(long_prefill_token_threshold=20, max_long_partial_prefills=2)
     assert [offer(plan, 1, 45), offer(plan, 2, 500), offer(plan, 3, 10)] == [20, 20, 10]
     plan.top_up()
@@ -239,7 +239,7 @@ def test_a_refused_prompt_has_nothing_encoded() -> None:
     assert encoder.take_changes() == ([], []) and encoder.room == 100
 
 
-def test_behind_one_who_must_wait_for_encoder_room_nobody_takes_any() -> None:
+def test_behind_a_request_that_must_wait_for_encoder_room_no_other_takes_any() -> None:
     encoder = EncoderCache(10)
     encoder.need(9, image(0, 5, b"in flight"))
     plan = plan_of(encoder=encoder)

@@ -129,7 +129,7 @@ class TestResetPrefixCache:
     @pytest.mark.parametrize("output_caching", [True, False])
     def test_nor_is_anything_that_comes_on_top_of_it(self, moment: int, depth: int, output_caching: bool) -> None:
         """The oracle goes over to other weights with the reset: it notices if any KV of before is read by a newcomer.
-        Whoever has blocks goes on with them."""
+        A request that has blocks goes on with them."""
         driver = Driver(config(max_num_batched_tokens=8, enable_output_caching=output_caching), depth=depth)
         for start in (0, 0, 4):
             driver.add(range(start, start + 12), max_tokens=10)

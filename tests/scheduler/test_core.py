@@ -401,7 +401,7 @@ class TestLogprobs:
 
 
 class TestSteadyState:
-    def test_the_rows_are_gathered_once_while_nobody_comes_or_goes(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_rows_are_gathered_once_while_no_request_comes_or_goes(self, monkeypatch: pytest.MonkeyPatch) -> None:
         driver = Driver(config(max_model_len=64, num_blocks=80))
         for start in range(4):
             driver.add([start], max_tokens=60)

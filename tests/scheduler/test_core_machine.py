@@ -1,9 +1,9 @@
 """The core under any order of messages, steps and failures, against a device that checks what it reads.
 
 The model is small: of each request its whole answer, what it waits for, and whether something was done to it. After
-every message all owners are audited (by the driver), everybody has got a beginning of his own answer, and whoever
-waits for something is told to. When the chaos stops everything must end, and whoever was not ended by something done
-to it must have the answer that it would have got alone.
+every message all owners are audited (by the driver), every request has got a beginning of its own answer, and a request
+that waits for something is told to. When the chaos stops every request must end, and a request that was not ended by
+something done to it must have the answer that it would have got alone.
 """
 
 import pytest
@@ -296,7 +296,7 @@ class CoreMachine(RuleBasedStateMachine):
                 self.disturbed.add(end.uid)
 
     @invariant()
-    def everybody_is_where_the_model_says(self) -> None:
+    def every_request_is_where_the_model_says(self) -> None:
         if not hasattr(self, "driver"):
             return
         alive = self.alive()

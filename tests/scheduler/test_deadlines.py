@@ -33,7 +33,7 @@ def test_the_lowest_uid_first_at_the_same_moment() -> None:
     assert deadlines.expired(1.0) == [1, 2, 3]
 
 
-def test_whoever_sleeps_until_the_next_finds_it_expired() -> None:
+def test_a_thread_that_sleeps_until_the_next_finds_it_expired() -> None:
     deadlines = Deadlines()
     deadlines.set(1, 0.1 + 0.2)
     assert deadlines.next is not None

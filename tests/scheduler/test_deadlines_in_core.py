@@ -1,4 +1,4 @@
-"""Whoever waits for somebody else waits until a time: the core says when, and a Tick brings it about."""
+"""A request that waits for a third party waits until a time: the core says when, and a Tick brings it about."""
 
 from headway.config import Role
 from headway.scheduler import Pause, Tick
@@ -27,7 +27,7 @@ def test_a_tick_before_its_time_changes_nothing() -> None:
     assert driver.core.snapshot() == before
 
 
-def test_a_tick_where_nobody_waits_changes_nothing() -> None:
+def test_a_tick_where_no_request_waits_changes_nothing() -> None:
     driver = Driver(config())
     driver.add([1, 2], max_tokens=9)
     driver.step()
@@ -48,7 +48,7 @@ def test_all_that_are_due_end_in_the_order_of_their_deadlines() -> None:
     assert driver.core.next_deadline == 60.0
 
 
-def test_whoever_ends_otherwise_has_no_deadline_any_more() -> None:
+def test_a_request_that_ends_otherwise_has_no_deadline_any_more() -> None:
     driver = Driver(config(role=Role.DECODE))
     requests = [driver.make([i]) for i in range(3)]
     for request in requests:

@@ -27,7 +27,7 @@ class TestSlots:
         driver.assert_answered()
         driver.assert_empty()
 
-    def test_among_equals_nobody_is_displaced(self) -> None:
+    def test_among_equals_no_request_is_displaced(self) -> None:
         driver = Driver(config(max_num_seqs=1))
         driver.add([1, 2], max_tokens=9, priority=3)
         driver.step()
@@ -118,7 +118,7 @@ class TestBlocks:
         driver.run()
         driver.assert_answered()
 
-    def test_nobody_goes_when_all_of_them_would_not_suffice(self) -> None:
+    def test_no_request_goes_when_all_of_them_would_not_suffice(self) -> None:
         driver = Driver(config(num_blocks=9, reserve="none", max_num_batched_tokens=32))
         driver.add(range(16), max_tokens=9, priority=HIGH)  # 4 blocks
         driver.add(range(20, 27), max_tokens=9, priority=LOW)  # 2 blocks
@@ -157,7 +157,7 @@ class TestBlocks:
         assert driver.admissions()[-1] in (low.uid, like.uid)
         driver.assert_answered()
 
-    def test_where_nobody_is_displaced_the_reserve_is_kept_from_all(self) -> None:
+    def test_where_no_request_is_displaced_the_reserve_is_kept_from_all(self) -> None:
         driver = Driver(config(num_blocks=9, max_num_batched_tokens=64, enable_priority_preemption=False))
         low = driver.add(range(7), max_tokens=25, priority=LOW)
         driver.step()
@@ -165,7 +165,7 @@ class TestBlocks:
         driver.launch()
         assert driver.admissions() == [low.uid]
 
-    def test_who_finds_its_prompt_in_the_cache_needs_nobodys_blocks(self) -> None:
+    def test_a_request_that_finds_its_prompt_in_the_cache_needs_no_blocks_of_others(self) -> None:
         driver = Driver(config(num_blocks=9, reserve="none", max_num_batched_tokens=32))
         driver.add(range(21), max_tokens=3, priority=LOW)  # 6 blocks
         driver.step()
@@ -225,7 +225,7 @@ class TestNotToAndFro:
         driver.run()
         assert driver.admissions() == [1, 2, 1]
 
-    def test_nobody_makes_way_for_one_that_cannot_begin(self) -> None:
+    def test_no_request_makes_way_for_a_request_that_cannot_begin(self) -> None:
         """An urgent prompt is long, and so is one that is under way: it must wait for that one, slot or no slot. Were
         a decoding request to make way, it would be let in again in the same pass, to make way again in the next."""
         driver = Driver(config(max_num_seqs=2, max_model_len=128, num_blocks=100))

@@ -38,7 +38,7 @@ def test_equal_contents_are_encoded_once_for_all_who_need_them() -> None:
     assert cache.need(3, span(A)) and cache.take_changes() == ([], [])
 
 
-def test_what_somebody_needs_makes_room_for_nobody() -> None:
+def test_an_item_that_is_needed_makes_room_for_no_other() -> None:
     cache = EncoderCache(8)
     encoded(cache, 1, A, B)
     assert not cache.need(2, span(C))
@@ -57,7 +57,7 @@ def test_a_refusal_changes_nothing() -> None:
     assert cache.need(3, span(A))
 
 
-def test_nobody_needs_it_and_still_it_is_kept_while_there_is_room() -> None:
+def test_an_item_that_is_not_needed_is_kept_while_there_is_room() -> None:
     cache = EncoderCache(8)
     encoded(cache, 1, A)
     cache.release(1)
@@ -138,7 +138,7 @@ def test_how_many_spans_fit_together_counts_each_output_once_and_held_ones_not_a
     assert cache.take_changes() == ([], []) and cache.used == 8
 
 
-def test_what_a_failed_step_was_to_encode_is_not_kept_whoever_counts_on_it() -> None:
+def test_what_a_failed_step_was_to_encode_is_not_kept_even_if_another_request_counts_on_it() -> None:
     cache = EncoderCache(8)
     encoded(cache, 1, A, B)
     encoded(cache, 2, A)

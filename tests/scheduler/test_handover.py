@@ -98,7 +98,7 @@ class TestSending:
         driver.assert_empty()
 
     @pytest.mark.parametrize("how", ["abort", "time"])
-    def test_lends_the_blocks_on_when_the_request_has_ended_and_nobody_gets_them(self, how: str) -> None:
+    def test_lends_the_blocks_on_when_the_request_has_ended_and_gives_them_to_no_other(self, how: str) -> None:
         driver = p_of(num_blocks=9)
         uid = send(driver, range(20))  # 5 of 8 blocks
         sending = driver.history.sent[uid]

@@ -19,7 +19,7 @@ class TestLongPrompts:
         driver.run()
         driver.assert_answered()
 
-    def test_take_all_that_nobody_else_wants(self) -> None:
+    def test_take_all_that_no_other_request_wants(self) -> None:
         driver = Driver(config(max_model_len=64, num_blocks=80))
         driver.add(range(60), max_tokens=2)
         driver.run()
@@ -150,8 +150,8 @@ class TestDeterministicMode:
         assert self.ends_of(driver, late.uid) == [15]
         driver.assert_answered()
 
-    def test_whoever_must_wait_for_the_next_multiple_gets_there(self) -> None:
-        """Seven decodes leave 33 tokens; there is always room for 16 of somebody."""
+    def test_a_prompt_that_must_wait_for_the_next_multiple_gets_there(self) -> None:
+        """Seven decodes leave 33 tokens; there is always room for 16 of a prompt."""
         driver = self.driver()
         for i in range(7):
             driver.add([i], max_tokens=60)

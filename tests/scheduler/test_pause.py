@@ -96,7 +96,7 @@ class TestPause:
         assert not driver.tell(Resume())
         assert driver.core.snapshot() == before
 
-    def test_on_p_admits_nobody_and_resuming_admits_those_who_wait(self) -> None:
+    def test_on_p_admits_no_request_and_resuming_admits_the_waiting_requests(self) -> None:
         driver = Driver(config(role=Role.PREFILL))
         driver.add(range(9), max_tokens=1)
         driver.pause()
@@ -141,7 +141,7 @@ class TestPauseForNewWeights:
         driver.assert_answered()
         driver.assert_empty()
 
-    def test_what_a_last_step_still_brings_is_found_by_nobody(self) -> None:
+    def test_what_a_last_step_still_brings_is_found_by_no_request(self) -> None:
         driver = Driver(config())
         driver.add(range(9), max_tokens=1)
         driver.launch()

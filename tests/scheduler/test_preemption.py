@@ -1,4 +1,4 @@
-"""For want of blocks somebody gives up slot and blocks: who, at what price, and that all get to their end."""
+"""For want of blocks a request gives up slot and blocks: which, at what price, and that all get to their end."""
 
 import random
 
@@ -69,13 +69,13 @@ class TestTheVictim:
         until_preempted(driver)
         return driver
 
-    def test_is_by_least_waste_whoever_has_the_least_to_compute_again(self) -> None:
+    def test_is_by_least_waste_the_request_with_the_least_to_compute_again(self) -> None:
         driver = self.three("least-waste")
         assert [entry.uid for entry in driver.state.waiting] == [2]
         driver.run()
         driver.assert_answered()
 
-    def test_is_by_last_in_line_whoever_came_last(self) -> None:
+    def test_is_by_last_in_line_the_request_that_came_last(self) -> None:
         driver = self.three("last-in-line")
         assert [entry.uid for entry in driver.state.waiting] == [3]
         driver.run()
@@ -92,7 +92,7 @@ class TestTheVictim:
         driver.run()
         driver.assert_answered()
 
-    def test_is_nobody_under_static_allocation(self) -> None:
+    def test_is_no_request_under_static_allocation(self) -> None:
         driver = Driver(config(num_blocks=9), StaticAllocation())
         driver.add(range(8), max_tokens=24)
         driver.add(range(10, 18), max_tokens=24)
@@ -134,8 +134,8 @@ class TestAfterwards:
         assert order[0] == 2 and order.index(later.uid) > 0
         driver.assert_answered()
 
-    def test_nobody_takes_the_blocks_in_the_pass_that_won_them(self) -> None:
-        """Those who go on would lack them again in the next."""
+    def test_no_newcomer_takes_the_blocks_in_the_pass_that_won_them(self) -> None:
+        """The requests that go on would lack them again in the next."""
         driver = small(reserve="none", max_num_seqs=2)
         newcomer = driver.add([40], max_tokens=1)  # waits for a slot, and gets the victim's one step later
         until_preempted(driver)
@@ -157,8 +157,8 @@ class TestAfterwards:
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_a_pool_that_is_always_full_serves_everybody(seed: int) -> None:
-    """Nobody evicts anybody for ever: the first in line always gets on."""
+def test_a_pool_that_is_always_full_serves_all_requests(seed: int) -> None:
+    """No request evicts others for ever: the first in line always gets on."""
     dice = random.Random(seed)
     driver = Driver(
         config(

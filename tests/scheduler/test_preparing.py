@@ -97,7 +97,7 @@ def test_a_failed_job_ends_the_request_with_its_words() -> None:
 
 
 def test_the_place_in_the_queue_is_that_of_the_arrival() -> None:
-    """It is passed while it is prepared, and by nobody after that."""
+    """It is passed while it is prepared, and by no request after that."""
     driver = Driver(config(max_num_seqs=1))
     driver.add([9], max_tokens=3)
     driver.step()
@@ -108,7 +108,7 @@ def test_the_place_in_the_queue_is_that_of_the_arrival() -> None:
     assert driver.admissions()[1:] == [early.uid, late.uid]
 
 
-def test_whoever_is_ready_passes_it() -> None:
+def test_a_request_that_is_ready_passes_it() -> None:
     driver = Driver(config(max_num_seqs=1))
     early = driver.add([1, 2], preprocess=IMAGE)
     late = driver.add([3, 4])

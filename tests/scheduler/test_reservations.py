@@ -87,7 +87,7 @@ class TestReservationsOfP:
         assert driver.reserve(driver.make(range(20), max_tokens=1)) is None
         assert driver.reserve(driver.make(range(12), max_tokens=1)) is not None
 
-    def test_are_refused_while_anybody_waits(self) -> None:
+    def test_are_refused_while_a_request_waits(self) -> None:
         driver = p_of(num_blocks=9)
         driver.add(range(20), max_tokens=1)
         waits = driver.add(range(20), max_tokens=1)
@@ -151,7 +151,7 @@ class TestReservationsOfD:
         driver.run()
         driver.assert_answered()
 
-    def test_keep_what_is_cached_here_and_are_computed_by_nobody(self) -> None:
+    def test_keep_what_is_cached_here_and_are_not_computed(self) -> None:
         driver = d_of()
         driver.add(range(10), max_tokens=1)
         driver.run()
@@ -221,7 +221,7 @@ class TestReservationsOfD:
         driver.assert_answered()
         driver.assert_empty()
 
-    def test_are_refused_while_anybody_waits(self) -> None:
+    def test_are_refused_while_a_request_waits(self) -> None:
         driver = d_of(max_num_seqs=2, num_blocks=9)
         driver.add(range(20), max_tokens=3)
         driver.step()
@@ -230,7 +230,7 @@ class TestReservationsOfD:
         driver.run()
         assert driver.reserve(driver.make([1])) is not None
 
-    def test_lapse_if_nobody_takes_them_up(self) -> None:
+    def test_lapse_if_they_are_not_taken_up(self) -> None:
         driver = d_of()
         request = driver.make(range(9))
         driver.reserve(request, timeout=2.5)
@@ -265,7 +265,7 @@ class TestReservationsOfD:
         driver.assert_answered(long)
 
     def test_hold_room_that_is_there_until_it_is_used(self) -> None:
-        """A yes is a promise: whoever comes later does not get the room, and a decode that grows does not either."""
+        """A yes is a promise: neither a later request nor a decode that grows gets the room."""
         driver = d_of(max_num_seqs=3, num_blocks=9, reserve="none")
         grows = driver.add(range(7), max_tokens=20)
         driver.step()
@@ -397,5 +397,5 @@ def test_a_reset_of_the_cache_leaves_reservations_alone() -> None:
     driver.start_decode(request)
     late = driver.add(range(9), max_tokens=2)
     driver.run()
-    assert driver.history.started[late.uid] == 0  # what came in over the reset is found by nobody
+    assert driver.history.started[late.uid] == 0  # what came in over the reset is not found
     driver.assert_answered()

@@ -25,7 +25,7 @@ def rows(*slots: int) -> np.ndarray:
 
 
 TABLE = table_of(num_prompt=[10, 20, 30], num_tokens=[20, 20, 50], limit=[180, 180, 50])
-NOBODY = rows()
+NO_ROWS = rows()
 
 
 def after(reserve: Reserve, num_steps: int) -> Reserve:
@@ -41,9 +41,9 @@ def test_no_reserve_asks_nothing_whatever_happens() -> None:
 
 
 @pytest.mark.parametrize("reserve", [NoReserve(), BlocksReserve(), RatioReserve(16)])
-def test_where_nobody_decodes_nothing_is_reserved(reserve: Reserve) -> None:
-    reserve.preempted(TABLE, NOBODY)
-    blocks = reserve.blocks(TABLE, NOBODY)
+def test_where_no_request_decodes_nothing_is_reserved(reserve: Reserve) -> None:
+    reserve.preempted(TABLE, NO_ROWS)
+    blocks = reserve.blocks(TABLE, NO_ROWS)
     assert blocks == 0 and type(blocks) is int
 
 
@@ -152,7 +152,7 @@ def test_the_ratio_is_at_most_the_whole() -> None:
 
 
 @pytest.mark.parametrize("slots", [(), (0,)])
-def test_where_nobody_is_left_to_learn_from_the_ratio_stays(slots: tuple[int, ...]) -> None:
+def test_where_no_request_is_left_to_learn_from_the_ratio_stays(slots: tuple[int, ...]) -> None:
     table = table_of(num_prompt=[10], num_tokens=[10], limit=[10])
     reserve = after(RatioReserve(16), 100)
     reserve.preempted(table, rows(*slots))

@@ -20,7 +20,7 @@ def test_the_lowest_free_slot_is_next() -> None:
     assert slots.acquire().slot == 0
 
 
-def test_available_batch_counts_the_free_slots() -> None:
+def test_num_free_slots_counts_the_free_slots() -> None:
     _, slots = manager()
     assert slots.num_free_slots() == 3
     slots.acquire()

@@ -139,7 +139,7 @@ class TestEncoderOutputs:
         driver.run()
         driver.assert_answered()
 
-    def test_of_a_request_that_is_gone_are_held_by_nobody(self) -> None:
+    def test_of_a_request_that_is_gone_are_no_longer_held(self) -> None:
         for leave in (lambda d: d.abort(1), lambda d: d.tell(PreemptAll()), lambda d: d.lose_device()):
             driver = of(encoder_cache_size=4, enable_prefix_caching=False)
             driver.add(range(30), max_tokens=2, spans=[image(0, 4)])
@@ -159,7 +159,7 @@ class TestEncoderOutputs:
 
 
 class TestAFailedEncodeStep:
-    def test_ends_its_requests_and_whoever_comes_next_has_it_encoded_anew(self) -> None:
+    def test_ends_its_requests_and_the_next_request_has_it_encoded_anew(self) -> None:
         driver = of()
         first = driver.add(range(6), max_tokens=2, spans=[image(0, 4)])
         driver.launch()

@@ -13,8 +13,8 @@ def of(k: int, depth: int = 1, **changes: object) -> Driver:
 
 
 def assert_places_ahead(driver: Driver, k: int) -> None:
-    """Whoever has a decode in the last batch has blocks for its token and the drafts, up to its limit; no block more
-    than that takes."""
+    """A request with a decode in the last batch has blocks for its token and the drafts, up to its limit, and no block
+    more."""
     table, batch = driver.state.table, driver.batches[-1]
     for row in range(batch.num_decodes):
         slot, position = int(batch.slots[row]), int(batch.positions[row])
@@ -78,7 +78,7 @@ def test_each_that_decodes_takes_k_and_one_of_the_budget() -> None:
     driver.assert_answered()
 
 
-def test_a_budget_that_is_all_taken_by_drafts_lets_nobody_in_before_somebody_ends() -> None:
+def test_a_budget_that_is_all_taken_by_drafts_lets_no_newcomer_in_before_a_request_ends() -> None:
     driver = Driver(config(max_num_seqs=4, num_speculative_tokens=3, max_num_batched_tokens=16))
     for i in range(4):
         driver.add([i], max_tokens=4)

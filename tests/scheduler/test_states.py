@@ -1,7 +1,7 @@
 """Whatever state a request is in, and whatever befalls it: it ends at once or goes on, once, and nothing late hurts.
 
 Each scene brings a request into a state, with a step in flight. Then the deed; then a newcomer, which gets what the
-deed set free; then all that can come too late. In the end everybody whom the deed did not hit has the very answer
+deed set free; then all that can come too late. In the end every request that the deed did not hit has the very answer
 that it would have got alone.
 """
 
@@ -221,7 +221,7 @@ def test_it_ends_at_once_or_goes_on(scene: Callable[[], Scene], deed: Deed) -> N
 
 
 def newcomer_gets_what_is_free(driver: Driver) -> None:
-    """Somebody else moves into the slot and the blocks, and computes there."""
+    """Another request moves into the slot and the blocks, and computes there."""
     driver.tell(Resume())
     driver.add(range(20, 33), max_tokens=1 if driver.config.role is Role.PREFILL else 9)
     driver.launch()
@@ -257,7 +257,7 @@ def everything_comes_late(driver: Driver, request: Request, flying: list[StepRes
 
 
 def go_on_to_the_end(driver: Driver) -> None:
-    """Whoever is prepared, reserved or sending gets on; the steps succeed."""
+    """The requests that are prepared, reserved or sending get on; the steps succeed."""
     for request in list(driver.requests.values()):
         progress = driver.progress(request)
         if progress is None:
@@ -311,7 +311,7 @@ def test_one_message_may_name_many_some_of_them_twice_and_some_unknown() -> None
     driver.assert_empty()
 
 
-def test_a_result_of_a_step_nobody_launched_changes_nothing() -> None:
+def test_a_result_of_a_step_that_was_not_launched_changes_nothing() -> None:
     driver, _ = decode()
     before = driver.core.snapshot()
     assert not driver.tell(StepResult(before.step_id + 1, np.zeros(5, dtype=np.int32)))

@@ -1,4 +1,4 @@
-"""Victims: never the first in line, of the others only the lowest priority; of those, whoever the policy says."""
+"""Victims: never the first in line, of the others only the lowest priority; of those, the choice of the policy."""
 
 from __future__ import annotations
 

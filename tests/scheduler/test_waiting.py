@@ -1,4 +1,4 @@
-"""WaitingQueue: by place in line, whoever comes back and whoever leaves; nobody who left stays behind."""
+"""WaitingQueue: by place in line, whichever request comes back or leaves; a request that left does not stay behind."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def queue_of(*entries: Queued) -> WaitingQueue:
 
 
 def served(queue: WaitingQueue) -> list[Queued]:
-    """Everybody, each taken when it is the head."""
+    """All requests, each taken when it is the head."""
     order = []
     while (head := queue.head()) is not None:
         queue.take(head)
@@ -39,7 +39,7 @@ def served(queue: WaitingQueue) -> list[Queued]:
     return order
 
 
-def test_nobody_waits_in_a_new_queue() -> None:
+def test_no_request_waits_in_a_new_queue() -> None:
     queue = WaitingQueue()
     assert len(queue) == 0 and queue.head() is None and queue.window() == [] and list(queue) == []
 

@@ -1,4 +1,4 @@
-"""The routes for whoever runs the server: what they ask of the engine, who may use them, what errors become."""
+"""The routes for the operator: what they ask of the engine, who may use them, what errors become."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ async def test_an_engine_that_does_not_answer_is_not_waited_for_for_ever(
     assert (response.status_code, code_of(response)) == (504, "timeout")
     assert "has not answered within 0.02 s" in response.json()["error"]["message"]
     (ask,) = api.link.sent_of(to_engine.Call)
-    api.link.say(to_client.Returned(ask.number))  # too late, and nobody minds
+    api.link.say(to_client.Returned(ask.number))  # too late, and without harm
     api.link.ask = Engine()
     assert (await api.post("/resume")).status_code == 200
     assert api.client._calls == {}, "nothing is kept for those who have left"

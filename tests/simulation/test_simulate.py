@@ -109,7 +109,7 @@ def first_violation(rules: str, start: int = 0) -> Run:
         if run.violation is not None:
             assert re.fullmatch(rules, run.violation.rule), run.violation
             return run
-    raise AssertionError("60 seeds, and nobody noticed")
+    raise AssertionError("60 seeds, and it was not noticed")
 
 
 Break = Callable[[pytest.MonkeyPatch], None]
@@ -197,7 +197,7 @@ def blocks_are_given_away_while_they_are_sent(patch: pytest.MonkeyPatch) -> None
     patch.setattr(Moves, "lend", lend_nothing)
 
 
-def nobody_looks_at_the_clock(patch: pytest.MonkeyPatch) -> None:
+def no_deadline_ever_expires(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Deadlines, "expired", lambda self, now: [])
 
 
@@ -223,7 +223,7 @@ def a_preempted_request_is_never_let_in_again(patch: pytest.MonkeyPatch) -> None
     patch.setattr(Moves, "preempt", preempt_for_ever)
 
 
-def whoever_computes_is_preempted_before_the_result_is_in(patch: pytest.MonkeyPatch) -> None:
+def a_computing_request_is_preempted_before_the_result_is_in(patch: pytest.MonkeyPatch) -> None:
     schedule = Scheduler.schedule
 
     def schedule_and_preempt(self: Scheduler) -> Batch | None:
@@ -257,11 +257,11 @@ BROKEN: list[tuple[Break, str, int]] = [
     (images_outlive_the_step_that_failed_to_encode_them, "wrong batch", 9),
     (a_preempted_request_is_lost, "OwnershipError in .*", 0),
     (blocks_are_given_away_while_they_are_sent, "lent and written to", 9),
-    (nobody_looks_at_the_clock, "not ended at once", 0),
+    (no_deadline_ever_expires, "not ended at once", 0),
     (who_waits_for_steps_is_answered_by_the_first, "answered too early", 0),
     (who_waits_for_steps_is_forgotten, "not answered", 0),
     (a_preempted_request_is_never_let_in_again, "stuck", 0),
-    (whoever_computes_is_preempted_before_the_result_is_in, "endless", 1),
+    (a_computing_request_is_preempted_before_the_result_is_in, "endless", 1),
     (a_pass_computes_while_paused, "miscounted", 0),
 ]
 

@@ -44,6 +44,7 @@ lint: $(READY)  ## Check style, format, types, the arrows of the map, and the wo
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache --no-logo
+	$(BIN)/python tools/words.py
 
 format: $(READY)  ## Put style and format right where a tool can
 	$(BIN)/ruff check --fix .

@@ -1,4 +1,4 @@
-"""The core is a library without I/O, threads, clock or torch. `make lint` holds what it may import (`pyproject.toml`)."""
+"""The core is a library without I/O, threads, clock or torch. Contracts in `pyproject.toml` hold its imports."""
 
 import subprocess
 import sys

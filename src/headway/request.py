@@ -108,7 +108,10 @@ class Request(NewRequest):
     @classmethod
     def of(cls, new: NewRequest, **checked: Any) -> Request:
         """A request with the fields of `new`, except the fields that the door has `checked` or added."""
-        return cls(**{name: getattr(new, name) for name in _BROUGHT} | checked)
+        for name in _BROUGHT:
+            if name not in checked:
+                checked[name] = getattr(new, name)
+        return cls(**checked)
 
 
 _BROUGHT = tuple(field.name for field in fields(NewRequest))

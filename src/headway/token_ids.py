@@ -61,7 +61,10 @@ def _largest(tokens: NDArray[np.int32]) -> int:
     """The largest id, where a negative one counts as larger than any; -1 of none."""
     unsigned = tokens.view(np.uint32)
     piece = _PIECE if len(tokens) <= _LONGEST_IN_PIECES else len(tokens)
-    return max((int(np.maximum.reduce(unsigned[i : i + piece])) for i in range(0, len(tokens), piece)), default=-1)
+    largest = -1
+    for start in range(0, len(tokens), piece):
+        largest = max(largest, int(np.maximum.reduce(unsigned[start : start + piece])))
+    return largest
 
 
 def _packed_with_care(token_ids: object, num_token_ids: int, what: str) -> NDArray[np.int32]:

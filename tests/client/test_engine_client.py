@@ -16,6 +16,7 @@ from headway.errors import DuplicateRequestError, EngineDeadError, EnginePausedE
 from headway.outputs import RequestOutput
 from headway.request import FinishReason, NewRequest
 from headway.sampling import SamplingParams
+from tests.managers.driving import PATIENCE
 from tests.server.running import save_without_weights
 
 SIMULATED = ("--executor", "simulated", "--base-s", "0.01")  # 250 tokens take 2.5 seconds
@@ -50,8 +51,15 @@ def submit(
 
 async def idle(client: EngineClient) -> None:
     """Until the engine says that it has nothing to do."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE):
         while client.snapshot.has_work or client.snapshot.num_requests_added != client.snapshot.num_requests_ended:
+            await asyncio.sleep(0.01)
+
+
+async def ended(client: EngineClient, count: int) -> None:
+    """Until the engine says that so many requests have ended since its start."""
+    async with asyncio.timeout(PATIENCE):
+        while client.snapshot.num_requests_ended < count:
             await asyncio.sleep(0.01)
 
 
@@ -92,6 +100,7 @@ async def test_what_the_engine_refuses_is_raised(client: EngineClient) -> None:
         await refused([[1] * 300])
     with pytest.raises(QueueFullError, match="3 requests inside"):
         await refused([[1]] * 4)
+    await ended(client, 3)  # the first three of the group, which were taken back
     with pytest.raises(RequestError, match="99999"):
         await refused([[99_999]])
     with submit(client, [[1]], LONG, request_id="same", stream=True) as pending:

@@ -41,10 +41,13 @@ class TestWhatTheFilesSay:
         assert resolve(model_folder("llama"), served_model_name="mine").name == "mine"
 
     def test_names_for_the_longest_length(self, make_folder):
-        assert resolve(make_folder(GPT2Config(architectures=["GPT2LMHeadModel"], n_positions=77))).max_model_len == 77
+        assert (
+            resolve(make_folder(GPT2Config(architectures=["GPT2LMHeadModel"], n_positions=77))).limits.max_model_len
+            == 77
+        )
 
     def test_the_user_may_shorten_it(self, make_folder):
-        assert resolve(make_folder(), max_model_len=64).max_model_len == 64
+        assert resolve(make_folder(), max_model_len=64).limits.max_model_len == 64
 
     def test_a_config_inside_another_is_found(self, make_folder):
         text = LlamaConfig(vocab_size=321, max_position_embeddings=55).to_dict()
@@ -65,7 +68,7 @@ class TestWhatTheFilesSay:
         ],
     )
     def test_end_of_sequence(self, generation, in_config, expected, make_folder):
-        assert resolve(make_folder(generation=generation, eos_token_id=in_config)).eos_token_ids == expected
+        assert resolve(make_folder(generation=generation, eos_token_id=in_config)).limits.eos_token_ids == expected
 
     def test_default_sampling(self, make_folder):
         generation = {"temperature": 0.6, "top_p": 0.95, "top_k": None, "max_length": 9, "repetition_penalty": 1.1}
@@ -127,7 +130,7 @@ class TestRefusals:
     def test_a_model_without_a_length_needs_one(self, make_folder):
         folder = make_folder(MambaConfig(architectures=["MambaForCausalLM"]))
         self.refused("set max_model_len", model=folder)
-        assert resolve(folder, max_model_len=50).max_model_len == 50
+        assert resolve(folder, max_model_len=50).limits.max_model_len == 50
 
     @pytest.mark.parametrize("field", ["rope_scaling", "rope_parameters"])
     def test_dynamic_ntk(self, field, make_folder):
@@ -145,7 +148,7 @@ class TestRefusals:
         }
         folder = make_folder(rope_parameters=rope)
         self.refused("longrope", "128", "at most 40", model=folder)
-        assert resolve(folder, max_model_len=40).max_model_len == 40
+        assert resolve(folder, max_model_len=40).limits.max_model_len == 40
 
 
 class TestHub:

@@ -69,7 +69,8 @@ class SchedulingOptions:
     Deadlines, seconds
     preprocess_timeout: for the preparation of a request.
     reservation_timeout: until a reservation of P or D starts; then its slot and blocks are released.
-    hold_timeout: the same for a reservation that a room check has made (`has_resource_for_prefilled_req`).
+    hold_timeout: the same for a reservation that only asks whether there are a slot and blocks (see
+        `headway.adapters.fastdeploy`).
     send_timeout: for sending the KV of a request from P to D.
 
     Raises ValueError, naming the value and the limit, for anything that could not work.

@@ -12,6 +12,7 @@ without it.
     transfer.py              copies between host and device, without waiting
     kv_budget.py             the number of blocks that fit into memory
     kv_tensors.py            the memory of the KV cache
+    packed_linear.py         linear layers with weights packed for oneDNN
 
     attention.py             attention over the paged KV cache
     attention_plan.py        which tokens of a step see which places of the KV cache

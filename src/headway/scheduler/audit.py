@@ -126,10 +126,10 @@ class Auditor:
 
     def _slot_problems(self) -> list[str]:
         state, table, problems = self._state, self._state.table, []
-        seated = [entry for entry in state.occupants if entry is not None]
-        if len(seated) + state.slots.num_free_slots() != table.capacity:
+        occupants = [entry for entry in state.occupants if entry is not None]
+        if len(occupants) + state.slots.num_free_slots() != table.capacity:
             free = state.slots.num_free_slots()
-            problems.append(f"{len(seated)} slots have an occupant and {free} are free, of {table.capacity}")
+            problems.append(f"{len(occupants)} slots have an occupant and {free} are free, of {table.capacity}")
         for slot, entry in enumerate(state.occupants):
             status = int(table.status[slot])
             if status != (EMPTY if entry is None else entry.status):
@@ -139,8 +139,8 @@ class Auditor:
                 problems.append(f"slot {slot}: the handle of request {entry.request.request_id!r} is void")
         sending = state.population[RequestStatus.SENDING]
         without = len(state.waiting) + state.population[RequestStatus.PREPARING] + sending
-        if len(seated) + without != len(state.entries):
-            problems.append(f"{len(seated)} requests in slots + {without} without one are not {len(state.entries)}")
+        if len(occupants) + without != len(state.entries):
+            problems.append(f"{len(occupants)} requests in slots + {without} without one are not {len(state.entries)}")
         if sum(state.population) != len(state.entries) + state.population[RequestStatus.FINISHED]:
             problems.append(f"requests by status {state.population} are not {len(state.entries)} in all")
         if any(uid in state.entries and state.entries[uid].handle is not None for uid in state.leases):

@@ -112,7 +112,7 @@ class Scheduler:
         """Carry out one message. It is applied whole, or it raises and nothing has changed. now: seconds."""
         effects = Effects()
         self._handlers[type(message)](message, now, effects)
-        self._admit_on_prefill_instance()
+        self._admit_on_prefill_engine()
         return effects
 
     def ask(self, query: Query, now: float = 0.0) -> object:
@@ -121,11 +121,11 @@ class Scheduler:
         Raises QueryError for a query that cannot be answered here; nothing has changed then.
         """
         answer = self._answers[type(query)](query, now)
-        self._admit_on_prefill_instance()
+        self._admit_on_prefill_engine()
         return answer
 
-    def _admit_on_prefill_instance(self) -> None:
-        """A pass of a prefill instance allocates nothing: slots and blocks are given out after each message."""
+    def _admit_on_prefill_engine(self) -> None:
+        """A pass of a prefill engine allocates nothing: slots and blocks are given out after each message."""
         if self.config.role is Role.PREFILL and not self._state.paused:
             self._admissions.admit_all()
 
@@ -150,7 +150,7 @@ class Scheduler:
         return self._launch(decodes, places, chunks)
 
     def prefill_schedule(self) -> Batch | None:
-        """The pass of a prefill instance: running prefills alone, the whole budget, no waiting queue, no allocation.
+        """The pass of a prefill engine: running prefills alone, the whole budget, no waiting queue, no allocation.
 
         A request got slot and blocks when its message was applied, or when enough of them were given back.
         """

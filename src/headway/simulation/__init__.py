@@ -6,6 +6,7 @@
     faults, dice              the next event, drawn from a seed
     simulation, partner       carry an event out: the core and the device; the other side of a P or D
     watched, history          check every answer of the core; what its callers saw
+    decisions                 a digest of every decision: equal for runs that went the same way
     calm                      stops the faults; then every request must end
     minimise                  finds a short trace that breaks the same rule as a long trace
 

@@ -56,9 +56,9 @@ class Results:
         """Requests that have computed something end with an error; requests that wait go on."""
         state = self._state
         self._steps.in_flight.clear()
-        seated = [entry for entry in state.occupants if entry is not None]
+        occupants = [entry for entry in state.occupants if entry is not None]
         sending = [entry for uid in state.leases if (entry := state.entries.get(uid)) is not None]
-        effects.ended += self._moves.end_all(seated + sending, FinishReason.ERROR, error=message.reason)
+        effects.ended += self._moves.end_all(occupants + sending, FinishReason.ERROR, error=message.reason)
         state.encoder.clear()
         state.prefix.clear()  # its blocks held KV that is gone
         self._answer_waiting(effects)

@@ -96,7 +96,7 @@ class Admissions:
             pass
 
     def admit_all(self) -> None:
-        """Admit on a prefill instance. Its pass allocates nothing, so no step's budget limits an admission."""
+        """Admit on a prefill engine. Its pass allocates nothing, so no step's budget limits an admission."""
         headroom = self.headroom(_NO_ROWS)
         while self._admit_some(None, headroom):
             pass

@@ -18,7 +18,7 @@ class Entry:
     """A request between its acceptance and its end. Only the writer touches it.
 
     place_in_line: the order of service: (rank, order of arrival).
-    limit: total tokens at which it ends by length; on a prefill instance one more than the prompt.
+    limit: total tokens at which it ends by length; on a prefill engine one more than the prompt.
     tokens: int32; the known tokens when it gets a slot: the prompt, and the output so far after a preemption.
     node: the end of the part of its sequence that is published to the prefix cache.
     media_keys: by column, what the images and videos in a block add to the key of that block.

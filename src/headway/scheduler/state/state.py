@@ -66,8 +66,8 @@ class State:
         return blocks
 
     def store(self, entry: Entry, start: int, end: int) -> None:
-        """The KV of a seated request's known tokens from `start` to `end` is there: write down the tokens of the blocks
-        that became full, and publish these. Blocks of output are published only with `enable_output_caching`."""
+        """The KV of these known tokens of a request with a slot is there: write down the tokens of the blocks that became
+        full, and publish them. Blocks of output are published only with `enable_output_caching`."""
         size, first, last = self.config.block_size, start >> self.block_shift, end >> self.block_shift
         blocks = self.table.block_tables[entry.slot, first:last]
         self.pool.tokens[blocks] = entry.tokens[first * size : last * size].reshape(-1, size)
@@ -76,7 +76,8 @@ class State:
         self.publish(entry, last)
 
     def publish(self, entry: Entry, num_full_blocks: int) -> None:
-        """Let other requests find these leading blocks of a seated one: full, and their steps have succeeded."""
+        """Let other requests find these leading blocks of a request with a slot. They are full, and their steps have
+        succeeded."""
         if not self.config.enable_prefix_caching:
             return
         table, slot = self.table, entry.slot
@@ -93,7 +94,7 @@ class State:
         table.num_published[slot] = num_full_blocks
 
     def reset_prefix_cache(self) -> int:
-        """Forget what is cached; returns how many blocks were. Blocks of seated requests are never found again."""
+        """Forget what is cached; returns how many blocks were. Blocks of requests with a slot are never found again."""
         for entry in self.occupants:
             if entry is not None:
                 entry.node = self.prefix.orphan()
@@ -138,9 +139,9 @@ class State:
     def progress(self, entry: Entry) -> Progress:
         """How far a request is."""
         table, request = self.table, entry.request
-        seated, sending = entry.handle is not None, entry.status is RequestStatus.SENDING
-        num_tokens = int(table.num_tokens[entry.slot]) if seated else len(entry.tokens)
-        num_computed = int(table.num_computed[entry.slot]) if seated else len(request.prompt) * sending
+        has_slot, sending = entry.handle is not None, entry.status is RequestStatus.SENDING
+        num_tokens = int(table.num_tokens[entry.slot]) if has_slot else len(entry.tokens)
+        num_computed = int(table.num_computed[entry.slot]) if has_slot else len(request.prompt) * sending
         return Progress(
             uid=request.uid,
             request_id=request.request_id,
@@ -148,6 +149,6 @@ class State:
             num_prompt_tokens=len(request.prompt),
             num_output_tokens=num_tokens - len(request.prompt),
             num_computed_tokens=num_computed,
-            num_blocks=int(table.num_blocks[entry.slot]) if seated else len(self.leases.get(request.uid, ())),
+            num_blocks=int(table.num_blocks[entry.slot]) if has_slot else len(self.leases.get(request.uid, ())),
             num_preemptions=entry.num_preemptions,
         )

@@ -1,8 +1,8 @@
 """The engine: the thread of the writer, and the ways in and out of it.
 
 This folder owns every thread of an engine except those of the device: the writer, the preprocess pool, and the intake,
-output and control threads of the engine process. It knows no HTTP, touches no scheduling state (the manager and the core
-own it), and imports no torch.
+output and control threads of the engine process. It knows no HTTP, touches no scheduling state (the manager and the
+core own it), and imports no torch.
 
     engine.py          Engine: manager, executor and writer put together
     writer.py          the thread that drives both             preprocess.py   the pool behind the writer

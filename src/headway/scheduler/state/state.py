@@ -66,8 +66,8 @@ class State:
         return blocks
 
     def store(self, entry: Entry, start: int, end: int) -> None:
-        """The KV of these known tokens of a request with a slot is there: write down the tokens of the blocks that became
-        full, and publish them. Blocks of output are published only with `enable_output_caching`."""
+        """The KV of these known tokens of a request with a slot is there: write down the tokens of blocks that became
+        full, and publish the blocks. Blocks of output are published only with `enable_output_caching`."""
         size, first, last = self.config.block_size, start >> self.block_shift, end >> self.block_shift
         blocks = self.table.block_tables[entry.slot, first:last]
         self.pool.tokens[blocks] = entry.tokens[first * size : last * size].reshape(-1, size)

@@ -30,7 +30,8 @@ async def requests_in_the_core(api: Api, route: str, **fields: Any) -> list[Requ
     for group in api.link.sent_of(to_engine.AddGroup):
         for new in group.requests:
             manager.add(manager.door.make_request(new))
-    manager.drain()
+    while manager._mailbox:  # a turn is bounded in time, and may leave some
+        manager.drain()
     return manager._core.requests()
 
 

@@ -21,7 +21,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 @pytest.fixture(params=ACCESSES)
 def name(request: pytest.FixtureRequest) -> str:
-    """A manager of each way to reach the core; `every_manager` adds the one that only allocates differently."""
+    """A manager of each way to reach the core; `every_manager` adds v0, which only allocates differently."""
     return str(request.param)
 
 

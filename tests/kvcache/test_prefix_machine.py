@@ -94,7 +94,7 @@ def test_a_run_that_two_share_is_found_whole_until_the_first_of_its_blocks_goes(
     child = pool.take(1)
     prefix.publish(node, contents((9,)), child.tolist())
     pool.release(blocks)
-    pool.take(3)  # one that was free, and the end of the run, which is not shared
+    pool.take(3)  # a free block, and the end of the run, which is not shared
     assert prefix.match(contents(prompt), 5, ROOT)[0].tolist() == blocks[:3].tolist()
     assert prefix.match(contents((1, 2, 3, 9)), 4, ROOT)[0].tolist() == [*blocks[:3], *child]
 

@@ -9,7 +9,7 @@ from headway_lab.schedulers.headway_system import HeadwaySystem
 
 @pytest.fixture
 def fake_peers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Peers that are our own scheduler again; returns those that were started."""
+    """Peers that are our own scheduler again; returns the started peers."""
     started = []
 
     class Fake:

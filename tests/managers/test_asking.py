@@ -139,7 +139,7 @@ def test_without_room_the_answer_is_no_and_nothing_is_held(name: str, question: 
     """Room, or a turn: on D no request passes the requests that wait."""
     role = QUESTIONS[question].role
     if lacking == "turn" and role is Role.PREFILL:
-        pytest.skip("on P those that wait are let in as their message is applied")
+        pytest.skip("on P a waiting request is admitted as its message is applied")
     changes: dict[str, Any] = {"num_blocks": 18} if lacking == "blocks" else {"max_num_seqs": 1}
     driver = Driver(make(name, role=role, **changes))
     manager = driver.manager

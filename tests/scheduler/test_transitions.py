@@ -124,7 +124,7 @@ def test_an_event_changes_the_state_as_the_table_says_or_raises_and_nothing_has_
 
 
 def live(state: State, entry: Entry) -> list[Entry]:
-    """Requests that count: those that live, and the one in question if it has just ended."""
+    """Requests that count: live requests, and the request in question if it has just ended."""
     others = [other for other in state.entries.values() if other is not entry]
     return [*others, entry]
 

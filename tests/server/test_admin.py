@@ -162,7 +162,7 @@ async def test_an_engine_that_does_not_answer_is_not_waited_for_for_ever(
     api.link.say(to_client.Returned(ask.number))  # too late, and without harm
     api.link.ask = Engine()
     assert (await api.post("/resume")).status_code == 200
-    assert api.client._calls == {}, "nothing is kept for those who have left"
+    assert api.client._calls == {}, "nothing is kept for callers that have left"
 
 
 async def test_a_client_that_is_shut_down_answers_what_is_open(api: Api) -> None:

@@ -80,7 +80,7 @@ class Moves:
         status = self._after(Event.RESERVE, entry)
         self._accept(entry)
         self._state.deadlines.set(entry.uid, until)
-        self._seat(entry, blocks, num_cached_tokens, status)
+        self._give_slot(entry, blocks, num_cached_tokens, status)
 
     def prepared(self, entry: Entry, request: Request) -> None:
         """PREPARED: what a job made of it. It takes the place in the queue that its arrival gave it."""
@@ -97,7 +97,7 @@ class Moves:
         """ADMIT: from the queue into a slot, with these blocks, whose leading ones hold KV already."""
         status = self._after(_ADMIT, entry)
         self._state.waiting.take(entry)
-        self._seat(entry, blocks, num_cached_tokens, status)
+        self._give_slot(entry, blocks, num_cached_tokens, status)
         self._state.prefilling.append(entry)
 
     def receive(self, entry: Entry, token: int) -> None:
@@ -261,7 +261,7 @@ class Moves:
             state.table.status[entry.handle.slot] = status
             state.table.epoch += 1
 
-    def _seat(self, entry: Entry, blocks: IntArray, num_cached_tokens: int, status: RequestStatus) -> None:
+    def _give_slot(self, entry: Entry, blocks: IntArray, num_cached_tokens: int, status: RequestStatus) -> None:
         request, state, table = entry.request, self._state, self._state.table
         entry.handle = handle = state.slots.acquire()
         slot, num_cached_blocks = handle.slot, num_cached_tokens >> state.block_shift

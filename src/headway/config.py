@@ -163,12 +163,15 @@ class SchedulerConfig(SchedulingOptions):
 
     max_model_len: the most tokens of one request, prompt and output together.
     num_blocks: blocks of the pool. Block 0 is one of them: it is padding and never handed out.
+    reads_same_step: the executor writes the KV of all rows of a step, layer by layer, before a row reads it. So a row
+        may share blocks that another row of the same step fills; else it shares them one step later.
 
     Raises ValueError, naming the value and the limit, for anything that could not work.
     """
 
     max_model_len: int = 2048
     num_blocks: int = 4096
+    reads_same_step: bool = False
 
     def __post_init__(self) -> None:
         SchedulingOptions.__post_init__(self)
@@ -245,7 +248,9 @@ class EngineConfig(SchedulingOptions):
         _one_of("dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
         _one_of("attention_backend", self.attention_backend, ("auto", "torch", "numba", "flashinfer"))
 
-    def for_scheduler(self, *, max_model_len: int, num_blocks: int) -> SchedulerConfig:
-        """The limits of the core, once the length of the model and the blocks of the device are known."""
+    def for_scheduler(self, *, max_model_len: int, num_blocks: int, reads_same_step: bool = False) -> SchedulerConfig:
+        """The limits of the core, once the length of the model, the blocks and the ways of the device are known."""
         options = {field.name: getattr(self, field.name) for field in fields(SchedulingOptions)}
-        return SchedulerConfig(max_model_len=max_model_len, num_blocks=num_blocks, **options)
+        return SchedulerConfig(
+            max_model_len=max_model_len, num_blocks=num_blocks, reads_same_step=reads_same_step, **options
+        )

@@ -314,13 +314,11 @@ class TestReserve:
     def test_is_looked_at_again_when_others_have_computed_its_beginning(self) -> None:
         """It wants 5 blocks, and 1 when 4 are cached. 5 are held, 16 are kept: 0 or 1 is left."""
         for num_blocks, comes in ((22, False), (23, True)):
-            driver = Driver(config(num_blocks=num_blocks, reserve="blocks", max_num_batched_tokens=16))
+            driver = Driver(config(num_blocks=num_blocks, reserve="blocks", max_num_batched_tokens=17))
             driver.add(range(16), max_tokens=9)  # 5 blocks with its output
-            driver.launch()
             second = driver.add([*range(16), 30], max_tokens=1)
             driver.launch()
             assert driver.admissions() == [1]
-            driver.answer()
             driver.launch()
             assert (second.uid in driver.admissions()) == comes
 

@@ -74,14 +74,14 @@ def test_a_newcomer_finds_room_while_there_is_budget() -> None:
 def test_a_long_prompt_is_capped_while_others_have_use_for_the_budget() -> None:
     plan = plan_of(long_prefill_token_threshold=40)
     assert [offer(plan, 1, 500), offer(plan, 2, 30), offer(plan, 3, 40)] == [40, 30, 30]
-    plan.top_up()
+    plan.top_up(lambda _key: False)
     assert plan.counts == {1: 40, 2: 30, 3: 30}
 
 
 def test_what_no_other_request_uses_goes_to_the_long_prompts_in_order() -> None:
     plan = plan_of(long_prefill_token_threshold=20, max_long_partial_prefills=2)
     assert [offer(plan, 1, 45), offer(plan, 2, 500), offer(plan, 3, 10)] == [20, 20, 10]
-    plan.top_up()
+    plan.top_up(lambda _key: False)
     assert plan.counts == {1: 45, 2: 45, 3: 10} and list(plan.counts) == [1, 2, 3] and plan.budget == 0
 
 
@@ -105,7 +105,7 @@ def test_short_prompts_pass_the_long_ones_that_wait() -> None:
     plan = plan_of(long_prefill_token_threshold=20, max_long_partial_prefills=1)
     assert [offer(plan, 1, 300), offer(plan, 2, 300), offer(plan, 3, 20)] == [20, 0, 20]
     assert not plan.has_room_for(0, 21) and plan.has_room_for(0, 20)
-    plan.top_up()
+    plan.top_up(lambda _key: False)
     assert plan.counts == {1: 80, 3: 20}
 
 
@@ -113,7 +113,7 @@ def test_a_long_prompt_that_is_topped_up_to_its_end_makes_room_for_another() -> 
     plan = plan_of(long_prefill_token_threshold=20, max_num_partial_prefills=1)
     offer(plan, 1, 60)
     assert not plan.has_room_for(0, 21)
-    plan.top_up()
+    plan.top_up(lambda _key: False)
     assert plan.counts == {1: 60} and plan.has_room_for(0, 21)
     assert offer(plan, 2, 50) == 20
 
@@ -356,7 +356,7 @@ def test_a_plan_keeps_every_limit(data: st.DataObject, config: SchedulerConfig) 
         if uid == 1 and not encoder.room < encoder.budget and budget >= config.smallest_chunk_budget:
             assert given > 0
     capped = dict(plan.counts)
-    plan.top_up()
+    plan.top_up(lambda _key: False)
     assert list(plan.counts) == list(capped) and all(plan.counts.values())
     assert plan.budget == budget - sum(plan.counts.values()) >= 0
 
@@ -413,7 +413,7 @@ def test_every_prompt_that_fits_is_computed_whatever_else_runs(config: Scheduler
         waiting = [request for request in line if progress[request.uid] < len(request.prompt)]
         for request in waiting:
             plan.offer(request, request.uid, progress[request.uid], len(request.prompt))
-        plan.top_up()
+        plan.top_up(lambda _key: False)
         chunks = []
         for request in waiting:
             if count := plan.counts.get(request.uid, 0):

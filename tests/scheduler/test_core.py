@@ -437,7 +437,7 @@ class TestSteadyState:
         driver.add(range(9), max_tokens=4)
         driver.run()
         snapshot = driver.core.snapshot()
-        assert snapshot.num_prompt_tokens == 9 + 1
+        assert (snapshot.num_prompt_tokens, snapshot.num_prefill_tokens) == (9 + 9, 9 + 1)
         assert snapshot.num_generation_tokens == 8
         assert (snapshot.num_prefix_query_tokens, snapshot.num_prefix_hit_tokens) == (18, 8)
         assert snapshot.num_slots == 4 and driver.core.slots.num_free_slots() == 4

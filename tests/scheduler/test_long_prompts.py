@@ -73,7 +73,7 @@ class TestLongPrompts:
     def test_partial_prompts_at_once_are_bounded(self) -> None:
         driver = Driver(config(max_model_len=64, num_blocks=80, max_num_partial_prefills=1))
         driver.add(range(7), max_tokens=1)
-        driver.add(range(12), max_tokens=1)
+        driver.add(range(20, 32), max_tokens=1)
         driver.add(range(1, 13), max_tokens=1)
         batch = driver.step()
         assert batch is not None and batch.num_new_tokens.tolist() == [7, 9]

@@ -68,7 +68,7 @@ DEEDS: dict[Event, Deed] = {
     Event.ADMIT: lambda moves, state, entry: moves.admit(entry, blocks_for(Event.ADMIT, state, entry), 0),
     Event.CHUNK: lambda moves, _, entry: moves.compute_chunk(entry, len(entry.tokens) - 1),
     Event.LAST_CHUNK: lambda moves, _, entry: moves.compute_chunk(entry, len(entry.tokens)),
-    Event.RESULT: lambda moves, _, entry: moves.confirm_chunk(entry, 0, 0, None),
+    Event.RESULT: lambda moves, _, entry: moves.confirm_chunk(entry, 0, None),
     Event.PREEMPT: lambda moves, _, entry: moves.preempt(entry),
     Event.LEND: lambda moves, _, entry: moves.lend(entry, FinishReason.LENGTH, 9.0),
     Event.SENT: lambda moves, _, entry: moves.end(entry, REASON, event=Event.SENT),

@@ -103,7 +103,11 @@ class Engine:
         on_sending: OnSending | None = None,
     ) -> Engine:
         """An engine of the chosen manager and any executor. num_blocks: KV blocks of the executor, block 0 included."""
-        scheduler_config = config.for_scheduler(max_model_len=limits.max_model_len, num_blocks=num_blocks)
+        scheduler_config = config.for_scheduler(
+            max_model_len=limits.max_model_len,
+            num_blocks=num_blocks,
+            reads_same_step=executor.reads_same_step,
+        )
         manager = MANAGERS[choose_scheduler(config.scheduler)](
             scheduler_config,
             limits=replace(limits, has_preprocessor=preprocess is not None),

@@ -19,6 +19,7 @@ class Executor(ABC):
     """Runs batches. `launch` never blocks; the result arrives by `on_done`, called on the executor's own thread."""
 
     max_in_flight: int = 1  # the most steps without a result; 2: one step waits while one runs
+    reads_same_step: bool = False  # the KV of all rows of a step is written before a row reads it (SchedulerConfig)
 
     @abstractmethod
     def start(self, on_done: OnDone) -> None:

@@ -98,6 +98,7 @@ class SimulatedExecutor(Executor):
     """
 
     max_in_flight = 2
+    reads_same_step = True
 
     def __init__(
         self,

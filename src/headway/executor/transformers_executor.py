@@ -61,6 +61,7 @@ class TransformersExecutor(Executor):
     """
 
     max_in_flight = 2  # a step needs nothing of the previous step on the host
+    reads_same_step = True  # attention writes the KV of all rows before any row attends
 
     def __init__(self, files: ModelFiles, config: EngineConfig) -> None:
         device = self._device = choose_device(config.device)

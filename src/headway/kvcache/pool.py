@@ -53,7 +53,10 @@ class BlockPool:
 
     tokens: int32 [num_blocks, block_size]; the tokens whose KV a block holds. Valid once the block is full and its
         steps have succeeded.
-    on_evict: called with the blocks that lose their cached contents, before they are handed out.
+    pending: int64 [num_blocks]; the step that is to fill a block which the prefix cache shows already, or 0. A pending
+        block is referenced and not cached. With its last reference it loses its contents and becomes free.
+    num_pending: pending blocks.
+    on_evict: called with the blocks that lose their cached or pending contents, before they are handed out.
     """
 
     def __init__(self, num_blocks: int, block_size: int) -> None:
@@ -64,6 +67,8 @@ class BlockPool:
         self.num_references = 0  # sum of all counts, kept as we go; owners compare it with their own sum
         self._references = np.zeros(num_blocks, dtype=np.int32)
         self._cached = np.zeros(num_blocks, dtype=np.bool_)
+        self.pending = lazy_zeros((num_blocks,), np.int64)
+        self.num_pending = 0
         self._free = np.arange(num_blocks - 1, 0, -1, dtype=np.int32)  # a stack; low ids are handed out first
         self._num_free = num_blocks - 1
         self._evictable = EvictionQueue(num_blocks)
@@ -135,11 +140,42 @@ class BlockPool:
         """Mark referenced blocks as cached: on their last release they become evictable, not free."""
         self._cached[blocks] = True
 
+    def expect(self, blocks: Sequence[int], step_id: int) -> None:
+        """Mark referenced blocks as pending: this step will fill them."""
+        self.pending[blocks] = step_id
+        self.num_pending += len(blocks)
+
+    def pending_of(self, blocks: BlockIds, step_id: int) -> BlockIds:
+        """Which of these blocks wait for this step."""
+        waiting: BlockIds = blocks[self.pending[blocks] == step_id]
+        return waiting
+
+    def num_filled(self, blocks: BlockIds) -> int:
+        """How many leading blocks of these are not pending."""
+        if not self.num_pending:
+            return len(blocks)
+        waiting = self.pending[blocks].nonzero()[0]
+        return int(waiting[0]) if len(waiting) else len(blocks)
+
+    def settle(self, blocks: BlockIds) -> None:
+        """Pending blocks are filled: they are cached from here on."""
+        self.pending[blocks] = 0
+        self.num_pending -= len(blocks)
+        self._cached[blocks] = True
+
+    def withdraw(self, blocks: BlockIds) -> None:
+        """Pending blocks will not be filled, or not be kept: they lose their contents."""
+        self.pending[blocks] = 0
+        self.num_pending -= len(blocks)
+        self.on_evict(blocks)
+
     def drop_cached(self) -> None:
-        """Forget all cached contents, without calling `on_evict`. Evictable blocks become free at once, referenced
-        blocks when they are released."""
+        """Forget all cached and pending contents, without calling `on_evict`. Evictable blocks become free at once,
+        referenced blocks when they are released."""
         dropped = self._evictable.pop(len(self._evictable))
         self._cached[:] = False
+        self.pending[:] = 0
+        self.num_pending = 0
         self._push_free(dropped)
 
     def check(self, references: int) -> None:
@@ -173,6 +209,8 @@ class BlockPool:
             return f"block {block} is evictable and has {references} references"
         if queued and not self._cached[block]:
             return f"block {block} is evictable and not cached"
+        if self.pending[block] and (self._cached[block] or not references):
+            return f"block {block} waits for step {self.pending[block]} and is cached, or has no reference"
         return None
 
     def problems(self, owned: BlockIds) -> list[Problem]:
@@ -194,6 +232,11 @@ class BlockPool:
             for block in self._evictable.blocks().tolist()
             if not self._cached[block]
         ]
+        pending = np.flatnonzero(self.pending)
+        if len(pending) != self.num_pending:
+            found.append(Problem(None, f"{len(pending)} blocks are pending, {self.num_pending} were counted"))
+        for block in pending[self._cached[pending] | (self._references[pending] == 0)][:_SHOWN].tolist():
+            found.append(Problem(block, f"block {block} is pending and cached, or pending without a reference"))
         try:
             self.check(len(owned))
         except OwnershipError as error:
@@ -204,6 +247,8 @@ class BlockPool:
         """Make distinct blocks without references evictable or free. The first of them is evicted first."""
         if not len(idle):
             return
+        if self.num_pending and len(lost := idle[self.pending[idle] != 0]):
+            self.withdraw(lost)  # at once: the block may have another owner before its step ends
         self._num_referenced -= len(idle)
         cached = self._cached[idle]
         if np.count_nonzero(cached) < len(idle):

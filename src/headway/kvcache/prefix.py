@@ -24,6 +24,7 @@ An 8-byte id that is never reused, or a root; followed by the extra of the next 
 #
 # The first bytes tell where the node ends, the length tells where the tokens begin, and the extra lies between them.
 _ROOT = bytes(8)  # ids begin at 1
+_ANY_STEP = 2**62
 
 
 @dataclass(slots=True)
@@ -69,8 +70,8 @@ class PrefixCache:
         pool.on_evict = self._forget
 
     def __len__(self) -> int:
-        """Cached blocks."""
-        return self._num_cached
+        """Cached blocks, without pending ones."""
+        return self._num_cached - self._pool.num_pending
 
     @staticmethod
     def root(salt: str | None) -> Node:
@@ -85,46 +86,59 @@ class PrefixCache:
         self._next_id += 1
         return _node(self._next_id - 1)
 
-    def match(self, tokens: bytes, max_blocks: int, root: Node, extras: Extras = NO_EXTRAS) -> tuple[BlockIds, Node]:
+    def match(
+        self, tokens: bytes, max_blocks: int, root: Node, extras: Extras = NO_EXTRAS, newest: int = 0
+    ) -> tuple[BlockIds, Node]:
         """The longest cached prefix of `tokens` (int32 bytes), at most `max_blocks` blocks.
 
-        extras: of the blocks by column (see `media_keys`).
+        extras: of the blocks by column (see `media_keys`). newest: the last step whose pending blocks are taken too.
         Returns the blocks, int32, and the node at the end (the root, if nothing matches), followed by the extra of the
         next block. Adds no reference.
         """
-        found, node = self._follow(root + extras.get(0, b""), tokens, max_blocks, extras)
+        found, node = self._follow(root + extras.get(0, b""), tokens, max_blocks, extras, newest)
+        return np.array(found, dtype=np.int32), node
+
+    def match_more(self, tokens: bytes, node: Node, newest: int) -> tuple[BlockIds, Node]:
+        """`match` for tokens that continue a sequence without media at `node`."""
+        found, node = self._follow(node, tokens, len(tokens) // self._key_bytes, NO_EXTRAS, newest)
         return np.array(found, dtype=np.int32), node
 
     def __contains__(self, key: bytes) -> bool:
-        """Whether a block with this key is cached: a node, followed by the next block's tokens (int32 bytes)."""
+        """Whether a block with this key is cached or pending: a node, and the next block's tokens (int32 bytes)."""
         return key in self._index
 
     def publish(
-        self, node: Node, tokens: bytes, blocks: Sequence[int], extras: Extras = NO_EXTRAS, first: int = 0
+        self,
+        node: Node,
+        tokens: bytes,
+        blocks: Sequence[int],
+        extras: Extras = NO_EXTRAS,
+        first: int = 0,
+        step_id: int = 0,
     ) -> Node:
         """Add consecutive full blocks to the index. They continue the sequence `node` and hold `tokens` (int32 bytes).
 
         node: followed by the extra of `blocks[0]`, as `match` and `publish` return it.
         extras: of the blocks by column (see `media_keys`). first: the column of `blocks[0]`.
-        The step that filled the blocks must have succeeded. If an equal block is cached already, lookups go on finding
-        that block, and the caller's block stays out of the index. Returns the node at the end, followed by the extra of
-        the next block.
+        step_id: the step in flight that fills the blocks, which are pending until then; 0: they are filled.
+        If an equal block is in the index already, lookups go on finding that block, and the caller's block stays out.
+        Returns the node at the end, followed by the extra of the next block.
         """
         width = self._key_bytes
         if extras:
             for i, block in enumerate(blocks):
-                (node,) = self.publish_each((node,), tokens[i * width : (i + 1) * width], (block,))
+                (node,) = self.publish_each((node,), tokens[i * width : (i + 1) * width], (block,), step_id)
                 node += extras.get(first + i + 1, b"")
             return node
-        found, node = self._follow(node, tokens, len(blocks), NO_EXTRAS)
+        found, node = self._follow(node, tokens, len(blocks), NO_EXTRAS, _ANY_STEP)
         rest = list(blocks[len(found) :])
-        return self._publish_run(node, tokens[len(found) * width :], rest) if rest else node
+        return self._publish_run(node, tokens[len(found) * width :], rest, step_id) if rest else node
 
-    def publish_each(self, nodes: Sequence[Node], tokens: bytes, blocks: Sequence[int]) -> list[Node]:
+    def publish_each(self, nodes: Sequence[Node], tokens: bytes, blocks: Sequence[int], step_id: int = 0) -> list[Node]:
         """Publish one full block for each of several sequences: block i continues `nodes[i]`.
 
-        tokens: int32 bytes of all the blocks in order. No media may follow these blocks. Returns the node at the end of
-        each sequence.
+        tokens: int32 bytes of all the blocks in order. step_id: see `publish`. No media may follow these blocks.
+        Returns the node at the end of each sequence.
         """
         index, keys, runs, width = self._index, self._keys, self._runs, self._key_bytes
         ends, published = [], []
@@ -146,19 +160,28 @@ class PrefixCache:
             ends.append(node)
         self._next_id = next_id
         self._num_cached += len(published)
-        self._pool.keep(published)
+        self._keep(published, step_id)
         return ends
 
     def clear(self) -> int:
         """Empty the index. Referenced blocks stay with their owners. Returns the number of blocks that were cached."""
-        num_cached, self._num_cached = self._num_cached, 0
+        num_cached, self._num_cached = len(self), 0
         self._index.clear()
         self._runs = [None] * len(self._runs)
         self._pool.drop_cached()
         return num_cached
 
-    def _follow(self, node: Node, tokens: bytes, max_blocks: int, extras: Extras) -> tuple[list[int], Node]:
-        """The cached blocks after `node` that hold these tokens, and the node at their end.
+    def _keep(self, blocks: Sequence[int], step_id: int) -> None:
+        if step_id:
+            self._pool.expect(blocks, step_id)
+        else:
+            self._pool.keep(blocks)
+
+    def _follow(
+        self, node: Node, tokens: bytes, max_blocks: int, extras: Extras, newest: int
+    ) -> tuple[list[int], Node]:
+        """The blocks after `node` that hold these tokens, and the node at their end. Cached ones, and pending ones of
+        steps up to `newest`. All blocks of a run are pending for the same step, or none is.
 
         node: followed by the extra of the next block. extras: by column, counted from `node` on.
         """
@@ -168,7 +191,7 @@ class PrefixCache:
         while len(found) < max_blocks:
             start = len(found) * width
             block = index.get(node + tokens[start : start + width])
-            if block is None:
+            if block is None or (self._pool.num_pending and self._pool.pending[block] > newest):
                 break
             run = runs[block]
             if run is None:
@@ -184,7 +207,7 @@ class PrefixCache:
                 node += extras.get(len(found), b"")
         return found, node
 
-    def _publish_run(self, node: Node, tokens: bytes, blocks: list[int]) -> Node:
+    def _publish_run(self, node: Node, tokens: bytes, blocks: list[int], step_id: int) -> Node:
         """Add blocks as one run. The first is not in the index; then the others cannot be in it either, as their keys
         contain the id of a block before them."""
         key, first, runs = node + tokens[: self._key_bytes], blocks[0], self._runs
@@ -194,7 +217,7 @@ class PrefixCache:
         self._index[key], self._keys[first] = first, key
         self._next_id += len(blocks)
         self._num_cached += len(blocks)
-        self._pool.keep(blocks)
+        self._keep(blocks, step_id)
         return run.end
 
     def _split(self, run: Run, count: int) -> None:

@@ -169,17 +169,23 @@ class Scheduler:
             return []
         plan = ChunkPlan(self.config, state.encoder, budget)
         for entry in state.prefilling:
-            plan.offer(entry.request, entry.slot, int(table.num_computed[entry.slot]), len(entry.tokens))
+            if self._admissions.catch_up(entry):
+                start = int(table.num_computed[entry.slot])
+                count = plan.offer(entry.request, entry.slot, start, len(entry.tokens))
+                if count:
+                    self._admissions.claim(entry, start + count)
         if decodes is not None and len(state.waiting):
             self._admissions.admit(plan, decodes.rows)
-        plan.top_up()
+        plan.top_up(self._admissions.is_claimed)
         chunks = []
         for slot, count in plan.counts.items():
             entry = state.occupant(slot)
             assert entry.handle is not None
             start = int(table.num_computed[slot])
+            self._admissions.claim(entry, start + count)  # what `top_up` has added
             completes = self._moves.compute_chunk(entry, start + count)
-            chunks.append(Chunk(entry, entry.handle, start, count, completes))
+            claimed = self._admissions.take_claims(slot)
+            chunks.append(Chunk(entry, entry.handle, start, count, completes, claimed))
         return chunks
 
     def _launch(self, decodes: DecodeRows, places: DecodePlaces, chunks: list[Chunk]) -> Batch | None:
@@ -196,7 +202,7 @@ class Scheduler:
         # In the order of RequestStatus; looking its members up would double what a snapshot costs.
         _, prefilling, decoding, _, _, preparing, reserved, sending, _ = state.population
         return Snapshot(
-            step_id=self._steps.last_id,
+            step_id=state.last_step,
             num_running=prefilling + decoding,
             num_waiting=len(state.waiting),
             num_preparing=preparing,
@@ -214,6 +220,7 @@ class Scheduler:
             num_requests_ended=counters.requests_ended,
             num_preemptions=counters.preemptions,
             num_prompt_tokens=counters.prompt_tokens,
+            num_prefill_tokens=counters.prefill_tokens,
             num_generation_tokens=counters.generation_tokens,
             num_prefix_query_tokens=counters.prefix_query_tokens,
             num_prefix_hit_tokens=counters.prefix_hit_tokens,

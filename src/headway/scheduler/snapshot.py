@@ -28,7 +28,8 @@ class Snapshot(NamedTuple):
     num_requests_added: int = 0
     num_requests_ended: int = 0
     num_preemptions: int = 0
-    num_prompt_tokens: int = 0  # tokens computed in prefill chunks
+    num_prompt_tokens: int = 0  # of the requests that have started, cached tokens included
+    num_prefill_tokens: int = 0  # computed in prefill chunks, also again after a preemption
     num_generation_tokens: int = 0
     num_prefix_query_tokens: int = 0
     num_prefix_hit_tokens: int = 0

@@ -36,15 +36,25 @@ class _Encoded(NamedTuple):
     weights: int
 
 
+class _Row(NamedTuple):
+    """A row of a step. reads, writes: places of the cache. token: the index of its token in the result, or -1."""
+
+    reads: NDArray[np.intp]
+    writes: NDArray[np.intp]
+    token: int
+
+
 class _Unsettled(NamedTuple):
     """A step without a result yet. places: the places that it writes. tokens: the tokens of its result.
 
     media: (digest of an image, places that the row with this image writes, index of the row's token or None).
+    rows: what each row reads and writes.
     """
 
     places: NDArray[np.intp]
     tokens: IntArray
     media: list[tuple[bytes, NDArray[np.intp], int | None]]
+    rows: list[_Row]
 
 
 class OracleDevice:
@@ -97,18 +107,27 @@ class OracleDevice:
         places = (blocks[:, :, None] * self._config.block_size + self._offsets).reshape(len(slots), -1)
         wanted = self._wanted[slots, : len(columns)]
         reads = columns < starts[:, None]
-        wrong = reads & (self._kv[places] != wanted)
+        writes = (columns < ends[:, None]) & ~reads
+        written = places[writes]
+        found = self._kv[places]
+        if self._config.reads_same_step:  # a row may read what another row of this step writes
+            after = self._kv.copy()
+            after[written] = wanted[writes]
+            found = after[places]
+        wrong = reads & (found != wanted)
         if wrong.any():
             row, position = (int(i) for i in np.argwhere(wrong)[0])
             raise DeviceError("foreign KV", self._complaint(batch, row, position, int(places[row, position])))
-        writes = (columns < ends[:, None]) & ~reads
-        written = places[writes]
         _require(int(written.min()) >= self._config.block_size, "a row writes to the padding block")
         self._kv[written] = wanted[writes]
         _require(bool((self._kv[written] == wanted[writes]).all()), "two rows of a step write to one place")
         self._writers[written] = batch.step_id
         tokens = self._sample(slots[batch.samples], ends[batch.samples])
-        self._unsettled[batch.step_id] = _Unsettled(written, tokens, self._media(batch, places))
+        row_tokens = np.where(batch.samples, np.cumsum(batch.samples) - 1, -1)
+        rows = [
+            _Row(places[row, reads[row]], places[row, writes[row]], int(row_tokens[row])) for row in range(len(batch))
+        ]
+        self._unsettled[batch.step_id] = _Unsettled(written, tokens, self._media(batch, places), rows)
         return StepResult(batch.step_id, tokens)
 
     def done(self, step_id: int) -> None:
@@ -118,7 +137,8 @@ class OracleDevice:
     def spoil(self, step_id: int) -> None:
         """The step has failed. The places that it wrote last are worthless.
 
-        Rows of later steps in flight that use an image of the failed step are worthless too: they give NO_TOKEN.
+        Rows of later steps in flight that use an image of the failed step, or read what it wrote, are worthless too:
+        they give NO_TOKEN, and what they wrote is worthless.
         """
         failed = self._unsettled.pop(step_id, None)
         if failed is None:
@@ -133,6 +153,12 @@ class OracleDevice:
                     self._spoil_places(places, later_id)
                     if index is not None:
                         later.tokens[index] = NO_TOKEN
+        for later_id, later in self._unsettled.items():
+            for row in later.rows:
+                if not self._kv[row.reads].all():  # no digest is 0, a spoiled place is
+                    self._spoil_places(row.writes, later_id)
+                    if row.token >= 0:
+                        later.tokens[row.token] = NO_TOKEN
 
     def change_weights(self, holders: Iterable[int] = ()) -> None:
         """Use new weights from now on. holders: uids that hold blocks now, and may go on with them."""

@@ -81,5 +81,6 @@ class Setting:
             send_timeout=dice.pick((0.3, 60.0)),
             max_model_len=max_model_len,
             num_blocks=1 + per_request + spare,
+            reads_same_step=dice.chance(0.5),
         )
         return cls(config, static=dice.chance(0.2), depth=1 + dice.chance(0.6))

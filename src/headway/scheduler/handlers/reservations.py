@@ -62,7 +62,7 @@ class Reservations:
             if entry is not None:
                 num_cached_tokens = int(self._state.table.num_computed[entry.slot])
                 entry.sends = True
-                self._admissions.note_start(uid, num_cached_tokens)
+                self._admissions.note_start(entry, num_cached_tokens)
                 self._admissions.start(entry, num_cached_tokens)
 
     def start_decode(self, message: StartDecode, effects: Effects) -> None:
@@ -74,7 +74,9 @@ class Reservations:
         if state.config.role is not Role.DECODE or entry is None:
             return
         num_prompt, token = len(entry.request.prompt), message.token
-        effects.started.append((entry.uid, int(state.table.num_computed[entry.slot])))
+        num_cached_tokens = int(state.table.num_computed[entry.slot])
+        state.counters.start(num_prompt, num_cached_tokens)
+        effects.started.append((entry.uid, num_cached_tokens))
         self._moves.receive(entry, token)
         state.store(entry, 0, num_prompt)
         tokens = np.array([token], dtype=np.int32)
@@ -135,4 +137,4 @@ class Reservations:
         if blocks is None:
             return None
         num_cached_tokens = int(state.table.num_computed[entry.slot])
-        return Reservation(request.uid, entry.slot, blocks.copy(), num_cached_tokens, self._steps.last_id)
+        return Reservation(request.uid, entry.slot, blocks.copy(), num_cached_tokens, state.last_step)

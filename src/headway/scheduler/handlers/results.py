@@ -15,8 +15,11 @@ from headway.scheduler.handlers.reservations import Reservations
 from headway.scheduler.messages import DeviceLost
 from headway.scheduler.passes.admissions import Admissions
 from headway.scheduler.passes.steps import Chunk, LaunchedStep, Steps
+from headway.scheduler.state.entry import Entry
 from headway.scheduler.state.moves import Moves
 from headway.scheduler.state.state import State
+
+_NO_BLOCKS: IntArray = np.zeros(0, dtype=np.int32)
 
 
 class Results:
@@ -65,13 +68,13 @@ class Results:
 
     def await_steps(self, reply: int, effects: Effects) -> None:
         """Answer when the results of all steps in flight now are in, at once if there are none."""
-        self._waiting.append((self._steps.last_id, reply))
+        self._waiting.append((self._state.last_step, reply))
         self._answer_waiting(effects)
 
     def _answer_waiting(self, effects: Effects) -> None:
         if not self._waiting:
             return
-        oldest = min(self._steps.in_flight, default=self._steps.last_id + 1)
+        oldest = min(self._steps.in_flight, default=self._state.last_step + 1)
         effects.awaited += [reply for last, reply in self._waiting if last < oldest]
         self._waiting = [waiting for waiting in self._waiting if waiting[0] >= oldest]
 
@@ -93,21 +96,53 @@ class Results:
         # A newcomer without a chunk yet ends too: it is unknown whether the device has heard of it.
         slots += [handle.slot for handle in step.newcomers if self._state.table.owns(*handle)]
         entries = [self._state.occupant(slot) for slot in dict.fromkeys(slots)]
+        # The order of these digests is that of the device's next work order, so it must not depend on hashes. The
+        # encoder cache does not know all of them: it may have been cleared since.
+        digests = dict.fromkeys(span.digest for _, span in step.batch.encode)
+        relying = self._relying_on(step, digests)
         effects.ended += self._moves.end_all(entries, FinishReason.ERROR, error=error)
-        if step.batch.encode:
-            self._forget_encoded(dict.fromkeys(span.digest for _, span in step.batch.encode))
-
-    def _forget_encoded(self, digests: Collection[bytes]) -> None:
-        """What the failed step was to encode is not there. A request that relies on it in a step in flight starts
-        again. The encoder cache does not know all of these digests: it may have been cleared since. Their order is
-        that of the device's next work order, so it must not depend on hashes."""
         self._state.encoder.forget_encoded(digests)
-        for step in self._steps.in_flight.values():
-            for chunk in step.chunks:
-                if chunk.is_current and any(span.digest in digests for span in chunk.spans()):
-                    self._moves.preempt(chunk.entry)
+        again = [entry for entry in relying if entry.handle is not None]
+        effects.ended += self._moves.end_all(
+            [entry for entry in again if entry.computes_again], FinishReason.ERROR, error=error
+        )
+        for entry in again:
+            if not entry.computes_again:
+                entry.computes_again = True
+                self._moves.preempt(entry)
+
+    def _relying_on(self, failed: LaunchedStep, digests: Collection[bytes]) -> list[Entry]:
+        """The requests that rely on what a failed step was to compute: on blocks, directly or through a later step, or
+        on images in a step in flight. The blocks that all of these claimed leave the prefix cache."""
+        state, later = self._state, self._steps.in_flight
+        lost = {chunk.handle for chunk in failed.chunks}  # whatever runs in their slots now
+        if digests:
+            lost |= {
+                chunk.handle
+                for step in later.values()
+                for chunk in step.chunks
+                if any(span.digest in digests for span in chunk.spans())
+            }
+        bad = [state.withdraw(chunk.claimed, failed.batch.step_id) for chunk in failed.chunks]
+        num_lost = -1
+        while num_lost != len(lost):
+            num_lost = len(lost)
+            for step_id, step in later.items():
+                bad += [state.withdraw(chunk.claimed, step_id) for chunk in step.chunks if chunk.handle in lost]
+            blocks = np.concatenate(bad) if bad else _NO_BLOCKS
+            for entry in state.occupants if len(blocks) else ():
+                if entry is not None and np.isin(state.table.blocks_of(entry.slot), blocks).any():
+                    assert entry.handle is not None
+                    lost.add(entry.handle)
+        return [entry for entry in state.occupants if entry is not None and entry.handle in lost]
+
+    def _settle(self, step: LaunchedStep) -> None:
+        """The blocks that the step was to fill are filled, whatever became of the requests that claimed them."""
+        for chunk in step.chunks:
+            self._state.settle(chunk.claimed, step.batch.step_id)
 
     def _confirm(self, step: LaunchedStep, result: StepResult, now: float, effects: Effects) -> None:
+        self._settle(step)
         num_decodes = len(step.decodes)
         owned = step.decodes.still_owned(self._state.table)
         uids, tokens, logprobs = step.decodes.uids, result.tokens, result.logprobs
@@ -172,7 +207,7 @@ class Results:
     def _confirm_chunk(self, chunk: Chunk, token: int | None, now: float, effects: Effects) -> None:
         """token: the first one after a prefill that is complete."""
         entry = chunk.entry
-        self._moves.confirm_chunk(entry, chunk.start, chunk.start + chunk.count, token)
+        self._moves.confirm_chunk(entry, chunk.start + chunk.count, token)
         for span in chunk.spans():  # all of them end within it, as no chunk cuts a span
             self._state.encoder.done(entry.uid, span.digest)
         if token is None:

@@ -38,6 +38,14 @@ class Newcomer(NamedTuple):
     blocks: IntArray
 
 
+class Skipped(NamedTuple):
+    """Blocks, int32, that a request shares from this column of its table on, in place of its own."""
+
+    handle: SlotHandle
+    column: int
+    blocks: IntArray
+
+
 class Admissions:
     """Admits waiting requests, and keeps what the next batch must tell the executor of them."""
 
@@ -47,6 +55,13 @@ class Admissions:
         self._policies = policies
         self._newcomers: list[Newcomer] = []
         self._started: list[tuple[int, int]] = []
+        self._claims: dict[int, list[IntArray]] = {}
+        self._skipped: list[Skipped] = []
+
+    @property
+    def newest_shared(self) -> int:
+        """The last step whose pending blocks a row of the next step may read."""
+        return self._state.last_step + self._state.config.reads_same_step
 
     def admit(self, plan: ChunkPlan, decoding: NDArray[np.intp]) -> None:
         """Admit waiting requests, in order, as far as slots, blocks and the step's budget allow.
@@ -75,7 +90,9 @@ class Admissions:
                 return False
             if plan is not None and not self.can_begin(entry, plan):
                 continue
-            demand = self._demand_met(entry, len(entry.tokens), headroom)
+            demand = self._demand_met(entry, len(entry.tokens), headroom, self.newest_shared)
+            if plan is not None and demand is not None and self._waits_for_a_row(entry):
+                continue
             if demand is None:
                 if entry.num_bypassed >= state.config.max_bypass:
                     return False
@@ -85,7 +102,9 @@ class Admissions:
             num_admitted += 1
             if plan is not None:
                 start = len(demand.cached) * state.config.block_size
-                plan.offer(entry.request, entry.slot, start, len(entry.tokens))
+                count = plan.offer(entry.request, entry.slot, start, len(entry.tokens))
+                if count:
+                    self.claim(entry, start + count)
             for other in passed:
                 other.num_bypassed += 1
             if any(other.num_bypassed >= state.config.max_bypass for other in passed):
@@ -97,7 +116,7 @@ class Admissions:
         is taken, if slot or blocks are lacking. until: seconds, the deadline to start it."""
         if not self._state.slots.num_free_slots():
             return None
-        demand = self._demand_met(entry, num_tokens, self.headroom(decoding))
+        demand = self._demand_met(entry, num_tokens, self.headroom(decoding), newest=0)
         if demand is None:
             return None
         blocks, num_cached_tokens = self._take(entry, demand)
@@ -109,9 +128,58 @@ class Admissions:
         self._moves.start(entry)
         self._tell_executor(entry, num_cached_tokens)
 
-    def note_start(self, uid: int, num_cached_tokens: int) -> None:
-        """To be reported with the next result."""
-        self._started.append((uid, num_cached_tokens))
+    def note_start(self, entry: Entry, num_cached_tokens: int) -> None:
+        """A request starts for the first time. To be reported with the next result."""
+        self._state.counters.start(len(entry.request.prompt), num_cached_tokens)
+        self._started.append((entry.uid, num_cached_tokens))
+
+    def claim(self, entry: Entry, end: int) -> None:
+        """The next step computes the tokens up to `end`: other rows need not."""
+        if len(blocks := self._state.claim(entry, end)):
+            self._claims.setdefault(entry.slot, []).append(blocks)
+
+    def take_claims(self, slot: int) -> IntArray:
+        """The blocks, int32, that this slot's chunk of the next step is to fill for all."""
+        claims = self._claims.pop(slot, None)
+        return np.concatenate(claims) if claims else _NO_BLOCKS
+
+    def catch_up(self, entry: Entry) -> bool:
+        """Let a request that prefills skip what is computed already, or by a row of a step in flight, since its last
+        chunk. False if it must wait for a row of this step."""
+        state, size = self._state, self._state.config.block_size
+        first = int(state.table.num_computed[entry.slot]) >> state.block_shift
+        if not state.config.enable_prefix_caching or entry.request.spans or entry.num_matched != first:
+            return True
+        known = len(entry.tokens)
+        if not self._may_match_more(entry):
+            return True
+        rest = entry.tokens[first * size : (known - 1) // size * size].tobytes()
+        blocks, node = state.prefix.match_more(rest, entry.node, self.newest_shared)
+        if len(blocks):
+            assert entry.handle is not None
+            self._skipped.append(Skipped(entry.handle, first, blocks))
+            before = int(state.table.num_computed[entry.slot])
+            self._moves.skip(entry, blocks, node)
+            entry.next_key = None
+            if not entry.num_preemptions:
+                state.counters.prefix_hit_tokens += int(state.table.num_computed[entry.slot]) - before
+        return not self._waits_for_a_row(entry)
+
+    def take_skipped(self) -> list[Skipped]:
+        """The changes of block tables by `catch_up` since the last call."""
+        skipped, self._skipped = self._skipped, []
+        return [skip for skip in skipped if self._state.table.owns(*skip.handle)]
+
+    def is_claimed(self, slot: int) -> bool:
+        """Whether another row of this step computes what follows the chunk of this slot."""
+        return self._state.pool.num_pending > 0 and self._may_match_more(self._state.occupant(slot))
+
+    def _waits_for_a_row(self, entry: Entry) -> bool:
+        """Whether a row of the step that is made now computes the next block, and may not be read in that step. The
+        request takes the block in the next step: waiting costs nothing, as the block is computed meanwhile."""
+        return (
+            not self._state.config.reads_same_step and self._state.pool.num_pending > 0 and self._may_match_more(entry)
+        )
 
     def can_begin(self, entry: Entry, plan: ChunkPlan) -> bool:
         """Whether a first chunk fits into the step. Cached tokens make a long prompt shorter; they are looked up only
@@ -121,11 +189,12 @@ class Admissions:
             return True
         if not self._may_match_more(entry) and not plan.has_room_for(entry.num_matched * size, known):
             return False
-        return plan.has_room_for(len(self._match(entry)) * size, known)
+        return plan.has_room_for(len(self._match(entry, self.newest_shared)) * size, known)
 
-    def demand_of(self, entry: Entry, num_tokens: int) -> BlockDemand:
-        """The blocks for `num_tokens` tokens of a request, available or not."""
-        config, cached = self._state.config, self._match(entry)
+    def demand_of(self, entry: Entry, num_tokens: int, newest: int = 0) -> BlockDemand:
+        """The blocks for `num_tokens` tokens of a request, available or not. newest: the last step whose pending blocks
+        are shared."""
+        config, cached = self._state.config, self._match(entry, newest)
         limit = num_tokens if config.role is Role.PREFILL else entry.limit  # P computes no output
         needed = self._policies.allocation.blocks_at_admission(config, num_tokens, limit)
         return BlockDemand(cached, needed - len(cached))
@@ -141,7 +210,12 @@ class Admissions:
     def take_newcomers(self) -> list[Newcomer]:
         """Requests that started since the last call and still have their slot."""
         newcomers, self._newcomers = self._newcomers, []
-        return [newcomer for newcomer in newcomers if self._state.table.owns(*newcomer.handle)]
+        table = self._state.table
+        return [
+            newcomer._replace(blocks=table.blocks_of(newcomer.handle.slot).copy())
+            for newcomer in newcomers
+            if table.owns(*newcomer.handle)
+        ]
 
     def take_started(self) -> list[tuple[int, int]]:
         """(uid, num_cached_tokens) of the requests that started for the first time since the last call and have not
@@ -149,29 +223,30 @@ class Admissions:
         started, self._started = self._started, []
         return [start for start in started if start[0] in self._state.entries]
 
-    def _demand_met(self, entry: Entry, num_tokens: int, headroom: Headroom) -> BlockDemand | None:
+    def _demand_met(self, entry: Entry, num_tokens: int, headroom: Headroom, newest: int) -> BlockDemand | None:
         """The blocks for `num_tokens` tokens of a request; None if they are lacking."""
         spare = self._state.pool.num_available - headroom.left_by(entry)
         if spare < 1:  # each request wants one at least, as the last token is always computed anew
             return None
         if entry.blocks_wanted > spare and not self._may_match_more(entry):
             return None
-        demand = self.demand_of(entry, num_tokens)
+        demand = self.demand_of(entry, num_tokens, newest)
         wanted = self.blocks_wanted(demand)
         if wanted > spare:
             entry.blocks_wanted = wanted
             return None
         return demand
 
-    def _match(self, entry: Entry) -> IntArray:
-        """The cached blocks of the known tokens. The last token is always computed anew: its logits are needed."""
+    def _match(self, entry: Entry, newest: int) -> IntArray:
+        """The blocks of the known tokens that are cached, or pending for steps up to `newest`. The last token is always
+        computed anew: its logits are needed."""
         state = self._state
         if not state.config.enable_prefix_caching:
             entry.num_matched = 0
             return _NO_BLOCKS
         max_blocks = (len(entry.tokens) - 1) >> state.block_shift
         root = state.prefix.root(entry.request.cache_salt)
-        blocks, entry.node = state.prefix.match(entry.tokens.tobytes(), max_blocks, root, entry.media_keys)
+        blocks, entry.node = state.prefix.match(entry.tokens.tobytes(), max_blocks, root, entry.media_keys, newest)
         entry.num_matched, entry.next_key = len(blocks), None
         return blocks
 
@@ -196,19 +271,16 @@ class Admissions:
             blocks = state.pool.take(demand.num_new)
         num_cached_tokens = len(demand.cached) * state.config.block_size
         entry.blocks_wanted = entry.num_bypassed = 0
-        state.counters.prefix_query_tokens += len(entry.tokens)
-        state.counters.prefix_hit_tokens += num_cached_tokens
         return blocks, num_cached_tokens
 
     def _admit_one(self, entry: Entry, demand: BlockDemand) -> None:
         blocks, num_cached_tokens = self._take(entry, demand)
         if entry.status is _WAITING:
-            self.note_start(entry.uid, num_cached_tokens)
+            self.note_start(entry, num_cached_tokens)
         self._moves.admit(entry, blocks, num_cached_tokens)
         self._tell_executor(entry, num_cached_tokens)
 
     def _tell_executor(self, entry: Entry, num_cached_tokens: int) -> None:
         assert entry.handle is not None
-        blocks = self._state.table.blocks_of(entry.slot).copy()
         admission = Admission(entry.slot, entry.request, entry.tokens, num_cached_tokens)
-        self._newcomers.append(Newcomer(entry.handle, admission, blocks))
+        self._newcomers.append(Newcomer(entry.handle, admission, _NO_BLOCKS))

@@ -23,13 +23,17 @@ from headway.scheduler.state.state import State
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """`count` known tokens of a request, from `start`. samples: they are the last ones, a new token follows."""
+    """`count` known tokens of a request, from `start`. samples: they are the last ones, a new token follows.
+
+    claimed: int32; the blocks that it fills for all requests: pending in the prefix cache until the step is done.
+    """
 
     entry: Entry
     handle: SlotHandle
     start: int
     count: int
     samples: bool
+    claimed: IntArray
 
     @property
     def is_current(self) -> bool:
@@ -64,13 +68,12 @@ _NO_ROWS = np.zeros(0, dtype=np.intp)
 
 
 class Steps:
-    """Makes batches, and remembers the steps in flight. last_id: of the last step launched; 0 before the first."""
+    """Makes batches, and remembers the steps in flight."""
 
     def __init__(self, state: State, moves: Moves, admissions: Admissions) -> None:
         self._state = state
         self._moves = moves
         self._admissions = admissions
-        self.last_id = 0
         self.in_flight: dict[int, LaunchedStep] = {}
 
     def launch(self, decodes: DecodeRows, places: DecodePlaces, chunks: list[Chunk]) -> Batch | None:
@@ -88,7 +91,7 @@ class Steps:
             decodes.steps_to_limit -= 1
             if not decodes.steps_to_limit:
                 at_limit = self._moves.launched_last(rows)
-        self.last_id += 1
+        state.last_step += 1
         newcomers = self._admissions.take_newcomers()
         batch = self._batch(decodes, positions, growth, chunks, newcomers)
         handles = tuple(newcomer.handle for newcomer in newcomers)
@@ -96,6 +99,20 @@ class Steps:
             batch, decodes, decodes.tails + offsets, filling, filled, at_limit, tuple(chunks), handles
         )
         return batch
+
+    def _with_skipped(self, growth: TableGrowth, newcomers: list[Newcomer]) -> TableGrowth:
+        """Add the blocks that rows share now in place of their own. The table of a newcomer has them already."""
+        handles = {newcomer.handle for newcomer in newcomers}
+        skipped = [skip for skip in self._admissions.take_skipped() if skip.handle not in handles]
+        if not skipped:
+            return growth
+        slots = [np.full(len(skip.blocks), skip.handle.slot, dtype=np.int32) for skip in skipped]
+        columns = [np.arange(skip.column, skip.column + len(skip.blocks), dtype=np.int32) for skip in skipped]
+        return TableGrowth(
+            np.concatenate((growth.slots, *slots)),
+            np.concatenate((growth.columns, *columns)),
+            np.concatenate((growth.blocks, *(skip.blocks for skip in skipped))),
+        )
 
     def _batch(
         self,
@@ -114,7 +131,8 @@ class Steps:
             samples = np.append(samples, np.array([chunk.samples for chunk in chunks], dtype=np.bool_))
             num_chunk_tokens = sum(chunk.count for chunk in chunks)
             num_tokens += num_chunk_tokens
-            self._state.counters.prompt_tokens += num_chunk_tokens
+            self._state.counters.prefill_tokens += num_chunk_tokens
+        growth = self._with_skipped(growth, newcomers)
         if newcomers:
             tables = [newcomer.blocks for newcomer in newcomers]
             new_slots = np.array([newcomer.handle.slot for newcomer in newcomers], dtype=np.int32)
@@ -125,7 +143,7 @@ class Steps:
             )
         encode, evicted = self._state.encoder.take_changes()
         return Batch(
-            step_id=self.last_id,
+            step_id=self._state.last_step,
             num_decodes=len(decodes),
             num_tokens=num_tokens,
             slots=slots,

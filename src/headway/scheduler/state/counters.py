@@ -7,12 +7,23 @@ from dataclasses import dataclass
 
 @dataclass(slots=True)
 class Counters:
-    """Totals since the start; kept as we go. Tokens, unless the name says requests or preemptions."""
+    """Totals since the start; kept as we go. Tokens, unless the name says requests or preemptions.
+
+    prompt_tokens, prefix_query_tokens, prefix_hit_tokens: of prompts when they start; a request counts once, whatever
+        it computes again after a preemption. prefill_tokens: computed in prefill chunks, also again.
+    """
 
     requests_added: int = 0
     requests_ended: int = 0
     preemptions: int = 0
     prompt_tokens: int = 0
+    prefill_tokens: int = 0
     generation_tokens: int = 0
     prefix_query_tokens: int = 0
     prefix_hit_tokens: int = 0
+
+    def start(self, num_prompt_tokens: int, num_cached_tokens: int) -> None:
+        """A request starts for the first time."""
+        self.prompt_tokens += num_prompt_tokens
+        self.prefix_query_tokens += num_prompt_tokens
+        self.prefix_hit_tokens += num_cached_tokens

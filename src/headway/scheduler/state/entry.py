@@ -20,16 +20,17 @@ class Entry:
     place_in_line: the order of service: (rank, order of arrival).
     limit: total tokens at which it ends by length; on a prefill engine one more than the prompt.
     tokens: int32; the known tokens when it gets a slot: the prompt, and the output so far after a preemption.
-    node: the end of the part of its sequence that is published to the prefix cache.
+    node: the end of the part of its sequence that the prefix cache knows: published, or pending for a step in flight.
     media_keys: by column, what the images and videos in a block add to the key of that block.
     status: written by `Moves` alone.
     handle: its slot, while it has one.
     blocks_wanted: available blocks this request needs before admission is tried again. Ignored when the prefix cache
         has grown for it.
-    num_matched: cached leading blocks at the last lookup, up to `node`; -1 before the first. After a preemption: the
-        blocks the request had published.
+    num_matched: leading blocks up to `node`: those of the last lookup, and while the request prefills also its own; -1
+        before the first lookup.
     next_key: the cache key of the following block; None until it is needed.
     num_bypassed: how many requests were admitted before it while it waited for blocks.
+    computes_again: a failed step was to fill blocks that it shared; it has computed nothing since.
     sends: its KV goes to D once the prompt is computed. outcome: how it will end when that is done.
     """
 
@@ -46,6 +47,7 @@ class Entry:
     next_key: bytes | None = None
     num_bypassed: int = 0
     num_preemptions: int = 0
+    computes_again: bool = False
     sends: bool = False
     outcome: FinishReason | None = None
 

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from headway.config import Role
 from headway.kvcache import media_keys
+from headway.kvcache.prefix import Node
 from headway.request import FinishReason, Request, RequestStatus
 from headway.scheduler.batch import IntArray
 from headway.scheduler.effects import RequestEnd
@@ -122,6 +123,7 @@ class Moves:
         is_last = end == known
         status = self._after(_LAST_CHUNK if is_last else _CHUNK, entry)
         slot = entry.slot
+        state.write_down(entry, int(table.num_computed[slot]), end)
         table.num_computed[slot] = end
         if is_last:
             state.prefilling.remove(entry)
@@ -130,6 +132,18 @@ class Moves:
                 table.tail_block[slot] = table.block_tables[slot, known >> state.block_shift]
                 table.tail_tokens[slot, :in_tail] = entry.tokens[known - in_tail :]
         return is_last
+
+    def skip(self, entry: Entry, blocks: IntArray, node: Node) -> None:
+        """The next tokens of a request that prefills are cached or computed by another row: share these blocks, int32,
+        in place of its own. node: at their end."""
+        state, table, slot, first = self._state, self._state.table, entry.slot, entry.num_matched
+        own = table.block_tables[slot, first : first + len(blocks)].copy()
+        state.pool.share(blocks)
+        table.block_tables[slot, first : first + len(blocks)] = blocks
+        state.holder[blocks] = -1
+        state.pool.release(own)
+        entry.node, entry.num_matched = node, first + len(blocks)
+        table.num_computed[slot] = entry.num_matched * state.config.block_size
 
     def compute_decodes(self, rows: NDArray[np.intp], positions: IntArray) -> None:
         """The step now made computes one token of each of these rows, at these positions."""
@@ -152,12 +166,13 @@ class Moves:
         table.last_token[rows] = tokens
         table.num_tokens[rows] = positions + 2
 
-    def confirm_chunk(self, entry: Entry, start: int, end: int, token: int | None) -> None:
-        """RESULT: the KV of its known tokens from `start` to `end` is there. token: the next token, or None."""
+    def confirm_chunk(self, entry: Entry, end: int, token: int | None) -> None:
+        """RESULT: the KV of its known tokens up to `end` is there. token: the next token, or None."""
         self._after(_RESULT, entry)
-        self._state.store(entry, start, end)
+        state, table, slot = self._state, self._state.table, entry.slot
+        entry.computes_again = False
+        table.num_published[slot] = max(table.num_published[slot], min(end >> state.block_shift, entry.num_matched))
         if token is not None:
-            table, slot = self._state.table, entry.slot
             table.last_token[slot] = token
             table.num_tokens[slot] = end + 1
 
@@ -167,7 +182,8 @@ class Moves:
         """PREEMPT: it gives up slot and blocks and goes back to its place in the queue."""
         status, state = self._after(Event.PREEMPT, entry), self._state
         entry.tokens = state.known_tokens(entry)
-        entry.num_matched, entry.next_key = int(state.table.num_published[entry.slot]), None
+        # Decodes count only in the table, chunks in flight only in the entry; the node is at the end of both.
+        entry.num_matched, entry.next_key = max(entry.num_matched, int(state.table.num_published[entry.slot])), None
         state.pool.release(self._vacate(entry))
         self._set_status(entry, status)
         entry.num_preemptions += 1
@@ -270,7 +286,7 @@ class Moves:
         table.num_prompt[slot] = len(request.prompt)
         table.num_tokens[slot] = len(entry.tokens)
         table.num_computed[slot] = num_cached_tokens
-        table.num_published[slot] = num_cached_blocks
+        table.num_published[slot] = state.pool.num_filled(blocks[:num_cached_blocks])
         table.limit[slot] = entry.limit
         table.min_total[slot] = len(request.prompt) + request.sampling.min_tokens
         table.priority[slot] = request.priority

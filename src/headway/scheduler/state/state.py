@@ -20,6 +20,8 @@ from headway.scheduler.state.slot_pool import SlotPool
 from headway.scheduler.state.slot_table import SlotTable
 from headway.scheduler.state.waiting_queue import WaitingQueue
 
+_NO_BLOCKS: IntArray = np.zeros(0, dtype=np.int32)
+
 
 class State:
     """Requests, slots and blocks of one scheduler. Requests change by `Moves` alone.
@@ -30,6 +32,7 @@ class State:
         if the request has ended.
     holder: int32 [num_blocks]; the slot that took a block for itself alone, -1 where it is unknown. Out of date for
         blocks without a reference.
+    last_step: id of the last step launched; 0 before the first.
     paused: no request is admitted and no step is scheduled.
     population: requests by status. priorities: running requests by priority.
     """
@@ -52,6 +55,7 @@ class State:
         self.population = [0] * len(RequestStatus)
         self.priorities: Counter[int] = Counter()
         self.counters = Counters()
+        self.last_step = 0
         self.paused = False
         self.block_shift = config.block_size.bit_length() - 1  # position >> block_shift: column in the block table
         self.offset_mask = config.block_size - 1  # position & offset_mask: place within the block
@@ -67,13 +71,48 @@ class State:
 
     def store(self, entry: Entry, start: int, end: int) -> None:
         """The KV of these known tokens of a request with a slot is there: write down the tokens of blocks that became
-        full, and publish the blocks. Blocks of output are published only with `enable_output_caching`."""
+        full, and publish the blocks."""
+        self.write_down(entry, start, end)
+        self.publish(entry, self._num_shareable(entry, end))
+
+    def claim(self, entry: Entry, end: int) -> IntArray:
+        """The step that is made now computes the known tokens of a request with a slot up to `end`. Show other requests
+        the blocks that become full: they are pending for that step, whatever becomes of the request. Returns them,
+        int32."""
+        first, last = entry.num_matched, self._num_shareable(entry, end)
+        if not self.config.enable_prefix_caching or last <= first:
+            return _NO_BLOCKS
+        size, step_id = self.config.block_size, self.last_step + 1
+        blocks = self.table.block_tables[entry.slot, first:last]
+        contents = entry.tokens[first * size : last * size].tobytes()
+        entry.node = self.prefix.publish(entry.node, contents, blocks.tolist(), entry.media_keys, first, step_id)
+        entry.num_matched, entry.next_key = last, None
+        return self.pool.pending_of(blocks, step_id)
+
+    def settle(self, blocks: IntArray, step_id: int) -> None:
+        """This step has filled these claimed blocks. Blocks that were given up meanwhile are left alone."""
+        if len(blocks):
+            self.pool.settle(self.pool.pending_of(blocks, step_id))
+
+    def withdraw(self, blocks: IntArray, step_id: int) -> IntArray:
+        """These claimed blocks will not be filled by this step, or with wrong KV: they leave the prefix cache. Returns
+        the blocks that were pending for it still, int32."""
+        blocks = self.pool.pending_of(blocks, step_id)
+        if len(blocks):
+            self.pool.withdraw(blocks[::-1])
+        return blocks
+
+    def write_down(self, entry: Entry, start: int, end: int) -> None:
+        """Keep these known tokens with the blocks that they fill. They belong to the block from here on: a request that
+        shares it may live longer than the request that computes it."""
         size, first, last = self.config.block_size, start >> self.block_shift, end >> self.block_shift
         blocks = self.table.block_tables[entry.slot, first:last]
         self.pool.tokens[blocks] = entry.tokens[first * size : last * size].reshape(-1, size)
-        if not self.config.enable_output_caching:
-            last = min(last, len(entry.request.prompt) >> self.block_shift)
-        self.publish(entry, last)
+
+    def _num_shareable(self, entry: Entry, end: int) -> int:
+        """Full blocks before `end` that others may find. Blocks of output only with `enable_output_caching`."""
+        last = end >> self.block_shift
+        return last if self.config.enable_output_caching else min(last, len(entry.request.prompt) >> self.block_shift)
 
     def publish(self, entry: Entry, num_full_blocks: int) -> None:
         """Let other requests find these leading blocks of a request with a slot. They are full, and their steps have
@@ -91,7 +130,7 @@ class State:
         else:
             contents = self.pool.tokens[blocks].tobytes()
         entry.node = self.prefix.publish(entry.node, contents, blocks.tolist(), entry.media_keys, first)
-        table.num_published[slot] = num_full_blocks
+        table.num_published[slot] = entry.num_matched = num_full_blocks
 
     def reset_prefix_cache(self) -> int:
         """Forget what is cached; returns how many blocks were. Blocks of requests with a slot are never found again."""

@@ -110,6 +110,24 @@ def _gpt_oss() -> PretrainedConfig:
     )
 
 
+def _llama4() -> PretrainedConfig:
+    """Layers without rotary positions, whose attention grows colder with the position; experts."""
+    from transformers import Llama4TextConfig
+
+    return Llama4TextConfig(
+        **_common(),
+        num_key_value_heads=2,
+        head_dim=16,
+        intermediate_size_mlp=96,
+        num_local_experts=2,
+        num_experts_per_tok=1,
+        no_rope_layers=[1, 0, 1],
+        floor_scale=32,
+        attn_scale=1.0,
+        attention_chunk_size=MAX_LENGTH,
+    )
+
+
 def _bloom() -> PretrainedConfig:
     """Does not go through the attention interface: an engine built on it must refuse this one."""
     from transformers import BloomConfig
@@ -133,6 +151,7 @@ _CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
     "mixtral": _mixtral,
     "mistral": _mistral,
     "gpt_oss": _gpt_oss,
+    "llama4": _llama4,
     "bloom": _bloom,
 }
 NAMES = tuple(_CONFIGS)

@@ -1,0 +1,45 @@
+"""A cache of transformers that holds nothing and only says how long it is.
+
+Some models read positions from the length of the cache, although they are given positions: Llama 4 does so for the
+temperature of its attention. Headway keeps keys and values elsewhere, so such a model gets this cache for its length.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+
+class EmptyCache(DynamicCache):
+    """length: tokens that the cache claims to hold; or, for a pack of T tokens, int64 [T]: what must be added to the
+    index of each token in the pack to get its position.
+
+    was_read: whether the model has asked for the length.
+    """
+
+    def __init__(self, length: int | Tensor) -> None:
+        super().__init__()
+        self._length = length
+        self.was_read = False
+
+    @classmethod
+    def of_pack(cls, positions: Tensor) -> EmptyCache:
+        """The cache of a packed forward. positions: int64 [T]."""
+        return cls(positions - torch.arange(len(positions), device=positions.device))
+
+    def get_seq_length(self, layer_idx: int = 0) -> Any:
+        self.was_read = True
+        return self._length
+
+    def get_query_offset(self, layer_idx: int = 0) -> Any:
+        return self._length
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> Any:
+        """Only the new tokens are there to attend to, and the first of them has the position `length`."""
+        return query_length, self._length
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any) -> Any:
+        return key_states, value_states

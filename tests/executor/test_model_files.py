@@ -100,7 +100,7 @@ class TestRefusals:
 
     def test_a_broken_config(self, tmp_path):
         (tmp_path / "config.json").write_text("{")
-        self.refused("cannot read the config", model=tmp_path)
+        self.refused("cannot read", "config.json", model=tmp_path)
 
     def test_an_unknown_kind_of_model(self, make_folder):
         self.refused("cannot read the config", model=make_folder(model_type="whatever"))

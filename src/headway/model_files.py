@@ -27,7 +27,14 @@ _LENGTH_FIELDS = (
     "model_max_length",
 )
 _CAUSAL_SUFFIXES = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tokenizer_config.json", "tekken.json")
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "tokenizer_config.json",
+    "tekken.json",
+)
 _WEIGHTS = ("*.safetensors", "*.bin")
 _DESCRIPTION = ("*.json", "*.txt", "*.model", "*.jinja", "*.py")  # config, tokenizer, chat template, model code
 
@@ -93,8 +100,8 @@ class ModelFiles:
         folder = Path(self.tokenizer).expanduser()
         if folder.is_dir() and not any((folder / name).is_file() for name in _TOKENIZER_FILES):
             raise ValueError(
-                f"cannot load a tokenizer from {self.tokenizer!r}: it has none of {', '.join(_TOKENIZER_FILES)}: copy the tokenizer's "
-                "files there, or name another folder or hub id (tokenizer, --tokenizer)"
+                f"cannot load a tokenizer from {self.tokenizer!r}: it has none of {', '.join(_TOKENIZER_FILES)}: copy "
+                "the tokenizer's files there, or name another folder or hub id (tokenizer, --tokenizer)"
             )
         try:
             loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
@@ -105,6 +112,23 @@ class ModelFiles:
         if loaded.chat_template is None:  # transformers reads this older file for processors only
             loaded.chat_template = read_json(folder / "chat_template.json").get("chat_template")
         return loaded
+
+
+def auto_class(config: PretrainedConfig) -> Any:
+    """The class of transformers whose from_pretrained and from_config make the model that generates text. A model that
+    takes images too comes whole, with its text model inside. Raises ValueError if there is none for this kind."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+    from transformers.models.auto import modeling_auto
+
+    if type(config) in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING or _has_causal_code(config):
+        return AutoModelForCausalLM
+    if type(config) in modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        return AutoModelForImageTextToText
+    raise ValueError(f"the installed transformers has no class that generates text for the kind {config.model_type!r}")
+
+
+def _has_causal_code(config: PretrainedConfig) -> bool:
+    return "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
 
 
 def _find(config: EngineConfig) -> Path:
@@ -176,8 +200,7 @@ def _check_causal(config: PretrainedConfig, path: Path) -> None:
     what = f"model {str(path)!r} ({', '.join(names) or config.model_type})"
     if getattr(config, "is_encoder_decoder", False):
         raise ValueError(f"{what} is an encoder-decoder; only decoder-only language models are supported")
-    remote = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
-    if names and not remote and not any(name.endswith(_CAUSAL_SUFFIXES) for name in names):
+    if names and not _has_causal_code(config) and not any(name.endswith(_CAUSAL_SUFFIXES) for name in names):
         raise ValueError(f"{what} is not a causal language model")
     if getattr(config.get_text_config(), "vocab_size", None) is None:
         raise ValueError(f"{what} has no vocab_size in its config: it is not a language model")

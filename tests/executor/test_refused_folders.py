@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
-import transformers
 from safetensors.torch import load_file, save_file
+from transformers import DeepseekV32Config, ZambaConfig
 
+from headway.accuracy import tiny_models
 from headway.config import EngineConfig
 from headway.executor.loader import load_model
-from headway.model_files import ModelFiles
+from headway.model_files import ModelFiles, auto_class
 
 WEIGHTS = "model.safetensors"
 UP = "model.layers.1.mlp.up_proj.weight"
@@ -88,7 +89,10 @@ CASES: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
         ("quantised by modelopt", "hf_quant_config.json", "quant_algo", "'FP8'", "serve the checkpoint"),
     ),
     "an unknown method": (quantised("wobble"), ("'wobble'", "quant_method", "serve the checkpoint")),
-    "a method without a name": (change_config(quantization_config={"bits": 4}), ("names no quant_method", "config.json")),
+    "a method without a name": (
+        change_config(quantization_config={"bits": 4}),
+        ("names no quant_method", "config.json"),
+    ),
     "scales that nothing tells of": (
         change_weights(with_scales),
         (WEIGHTS, UP, "no quantization_config", "complete config.json"),
@@ -128,7 +132,10 @@ CASES: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "weights that are no numbers": (change_weights(_nan), (UP, WEIGHTS, "NaN")),
     "weights that are all zero": (change_weights(_all_zero), (WEIGHTS, "all zero")),
     "no weights": (without(WEIGHTS), ("no weights", "model*.safetensors")),
-    "damaged weights": (lambda folder: (folder / WEIGHTS).write_bytes(b"nonsense"), (WEIGHTS, "damaged", "fetch it again")),
+    "damaged weights": (
+        lambda folder: (folder / WEIGHTS).write_bytes(b"nonsense"),
+        (WEIGHTS, "damaged", "fetch it again"),
+    ),
     # folders of another kind
     "an adapter": (
         only("adapter_config.json", base_model_name_or_path="some/base", peft_type="LORA"),
@@ -184,6 +191,13 @@ CASES: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
 }
 
 
+FAMILIES = {
+    "falcon": ("FalconForCausalLM", "computes attention itself"),
+    "gptj": ("GPTJForCausalLM", "computes attention itself"),
+    "bloom": ("BloomForCausalLM", "takes no position_ids"),
+}
+
+
 def complaint(folder: Path) -> str:
     with pytest.raises(ValueError) as caught:
         files = ModelFiles.resolve(EngineConfig(model=str(folder)))
@@ -203,3 +217,50 @@ def test_what_is_the_matter_and_what_to_do(case, model_folder, tmp_path):
     assert not message.endswith(":")
     for word in (str(folder), *words):
         assert word in message
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_family_that_cannot_be_served_is_refused_by_name_and_reason(name, model_folder):
+    message = complaint(model_folder(name))
+    assert "\n" not in message
+    for word in ("is not supported", *FAMILIES[name]):
+        assert word in message
+
+
+def test_a_model_with_an_indexer_is_refused_by_that(tmp_path):
+    settings = tiny_models._common() | {"num_hidden_layers": 1}
+    ranks = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 16}
+    experts = {"n_routed_experts": 2, "num_experts_per_tok": 1, "n_shared_experts": 1, "moe_intermediate_size": 16}
+    indexer = {"index_topk": 8, "index_n_heads": 2, "index_head_dim": 16}
+    config = DeepseekV32Config(**settings, **ranks, **experts, **indexer, n_group=1, topk_group=1)
+    auto_class(config).from_config(config).save_pretrained(tmp_path)
+    message = complaint(tmp_path)
+    assert "DeepseekV32ForCausalLM" in message and "indexer" in message and "index_topk" in message
+
+
+def test_a_model_with_state_beside_keys_and_values_is_refused_by_the_kind_of_the_layer(tmp_path):
+    settings = {"attn_layer_period": 3, "attn_layer_offset": 2, "use_mamba_kernels": False}
+    config = ZambaConfig(**tiny_models._common(), **settings)
+    auto_class(config).from_config(config).save_pretrained(tmp_path)
+    message = complaint(tmp_path)
+    assert "ZambaForCausalLM" in message and "layer 0 is of kind linear_attention" in message
+
+
+@pytest.mark.parametrize(
+    "key", ["model.layers.0.self_attn.rotary_emb.inv_freq", "mtp.layers.0.weight", "model.layers.3.embed.weight"]
+)
+def test_a_weight_that_no_model_reads_any_longer_does_not_matter(key, model_folder, tmp_path):
+    """Buffers of older versions, and layers that guess further tokens."""
+    folder = shutil.copytree(model_folder("llama"), tmp_path / "model")
+    change_weights(lambda weights: weights.update({key: torch.ones(2)}))(folder)
+    change_json(folder / "config.json", num_nextn_predict_layers=1)
+    files = ModelFiles.resolve(EngineConfig(model=str(folder)))
+    assert load_model(files, torch.device("cpu"), "auto").vocab_size == 256
+
+
+def test_the_vision_of_a_model_that_is_served_without_it_does_not_matter(model_folder, tmp_path):
+    """Of a checkpoint with images, some classes read the text alone."""
+    folder = shutil.copytree(model_folder("llava"), tmp_path / "model")
+    change_weights(lambda weights: weights.update({"vision_tower.more.weight": torch.ones(2)}))(folder)
+    files = ModelFiles.resolve(EngineConfig(model=str(folder)))
+    assert load_model(files, torch.device("cpu"), "auto").vocab_size == 256

@@ -30,16 +30,16 @@ class EmptyCache(DynamicCache):
         """The cache of a packed forward. positions: int64 [T]."""
         return cls(positions - torch.arange(len(positions), device=positions.device))
 
-    def get_seq_length(self, layer_idx: int = 0) -> Any:
+    def get_seq_length(self, layer_idx: int = 0) -> Any:  # noqa: ARG002
         self.was_read = True
         return self._length
 
-    def get_query_offset(self, layer_idx: int = 0) -> Any:
+    def get_query_offset(self, layer_idx: int = 0) -> Any:  # noqa: ARG002
         return self._length
 
-    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> Any:
+    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> Any:  # noqa: ARG002
         """Only the new tokens are there to attend to, and the first of them has the position `length`."""
         return query_length, self._length
 
-    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any) -> Any:
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> Any:
         return key_states, value_states

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,8 @@ from headway.executor.model_proof import ModelProof
 from headway.executor.packed_linear import can_pack, pack_linears
 from headway.executor.weights import read_weights
 from headway.model_files import ModelFiles
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +91,12 @@ def load_model(files: ModelFiles, device: torch.device, dtype: str) -> LoadedMod
     except (RuntimeError, TypeError, IndexError, AttributeError, KeyError, NotImplementedError) as error:
         kind = "" if isinstance(error, RuntimeError) else f"{type(error).__name__}: "
         raise ValueError(f"{_name(module, files)} fails in its first forward: {kind}{first_line(error)}") from error
+    if any(getattr(layer, "is_causal", True) is False for layer in _attention_layers(module)):
+        logger.warning(
+            "%s was made to attend to its prompts in both directions; here it attends to what came before only, as "
+            "generate of transformers does with token ids alone",
+            _name(module, files),
+        )
     return LoadedModel(
         module=module,
         attention=attention,
@@ -100,6 +109,10 @@ def load_model(files: ModelFiles, device: torch.device, dtype: str) -> LoadedMod
         dtype=next(module.parameters()).dtype,
         device=device,
     )
+
+
+def _attention_layers(module: nn.Module) -> list[nn.Module]:
+    return [layer for layer in module.modules() if isinstance(getattr(layer, "layer_idx", None), int)]
 
 
 def _name(module: nn.Module, files: ModelFiles) -> str:

@@ -28,6 +28,7 @@ from headway.model_limits import ModelLimits
 # between experts amplifies in half precision. A wrong mask or position gives a far larger difference.
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.3, torch.float16: 0.3}
 _LENGTH = 8
+_KINDS = ("full_attention", "sliding_attention", "chunked_attention")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,8 @@ class ModelProof:
         self._parameters = inspect.signature(module.forward).parameters
         if "position_ids" not in self._parameters:
             raise UnsupportedAttentionError("it takes no position_ids, so its requests cannot share a forward")
+        self._config: PretrainedConfig = module.config.get_text_config()  # type: ignore[operator,union-attr]
+        _check_kinds(self._config)
         self._length = min(_LENGTH, limits.max_model_len)
         last = limits.max_model_len - self._length
         self._starts = (0, last // 2, last)
@@ -73,8 +76,7 @@ class ModelProof:
         with attention.noting_calls() as calls:
             logits = packed_forward.logits(self._module, ids, positions, keep)
         takes_logits_to_keep = keep is not None and logits.shape[1] == len(keep)
-        config: PretrainedConfig = self._module.config.get_text_config()  # type: ignore[operator,union-attr,assignment]
-        _check_calls(calls, config, self._limits.max_model_len)
+        _check_calls(calls, self._config, self._limits.max_model_len)
 
         plan, _ = plan_prompts(lengths, frozenset(call.window for call in calls), self._device)
         cache = EmptyCache.of_pack(self._positions) if "past_key_values" in self._parameters else None
@@ -110,10 +112,26 @@ class ModelProof:
                 )
 
 
+def _check_kinds(config: PretrainedConfig) -> None:
+    """Check that no layer is of a kind that keeps other state than keys and values, or that chooses keys itself."""
+    if getattr(config, "index_topk", None):
+        raise UnsupportedAttentionError(
+            f"an indexer chooses which {config.index_topk} keys a token attends to (sparse attention, DSA: index_topk)"
+        )
+    for layer, kind in enumerate(getattr(config, "layer_types", None) or ()):
+        if kind not in _KINDS:
+            raise UnsupportedAttentionError(f"layer {layer} is of kind {kind}; known are {', '.join(_KINDS)}")
+
+
 def _check_calls(calls: list[AttentionCall], config: PretrainedConfig, max_model_len: int) -> None:
     """Check that every layer has called our attention once, with the window of the config."""
     layers = range(config.num_hidden_layers)
     counts = Counter(call.layer for call in calls)
+    if not counts:
+        raise UnsupportedAttentionError(
+            "its class computes attention itself and not through the attention interface of transformers, where our "
+            "attention is put in"
+        )
     if strays := sorted({*layers, *counts} - {layer for layer in layers if counts[layer] == 1}):
         raise UnsupportedAttentionError(
             f"every layer must use the attention interface once, and {len(strays)} of {len(layers)} do not "
@@ -135,5 +153,3 @@ def _check_calls(calls: list[AttentionCall], config: PretrainedConfig, max_model
                 raise UnsupportedAttentionError(
                     f"layer {layer} attends in chunks of {chunk} tokens, which max_model_len ({max_model_len}) exceeds"
                 )
-        elif kind != "full_attention":
-            raise UnsupportedAttentionError(f"layer {layer} is of kind {kind}")

@@ -9,16 +9,12 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PretrainedConfig
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
-    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
-)
+from transformers import PretrainedConfig
 from transformers.utils import logging as transformers_logging
 
 from headway.checkpoint import says_quantised
 from headway.error_text import first_line
-from headway.model_files import ModelFiles, rope_types
+from headway.model_files import ModelFiles, auto_class, rope_types
 
 # Weights in a checkpoint that no model reads any longer: buffers that older versions saved, and the layers that guess
 # further tokens.
@@ -43,7 +39,10 @@ def read_weights(files: ModelFiles, device: torch.device, dtype: str) -> nn.Modu
     checkpoint = _Weights(files.path)
     if files.quantisation is None:
         checkpoint.check_not_quantised()
-    from_pretrained: Any = _auto_class(files).from_pretrained
+    try:
+        from_pretrained = auto_class(files.hf_config).from_pretrained
+    except ValueError as error:
+        raise checkpoint.wrong(str(error)) from error
     transformers_logging.disable_progress_bar()  # it writes to standard error, also without a terminal
     try:
         # The config is read again: transformers writes the name of the attention into it, and `files` may be shared.
@@ -71,22 +70,10 @@ def _why(error: Exception, files: ModelFiles) -> str:
         return f"{says_quantised(files.quantisation)} (transformers says: {first_line(error)})"
     if isinstance(error, KeyError) and (unknown := rope_types(files.hf_config.get_text_config()) & set(error.args)):
         return (
-            f"config.json has the rope_type {unknown.pop()!r}, which is not known to the installed transformers: update "
-            "transformers, if the model is newer"
+            f"config.json has the rope_type {unknown.pop()!r}, which is not known to the installed transformers: "
+            "update transformers, if the model is newer"
         )
     return f"{'' if isinstance(error, ValueError | OSError) else f'{type(error).__name__}: '}{first_line(error)}"
-
-
-def _auto_class(files: ModelFiles) -> Any:
-    config = files.hf_config
-    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {}):
-        return AutoModelForCausalLM
-    if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
-        return AutoModelForImageTextToText
-    raise ValueError(
-        f"model {str(files.path)!r} is of kind {config.model_type}, for which the installed transformers has no class "
-        "that generates text"
-    )
 
 
 class _Weights:
@@ -158,7 +145,7 @@ def _check_all_used(info: dict[str, Any], module: nn.Module, checkpoint: _Weight
         )
     raise checkpoint.wrong(
         f"{len(unread)} weights are not read by {type(module).__name__}, such as {unread[0]} in "
-        f"{checkpoint.file_of(unread[0])}: config.json does not fit the checkpoint, or its kind of weights is not supported"
+        f"{checkpoint.file_of(unread[0])}: config.json does not fit the checkpoint, or its kind of weights is not known"
     )
 
 
@@ -177,4 +164,6 @@ def _check_values(module: nn.Module, checkpoint: _Weights) -> None:
         if not torch.isfinite(weight.sum(dtype=torch.float32)):
             raise checkpoint.wrong(f"the weight {name} in {checkpoint.file_of(name)} holds NaN or infinity")
     if matrices and not any(weight.any() for _, weight in matrices):
-        raise checkpoint.wrong(f"its weights are all zero, such as {matrices[0][0]} in {checkpoint.file_of(matrices[0][0])}")
+        raise checkpoint.wrong(
+            f"its weights are all zero, such as {matrices[0][0]} in {checkpoint.file_of(matrices[0][0])}"
+        )

@@ -196,14 +196,19 @@ def _one_line(error: BaseException) -> str:
 
 
 def _check_causal(config: PretrainedConfig, path: Path) -> None:
-    names = tuple(config.architectures or ())
+    names = config.architectures or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"architectures in {str(path / CONFIG)!r} must be a list of names, got {names!r:.100}")
     what = f"model {str(path)!r} ({', '.join(names) or config.model_type})"
     if getattr(config, "is_encoder_decoder", False):
         raise ValueError(f"{what} is an encoder-decoder; only decoder-only language models are supported")
     if names and not _has_causal_code(config) and not any(name.endswith(_CAUSAL_SUFFIXES) for name in names):
         raise ValueError(f"{what} is not a causal language model")
-    if getattr(config.get_text_config(), "vocab_size", None) is None:
+    vocab_size = getattr(config.get_text_config(), "vocab_size", None)
+    if vocab_size is None:
         raise ValueError(f"{what} has no vocab_size in its config: it is not a language model")
+    if not isinstance(vocab_size, int) or not 0 < vocab_size < 1 << 31:
+        raise ValueError(f"vocab_size in {str(path / CONFIG)!r} must be a number of tokens, got {vocab_size!r:.100}")
 
 
 def _max_model_len(config: PretrainedConfig, wanted: int | None, path: Path) -> int:
@@ -236,7 +241,7 @@ def _check_rope(config: PretrainedConfig, max_model_len: int, path: Path) -> Non
             boundary = rope.get("original_max_position_embeddings") or getattr(
                 config, "original_max_position_embeddings", None
             )
-            if boundary is None or max_model_len > boundary:
+            if not isinstance(boundary, int) or max_model_len > boundary:
                 raise ValueError(
                     f"model {str(path)!r} has longrope scaling, which depends on the longest request of a batch beyond "
                     f"{boundary} tokens: max_model_len is {max_model_len}, set it to at most {boundary}"

@@ -76,7 +76,7 @@ def _nan(weights: dict[str, torch.Tensor]) -> None:
 
 
 CASES: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
-    # S2: quantised weights
+    # quantised weights
     "fp8 of modelopt": (
         _also(change_weights(with_scales), quantised("modelopt")),
         ("quantised by 'modelopt'", "config.json", "quantization_config.quant_method", "serve the checkpoint"),
@@ -112,12 +112,12 @@ CASES: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
             ("aqlm", "aqlm", {}),
         )
     },
-    # S3 and its kind: config and checkpoint do not fit
+    # config and checkpoint do not fit
     "fewer layers than the checkpoint": (
         change_config(num_hidden_layers=2),
         ("num_hidden_layers 2", WEIGHTS, "model.layers.2.", "correct config.json"),
     ),
-    "a weight that nobody reads": (
+    "a weight that the model does not read": (
         change_weights(lambda weights: weights.update({"model.layers.1.mlp.up_proj.bias": torch.zeros(96)})),
         ("1 weights are not read by LlamaForCausalLM", "model.layers.1.mlp.up_proj.bias", WEIGHTS),
     ),

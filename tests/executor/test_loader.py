@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoModelForCausalLM, LlamaConfig, MambaConfig, Phi3Config, PhimoeConfig
+from transformers import AutoModelForCausalLM, LlamaConfig, MambaConfig, OPTConfig, Phi3Config, PhimoeConfig
 from transformers.models.llama import modeling_llama
 
 from headway.accuracy import tiny_models
@@ -143,6 +143,13 @@ def test_a_model_that_reads_positions_from_the_length_of_the_cache_is_given_one(
     """Llama 4 scales its attention by such positions. Answers are compared in test_generation.py."""
     assert load(model_folder("llama4")).reads_cache_length
     assert not load(model_folder("llama")).reads_cache_length
+
+
+def test_a_model_that_asks_for_the_length_to_make_a_mask_is_given_none(tmp_path):
+    """Only layers need it. A length for each token of a pack would break such a mask."""
+    settings = {name: SMALL[name] for name in SMALL if name != "intermediate_size"}
+    folder = save(OPTConfig(**settings, ffn_dim=48, word_embed_proj_dim=32), tmp_path)
+    assert not load(folder).reads_cache_length
 
 
 def test_positions_that_are_wrong_far_from_the_beginning_only_are_noticed(model_folder, monkeypatch):

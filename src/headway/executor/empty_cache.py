@@ -17,21 +17,22 @@ class EmptyCache(DynamicCache):
     """length: tokens that the cache claims to hold; or, for a pack of T tokens, int64 [T]: what must be added to the
     index of each token in the pack to get its position.
 
-    was_read: whether the model has asked for the length.
+    layers_read_it: whether a layer has asked for the length. Models ask for it too, to make up positions and masks that
+    were not given; what is right for a pack is given.
     """
 
     def __init__(self, length: int | Tensor) -> None:
         super().__init__()
         self._length = length
-        self.was_read = False
+        self.layers_read_it = False
 
     @classmethod
     def of_pack(cls, positions: Tensor) -> EmptyCache:
         """The cache of a packed forward. positions: int64 [T]."""
         return cls(positions - torch.arange(len(positions), device=positions.device))
 
-    def get_seq_length(self, layer_idx: int = 0) -> Any:  # noqa: ARG002
-        self.was_read = True
+    def get_seq_length(self, layer_idx: int | None = None) -> Any:
+        self.layers_read_it |= layer_idx is not None
         return self._length
 
     def get_query_offset(self, layer_idx: int = 0) -> Any:  # noqa: ARG002

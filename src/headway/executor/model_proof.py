@@ -72,23 +72,20 @@ class ModelProof:
         keep = None
         if "logits_to_keep" in self._parameters:
             keep = torch.tensor([0, ids.shape[1] - 1], device=self._device)
+        cache = EmptyCache(0) if "past_key_values" in self._parameters else None
         attention.begin_step(plan)
         with attention.noting_calls() as calls:
-            logits = packed_forward.logits(self._module, ids, positions, keep)
+            logits = packed_forward.logits(self._module, ids, positions, keep, cache)
+        reads_cache_length = cache is not None and cache.layers_read_it
         takes_logits_to_keep = keep is not None and logits.shape[1] == len(keep)
         _check_calls(calls, self._config, self._limits.max_model_len)
 
         plan, _ = plan_prompts(lengths, frozenset(call.window for call in calls), self._device)
-        cache = EmptyCache.of_pack(self._positions) if "past_key_values" in self._parameters else None
+        cache = EmptyCache.of_pack(self._positions) if reads_cache_length else None
         attention.begin_step(plan)
         found = packed_forward.logits(self._module, ids, positions, None, cache)[0]
-        if cache is not None and not cache.was_read:
-            attention.begin_step(plan)  # the steps of this model will run without one
-            found = packed_forward.logits(self._module, ids, positions)[0]
         self._compare(found)
-        return ModelFacts(
-            tuple(calls), found.shape[1], takes_logits_to_keep, reads_cache_length=cache is not None and cache.was_read
-        )
+        return ModelFacts(tuple(calls), found.shape[1], takes_logits_to_keep, reads_cache_length)
 
     def _own_logits(self, row: int) -> Tensor:
         """What the model says of one of the sequences. float32 [T, vocabulary]."""

@@ -48,7 +48,10 @@ def check_folder(path: Path) -> None:
             told = _OTHER_FORMATS[pattern].format(file=found[0].name, base=f"{base!r} " if base else "")
             raise ValueError(f"model folder {str(path)!r} {told}")
     if not has_config:
-        raise ValueError(f"model folder {str(path)!r} has no config.json: give the folder that holds config.json")
+        raise ValueError(
+            f"model folder {str(path)!r} has no config.json: give the folder or repository that holds config.json and "
+            "model*.safetensors (GGUF files are not read)"
+        )
 
 
 def quantisation(path: Path) -> str | None:

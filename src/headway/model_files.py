@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from headway.checkpoint import CONFIG, check_folder, quantisation, read_json
 from headway.config import EngineConfig
 from headway.error_text import first_line
+from headway.generation_defaults import check_eos_token_ids, default_sampling, read_generation_config
 from headway.model_limits import ModelLimits
 
 if TYPE_CHECKING:
@@ -26,7 +27,14 @@ _LENGTH_FIELDS = (
     "model_max_length",
 )
 _CAUSAL_SUFFIXES = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
-_SAMPLING_FIELDS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "tokenizer_config.json",
+    "tekken.json",
+)
 _WEIGHTS = ("*.safetensors", "*.bin")
 _DESCRIPTION = ("*.json", "*.txt", "*.model", "*.jinja", "*.py")  # config, tokenizer, chat template, model code
 
@@ -39,8 +47,9 @@ class ModelFiles:
     name: the name under which it is served.
     limits: max_model_len: the user's, else that of the model. eos_token_ids: from the generation config, else from the
         config; sorted.
-    default_sampling: temperature, top_p, top_k, min_p and repetition_penalty, as far as the generation config of the
-        model has them.
+    default_sampling: temperature, top_p, top_k, min_p, repetition_penalty and max_tokens, as far as the generation
+        config of the model has them; max_tokens is its max_new_tokens, a limit for every request of the server.
+    quantisation: the method by which the weights are quantised, or None.
     tokenizer: the folder or hub id of the tokenizer.
     """
 
@@ -51,6 +60,7 @@ class ModelFiles:
     default_sampling: dict[str, Any]
     tokenizer: str
     trust_remote_code: bool = False
+    quantisation: str | None = None
 
     @classmethod
     def resolve(cls, config: EngineConfig) -> ModelFiles:
@@ -59,12 +69,15 @@ class ModelFiles:
         Raises ValueError, with a message of one line, for a model that is not found or cannot be served.
         """
         path = _find(config)
+        method = quantisation(path)
         hf_config = _read_config(path, config.trust_remote_code)
         _check_causal(hf_config, path)
         text_config = hf_config.get_text_config()
+        for inner in (hf_config, text_config):
+            check_eos_token_ids(getattr(inner, "eos_token_id", None), path / CONFIG)
         max_model_len = _max_model_len(text_config, config.max_model_len, path)
         _check_rope(text_config, max_model_len, path)
-        generation = _read_json(path / "generation_config.json")
+        generation = read_generation_config(path)
         return cls(
             path=path,
             name=config.served_model_name or config.model or "headway-default",
@@ -74,22 +87,48 @@ class ModelFiles:
                 max_model_len=max_model_len,
                 eos_token_ids=_eos_token_ids(generation, hf_config, text_config),
             ),
-            default_sampling={name: generation[name] for name in _SAMPLING_FIELDS if generation.get(name) is not None},
+            default_sampling=default_sampling(generation),
             tokenizer=config.tokenizer or str(path),
             trust_remote_code=config.trust_remote_code,
+            quantisation=method,
         )
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer of the model. Raises ValueError if there is none or it cannot be read."""
         from transformers import AutoTokenizer
 
+        folder = Path(self.tokenizer).expanduser()
+        if folder.is_dir() and not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+            raise ValueError(
+                f"cannot load a tokenizer from {self.tokenizer!r}: it has none of {', '.join(_TOKENIZER_FILES)}: copy "
+                "the tokenizer's files there, or name another folder or hub id (tokenizer, --tokenizer)"
+            )
         try:
             loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
                 self.tokenizer, trust_remote_code=self.trust_remote_code
             )
         except Exception as error:  # the types of errors depend on the kind of tokenizer and on its version
-            raise ValueError(f"cannot load a tokenizer from {self.tokenizer!r}: {first_line(error)}") from error
+            raise ValueError(f"cannot load a tokenizer from {self.tokenizer!r}: {_one_line(error)}") from error
+        if loaded.chat_template is None:  # transformers reads this older file for processors only
+            loaded.chat_template = read_json(folder / "chat_template.json").get("chat_template")
         return loaded
+
+
+def auto_class(config: PretrainedConfig) -> Any:
+    """The class of transformers whose from_pretrained and from_config make the model that generates text. A model that
+    takes images too comes whole, with its text model inside. Raises ValueError if there is none for this kind."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+    from transformers.models.auto import modeling_auto
+
+    if type(config) in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING or _has_causal_code(config):
+        return AutoModelForCausalLM
+    if type(config) in modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        return AutoModelForImageTextToText
+    raise ValueError(f"the installed transformers has no class that generates text for the kind {config.model_type!r}")
+
+
+def _has_causal_code(config: PretrainedConfig) -> bool:
+    return "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
 
 
 def _find(config: EngineConfig) -> Path:
@@ -102,9 +141,9 @@ def _find(config: EngineConfig) -> Path:
         if not path.exists():
             path = _download(config.model, config.revision)
     if not path.is_dir():
-        raise ValueError(f"model {config.model!r} is a file; a folder with config.json and weights is needed")
-    if not (path / "config.json").is_file():
-        raise ValueError(f"model folder {str(path)!r} has no config.json")
+        gguf = " in the GGUF format of llama.cpp, which is not read" if path.suffix == ".gguf" else ""
+        raise ValueError(f"model {config.model!r} is a file{gguf}; a folder with config.json and weights is needed")
+    check_folder(path)
     return path
 
 
@@ -125,37 +164,51 @@ def _download(model: str, revision: str | None) -> Path:
 
 
 def _read_config(path: Path, trust_remote_code: bool) -> PretrainedConfig:
-    from transformers import AutoConfig
+    from transformers import CONFIG_MAPPING, AutoConfig
 
+    content = read_json(path / CONFIG)
+    kind = content.get("model_type")
+    if not isinstance(kind, str):
+        raise ValueError(f"cannot read the config of model {str(path)!r}: config.json names no model_type")
+    if kind not in CONFIG_MAPPING and not trust_remote_code:
+        if content.get("auto_map"):
+            raise ValueError(
+                f"model {str(path)!r} ({kind}) brings code of its own (config.json: auto_map): look at it, and if you "
+                "trust it, set trust_remote_code (--trust-remote-code)"
+            )
+        raise ValueError(
+            f"cannot read the config of model {str(path)!r}: model_type {kind!r:.100} is not known to the installed "
+            "transformers: update transformers, if the model is newer"
+        )
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+        config.get_text_config()
     except Exception as error:  # configs validate themselves, each with error types of its own
-        raise ValueError(f"cannot read the config of model {str(path)!r}: {first_line(error)}") from error
+        raise ValueError(f"cannot read the config of model {str(path)!r}: {_one_line(error)}") from error
     return config
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"cannot read {str(path)!r}: {first_line(error)}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{str(path)!r} must contain a JSON object, got {type(content).__name__}")
-    return content
+def _one_line(error: BaseException) -> str:
+    """The whole text of an error in one line: the remedy often stands at its end. At most 600 characters."""
+    text = " ".join(str(error).split())
+    name = "" if isinstance(error, ValueError | OSError) and text else type(error).__name__
+    return f"{name}: {text}"[:600].strip(": ")
 
 
 def _check_causal(config: PretrainedConfig, path: Path) -> None:
-    names = tuple(config.architectures or ())
+    names = config.architectures or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"architectures in {str(path / CONFIG)!r} must be a list of names, got {names!r:.100}")
     what = f"model {str(path)!r} ({', '.join(names) or config.model_type})"
     if getattr(config, "is_encoder_decoder", False):
         raise ValueError(f"{what} is an encoder-decoder; only decoder-only language models are supported")
-    remote = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
-    if names and not remote and not any(name.endswith(_CAUSAL_SUFFIXES) for name in names):
+    if names and not _has_causal_code(config) and not any(name.endswith(_CAUSAL_SUFFIXES) for name in names):
         raise ValueError(f"{what} is not a causal language model")
-    if getattr(config.get_text_config(), "vocab_size", None) is None:
+    vocab_size = getattr(config.get_text_config(), "vocab_size", None)
+    if vocab_size is None:
         raise ValueError(f"{what} has no vocab_size in its config: it is not a language model")
+    if not isinstance(vocab_size, int) or not 0 < vocab_size < 1 << 31:
+        raise ValueError(f"vocab_size in {str(path / CONFIG)!r} must be a number of tokens, got {vocab_size!r:.100}")
 
 
 def _max_model_len(config: PretrainedConfig, wanted: int | None, path: Path) -> int:
@@ -188,11 +241,16 @@ def _check_rope(config: PretrainedConfig, max_model_len: int, path: Path) -> Non
             boundary = rope.get("original_max_position_embeddings") or getattr(
                 config, "original_max_position_embeddings", None
             )
-            if boundary is None or max_model_len > boundary:
+            if not isinstance(boundary, int) or max_model_len > boundary:
                 raise ValueError(
                     f"model {str(path)!r} has longrope scaling, which depends on the longest request of a batch beyond "
                     f"{boundary} tokens: max_model_len is {max_model_len}, set it to at most {boundary}"
                 )
+
+
+def rope_types(config: PretrainedConfig) -> set[str]:
+    """The kinds of rotary positions that a text config names."""
+    return {str(rope.get("rope_type", rope.get("type", "default"))) for rope in _rope_settings(config)}
 
 
 def _rope_settings(config: PretrainedConfig) -> list[Mapping[str, Any]]:

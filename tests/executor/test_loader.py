@@ -7,11 +7,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoModelForCausalLM, LlamaConfig, MambaConfig, Phi3Config, PhimoeConfig
+from transformers import AutoModelForCausalLM, LlamaConfig, MambaConfig, OPTConfig, Phi3Config, PhimoeConfig
 from transformers.models.llama import modeling_llama
 
 from headway.accuracy import tiny_models
 from headway.config import EngineConfig
+from headway.executor.attention import NAME
 from headway.executor.loader import choose_device, load_model
 from headway.model_files import ModelFiles
 
@@ -135,6 +136,33 @@ def test_what_our_attention_cannot_do_is_refused(extra, message, model_folder, m
 
     monkeypatch.setattr(modeling_llama.ALL_ATTENTION_FUNCTIONS, "get_interface", get_interface)
     with pytest.raises(ValueError, match=f"LlamaForCausalLM.*{message}"):
+        load(model_folder("llama"))
+
+
+def test_a_model_that_reads_positions_from_the_length_of_the_cache_is_given_one(model_folder):
+    """Llama 4 scales its attention by such positions. Answers are compared in test_generation.py."""
+    assert load(model_folder("llama4")).reads_cache_length
+    assert not load(model_folder("llama")).reads_cache_length
+
+
+def test_a_model_that_asks_for_the_length_to_make_a_mask_is_given_none(tmp_path):
+    """Only layers need it. A length for each token of a pack would break such a mask."""
+    settings = {name: SMALL[name] for name in SMALL if name != "intermediate_size"}
+    folder = save(OPTConfig(**settings, ffn_dim=48, word_embed_proj_dim=32), tmp_path)
+    assert not load(folder).reads_cache_length
+
+
+def test_positions_that_are_wrong_far_from_the_beginning_only_are_noticed(model_folder, monkeypatch):
+    """At positions 0 to 7 this model is right, as Llama 4 was."""
+    forward = modeling_llama.LlamaModel.forward
+
+    def near(self, position_ids=None, **kwargs):
+        if position_ids is not None and self.config._attn_implementation == NAME:
+            position_ids = position_ids.clamp(max=200)
+        return forward(self, position_ids=position_ids, **kwargs)
+
+    monkeypatch.setattr(modeling_llama.LlamaModel, "forward", near)
+    with pytest.raises(ValueError, match=r"LlamaForCausalLM.*logits are not those of its own .* from position 252 on"):
         load(model_folder("llama"))
 
 

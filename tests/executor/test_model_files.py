@@ -1,12 +1,15 @@
 """What a model's files say of it, and which models are refused before a weight is read."""
 
+import io
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import huggingface_hub
 import pytest
+import sentencepiece
 from transformers import BertConfig, GPT2Config, LlamaConfig, MambaConfig, T5Config
 
 from headway.config import EngineConfig
@@ -72,7 +75,8 @@ class TestWhatTheFilesSay:
 
     def test_default_sampling(self, make_folder):
         generation = {"temperature": 0.6, "top_p": 0.95, "top_k": None, "max_length": 9, "repetition_penalty": 1.1}
-        expected = {"temperature": 0.6, "top_p": 0.95, "repetition_penalty": 1.1}
+        generation["max_new_tokens"] = 77
+        expected = {"temperature": 0.6, "top_p": 0.95, "repetition_penalty": 1.1, "max_tokens": 77}
         assert resolve(make_folder(generation=generation)).default_sampling == expected
 
 
@@ -100,7 +104,7 @@ class TestRefusals:
 
     def test_a_broken_config(self, tmp_path):
         (tmp_path / "config.json").write_text("{")
-        self.refused("cannot read the config", model=tmp_path)
+        self.refused("cannot read", "config.json", model=tmp_path)
 
     def test_an_unknown_kind_of_model(self, make_folder):
         self.refused("cannot read the config", model=make_folder(model_type="whatever"))
@@ -195,6 +199,28 @@ class TestTokenizer:
     def test_another_can_be_chosen(self, model_folder, make_folder):
         files = resolve(make_folder(), tokenizer=str(model_folder("llama")))
         assert files.load_tokenizer().encode("t9") == [9]
+
+    def test_a_tokenizer_of_sentencepiece_alone_is_read(self, make_folder):
+        """As in older checkpoints of Llama: there is tokenizer.model and no tokenizer.json."""
+        folder = make_folder()
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(["the quick brown fox", "jumps over the lazy dog"] * 50),
+            model_writer=(content := io.BytesIO()),
+            vocab_size=31,
+            byte_fallback=False,
+            minloglevel=2,
+        )
+        (folder / "tokenizer.model").write_bytes(content.getvalue())
+        (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "LlamaTokenizer"}))
+        tokenizer = resolve(folder).load_tokenizer()
+        assert tokenizer.decode(tokenizer.encode("the fox", add_special_tokens=False)) == "the fox"
+
+    def test_the_chat_template_of_older_multimodal_checkpoints_is_read(self, model_folder, tmp_path):
+        folder = shutil.copytree(model_folder("llama"), tmp_path / "model")
+        (folder / "chat_template.json").write_text(json.dumps({"chat_template": "{{ messages[0].content }}"}))
+        assert resolve(folder).load_tokenizer().chat_template == "{{ messages[0].content }}"
+        (folder / "chat_template.jinja").write_text("{{ 'newer' }}")
+        assert resolve(folder).load_tokenizer().chat_template == "{{ 'newer' }}"
 
     def test_none_is_a_value_error(self, make_folder):
         folder = make_folder()

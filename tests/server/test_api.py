@@ -501,6 +501,26 @@ async def test_a_template_in_a_request_needs_the_operators_trust(make_api: MakeA
     assert (await post(trusting, path, messages=USER, chat_template=TEMPLATE)).status_code == 200
 
 
+async def test_a_request_may_choose_a_template_of_the_models_by_name(make_api: MakeApi) -> None:
+    api = make_api()
+    api.client.tokenizer.chat_template = {"default": "{{ raise_exception('not me') }}", "short": TEMPLATE}
+    assert (await post(api, "/tokenize", messages=USER, chat_template="short")).status_code == 200
+
+
+async def test_a_broken_chat_template_is_not_blamed_on_the_messages(api: Api) -> None:
+    api.client.tokenizer.chat_template = "{% for %}"
+    message = error_of(await post(api, "/v1/chat/completions"))["message"]
+    assert "the chat template is broken" in message and "line 1" in message and "--chat-template" in message
+
+
+async def test_the_generation_configs_max_new_tokens_is_a_limit_as_in_vllm(api: Api) -> None:
+    api.client.files.default_sampling["max_tokens"] = 2
+    for path, given in (("/v1/chat/completions", {}), ("/v1/completions", {"max_tokens": 5})):
+        answer = (await post(api, path, **given)).json()
+        assert answer["usage"]["completion_tokens"] == 2 and answer["choices"][0]["finish_reason"] == "length"
+    assert (await post(api, max_tokens=1)).json()["usage"]["completion_tokens"] == 1
+
+
 @pytest.mark.parametrize("trust", [False, True])
 async def test_no_template_comes_in_by_the_back_door(make_api: MakeApi, trust: bool) -> None:
     kwargs = {"chat_template": TEMPLATE}

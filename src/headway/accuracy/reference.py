@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from headway.model_files import auto_class
+
 Draw = Callable[[random.Random], list[int]]
 """Makes a prompt."""
 
@@ -31,11 +33,12 @@ def generate_greedily(folder: Path, draws: Sequence[Draw], num_output: int, seed
     continuation the best token leads by less than MIN_MARGIN. Raises ValueError if none is found.
     """
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    model_class = auto_class(AutoConfig.from_pretrained(folder))
+    model = model_class.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
     model.generation_config.eos_token_id = None
     rng = random.Random(seed)
 

@@ -14,6 +14,7 @@ from headway.accuracy.reference import Draw, Reference, generate_greedily
 
 EMBEDDED = "embedded"
 MODELS = (EMBEDDED, "llama", "qwen3", "gemma2", "gpt2", "mixtral")
+MORE_MODELS = tuple(name for name in tiny_models.SUPPORTED if name not in MODELS)  # compared when they are asked for
 SCHEDULERS = ("v0", "v1", "v2")
 BUDGETS = (17, 64, 2048)
 POOLS = ("large", "small")

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from headway.model_files import auto_class
+
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
@@ -22,14 +24,13 @@ def build(name: str, folder: Path, seed: int = 0) -> Path:
     """Write model `name` (one of `NAMES`) into `folder` and return it: config, float32 weights, and a tokenizer whose
     words are "t0" to "t255". The same seed gives the same weights. Raises ValueError for an unknown name."""
     import torch
-    from transformers import AutoModelForCausalLM
 
     if name not in _CONFIGS:
         raise ValueError(f"unknown tiny model {name!r}; known are {', '.join(NAMES)}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        from_config: Any = AutoModelForCausalLM.from_config
-        model = from_config(_CONFIGS[name](), dtype=torch.float32)
+        config = _CONFIGS[name]()
+        model = auto_class(config).from_config(config, dtype=torch.float32)
         for parameter in model.parameters():
             if parameter.dim() == 1:  # norms, biases and sinks start at a constant that would hide their misuse
                 parameter.data += 0.3 * torch.randn_like(parameter)
@@ -110,6 +111,24 @@ def _gpt_oss() -> PretrainedConfig:
     )
 
 
+def _llama4() -> PretrainedConfig:
+    """Layers without rotary positions, whose attention grows colder with the position; experts."""
+    from transformers import Llama4TextConfig
+
+    return Llama4TextConfig(
+        **_common(),
+        num_key_value_heads=2,
+        head_dim=16,
+        intermediate_size_mlp=96,
+        num_local_experts=2,
+        num_experts_per_tok=1,
+        no_rope_layers=[1, 0, 1],
+        floor_scale=32,
+        attn_scale=1.0,
+        attention_chunk_size=MAX_LENGTH,
+    )
+
+
 def _bloom() -> PretrainedConfig:
     """Does not go through the attention interface: an engine built on it must refuse this one."""
     from transformers import BloomConfig
@@ -125,6 +144,89 @@ def _bloom() -> PretrainedConfig:
     )
 
 
+def _falcon() -> PretrainedConfig:
+    """Refused for the same reason."""
+    from transformers import FalconConfig
+
+    return FalconConfig(**_common())
+
+
+def _gptj() -> PretrainedConfig:
+    """Refused for the same reason."""
+    from transformers import GPTJConfig
+
+    return GPTJConfig(
+        vocab_size=VOCAB_SIZE,
+        n_positions=MAX_LENGTH,
+        n_embd=64,
+        n_layer=2,
+        n_head=4,
+        rotary_dim=8,
+        bos_token_id=0,
+        eos_token_id=EOS_TOKEN_ID,
+    )
+
+
+def _llava() -> PretrainedConfig:
+    """The next take images too: their text model is inside."""
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
+
+    text = LlamaConfig(**_common(), num_key_value_heads=2)
+    return LlavaConfig(text_config=text, vision_config=CLIPVisionConfig(**_vision()), image_token_index=_IMAGE)
+
+
+def _mistral3() -> PretrainedConfig:
+    from transformers import Mistral3Config, MistralConfig, PixtralVisionConfig
+
+    text = MistralConfig(**_common(), num_key_value_heads=2, head_dim=16, sliding_window=None)
+    return Mistral3Config(text_config=text, vision_config=PixtralVisionConfig(**_vision()), image_token_index=_IMAGE)
+
+
+def _paligemma() -> PretrainedConfig:
+    """Embeddings that are tied and scaled; positions that begin at 1."""
+    from transformers import GemmaConfig, PaliGemmaConfig, SiglipVisionConfig
+
+    text = GemmaConfig(**_common() | {"tie_word_embeddings": True}, num_key_value_heads=2, head_dim=16)
+    vision = SiglipVisionConfig(**_vision(), vision_use_head=False)
+    return PaliGemmaConfig(
+        text_config=text, vision_config=vision, image_token_index=_IMAGE, projection_dim=64, hidden_size=64
+    )
+
+
+def _qwen2_vl() -> PretrainedConfig:
+    """Three positions for every token, which are equal for text."""
+    from transformers import Qwen2VLConfig
+
+    vision = {"depth": 1, "embed_dim": 32, "hidden_size": 64, "num_heads": 2, "mlp_ratio": 2, "patch_size": 4}
+    return Qwen2VLConfig(text_config=_mrope_text(), vision_config=vision, **_MARKS)
+
+
+def _qwen2_5_vl() -> PretrainedConfig:
+    from transformers import Qwen2_5_VLConfig
+
+    vision = _QWEN_VISION | {"fullatt_block_indexes": [0]}
+    return Qwen2_5_VLConfig(text_config=_mrope_text(), vision_config=vision, **_MARKS)
+
+
+def _qwen3_vl() -> PretrainedConfig:
+    from transformers import Qwen3VLConfig
+
+    text = _mrope_text(mrope_interleaved=True) | {"head_dim": 16}
+    vision = _QWEN_VISION | {"deepstack_visual_indexes": [0], "num_position_embeddings": 16}
+    return Qwen3VLConfig(text_config=text, vision_config=vision, **_MARKS)
+
+
+_IMAGE = 250
+_MARKS = {"image_token_id": _IMAGE, "video_token_id": 251, "vision_start_token_id": 252, "vision_end_token_id": 253}
+_QWEN_VISION: dict[str, Any] = {
+    "depth": 1,
+    "hidden_size": 32,
+    "out_hidden_size": 64,
+    "num_heads": 2,
+    "intermediate_size": 32,
+    "patch_size": 4,
+}
+
 _CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
     "llama": _llama,
     "qwen3": _qwen3,
@@ -133,10 +235,19 @@ _CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
     "mixtral": _mixtral,
     "mistral": _mistral,
     "gpt_oss": _gpt_oss,
+    "llama4": _llama4,
+    "llava": _llava,
+    "mistral3": _mistral3,
+    "paligemma": _paligemma,
+    "qwen2_vl": _qwen2_vl,
+    "qwen2_5_vl": _qwen2_5_vl,
+    "qwen3_vl": _qwen3_vl,
     "bloom": _bloom,
+    "falcon": _falcon,
+    "gptj": _gptj,
 }
 NAMES = tuple(_CONFIGS)
-SUPPORTED = tuple(name for name in NAMES if name != "bloom")
+SUPPORTED = NAMES[: NAMES.index("bloom")]
 
 
 def _common() -> dict[str, Any]:
@@ -153,6 +264,22 @@ def _common() -> dict[str, Any]:
         "eos_token_id": EOS_TOKEN_ID,
         "pad_token_id": 0,
     }
+
+
+def _vision() -> dict[str, Any]:
+    return {
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 16,
+        "patch_size": 4,
+    }
+
+
+def _mrope_text(**rope: Any) -> dict[str, Any]:
+    parameters = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3], **rope}
+    return {**_common(), "num_key_value_heads": 2, "rope_parameters": parameters}
 
 
 def _tokenizer() -> PreTrainedTokenizerBase:

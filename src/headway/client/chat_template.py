@@ -49,7 +49,13 @@ class ChatTemplate:
             conversation, self._choose(conversation.chat_template, with_tools=variables.get("tools") is not None)
         )
 
+    def has(self, name: str) -> bool:
+        """Whether `name` is the name of one of the model's own templates."""
+        return name in self._named()
+
     def _write(self, conversation: Conversation, template: str) -> str:
+        from jinja2 import TemplateSyntaxError
+
         try:
             text = self._tokenizer.apply_chat_template(
                 [message.for_template() for message in conversation.messages],
@@ -59,6 +65,11 @@ class ChatTemplate:
                 tokenize=False,
                 **(conversation.chat_template_kwargs or {}),
             )
+        except TemplateSyntaxError as error:
+            raise RequestError(
+                f"the chat template is broken, whatever the messages are (line {error.lineno}: {_said(error)}): start "
+                f"model {self._model!r} with another (--chat-template)"
+            ) from error
         except Exception as error:  # a template is a program and may raise anything, often to refuse chat messages
             raise RequestError(f"the chat template does not take this conversation: {_said(error)}") from error
         return str(text)

@@ -14,13 +14,18 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from headway.accuracy.subject import BUDGETS, MODELS, POOLS, SCHEDULERS, Outcome, Setting, subjects
+from headway.accuracy.subject import BUDGETS, MODELS, MORE_MODELS, POOLS, SCHEDULERS, Outcome, Setting, subjects
 from headway.commands.lists import names, whole_numbers
 
 
 def command(
     models: Annotated[
-        Sequence[str], typer.Option(parser=names(MODELS), metavar="NAME,...", help=f"Of {', '.join(MODELS)}.")
+        Sequence[str],
+        typer.Option(
+            parser=names((*MODELS, *MORE_MODELS)),
+            metavar="NAME,...",
+            help=f"Of {', '.join(MODELS)}; and, not by default, {', '.join(MORE_MODELS)}.",
+        ),
     ] = MODELS,
     schedulers: Annotated[
         Sequence[str], typer.Option(parser=names(SCHEDULERS), metavar="NAME,...", help="Of v0, v1, v2.")

@@ -5,7 +5,11 @@ step results; it never sees scheduling state. torch is imported here and in no p
 without it.
 
     base.py                  the contract
-    loader.py                the weights, and the proof that the model runs on our attention
+    loader.py                the model: its weights, our attention in it, the proof that it says the same
+    weights.py               all weights of a checkpoint, and none that is made up or left over
+    model_proof.py           a comparison of the model with our attention and with its own
+    packed_forward.py        a forward of many sequences in one row
+    empty_cache.py           the length of a cache, for models that take positions from it
     transformers_executor.py the executor: a batch in, a result out
     device_thread.py         the threads that run steps
     decode_graphs.py         steps of decodes as one launch

@@ -232,12 +232,14 @@ def paged_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor
     for name in ("position_bias", "cache", "block_table"):
         if kwargs.get(name) is not None:
             raise UnsupportedAttentionError(f"its attention takes a {name}, which is not supported")
-    if kwargs.get("is_causal") is False or getattr(module, "is_causal", True) is False:
+    if kwargs.get("is_causal") is False:  # what the module itself says may hold for images only: the proof compares
         raise UnsupportedAttentionError("its attention is not causal")
     if attention_mask is not None:
         raise UnsupportedAttentionError("it builds an attention mask of its own, which is not supported")
     window = attention.window(sliding_window)
-    layer = int(module.layer_idx)  # type: ignore[arg-type]
+    layer = getattr(module, "layer_idx", None)
+    if not isinstance(layer, int):
+        raise UnsupportedAttentionError("its layers of attention have no number (layer_idx)")
     return attention.forward(layer, query, key, value, scaling, window, softcap, s_aux), None
 
 

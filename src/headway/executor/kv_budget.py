@@ -8,7 +8,8 @@ import torch
 from headway.config import EngineConfig
 from headway.executor.decode_graphs import DRIVER_BYTES, DecodeGraphs
 from headway.executor.kv_tensors import bytes_per_block
-from headway.executor.loader import LoadedModel, plan_prompts
+from headway.executor.loader import LoadedModel
+from headway.executor.packed_forward import plan_prompts
 from headway.executor.sampling_state import SamplingState
 
 _GIB = 1 << 30

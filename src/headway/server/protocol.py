@@ -119,6 +119,9 @@ class _Generate(_Bookkeeping):
 
     def _sampling(self, *, max_tokens: int | None, logprobs: int | None, defaults: dict[str, Any]) -> SamplingParams:
         given: dict[str, Any] = dict(defaults)
+        limit = given.pop("max_tokens", None)
+        if limit is not None:
+            max_tokens = limit if max_tokens is None else min(max_tokens, limit)
         for name in _SAMPLING_FIELDS:
             value = getattr(self, name)
             if value is not None:

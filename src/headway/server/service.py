@@ -68,11 +68,12 @@ class Service:
     def render(self, conversation: Conversation) -> str:
         """The text of the prompt for a conversation. Raises RequestError, and ApiError for a template that is not
         trusted."""
-        if conversation.chat_template is not None and not self._trust_request_chat_template:
+        given = conversation.chat_template
+        if given is not None and not self._trust_request_chat_template and not self._chat_template.has(given):
             raise ApiError(
                 400,
-                "chat_template is off in requests: start the server with --trust-request-chat-template, or with the "
-                "template itself (--chat-template)",
+                "chat_template in a request may only name one of the model's templates: start the server with "
+                "--trust-request-chat-template, or with the template itself (--chat-template)",
                 param="chat_template",
             )
         return self._chat_template.render(conversation)

@@ -18,9 +18,10 @@ MAX_LENGTH = 512
 EOS_TOKEN_ID = 1
 
 
-def build(name: str, folder: Path, seed: int = 0) -> Path:
+def build(name: str, folder: Path, seed: int = 0, head_dim: int | None = None) -> Path:
     """Write model `name` (one of `NAMES`) into `folder` and return it: config, float32 weights, and a tokenizer whose
-    words are "t0" to "t255". The same seed gives the same weights. Raises ValueError for an unknown name."""
+    words are "t0" to "t255". The same seed gives the same weights. head_dim: another than the model's own. Raises
+    ValueError for an unknown name."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -28,8 +29,11 @@ def build(name: str, folder: Path, seed: int = 0) -> Path:
         raise ValueError(f"unknown tiny model {name!r}; known are {', '.join(NAMES)}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
+        config = _CONFIGS[name]()
+        if head_dim is not None:
+            config.head_dim = head_dim
         from_config: Any = AutoModelForCausalLM.from_config
-        model = from_config(_CONFIGS[name](), dtype=torch.float32)
+        model = from_config(config, dtype=torch.float32)
         for parameter in model.parameters():
             if parameter.dim() == 1:  # norms, biases and sinks start at a constant that would hide their misuse
                 parameter.data += 0.3 * torch.randn_like(parameter)

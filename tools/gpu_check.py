@@ -150,7 +150,7 @@ def inexact(folder: Path, device: str, dtype: str, asked: list[list[int]], answe
 
 
 def exactness(device: str, folder: Path, count: int) -> Iterator[Row]:
-    """A row for each model and way, in a large pool and in one that is too small for all, with aborts."""
+    """A row for each model and way, in a large pool, and with aborts in a pool too small for all."""
     from headway import default_model
     from headway.accuracy import tiny_models
 
@@ -208,7 +208,8 @@ def speed(device: str, name: str, folder: Path, until: float) -> Iterator[Row]:
 def fill(folder: Path) -> None:
     """Download the wheels for the device's Python, at the versions of constraints.txt."""
     pip = [sys.executable, "-m", "pip", "download", "-q", "-d", str(folder), "-c", str(ROOT / "constraints.txt")]
-    only = ["--python-version", "3.12", "--only-binary=:all:", "--platform", "manylinux2014_x86_64", "--no-deps"]
+    only = ["--python-version", "3.12", "--only-binary=:all:", "--no-deps", "--platform", "manylinux2014_x86_64"]
+    only += ["--platform", "manylinux_2_28_x86_64"]
     subprocess.check_call([*pip, *only, *WHEELS])
 
 

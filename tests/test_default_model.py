@@ -26,6 +26,7 @@ def test_folder_holds_a_small_llama_and_its_card(model):
     config = model.config
     assert model.__class__.__name__ == "LlamaForCausalLM"
     assert config.num_key_value_heads < config.num_attention_heads
+    assert config.head_dim == 64, "vLLM's attention on a CPU and FlashInfer take no smaller heads"
     assert config.tie_word_embeddings
     assert config.max_position_embeddings == 2048
     assert (PATH / "README.md").read_text().startswith("---\nlicense: apache-2.0")
@@ -113,6 +114,13 @@ def test_held_out_problems_are_answered_right(model):
         said = replies(model, [tasks.framings(TOKENIZER, problem)[format] for problem in problems])
         wrong += [(format, problem, reply) for problem, reply in zip(problems, said) if reply != problem.answer]
     assert len(wrong) <= 0.01 * len(held_out()), wrong
+
+
+def test_the_card_holds_every_task_to_98_percent_in_every_format():
+    lines = [line.split("|")[1:5] for line in (PATH / "README.md").read_text().splitlines() if "| 80 |" in line]
+    scores = {(task.strip(), format.strip()): int(right) / int(total) for task, format, right, total in lines}
+    assert set(scores) == {(task, format) for task in tasks.TASKS for format in ("plain", "chat", "conversation")}
+    assert min(scores.values()) >= 0.98
 
 
 def replies(model, texts: list[str]) -> list[str]:

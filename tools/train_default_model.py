@@ -28,21 +28,46 @@ IGNORED = -100
 SHORT_ROWS, SHORT_LENGTH = 14, 128
 RECALL_ROWS, RECALL_LENGTH = 2, 512
 QUERIES = 16
-# Weights by which short problems are drawn, for a like share of the graded tokens: copies are long, sums short.
-# Copying matters from the start, as recall builds on it.
-SHARES = {"arithmetic": 0.55, "copy": 0.15, "sort": 0.15, "reverse": 0.15}
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of the training, with optimizers and problems of its own.
+
+    rate: of learning, as a share of the highest. first_pairs: the longest recall list at its beginning. shares: weights
+    by which short problems are drawn.
+    """
+
+    steps: int
+    rate: float
+    first_pairs: int
+    shares: dict[str, float]
+
+
+PHASES = (
+    # A like share of the graded tokens for each task: copies are long, sums short. Copying matters from the start, as
+    # recall builds on it.
+    Phase(3000, 1.0, 8, {"arithmetic": 0.6, "copy": 0.1, "sort": 0.2, "reverse": 0.1}),
+    # The hardest tasks come last.
+    Phase(750, 0.4, tasks.MAX_PAIRS, {"arithmetic": 0.8, "copy": 0.06, "sort": 0.08, "reverse": 0.06}),
+    Phase(450, 0.3, tasks.MAX_PAIRS, {"arithmetic": 0.45, "copy": 0.05, "sort": 0.4, "reverse": 0.1}),
+)
 
 
 def build_model(tokenizer: Tokenizer) -> LlamaForCausalLM:
-    """A Llama small enough to ship in the package, with grouped-query attention like larger models."""
+    """A Llama small enough to ship in the package, with grouped-query attention like larger models.
+
+    Heads of 64 numbers, as some attention kernels (vLLM's on a CPU, FlashInfer's) take no smaller ones.
+    """
     model = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tokenizer),
             hidden_size=128,
             intermediate_size=320,
             num_hidden_layers=4,
-            num_attention_heads=8,
-            num_key_value_heads=4,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=64,
             max_position_embeddings=tasks.CONTEXT,
             tie_word_embeddings=True,
             pad_token_id=tokenizer.pad_token_id,
@@ -138,8 +163,8 @@ def batches(families: Iterator[list[tasks.Framed]], rows: int, length: int) -> I
 class Curriculum:
     """Recall lists grow as soon as the present length is mastered: long ones teach nothing at first."""
 
-    def __init__(self) -> None:
-        self._pairs = 8.0
+    def __init__(self, first_pairs: int) -> None:
+        self._pairs = float(first_pairs)
         self._loss = 3.0
 
     @property
@@ -154,7 +179,7 @@ class Curriculum:
             self._pairs = min(self._pairs + 0.5, tasks.MAX_PAIRS)
 
 
-def optimizers(model: LlamaForCausalLM, steps: int) -> list[tuple[torch.optim.Optimizer, object]]:
+def optimizers(model: LlamaForCausalLM, steps: int, highest: float) -> list[tuple[torch.optim.Optimizer, object]]:
     """Muon for the matrices (far fewer steps than AdamW here), AdamW for the rest; both decay to zero."""
     named = list(model.named_parameters())
     matrices = [p for name, p in named if p.ndim == 2 and "embed" not in name]
@@ -165,20 +190,22 @@ def optimizers(model: LlamaForCausalLM, steps: int) -> list[tuple[torch.optim.Op
     )
 
     def rate(step: int) -> float:
-        return min(1.0, (step + 1) / 50, 1.5 * (steps - step) / steps)
+        return highest * min(1.0, (step + 1) / 50, 1.5 * (steps - step) / steps)
 
     return [(optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, rate)) for optimizer in both]
 
 
-def training_batches(tokenizer: Tokenizer, seed: int, curriculum: Curriculum) -> Iterator[tuple[Batch, Batch]]:
+def training_batches(
+    tokenizer: Tokenizer, seed: int, shares: dict[str, float], curriculum: Curriculum
+) -> Iterator[tuple[Batch, Batch]]:
     """For every step a batch of short problems and one of recall families."""
     rng = random.Random(seed)
     framer = tasks.Framer(tokenizer, rng)
-    streams = {task: tasks.training_problems(task, rng) for task in SHARES}
+    streams = {task: tasks.training_problems(task, rng) for task in shares}
 
     def short() -> Iterator[list[tasks.Framed]]:
         while True:
-            (task,) = rng.choices(list(SHARES), list(SHARES.values()))
+            (task,) = rng.choices(list(shares), list(shares.values()))
             yield framer.frame([next(streams[task])])
 
     families = tasks.training_families(rng, lambda: curriculum.max_pairs, QUERIES)
@@ -198,16 +225,30 @@ def graded_loss(model: LlamaForCausalLM, batch: Batch) -> tuple[torch.Tensor, fl
     return cross_entropy(logits, targets), (logits.argmax(-1) == targets).float().mean().item()
 
 
-def train(tokenizer: Tokenizer, seed: int, steps: int) -> LlamaForCausalLM:
+def train(tokenizer: Tokenizer, seed: int) -> LlamaForCausalLM:
     """Train a fresh model; the same seed on one thread of one machine gives the same weights."""
     torch.manual_seed(seed)
     model = build_model(tokenizer)
-    curriculum = Curriculum()
-    stream = training_batches(tokenizer, seed, curriculum)
-    tuned = optimizers(model, steps)
+    rehearsal = tasks.held_out_problems(seed + 1, per_task=40)
+    ends = []
+    for number, phase in enumerate(PHASES):
+        learn(model, tokenizer, phase, seed + number)
+        print("right:", rehearse(model, tokenizer, rehearsal), flush=True)
+        ends.append({name: weight.clone() for name, weight in model.state_dict().items()})
+    # The mean of two neighbours knows what each of them knows best.
+    model.load_state_dict({name: sum(0.5 * end[name] for end in ends[-2:]) for name in ends[-1]})
+    return model
+
+
+def learn(model: LlamaForCausalLM, tokenizer: Tokenizer, phase: Phase, seed: int) -> None:
+    """Take the model through one phase."""
+    model.train()
+    curriculum = Curriculum(phase.first_pairs)
+    stream = training_batches(tokenizer, seed, phase.shares, curriculum)
+    tuned = optimizers(model, phase.steps, phase.rate)
     started = time.monotonic()
     totals = torch.zeros(4)
-    for step, (short, recall) in zip(range(1, steps + 1), stream):
+    for step, (short, recall) in zip(range(1, phase.steps + 1), stream):
         short_loss, short_right = graded_loss(model, short)
         recall_loss, recall_right = graded_loss(model, recall)
         (short_loss + recall_loss).backward()
@@ -222,12 +263,21 @@ def train(tokenizer: Tokenizer, seed: int, steps: int) -> LlamaForCausalLM:
             short_mean, short_share, recall_mean, recall_share = (totals / 100).tolist()
             totals.zero_()
             print(
-                f"step {step}/{steps}  short {short_mean:.4f} ({short_share:.1%} of tokens right)"
+                f"step {step}/{phase.steps}  short {short_mean:.4f} ({short_share:.1%} of tokens right)"
                 f"  recall {recall_mean:.4f} ({recall_share:.1%}, up to {curriculum.max_pairs} pairs)"
                 f"  {time.monotonic() - started:.0f} s",
                 flush=True,
             )
-    return model.eval()
+    model.eval()
+
+
+def rehearse(model: LlamaForCausalLM, tokenizer: Tokenizer, problems: list[Problem]) -> str:
+    """The share of problems answered right so far, task by task, in the hardest format."""
+    scores = [
+        grade(model, tokenizer, [problem for problem in problems if problem.task == task], "conversation")
+        for task in tasks.TASKS
+    ]
+    return ", ".join(f"{score.task} {score.right / score.total:.1%}" for score in scores)
 
 
 # Grading, and the folder that ships.
@@ -314,11 +364,12 @@ In all: **{right} of {total}** ({accuracy:.2%}).
 
 ## Training
 
-    python tools/train_default_model.py --seed {seed} --steps {steps}
+    python tools/train_default_model.py --seed {seed}
 
 {steps:,} steps from random weights, on generated problems only, with seed {seed}: {minutes:.0f} minutes on one
 CPU core. The loss counts answers only. Muon trains the matrices and AdamW the rest; recall lists grow as they
-are mastered. The same seed gives the same weights on the same kind of machine with the same libraries.
+are mastered. The training has three phases, and the weights are the mean of the ends of the last two. The
+same seed gives the same weights on the same kind of machine with the same libraries.
 
 Licence: Apache-2.0.
 """
@@ -331,13 +382,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("src/headway/default_model"))
-    parser.add_argument("--steps", type=int, default=2000)
     args = parser.parse_args()
     torch.set_num_threads(1)
     started = time.monotonic()
 
     tokenizer = tasks.build_tokenizer()
-    model = train(tokenizer, args.seed, args.steps)
+    model = train(tokenizer, args.seed)
     minutes = (time.monotonic() - started) / 60
 
     args.out.mkdir(parents=True, exist_ok=True)
@@ -367,7 +417,7 @@ def main() -> None:
         total=total,
         accuracy=right / total,
         seed=args.seed,
-        steps=args.steps,
+        steps=sum(phase.steps for phase in PHASES),
         minutes=minutes,
     )
     (args.out / "README.md").write_text(card, encoding="utf-8")

@@ -20,9 +20,10 @@ MAX_LENGTH = 512
 EOS_TOKEN_ID = 1
 
 
-def build(name: str, folder: Path, seed: int = 0) -> Path:
+def build(name: str, folder: Path, seed: int = 0, head_dim: int | None = None) -> Path:
     """Write model `name` (one of `NAMES`) into `folder` and return it: config, float32 weights, and a tokenizer whose
-    words are "t0" to "t255". The same seed gives the same weights. Raises ValueError for an unknown name."""
+    words are "t0" to "t255". The same seed gives the same weights. head_dim: another than the model's own. Raises
+    ValueError for an unknown name."""
     import torch
 
     if name not in _CONFIGS:
@@ -30,6 +31,8 @@ def build(name: str, folder: Path, seed: int = 0) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         config = _CONFIGS[name]()
+        if head_dim is not None:
+            config.head_dim = head_dim
         model = auto_class(config).from_config(config, dtype=torch.float32)
         for parameter in model.parameters():
             if parameter.dim() == 1:  # norms, biases and sinks start at a constant that would hide their misuse

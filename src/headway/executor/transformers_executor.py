@@ -29,6 +29,7 @@ from headway.executor.flashinfer_attention import PagePlan
 from headway.executor.kv_budget import choose_num_blocks
 from headway.executor.kv_tensors import KVTensors
 from headway.executor.loader import LoadedModel, choose_device, load_model
+from headway.executor.onednn_caches import bound_caches
 from headway.executor.sampling_state import Sampled, SamplingState
 from headway.executor.transfer import HostArrays, HostCopies, on
 from headway.model_files import ModelFiles
@@ -65,6 +66,7 @@ class TransformersExecutor(Executor):
 
     def __init__(self, files: ModelFiles, config: EngineConfig) -> None:
         device = self._device = choose_device(config.device)
+        bound_caches()
         slots = config.max_num_seqs
         blocks_per_request = -(-files.limits.max_model_len // config.block_size)
         # One row more than there are slots, always zeros: the slot of padding rows in graphs.

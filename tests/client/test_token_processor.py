@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizer
 
-from headway.client.detokenizer import Detokenizer, StopScanner, make_decode
+from headway.client.detokenizer import Detokenizer
+from headway.client.stop_scanner import StopScanner
+from headway.client.token_pieces import TokenPieces
 from headway.client.token_processor import Processed, TokenProcessor, expand
 from headway.errors import DuplicateRequestError
 from headway.request import FinishReason, NewRequest
@@ -148,28 +150,28 @@ def test_bytes_that_are_no_characters_are_not_held_for_ever():
 def test_first_word_keeps_the_space_between_it_and_the_prompt():
     tokenizer = fallback_tokenizer()
     hello, world, bos = (tokenizer.convert_tokens_to_ids(t) for t in ("\u2581hello", "\u2581world", "<s>"))
-    decode = make_decode(tokenizer, skip_special_tokens=True)
-    after_text, at_start = Detokenizer(decode, [bos, hello]), Detokenizer(decode, [bos])
+    pieces = TokenPieces(tokenizer, skip_special_tokens=True)
+    after_text, at_start = Detokenizer.of(pieces, [bos, hello]), Detokenizer.of(pieces, [bos])
     assert [after_text.step(world), after_text.step(hello)] == [" world", " hello"]
     assert [at_start.step(world), at_start.step(hello)] == ["world", " hello"]
 
 
 @pytest.mark.parametrize(("rest", "text"), [("a", "a"), ("🎉", "🎉")])
 def test_a_prompt_that_ends_inside_a_character_does_not_harm_the_next(rest, text):
-    detokenizer = Detokenizer(make_decode(BYTES, skip_special_tokens=True), ids("xyz🎉")[:-1])
+    detokenizer = Detokenizer.of(TokenPieces(BYTES, skip_special_tokens=True), ids("xyz🎉")[:-1])
     assert "".join(detokenizer.step(token) for token in ids(rest)) == text
 
 
 def test_context_is_never_cut_inside_a_character():
     tokenizer = fallback_tokenizer()
     as_bytes = [b + 1 for b in "日本語é日本語é".encode()]  # the last six of them begin inside a character
-    detokenizer = Detokenizer(make_decode(tokenizer, skip_special_tokens=True), as_bytes)
+    detokenizer = Detokenizer.of(TokenPieces(tokenizer, skip_special_tokens=True), as_bytes)
     assert "".join(detokenizer.step(b + 1) for b in "語".encode()) == "語"
 
 
 def test_invalid_bytes_that_change_how_the_context_reads_do_not_repeat_it():
     tokenizer = fallback_tokenizer()
-    detokenizer = Detokenizer(make_decode(tokenizer, skip_special_tokens=True))
+    detokenizer = Detokenizer.of(TokenPieces(tokenizer, skip_special_tokens=True))
     text = "".join(detokenizer.step(token) for token in [0xC3 + 1, 0xA9 + 1])
     assert text == "é"
     a = tokenizer.convert_tokens_to_ids("a")
@@ -179,7 +181,7 @@ def test_invalid_bytes_that_change_how_the_context_reads_do_not_repeat_it():
 def test_tokens_without_text_neither_show_nor_lose_the_context():
     tokenizer = fallback_tokenizer()
     hello, eos = tokenizer.convert_tokens_to_ids("\u2581hello"), tokenizer.eos_token_id
-    detokenizer = Detokenizer(make_decode(tokenizer, skip_special_tokens=True), [hello])
+    detokenizer = Detokenizer.of(TokenPieces(tokenizer, skip_special_tokens=True), [hello])
     assert [detokenizer.step(eos) for _ in range(40)] == [""] * 40
     assert detokenizer.step(hello) == " hello"
 

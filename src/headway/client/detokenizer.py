@@ -98,7 +98,7 @@ class BytesDetokenizer(Detokenizer):
 
 
 class WindowDetokenizer(Detokenizer):
-    """For all other tokenizers, of which only `decode` is known. The text of a token may depend on the tokens before it.
+    """For all other tokenizers: only `decode` is known. The text of a token may depend on the tokens before it.
 
     It decodes a window of the last tokens, which begins with tokens whose text is out already:
 

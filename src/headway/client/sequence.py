@@ -67,6 +67,10 @@ class OpenSequence:
         """Whether a stop string may end the answer at its last token."""
         return self.num_given + len(self.token_ids) > self.request.sampling.min_tokens
 
+    def stop_of(self, token: int) -> str | None:
+        """The stop string that this token is, if the text does not show it and it ends the answer now."""
+        return self.request.stop_tokens.get(token) if self.past_min_tokens else None
+
     def add_text(self, piece: str) -> str | None:
         """Add text; returns the stop string that it completes, or None."""
         if self.scanner is None:

@@ -6,6 +6,8 @@ import json
 import re
 from typing import TYPE_CHECKING, Any
 
+from headway.client.special_tokens import special_tokens
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -104,16 +106,6 @@ class TokenPieces:
             return str(tokenizer.backend_tokenizer.decode(ids, skip))
         known = [token for token in ids if token < self._size]  # the model may have padding ids above it
         return str(tokenizer.decode(known, skip_special_tokens=skip, clean_up_tokenization_spaces=False))
-
-
-def special_tokens(tokenizer: PreTrainedTokenizerBase | None) -> dict[str, int]:
-    """The special tokens that a tokenizer leaves out of a text on request: their text and their ids."""
-    if tokenizer is None:
-        return {}
-    if tokenizer.is_fast:
-        added = tokenizer.backend_tokenizer.get_added_tokens_decoder()
-        return {token.content: number for number, token in added.items() if token.special}
-    return dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
 
 
 def _decoder_kinds(tokenizer: PreTrainedTokenizerBase | None) -> list[str] | None:

@@ -229,34 +229,35 @@ class TokenProcessor:
 
     def _add_text(self, sequence: OpenSequence, token: int) -> str | None:
         """Add the text of a token; returns the stop string that ends the answer, or None."""
-        stop = sequence.request.stop_tokens.get(token)
-        if stop is None or not sequence.past_min_tokens:
+        stop = sequence.stop_of(token)
+        if stop is None:
             return sequence.add_text(sequence.detokenizer.step(token))
         earlier = sequence.finish_text()
         if earlier is None and sequence.request.sampling.include_stop_str_in_output:
             sequence.pieces.append(stop)
         return earlier or stop
 
-    def _add_logprobs(
-        self, sequence: OpenSequence, token: int, rows: _LogprobRows, row: int, *, hidden: bool
-    ) -> None:
+    def _add_logprobs(self, sequence: OpenSequence, token: int, rows: _LogprobRows, row: int, *, hidden: bool) -> None:
         """hidden: this is the stop token, and the text does not show it."""
         assert sequence.logprobs is not None
         at = rows.index[row]
+        sampling = sequence.request.sampling
         logprob = rows.sampled[at]
-        pieces = self._pieces[sequence.request.sampling.skip_special_tokens]
-        peek = sequence.detokenizer.peek
-
-        def entry(token: int, logprob: float, rank: int, *, hidden: bool) -> TokenLogprob:
-            text, own = ("", b"") if hidden else peek(token)
-            return TokenLogprob(logprob, rank, text if own else pieces.name(token), own)
-
-        position = {token: entry(token, logprob, rows.ranks[at], hidden=hidden)}
-        k = sequence.request.sampling.logprobs or 0
+        stop = sequence.stop_of(token)
+        if hidden:
+            text, own = "", b""
+        elif stop is not None and sampling.include_stop_str_in_output:
+            text, own = stop, stop.encode()
+        else:
+            text, own = sequence.detokenizer.peek(token)
+        pieces = self._pieces[sampling.skip_special_tokens]
+        position = {token: TokenLogprob(logprob, rows.ranks[at], text if own else pieces.name(token), own)}
+        k = sampling.logprobs or 0
         top = zip(rows.top_ids[at][:k], rows.top[at][:k], strict=True)
         for rank, (other, value) in enumerate(top, start=1):
             if other != token:
-                position[other] = entry(other, value, rank, hidden=False)
+                text, own = sequence.detokenizer.peek(other)
+                position[other] = TokenLogprob(value, rank, text if own else pieces.name(other), own)
         sequence.logprobs.append(position)
         sequence.cumulative_logprob += logprob
 

@@ -23,9 +23,9 @@ PIECES = {(name, skip): TokenPieces(ALL[name], skip_special_tokens=skip) for nam
 def ids_of(name: str, strings: list[bytes], words: list[int]) -> list[int]:
     """Ids of a tokenizer: bytes where it has them, and words."""
     size = len(ALL[name])
-    if name == "byte fallback":
+    if name in ("byte fallback", "odd byte fallback"):
         spelled = [[byte + 1 for byte in string] for string in strings]
-    elif name in ("byte-level", "slow bytes", "slow pieces"):
+    elif name in ("byte-level", "slow bytes", "slow pieces", "slow stripped"):
         spelled = [list(string) for string in strings]
         if name == "byte-level":
             alphabet = {PIECES[name, True].of(token): token for token in range(256)}
@@ -95,12 +95,14 @@ def test_bytes_that_are_characters_read_as_the_byte_fallback_decoder_reads_them(
 def test_an_answer_that_ends_inside_a_character_keeps_the_finished_part() -> None:
     ids = [byte + 1 for byte in b"\xf0\x9f\x99\x82\xe2"]
     assert streamed(Detokenizer.of(PIECES["byte fallback", True]), ids) == "🙂\ufffd"
+    assert streamed(Detokenizer.of(PIECES["odd byte fallback", True]), ids) == "🙂\ufffd"
     assert streamed(Detokenizer.of(PIECES["slow pieces", True]), list(b"\xf0\x9f\x99\x82\xe2")) == "🙂\ufffd"
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_common_kinds_of_fast_tokenizers_need_no_window(name: str) -> None:
-    kind = WindowDetokenizer if name in ("slow bytes", "slow pieces", "BPEDecoder") else BytesDetokenizer
+    slow = not ALL[name].is_fast or name in ("BPEDecoder", "odd byte fallback")
+    kind = WindowDetokenizer if slow else BytesDetokenizer
     assert type(Detokenizer.of(PIECES[name, True])) is kind
 
 
@@ -148,3 +150,37 @@ def test_slow_pieces_keep_the_space_after_hidden_tokens_of_the_prompt() -> None:
     after_text = Detokenizer.of(PIECES["slow pieces", True], [*b"x", *[end] * 40])
     assert streamed(after_text, list(b" y")) == " y"
     assert streamed(Detokenizer.of(PIECES["slow pieces", True], [end] * 40), list(b" y")) == "y"
+
+
+@pytest.mark.parametrize("name", ["slow bytes", "slow pieces", "odd byte fallback"])
+def test_a_text_is_decoded_a_few_tokens_at_a_time(name: str) -> None:
+    pieces = Counting(name)
+    ids = ids_of(name, [b"the quick brown fox, ten times over; " * 10], [])
+    assert streamed(Detokenizer.of(pieces), ids).strip() == ("the quick brown fox, ten times over; " * 10).strip()
+    assert max(pieces.lengths) <= 4
+
+
+def test_many_tokens_without_text_lose_neither_their_last_nor_the_context() -> None:
+    spaces = Detokenizer.of(PIECES["slow stripped", True])
+    assert streamed(spaces, list(b"x y")) == "x y"
+    many = Detokenizer.of(PIECES["slow stripped", True])
+    text = streamed(many, list(b"x" + b" " * 100 + b"y"))
+    assert text[0] == "x" and text[1:].strip() == "y" and len(text) > 2
+
+
+def test_the_first_space_of_a_text_is_left_out_and_the_first_of_an_answer_is_not() -> None:
+    pieces = PIECES["byte fallback", True]
+    spaced = ids_of("byte fallback", [b"  a"], [])
+    assert streamed(Detokenizer.of(pieces), spaced) == " a"
+    assert streamed(Detokenizer.of(pieces, spaced), spaced) == "  a"
+
+
+@pytest.mark.parametrize("name", ["byte-level", "byte fallback"])
+def test_what_follows_a_character_that_the_prompt_has_begun(name: str) -> None:
+    begun = ids_of(name, ["x🙂".encode()[:-1]], [])
+    for rest, text in (("🙂".encode()[-1:], "🙂"), (b"a", "a"), (b"\xe2\x82\xac", "€"), (b"", "")):
+        detokenizer, shown, promised = Detokenizer.of(PIECES[name, True], begun), "", ""
+        for token in ids_of(name, [rest], []):
+            promised += detokenizer.peek(token)[0]
+            shown += detokenizer.step(token)
+        assert shown + detokenizer.finish() == promised == text

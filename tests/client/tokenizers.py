@@ -64,6 +64,23 @@ class SlowPieces(SlowBytes):
         return text.removeprefix(" ")
 
 
+class SlowStripped(SlowBytes):
+    """A tokenizer written in Python that strips every text."""
+
+    def convert_tokens_to_string(self, tokens: list[str]) -> str:
+        return super().convert_tokens_to_string(tokens).strip(" ")
+
+
+def odd_fallback_tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-fallback tokenizer whose decoder strips the end of a text too: one invalid byte spoils all bytes in its
+    row, and the text of a token depends on the tokens after it."""
+    tokenizer = fallback_tokenizer()
+    tokenizer.backend_tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 1)]
+    )
+    return tokenizer
+
+
 EXACT: dict[str, PreTrainedTokenizerBase] = {  # whose own decode is the reference for all ids
     "byte-level": byte_tokenizer(),
     "slow bytes": SlowBytes(),
@@ -75,7 +92,12 @@ EXACT: dict[str, PreTrainedTokenizerBase] = {  # whose own decode is the referen
 }
 FALLBACK = fallback_tokenizer()
 SLOW_PIECES = SlowPieces()
-ALL = EXACT | {"byte fallback": FALLBACK, "slow pieces": SLOW_PIECES}
+ALL = EXACT | {
+    "byte fallback": FALLBACK,
+    "slow pieces": SLOW_PIECES,
+    "slow stripped": SlowStripped(),
+    "odd byte fallback": odd_fallback_tokenizer(),
+}
 
 
 def text_of(tokenizer: PreTrainedTokenizerBase, ids: list[int], skip: bool) -> str:

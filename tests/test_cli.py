@@ -294,6 +294,7 @@ def test_serve_passes_its_options_on_and_exits_with_the_servers_code(monkeypatch
                 "admin_api": False,
                 "chat_template": None,
                 "trust_request_chat_template": False,
+                "escape_special_tokens": False,
             },
         )
     ]
@@ -303,6 +304,9 @@ def test_serve_passes_its_options_on_and_exits_with_the_servers_code(monkeypatch
     calls.clear()
     assert run("serve", "--chat-template", "rag", "--trust-request-chat-template")[0] == 3
     assert (calls[0][1]["chat_template"], calls[0][1]["trust_request_chat_template"]) == ("rag", True)
+    calls.clear()
+    assert run("serve", "--escape-special-tokens")[0] == 3
+    assert calls[0][1]["escape_special_tokens"] is True
 
 
 @pytest.mark.parametrize("command", ["bench", "accuracy"])

@@ -109,6 +109,13 @@ def serve(
             help="Accept chat templates in requests: a template is a program that may use any time and memory.",
         ),
     ] = False,
+    escape_special_tokens: Annotated[
+        bool,
+        typer.Option(
+            "--escape-special-tokens",
+            help="Part special tokens that chat messages spell (< |im_end|>), so that no message can end its turn.",
+        ),
+    ] = False,
 ) -> None:
     """Serve a model by OpenAI's HTTP API."""
     from headway.server.serve import serve
@@ -117,6 +124,7 @@ def serve(
     templates: dict[str, Any] = {
         "chat_template": chat_template,
         "trust_request_chat_template": trust_request_chat_template,
+        "escape_special_tokens": escape_special_tokens,
     }
     raise typer.Exit(serve(config, host, port, **options, **templates))
 

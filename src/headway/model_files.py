@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from headway.checkpoint import CONFIG, check_folder, quantisation, read_json
 from headway.config import EngineConfig
+from headway.end_of_sequence import end_of_sequence_id
 from headway.error_text import first_line
 from headway.generation_defaults import check_eos_token_ids, default_sampling, read_generation_config
 from headway.model_limits import ModelLimits
@@ -46,7 +47,7 @@ class ModelFiles:
     path: the local folder; of a hub id, its snapshot folder.
     name: the name under which it is served.
     limits: max_model_len: the user's, else that of the model. eos_token_ids: from the generation config, else from the
-        config; sorted.
+        config; and the tokenizer's; sorted.
     default_sampling: temperature, top_p, top_k, min_p, repetition_penalty and max_tokens, as far as the generation
         config of the model has them; max_tokens is its max_new_tokens, a limit for every request of the server.
     quantisation: the method by which the weights are quantised, or None.
@@ -78,17 +79,23 @@ class ModelFiles:
         max_model_len = _max_model_len(text_config, config.max_model_len, path)
         _check_rope(text_config, max_model_len, path)
         generation = read_generation_config(path)
+        tokenizer = config.tokenizer or str(path)
+        vocab_size = int(text_config.vocab_size)
+        eos_token_ids = set(_eos_token_ids(generation, hf_config, text_config))
+        own_end = end_of_sequence_id(tokenizer)
+        if own_end is not None and own_end < vocab_size:
+            eos_token_ids.add(own_end)
         return cls(
             path=path,
             name=config.served_model_name or config.model or "headway-default",
             hf_config=hf_config,
             limits=ModelLimits(
-                vocab_size=int(text_config.vocab_size),
+                vocab_size=vocab_size,
                 max_model_len=max_model_len,
-                eos_token_ids=_eos_token_ids(generation, hf_config, text_config),
+                eos_token_ids=tuple(sorted(eos_token_ids)),
             ),
             default_sampling=default_sampling(generation),
-            tokenizer=config.tokenizer or str(path),
+            tokenizer=tokenizer,
             trust_remote_code=config.trust_remote_code,
             quantisation=method,
         )

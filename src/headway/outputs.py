@@ -10,11 +10,19 @@ from headway.request import FinishReason
 
 @dataclass(slots=True)
 class TokenLogprob:
-    """Log-probability of one token at one position; rank 1 is the most likely."""
+    """Log-probability of one token at one position; rank 1 is the most likely.
+
+    decoded_token: the text that the token completes at this position; empty if the token ends inside a character. A
+        token that the text does not show (a special token, the stop token) has its name here, and no bytes.
+    bytes: what the token adds to the text in UTF-8; a part of a character, if the token is one.
+
+    The bytes of the tokens of an answer, joined, are its text.
+    """
 
     logprob: float
     rank: int
     decoded_token: str = ""
+    bytes: bytes = b""
 
 
 @dataclass(slots=True)

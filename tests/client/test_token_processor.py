@@ -7,11 +7,16 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import PreTrainedTokenizer
 
-from headway.client.detokenizer import Detokenizer, StopScanner, make_decode
+from headway.client.detokenizer import Detokenizer
+from headway.client.stop_scanner import StopScanner
+from headway.client.token_pieces import TokenPieces
 from headway.client.token_processor import Processed, TokenProcessor, expand
 from headway.errors import DuplicateRequestError
+from headway.outputs import TokenLogprob
 from headway.request import FinishReason, NewRequest
 from headway.sampling import SamplingParams
 from headway.scheduler.batch import Logprobs
@@ -85,16 +90,26 @@ class Run:
         self.stream = stream
         self.reader = Reader()
         self.stop_uids: list[int] = []
+        self.logprobs: list[TokenLogprob] = []  # of the sampled tokens
         self.output = None
 
-    def feed(self, *token_ids: int, last: RequestEnd | None = None, one_by_one: bool = True) -> None:
-        steps = [tokens((1, token)) for token in token_ids]
+    def feed(
+        self,
+        *token_ids: int,
+        last: RequestEnd | None = None,
+        one_by_one: bool = True,
+        logprobs: bool = False,
+    ) -> None:
+        one_row = Logprobs(*(array[:1] for array in _one_row())) if logprobs else None
+        steps = [tokens((1, token), logprobs=one_row) for token in token_ids]
         groups = [[step] for step in steps] if one_by_one else [steps]
         for i, group in enumerate(groups or [[]]):
             is_last = i == max(len(groups) - 1, 0)
             effects = Effects(tokens=group, ended=[last] if last and is_last else [])
             processed = self.processor.process(effects, now=1.0)
             self.reader.read(processed)
+            answers = [*processed.deltas, *(answer for output in processed.outputs for answer in output.outputs)]
+            self.logprobs += [next(iter(position.values())) for answer in answers for position in answer.logprobs or ()]
             self.stop_uids += processed.stop_uids
             for output in processed.outputs:
                 assert self.output is None, "a request is complete once"
@@ -148,40 +163,16 @@ def test_bytes_that_are_no_characters_are_not_held_for_ever():
 def test_first_word_keeps_the_space_between_it_and_the_prompt():
     tokenizer = fallback_tokenizer()
     hello, world, bos = (tokenizer.convert_tokens_to_ids(t) for t in ("\u2581hello", "\u2581world", "<s>"))
-    decode = make_decode(tokenizer, skip_special_tokens=True)
-    after_text, at_start = Detokenizer(decode, [bos, hello]), Detokenizer(decode, [bos])
+    pieces = TokenPieces(tokenizer, skip_special_tokens=True)
+    after_text, at_start = Detokenizer.of(pieces, [bos, hello]), Detokenizer.of(pieces, [bos])
     assert [after_text.step(world), after_text.step(hello)] == [" world", " hello"]
     assert [at_start.step(world), at_start.step(hello)] == ["world", " hello"]
 
 
 @pytest.mark.parametrize(("rest", "text"), [("a", "a"), ("🎉", "🎉")])
 def test_a_prompt_that_ends_inside_a_character_does_not_harm_the_next(rest, text):
-    detokenizer = Detokenizer(make_decode(BYTES, skip_special_tokens=True), ids("xyz🎉")[:-1])
+    detokenizer = Detokenizer.of(TokenPieces(BYTES, skip_special_tokens=True), ids("xyz🎉")[:-1])
     assert "".join(detokenizer.step(token) for token in ids(rest)) == text
-
-
-def test_context_is_never_cut_inside_a_character():
-    tokenizer = fallback_tokenizer()
-    as_bytes = [b + 1 for b in "日本語é日本語é".encode()]  # the last six of them begin inside a character
-    detokenizer = Detokenizer(make_decode(tokenizer, skip_special_tokens=True), as_bytes)
-    assert "".join(detokenizer.step(b + 1) for b in "語".encode()) == "語"
-
-
-def test_invalid_bytes_that_change_how_the_context_reads_do_not_repeat_it():
-    tokenizer = fallback_tokenizer()
-    detokenizer = Detokenizer(make_decode(tokenizer, skip_special_tokens=True))
-    text = "".join(detokenizer.step(token) for token in [0xC3 + 1, 0xA9 + 1])
-    assert text == "é"
-    a = tokenizer.convert_tokens_to_ids("a")
-    assert detokenizer.step(0xE2 + 1) + detokenizer.step(a) == "\ufffda"
-
-
-def test_tokens_without_text_neither_show_nor_lose_the_context():
-    tokenizer = fallback_tokenizer()
-    hello, eos = tokenizer.convert_tokens_to_ids("\u2581hello"), tokenizer.eos_token_id
-    detokenizer = Detokenizer(make_decode(tokenizer, skip_special_tokens=True), [hello])
-    assert [detokenizer.step(eos) for _ in range(40)] == [""] * 40
-    assert detokenizer.step(hello) == " hello"
 
 
 @both_ways
@@ -360,6 +351,42 @@ def test_the_scan_does_not_depend_on_how_text_is_cut(stops, text, shown, found):
         assert (seen + scanner.rest(), hit) == (shown, found), pieces
 
 
+SPECIAL = byte_tokenizer()
+SPECIAL.add_special_tokens({"additional_special_tokens": ["<|im_end|>"]})
+IM_END = SPECIAL.convert_tokens_to_ids("<|im_end|>")
+
+
+@both_ways
+@pytest.mark.parametrize("skip", [True, False])
+@pytest.mark.parametrize("include", [True, False])
+def test_a_stop_string_that_is_a_special_token_stops(stream, skip, include):
+    sampling = {"stop": ["<|im_end|>"], "skip_special_tokens": skip, "include_stop_str_in_output": include}
+    run = Run(stream=stream, tokenizer=SPECIAL, logprobs=0, **sampling)
+    run.feed(*ids("a<|im"), IM_END, *ids("b"), logprobs=True)
+    shown = "a<|im<|im_end|>" if include else "a<|im"
+    assert run.result() == (shown, [*ids("a<|im"), IM_END], STOP, "<|im_end|>")
+    assert run.stop_uids == [1]
+    if include or skip:
+        assert b"".join(entry.bytes for entry in run.logprobs).decode() == shown
+
+
+@both_ways
+def test_a_special_token_that_is_a_stop_string_ends_a_begun_character_too(stream):
+    run = Run(stream=stream, tokenizer=SPECIAL, stop=["<|im_end|>", "z"])
+    run.feed(*ids("a🎉")[:-1], IM_END)
+    assert run.result()[0] == "a\ufffd"
+    earlier = Run(stream=stream, tokenizer=SPECIAL, stop=["<|im_end|>", "\ufffd"])
+    earlier.feed(*ids("a🎉")[:-1], IM_END)
+    assert earlier.result()[::3] == ("a", "\ufffd"), "the text before the token is searched first"
+
+
+@both_ways
+def test_a_special_token_counts_as_a_stop_string_only_past_min_tokens(stream):
+    run = Run(stream=stream, tokenizer=SPECIAL, stop=["<|im_end|>"], min_tokens=2)
+    run.feed(IM_END, *ids("ab"), IM_END)
+    assert run.result() == ("ab", [IM_END, *ids("ab"), IM_END], STOP, "<|im_end|>")
+
+
 # Logprobs ---------------------------------------------------------------------------------------------------
 
 
@@ -526,3 +553,48 @@ def test_any_stream_adds_up_to_the_whole_answer(seed):
         assert whole.result() == stream.result(), (stop, token_ids)
         if not stop:
             assert whole.result()[0] == BYTES.decode(token_ids, skip_special_tokens=True)
+
+
+BOTH_KINDS = {"byte-level": BYTES, "byte fallback": fallback_tokenizer()}
+
+
+@pytest.mark.parametrize("name", BOTH_KINDS)
+@given(data=st.data())
+def test_streamed_and_whole_with_and_without_stop_strings_are_one_text_and_the_bytes_of_its_tokens(name, data):
+    tokenizer = BOTH_KINDS[name]
+    token_ids = data.draw(st.lists(st.integers(0, len(tokenizer) - 1), min_size=1, max_size=12))
+    emoji = [byte + 1 for byte in "🙂".encode()] if name == "byte fallback" else ids("🙂")
+    at = data.draw(st.integers(0, len(token_ids)))
+    token_ids[at:at] = emoji[: data.draw(st.integers(0, 4))]
+    groups = data.draw(st.lists(st.integers(1, 4), min_size=len(token_ids), max_size=len(token_ids)))
+    skip = data.draw(st.booleans())
+    texts = set()
+    for stream in (True, False):
+        for stop in ([], ["🙂\ufffd\ufffd\ufffd never"], ["\ufffd never", "never", "</s> never"]):
+            run = Run(
+                stream=stream, tokenizer=tokenizer, stop=stop, logprobs=0, skip_special_tokens=skip, ignore_eos=True
+            )
+            left = list(token_ids)
+            for size in groups:
+                run.feed(*left[:size], one_by_one=False, logprobs=True)
+                del left[:size]
+            run.feed(last=end(1, LENGTH))
+            text = run.result()[0]
+            texts.add(text)
+            assert len(run.logprobs) == len(token_ids)
+            shown = b"".join(entry.bytes for entry in run.logprobs)
+            assert shown.decode(errors="replace") == text
+            decoded = "".join(entry.decoded_token for entry in run.logprobs if entry.bytes)
+            assert text in (decoded, decoded + "\ufffd")
+    assert len(texts) == 1, texts
+
+
+@both_ways
+def test_a_stop_token_that_the_text_hides_has_a_name_and_no_bytes(stream):
+    for skip in (True, False):
+        run = Run(stream=stream, logprobs=0, skip_special_tokens=skip)
+        run.feed(*ids("a"), EOS, last=end(1, STOP, stop_token=EOS), logprobs=True)
+        assert [(entry.decoded_token, entry.bytes) for entry in run.logprobs] == [("a", b"a"), ("<eos>", b"")]
+        run = Run(stream=stream, logprobs=0, skip_special_tokens=skip, include_stop_str_in_output=True)
+        run.feed(*ids("a"), EOS, last=end(1, STOP, stop_token=EOS), logprobs=True)
+        assert b"".join(entry.bytes for entry in run.logprobs).decode() == run.result()[0]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from transformers import PreTrainedTokenizerFast
 
 from headway.client.engine_client import EngineClient
 from headway.config import SchedulerConfig
@@ -122,10 +123,15 @@ async def settled() -> None:
         await asyncio.sleep(0)
 
 
-def fake_client(**behaviour: Any) -> tuple[EngineClient, FakeLink]:
-    """A client, in front of a fake engine with a byte tokenizer. Needs a running loop."""
-    tokenizer = byte_tokenizer(CHAT_TEMPLATE)
-    link = FakeLink(byte_ids(tokenizer, ANSWER), **behaviour)
+def fake_client(
+    tokenizer: PreTrainedTokenizerFast | None = None, answer: list[int] | None = None, **behaviour: Any
+) -> tuple[EngineClient, FakeLink]:
+    """A client, in front of a fake engine. Needs a running loop.
+
+    tokenizer: by default one with a token per byte. answer: the ids that every request is answered with.
+    """
+    tokenizer = tokenizer or byte_tokenizer(CHAT_TEMPLATE)
+    link = FakeLink(byte_ids(tokenizer, ANSWER) if answer is None else answer, **behaviour)
     files = ModelFiles(
         path=Path("/models/tiny"),
         name=MODEL,

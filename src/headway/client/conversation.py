@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -60,6 +60,16 @@ class ChatMessage(StrictModel):
             raise ValueError(f"a message of role {self.role!r} needs content")
         return self
 
+    def with_text(self, change: Callable[[str], str]) -> ChatMessage:
+        """A copy in which `change` has been applied to every text."""
+        content = self.content
+        if isinstance(content, list):
+            content = [part.model_copy(update={"text": change(part.text or "")}) for part in content]
+        elif content is not None:
+            content = change(content)
+        name = None if self.name is None else change(self.name)
+        return self.model_copy(update={"content": content, "name": name})
+
     def for_template(self) -> dict[str, str]:
         """The message in the form of chat templates: its content is one string, with a line break between parts."""
         if isinstance(self.content, list):
@@ -105,3 +115,7 @@ class Conversation(StrictModel):
         if self.add_generation_prompt and self.continue_final_message:
             raise ValueError("continue_final_message needs add_generation_prompt to be false")
         return self
+
+    def with_text(self, change: Callable[[str], str]) -> Conversation:
+        """A copy in which `change` has been applied to every text of the messages."""
+        return self.model_copy(update={"messages": [message.with_text(change) for message in self.messages]})

@@ -1,145 +1,163 @@
-"""The text of one sequence, token by token: `Detokenizer` makes the text, `StopScanner` finds stop strings in it.
+"""The text of one sequence, token by token.
 
-Each sequence has its own two objects. They know nothing of requests.
+Each sequence has its own detokenizer, which knows nothing of requests. Whole and streamed answers use it in the same
+way, one token after the other, so the same tokens give the same text.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+import codecs
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from itertools import islice
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from headway.client.token_pieces import TokenPieces
 
-Decode = Callable[[list[int]], str]
+REPLACEMENT = "\ufffd"  # stands for bytes that are not (yet) a character
+_LONGEST_BEGUN = 3  # bytes of a character that is not complete, and so the most U+FFFD that may stand for them
+_MAX_WINDOW = 32  # tokens that are decoded at once, at most
+_CONTEXT = 8  # tokens that stay when the window is too long: more than a begun character has
+_MAX_HIDDEN = 512  # last tokens of the prompt among which tokens with a text are sought
 
-REPLACEMENT = "\ufffd"  # a decoder writes it for bytes that are not (yet) a character
-MAX_PENDING_TOKENS = 16  # a character has at most 4 bytes; 16 tokens without a whole character are garbage
-CONTEXT_SIZES = (6, 24, 96)  # prompt tokens of the first context; the first size that begins with a whole character
 
+class Detokenizer(ABC):
+    """Makes text from token ids: each character as soon as its last byte is there.
 
-def make_decode(tokenizer: PreTrainedTokenizerBase | None, skip_special_tokens: bool) -> Decode:
-    """A function from token ids to text; without a tokenizer it always returns the empty text.
-
-    It calls a fast tokenizer without transformers' wrapper, which costs many times the decoding.
+    The text continues the prompt: the space between the prompt and its first word is part of it, and a character that
+    the prompt has begun. Bytes that are no character read as U+FFFD.
     """
-    if tokenizer is None:
-        return lambda _: ""
-    if tokenizer.is_fast:
-        backend = tokenizer.backend_tokenizer
-        return lambda ids: backend.decode(ids, skip_special_tokens)
-    size = len(tokenizer)  # the model may have padding ids above it, which only fast tokenizers skip
-
-    def decode(ids: list[int]) -> str:
-        known = [token for token in ids if token < size]
-        return str(tokenizer.decode(known, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False))
-
-    return decode
-
-
-class Detokenizer:
-    """Makes text from token ids, each character as soon as its last byte is there.
-
-    The text of a token depends on the tokens before it (a leading space, the rest of a character). So the ids are
-    decoded after a context, which is the ids of the last returned text. The text of the context is cut off:
-
-        prompt ... | context | pending          returned: decode(context + pending) - decode(context)
-
-    The text continues the prompt: the space between the prompt and its first word is part of it.
-    """
-
-    __slots__ = ("_context", "_decode", "_pending", "_prefix")
-
-    def __init__(self, decode: Decode, prompt_token_ids: Sequence[int] = ()) -> None:
-        self._decode = decode
-        self._context: list[int] = []
-        self._prefix = ""
-        self._pending: list[int] = []
-        for size in CONTEXT_SIZES:
-            context = list(prompt_token_ids[-size:])
-            prefix = decode(context) if context else ""
-            if not prefix.startswith(REPLACEMENT):  # a context cut inside a character could garble the next characters
-                self._context, self._prefix = context, prefix
-                break
-
-    def step(self, token: int) -> str:
-        """The text that this token completes; empty while a character is incomplete."""
-        pending = self._pending
-        pending.append(token)
-        text = self._decode(self._context + pending)
-        new = self._after_prefix(text)
-        if not new or new.endswith(REPLACEMENT):
-            if len(pending) <= MAX_PENDING_TOKENS:
-                return ""
-            if not new:  # many tokens without text: keep the old context
-                pending.clear()
-                return ""
-        self._context = pending
-        self._prefix = self._decode(pending)
-        self._pending = []
-        return new
-
-    def finish(self, tokens: Sequence[int] = ()) -> str:
-        """The text of the pending tokens and of these last tokens. An incomplete character becomes U+FFFD."""
-        self._pending.extend(tokens)
-        if not self._pending:
-            return ""
-        new = self._after_prefix(self._decode(self._context + self._pending))
-        self._pending = []
-        return new
-
-    def _after_prefix(self, text: str) -> str:
-        if text.startswith(self._prefix):
-            return text[len(self._prefix) :]
-        # New bytes have changed the text of the context (byte-fallback tokenizers, on invalid bytes): drop the context.
-        return self._decode(self._pending)
-
-
-class StopScanner:
-    """Looks for stop strings in a text that comes in pieces. It keeps back a text that may start a stop string.
-
-    The stop string that is complete first wins, so the answer does not depend on how the text was cut into pieces. Of
-    several that end at the same character, the longest wins.
-    """
-
-    __slots__ = ("_include", "_pending", "_stops")
-
-    def __init__(self, stops: Sequence[str], include_in_output: bool = False) -> None:
-        self._stops = tuple(stops)
-        self._include = include_in_output
-        self._pending = ""  # the longest end of the text so far that starts a stop string
-
-    def feed(self, piece: str, *, search: bool = True) -> tuple[str, str | None]:
-        """(the text that can be shown now, the stop string found or None). Feed nothing after a stop string is found.
-
-        search: False: stop strings that this piece completes are ignored.
-        """
-        text = self._pending + piece
-        found: str | None = None
-        if search:
-            end = len(text) + 1
-            for stop in self._stops:
-                at = text.find(stop)
-                if at >= 0 and (at + len(stop), -len(stop)) < (end, -len(found or "")):
-                    found, end = stop, at + len(stop)
-            if found is not None:
-                self._pending = ""
-                return text[: end if self._include else end - len(found)], found
-        cut = min((self._start_of(stop, text) for stop in self._stops), default=len(text))
-        self._pending = text[cut:]
-        return text[:cut], None
-
-    def rest(self) -> str:
-        """The text that is still kept back. Call it when no more text comes."""
-        pending, self._pending = self._pending, ""
-        return pending
 
     @staticmethod
-    def _start_of(stop: str, text: str) -> int:
-        """Where the longest proper start of `stop` that ends `text` begins; len(text) if there is none."""
-        at = text.find(stop[0], max(0, len(text) - len(stop) + 1))
-        while at >= 0:
-            if stop.startswith(text[at:]):
-                return at
-            at = text.find(stop[0], at + 1)
-        return len(text)
+    def of(pieces: TokenPieces, prompt_token_ids: Sequence[int] = ()) -> Detokenizer:
+        """A detokenizer for an answer to this prompt, of the kind that the tokenizer needs."""
+        if pieces.independent:
+            return BytesDetokenizer(pieces, prompt_token_ids)
+        return WindowDetokenizer(pieces, prompt_token_ids)
+
+    @abstractmethod
+    def step(self, token: int) -> str:
+        """The text that this token completes; empty while a character is incomplete."""
+
+    @abstractmethod
+    def peek(self, token: int) -> tuple[str, bytes]:
+        """What `step` would return for this token, and the bytes that the token would add. Changes nothing."""
+
+    @abstractmethod
+    def finish(self) -> str:
+        """The rest of the text, when no more tokens come: U+FFFD if a character is incomplete."""
+
+
+class BytesDetokenizer(Detokenizer):
+    """For tokenizers of which each token has bytes of its own: joins them and reads them as UTF-8."""
+
+    __slots__ = ("_at_start", "_begun", "_pieces", "_shown_in_prompt")
+
+    def __init__(self, pieces: TokenPieces, prompt_token_ids: Sequence[int] = ()) -> None:
+        self._pieces = pieces
+        tail = b""
+        for token in prompt_token_ids[: -_MAX_HIDDEN - 1 : -1]:
+            tail = pieces.of(token) + tail
+            if len(tail) >= _LONGEST_BEGUN:
+                break
+        self._at_start = not tail and not any(pieces.is_visible(token) for token in prompt_token_ids)
+        self._begun = b""  # the bytes of a character that is not complete
+        _, self._begun = self._read(tail[-_LONGEST_BEGUN:])
+        self._shown_in_prompt = bool(self._begun)  # the prompt began this character, and shows it as U+FFFD
+
+    def step(self, token: int) -> str:
+        piece = self._pieces.of(token)
+        if self._at_start:
+            piece = self._pieces.first(token)
+            self._at_start = not self._pieces.is_visible(token)
+        text, self._begun = self._read(piece)
+        return self._less_prompt(text) if self._shown_in_prompt else text
+
+    def peek(self, token: int) -> tuple[str, bytes]:
+        piece = self._pieces.first(token) if self._at_start else self._pieces.of(token)
+        text, _ = self._read(piece)
+        if self._shown_in_prompt and text.startswith(REPLACEMENT):
+            text = text[1:]
+        return text, piece
+
+    def finish(self) -> str:
+        text, self._begun = self._begun.decode(errors="replace"), b""
+        return self._less_prompt(text)
+
+    def _read(self, piece: bytes) -> tuple[str, bytes]:
+        """The text that the piece completes, and the bytes of the character that is then begun."""
+        data = self._begun + piece
+        text, length = codecs.utf_8_decode(data, "replace", False)
+        return text, data[length:]
+
+    def _less_prompt(self, text: str) -> str:
+        """The text without the U+FFFD that the prompt has shown."""
+        if self._shown_in_prompt and text:
+            self._shown_in_prompt = False
+            return text.removeprefix(REPLACEMENT)
+        return text
+
+
+class WindowDetokenizer(Detokenizer):
+    """For all other tokenizers: only `decode` is known. The text of a token may depend on the tokens before it.
+
+    It decodes a window of the last tokens, which begins with tokens whose text is out already:
+
+        prompt ... | window, with the new token        returned: decode(window) - what was out of it
+
+    U+FFFD at its end may still become a character, and is kept back. The window has at most 32 tokens, so that the work
+    per token has a bound, whatever the tokens are.
+    """
+
+    __slots__ = ("_num_out", "_out", "_pieces", "_window")
+
+    def __init__(self, pieces: TokenPieces, prompt_token_ids: Sequence[int] = ()) -> None:
+        self._pieces = pieces
+        visible = filter(pieces.is_visible, reversed(prompt_token_ids[-_MAX_HIDDEN:]))
+        self._window = list(islice(visible, _CONTEXT))[::-1]
+        self._num_out = len(self._window)  # the tokens at the start of the window whose text is out completely
+        self._out = pieces.decode(self._window) if self._window else ""  # the part of the window's text that is out
+
+    def step(self, token: int) -> str:
+        if not self._pieces.is_visible(token):
+            return ""
+        window, num_out, out, text = self._with(token)
+        new = text[len(out) :]
+        kept_back = _num_kept_back(new)
+        if new and not kept_back:  # the window begins anew with the tokens of this text
+            window = window[num_out:]
+            num_out, text = len(window), self._pieces.decode(window)
+        elif len(window) > _MAX_WINDOW:
+            context = window[:num_out][-1:]
+            num_out, window = len(context), [*context, *window[-_CONTEXT:]]
+            text = self._pieces.decode(window)
+        self._window, self._num_out, self._out = window, num_out, text[: len(text) - kept_back]
+        return new[: len(new) - kept_back]
+
+    def peek(self, token: int) -> tuple[str, bytes]:
+        if not self._pieces.is_visible(token):
+            return "", b""
+        *_, out, text = self._with(token)
+        new = text[len(out) :]
+        new = new[: len(new) - _num_kept_back(new)]
+        return new, new.encode()
+
+    def finish(self) -> str:
+        text = self._pieces.decode(self._window) if self._window else ""
+        rest, self._out = text[len(self._out) :], text
+        return rest
+
+    def _with(self, token: int) -> tuple[list[int], int, str, str]:
+        """The window with this token: its tokens, the number of them whose text is out, the part of its text that is
+        out, and its text."""
+        window = [*self._window, token]
+        text = self._pieces.decode(window)
+        if text.startswith(self._out):
+            return window, self._num_out, self._out, text
+        # The new bytes have changed how the tokens before them read: leave out the tokens whose text is out.
+        window = window[self._num_out :]
+        return window, 0, "", self._pieces.decode(window)
+
+
+def _num_kept_back(text: str) -> int:
+    """How many U+FFFD at the end of a text may still become a character."""
+    return min(len(text) - len(text.rstrip(REPLACEMENT)), _LONGEST_BEGUN)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from headway.client.detokenizer import Detokenizer, StopScanner
+from headway.client.detokenizer import Detokenizer
+from headway.client.stop_scanner import StopScanner
 from headway.outputs import RequestDelta, RequestOutput, TokenLogprob
 from headway.request import FinishReason
 from headway.sampling import SamplingParams
@@ -25,7 +26,11 @@ ONGOING = Ending(None)
 
 @dataclass(slots=True)
 class OpenRequest:
-    """The common part of the answers of one request. live: the number of answers that have not ended."""
+    """The common part of the answers of one request.
+
+    live: the number of answers that have not ended.
+    stop_tokens: hidden special tokens whose text is a stop string. The text of the answer does not show these.
+    """
 
     request_id: str
     uids: tuple[int, ...]
@@ -34,14 +39,14 @@ class OpenRequest:
     stream: bool
     live: int
     num_cached_tokens: int = 0
+    stop_tokens: dict[int, str] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
 class OpenSequence:
-    """One answer in progress. `token_ids`, `text` and `logprobs`: the part that is not yet in a delta.
+    """One answer in progress. `token_ids`, `pieces` and `logprobs`: the part that is not yet in a delta.
 
-    scanner: None without stop strings: then text is made once per delta. With stop strings text is made for each
-        token, because a stop string ends the answer.
+    pieces: of the text. scanner: None without stop strings.
     num_given: tokens in the deltas so far.
     last_time: seconds; when the last tokens came.
     """
@@ -53,16 +58,33 @@ class OpenSequence:
     logprobs: list[dict[int, TokenLogprob]] | None
     cumulative_logprob: float = 0.0
     token_ids: list[int] = field(default_factory=list)
-    text: str = ""
+    pieces: list[str] = field(default_factory=list)
     num_given: int = 0
     last_time: float | None = None
 
-    def scan(self, piece: str) -> str | None:
+    @property
+    def past_min_tokens(self) -> bool:
+        """Whether a stop string may end the answer at its last token."""
+        return self.num_given + len(self.token_ids) > self.request.sampling.min_tokens
+
+    def stop_of(self, token: int) -> str | None:
+        """The stop string that this token is, if the text does not show it and it ends the answer now."""
+        return self.request.stop_tokens.get(token) if self.past_min_tokens else None
+
+    def add_text(self, piece: str) -> str | None:
         """Add text; returns the stop string that it completes, or None."""
-        assert self.scanner is not None
-        past_min_tokens = self.num_given + len(self.token_ids) > self.request.sampling.min_tokens
-        text, stop = self.scanner.feed(piece, search=past_min_tokens)
-        self.text += text
+        if self.scanner is None:
+            self.pieces.append(piece)
+            return None
+        text, stop = self.scanner.feed(piece, search=self.past_min_tokens)
+        self.pieces.append(text)
+        return stop
+
+    def finish_text(self) -> str | None:
+        """Add the rest of the text, when no more tokens come; returns the stop string that it completes, or None."""
+        stop = self.add_text(self.detokenizer.finish())
+        if stop is None and self.scanner is not None:
+            self.pieces.append(self.scanner.rest())
         return stop
 
     def hides_last(self, end: RequestEnd) -> bool:
@@ -77,7 +99,8 @@ class OpenSequence:
         """A delta of everything since the last one."""
         request = self.request
         token_ids, self.token_ids = self.token_ids, []
-        text, self.text = self.text, ""
+        text = "".join(self.pieces)
+        self.pieces.clear()
         logprobs = self.logprobs
         if logprobs is not None:
             self.logprobs = []

@@ -16,8 +16,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from headway.client.detokenizer import Detokenizer, StopScanner, make_decode
+from headway.client.detokenizer import Detokenizer
 from headway.client.sequence import ONGOING, Ending, OpenRequest, OpenSequence
+from headway.client.stop_scanner import StopScanner
+from headway.client.token_pieces import TokenPieces
 from headway.errors import DuplicateRequestError
 from headway.outputs import CompletionOutput, RequestDelta, RequestMetrics, RequestOutput, TokenLogprob
 from headway.request import FinishReason, NewRequest
@@ -85,11 +87,10 @@ class TokenProcessor:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase | None, eos_token_ids: Sequence[int] = ()) -> None:
-        self._decode = {skip: make_decode(tokenizer, skip_special_tokens=skip) for skip in (False, True)}
+        self._pieces = {skip: TokenPieces(tokenizer, skip_special_tokens=skip) for skip in (False, True)}
         self._eos_token_ids = frozenset(eos_token_ids)
         self._requests: dict[str, OpenRequest] = {}
         self._sequences: dict[int, OpenSequence] = {}  # live sequences by uid; late tokens of others are dropped
-        self._token_text: dict[int, str] = {}  # for logprobs; no larger than the vocabulary
 
     def __len__(self) -> int:
         """Requests that have not ended."""
@@ -128,14 +129,24 @@ class TokenProcessor:
             outputs=[CompletionOutput(index) for index in range(sampling.n)],
             metrics=RequestMetrics(arrival_time=now),
         )
-        request = OpenRequest(request_id, tuple(uids), sampling, output, stream, live=len(uids))
+        pieces = self._pieces[sampling.skip_special_tokens]
+        request = OpenRequest(
+            request_id,
+            tuple(uids),
+            sampling,
+            output,
+            stream,
+            live=len(uids),
+            stop_tokens={token: text for text, token in pieces.special.items() if text in sampling.stop}
+            if sampling.stop and pieces.hidden
+            else {},
+        )
         self._requests[request_id] = request
-        decode = self._decode[sampling.skip_special_tokens]
         for index, uid in enumerate(uids):
             self._sequences[uid] = OpenSequence(
                 request,
                 index,
-                Detokenizer(decode, prompt_token_ids),
+                Detokenizer.of(pieces, prompt_token_ids),
                 StopScanner(sampling.stop, sampling.include_stop_str_in_output) if sampling.stop else None,
                 logprobs=None if sampling.logprobs is None else [],
             )
@@ -177,9 +188,6 @@ class TokenProcessor:
             elif uid in ends:
                 self._finish(sequence, self._complete_text(sequence, ends[uid]), now, processed)
             elif sequence.request.stream:
-                if sequence.scanner is None:
-                    step = sequence.detokenizer.step
-                    sequence.text = "".join([step(token) for token in sequence.token_ids])
                 processed.deltas.append(sequence.take_delta(ONGOING))
         return processed
 
@@ -208,45 +216,56 @@ class TokenProcessor:
             count += 1
             sequence.token_ids.append(token)
             changed[uid] = sequence
+            hidden = uid in ends and sequence.hides_last(ends[uid])
             if logprobs is not None and sequence.logprobs is not None:
-                self._add_logprobs(sequence, token, logprobs, row)
-            if sequence.scanner is None or (uid in ends and sequence.hides_last(ends[uid])):
+                self._add_logprobs(sequence, token, logprobs, row, hidden=hidden)
+            if hidden:
                 continue
-            stop = sequence.scan(sequence.detokenizer.step(token))
+            stop = self._add_text(sequence, token)
             if stop is not None:
                 stopped[uid] = stop
                 del sequences[uid]  # tokens after the stop string are no part of the answer
         return count
 
-    def _add_logprobs(self, sequence: OpenSequence, token: int, rows: _LogprobRows, row: int) -> None:
+    def _add_text(self, sequence: OpenSequence, token: int) -> str | None:
+        """Add the text of a token; returns the stop string that ends the answer, or None."""
+        stop = sequence.stop_of(token)
+        if stop is None:
+            return sequence.add_text(sequence.detokenizer.step(token))
+        earlier = sequence.finish_text()
+        if earlier is None and sequence.request.sampling.include_stop_str_in_output:
+            sequence.pieces.append(stop)
+        return earlier or stop
+
+    def _add_logprobs(self, sequence: OpenSequence, token: int, rows: _LogprobRows, row: int, *, hidden: bool) -> None:
+        """hidden: this is the stop token, and the text does not show it."""
         assert sequence.logprobs is not None
         at = rows.index[row]
+        sampling = sequence.request.sampling
         logprob = rows.sampled[at]
-        position = {token: TokenLogprob(logprob, rows.ranks[at], self._text_of(token))}
-        k = sequence.request.sampling.logprobs or 0
+        stop = sequence.stop_of(token)
+        if hidden:
+            text, own = "", b""
+        elif stop is not None and sampling.include_stop_str_in_output:
+            text, own = stop, stop.encode()
+        else:
+            text, own = sequence.detokenizer.peek(token)
+        pieces = self._pieces[sampling.skip_special_tokens]
+        position = {token: TokenLogprob(logprob, rows.ranks[at], text if own else pieces.name(token), own)}
+        k = sampling.logprobs or 0
         top = zip(rows.top_ids[at][:k], rows.top[at][:k], strict=True)
         for rank, (other, value) in enumerate(top, start=1):
             if other != token:
-                position[other] = TokenLogprob(value, rank, self._text_of(other))
+                text, own = sequence.detokenizer.peek(other)
+                position[other] = TokenLogprob(value, rank, text if own else pieces.name(other), own)
         sequence.logprobs.append(position)
         sequence.cumulative_logprob += logprob
 
-    def _text_of(self, token: int) -> str:
-        text = self._token_text.get(token)
-        if text is None:
-            text = self._token_text[token] = self._decode[False]([token])
-        return text
-
     def _complete_text(self, sequence: OpenSequence, end: RequestEnd) -> Ending:
         """The engine ended the sequence: make the rest of its text, in which a stop string may still be."""
-        if sequence.scanner is None:
-            shown = sequence.token_ids[:-1] if sequence.hides_last(end) else sequence.token_ids
-            sequence.text = sequence.detokenizer.finish(shown)
-        else:
-            stop = sequence.scan(sequence.detokenizer.finish())
-            if stop is not None:
-                return Ending(FinishReason.STOP, stop)
-            sequence.text += sequence.scanner.rest()
+        stop = sequence.finish_text()
+        if stop is not None:
+            return Ending(FinishReason.STOP, stop)
         return Ending(end.reason, self._stop_reason(sequence, end), end.error)
 
     def _stop_reason(self, sequence: OpenSequence, end: RequestEnd) -> int | None:
@@ -266,7 +285,7 @@ class TokenProcessor:
             processed.deltas.append(sequence.take_delta(ending))
             return
         answer = request.output.outputs[sequence.index]
-        answer.text = sequence.text
+        answer.text = "".join(sequence.pieces)
         answer.token_ids = sequence.token_ids
         answer.logprobs = sequence.logprobs
         answer.cumulative_logprob = None if sequence.logprobs is None else sequence.cumulative_logprob

@@ -168,7 +168,7 @@ def _decode(client: EngineClient, tokens: Sequence[int], field: str) -> str:
         check_token_ids(field, tokens, client.files.limits.vocab_size)
     except RequestError as error:
         raise ApiError(400, str(error), param=field) from None
-    return str(client.tokenizer.decode(list(tokens)))
+    return str(client.tokenizer.decode(list(tokens), clean_up_tokenization_spaces=False))
 
 
 @router.post("/tokenize", openapi_extra=_body(TokenizeRequest, TokenizeChatRequest))

@@ -68,12 +68,8 @@ class ChatFace(Face):
                 ChatTokenLogprob(
                     sampled.decoded_token,
                     sampled.logprob,
-                    _bytes(sampled),
-                    [TopLogprob(token.decoded_token, token.logprob, _bytes(token)) for token in top],
+                    list(sampled.bytes),
+                    [TopLogprob(token.decoded_token, token.logprob, list(token.bytes)) for token in top],
                 )
             )
         return ChatLogprobs(content)
-
-
-def _bytes(token: TokenLogprob) -> list[int]:
-    return list(token.decoded_token.encode())

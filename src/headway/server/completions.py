@@ -67,6 +67,7 @@ class CompletionFace(Face):
                 top.setdefault(token.decoded_token, token.logprob)
             logprobs.top_logprobs.append(top)
             logprobs.text_offset.append(offset)
-            offset += len(sampled.decoded_token)
+            if sampled.bytes:  # a token that the text does not show takes no place in it
+                offset += len(sampled.decoded_token)
         self._offsets[choice] = offset
         return logprobs

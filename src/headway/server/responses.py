@@ -26,7 +26,11 @@ class Usage(Struct):
 
 
 class CompletionLogprobs(Struct):
-    """One entry per token. text_offset: where the token starts, in characters of the choice's text."""
+    """One entry per token.
+
+    text_offset: where the token starts, in characters of the choice's text; a token that starts inside a character has
+        the offset of the character.
+    """
 
     tokens: list[str] = field(default_factory=list)
     token_logprobs: list[float] = field(default_factory=list)

@@ -45,6 +45,7 @@ def serve(
     admin_api: bool = False,
     chat_template: str | None = None,
     trust_request_chat_template: bool = False,
+    escape_special_tokens: bool = False,
 ) -> int:
     """Serve until a signal comes; returns the exit status.
 
@@ -57,6 +58,7 @@ def serve(
     chat_template: used instead of the model's template: a file, the text of a template, or the name of a template of
         the tokenizer.
     trust_request_chat_template: requests may bring a template, whose time and memory have no limit.
+    escape_special_tokens: special tokens that chat messages spell are text, and not tokens.
 
     If the server cannot start (the port, the model, the template), it prints one line on standard error and returns 2.
     """
@@ -65,6 +67,7 @@ def serve(
         admin_api=admin_api,
         chat_template=chat_template,
         trust_request_chat_template=trust_request_chat_template,
+        escape_special_tokens=escape_special_tokens,
     )
     try:
         with bind(host, port) as listening:

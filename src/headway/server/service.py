@@ -12,6 +12,7 @@ from pydantic import TypeAdapter
 from headway.client.chat_template import ChatTemplate
 from headway.client.conversation import Conversation
 from headway.client.engine_client import EngineClient
+from headway.client.special_tokens import SpecialTokenEscape
 from headway.server.errors import ApiError
 from headway.server.generate import encode_json
 from headway.server.metrics import ServerMetrics
@@ -26,6 +27,7 @@ class Service:
 
     admin_api: see `admin.py`. chat_template: see `ChatTemplate`.
     trust_request_chat_template: requests may bring templates.
+    escape_special_tokens: special tokens that chat messages spell are text, see `SpecialTokenEscape`.
     draining: the server is about to stop and takes no new requests.
 
     Raises ValueError for a chat template that does not exist or is not valid.
@@ -39,11 +41,13 @@ class Service:
         admin_api: bool = False,
         chat_template: str | None = None,
         trust_request_chat_template: bool = False,
+        escape_special_tokens: bool = False,
     ) -> None:
         self.client = client
         self.model_name = model_name
         self._chat_template = ChatTemplate(client.tokenizer, model_name, chat_template)
         self._trust_request_chat_template = trust_request_chat_template
+        self._escape = SpecialTokenEscape(client.tokenizer) if escape_special_tokens else None
         self.admin_api = admin_api
         self.created = int(time.time())
         self.metrics = ServerMetrics(model_name, lambda: client.snapshot)
@@ -76,6 +80,8 @@ class Service:
                 "--trust-request-chat-template, or with the template itself (--chat-template)",
                 param="chat_template",
             )
+        if self._escape is not None:
+            conversation = conversation.with_text(self._escape)
         return self._chat_template.render(conversation)
 
 

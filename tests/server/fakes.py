@@ -112,7 +112,7 @@ class FakeLink:
     async def ended(self) -> str:
         return await asyncio.shield(self._ended)
 
-    async def close(self) -> None:
+    async def close(self, *, kill: bool = False) -> None:
         pass
 
 

@@ -158,7 +158,9 @@ async def test_an_engine_that_does_not_answer_is_not_waited_for_for_ever(
     response = await api.post("/pause?timeout=0.01")
     assert (response.status_code, code_of(response)) == (504, "timeout")
     assert "has not answered within 0.02 s" in response.json()["error"]["message"]
-    (ask,) = api.link.sent_of(to_engine.Call)
+    ask, withdrawal = api.link.sent_of(to_engine.Call)
+    assert isinstance(withdrawal.call, to_engine.ResumeEngine) and ask.until < withdrawal.until
+    assert "the pause is withdrawn" in response.json()["error"]["message"]
     api.link.say(to_client.Returned(ask.number))  # too late, and without harm
     api.link.ask = Engine()
     assert (await api.post("/resume")).status_code == 200

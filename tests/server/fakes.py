@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from headway.client.engine_client import EngineClient
+from headway.client.engine_client import EngineClient, Reopen
+from headway.client.restart_budget import RestartBudget
 from headway.config import SchedulerConfig
 from headway.model_files import ModelFiles
 from headway.model_limits import ModelLimits
@@ -46,6 +47,7 @@ class FakeLink:
     ask: Callable[[to_engine.EngineCall], Any] | None = None
 
     pid: int = 0
+    killed: bool = False
 
     def __post_init__(self) -> None:
         self.sent: list[to_engine.ToEngine] = []
@@ -113,7 +115,7 @@ class FakeLink:
         return await asyncio.shield(self._ended)
 
     async def close(self, *, kill: bool = False) -> None:
-        pass
+        self.killed = kill
 
 
 async def settled() -> None:
@@ -122,7 +124,9 @@ async def settled() -> None:
         await asyncio.sleep(0)
 
 
-def fake_client(**behaviour: Any) -> tuple[EngineClient, FakeLink]:
+def fake_client(
+    *, reopen: Reopen | None = None, restarts: RestartBudget | None = None, **behaviour: Any
+) -> tuple[EngineClient, FakeLink]:
     """A client, in front of a fake engine with a byte tokenizer. Needs a running loop."""
     tokenizer = byte_tokenizer(CHAT_TEMPLATE)
     link = FakeLink(byte_ids(tokenizer, ANSWER), **behaviour)
@@ -137,7 +141,8 @@ def fake_client(**behaviour: Any) -> tuple[EngineClient, FakeLink]:
     config = SchedulerConfig(
         max_num_seqs=4, max_num_batched_tokens=64, max_model_len=MAX_MODEL_LEN, num_blocks=100, block_size=16
     )
-    return EngineClient(files=files, tokenizer=tokenizer, config=config, link=link), link
+    client = EngineClient(files=files, tokenizer=tokenizer, config=config, link=link, reopen=reopen, restarts=restarts)
+    return client, link
 
 
 def status(failure: str | None = None, stalled: bool = False, **counts: int) -> to_client.Status:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shlex
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +17,8 @@ import httpx
 import pytest
 import zmq
 
+from headway.config import EngineConfig
+from headway.server.serve import serve
 from headway.wire.launch import input_address, output_address
 from tests.server.running import Server, is_running, save_without_weights
 
@@ -113,3 +119,44 @@ def test_a_killed_server_leaves_neither_engine_nor_folder(model: Path, loading: 
         server.kill()
         assert eventually(lambda: not is_running(engine))
         assert server.leftovers() == []
+
+
+@pytest.mark.parametrize("grace", [-1.0, float("nan"), float("inf")])
+def test_a_grace_that_is_no_time_is_refused_in_one_line(grace: float, capsys: pytest.CaptureFixture[str]) -> None:
+    assert serve(EngineConfig(), shutdown_grace=grace) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and f"shutdown_grace must be a number of seconds of at least 0, got {grace}" in error
+
+
+def test_fewer_restarts_than_none_are_refused_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert serve(EngineConfig(), engine_restarts=-1) == 2
+    assert capsys.readouterr().err == "headway: engine_restarts must be at least 0, got -1\n"
+
+
+@pytest.mark.parametrize("how", ["closed", "broken"])
+def test_a_server_without_standard_output_serves_all_the_same(tmp_path: Path, how: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "headway.cli", "serve", "--port", str(port), "--num-blocks", "200"]
+    reader, writer = os.pipe()
+    os.close(reader)
+    with (tmp_path / "log").open("w+") as log:
+        process = subprocess.Popen(
+            ["sh", "-c", f"exec {shlex.join(command)} {'>&-' if how == 'closed' else ''}"], stdout=writer, stderr=log
+        )
+        os.close(writer)
+
+        def serves() -> bool:
+            assert process.poll() is None, (tmp_path / "log").read_text()
+            with contextlib.suppress(httpx.ConnectError):
+                return httpx.get(f"http://127.0.0.1:{port}/health").status_code == 200
+            return False
+
+        try:
+            assert eventually(serves)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == 0
+        finally:
+            process.kill()
+            process.wait()
+    assert "Traceback" not in (tmp_path / "log").read_text()

@@ -133,11 +133,23 @@ def test_fewer_restarts_than_none_are_refused_in_one_line(capsys: pytest.Capture
     assert capsys.readouterr().err == "headway: engine_restarts must be at least 0, got -1\n"
 
 
+_SERVE = """
+import sys
+from headway import cli
+from headway.config import EngineConfig
+from headway.server import serve
+model, port, *engine_args = sys.argv[1:]
+start = serve.serve
+serve.serve = lambda *args, **options: start(*args, **options, engine_args=engine_args)  # no weights are there
+sys.exit(cli.main(["serve", model, "--port", port]))
+"""
+
+
 @pytest.mark.parametrize("how", ["closed", "broken"])
-def test_a_server_without_standard_output_serves_all_the_same(tmp_path: Path, how: str) -> None:
+def test_a_server_without_standard_output_serves_all_the_same(model: Path, tmp_path: Path, how: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "headway.cli", "serve", "--port", str(port), "--num-blocks", "200"]
+    command = [sys.executable, "-c", _SERVE, str(model), str(port), *SIMULATED]
     reader, writer = os.pipe()
     os.close(reader)
     with (tmp_path / "log").open("w+") as log:

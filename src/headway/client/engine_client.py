@@ -433,7 +433,7 @@ class EngineClient:
         return self._restarting
 
     async def _restart(self) -> bool:
-        """Start an engine process in the place of the one that has died. False: it does not start; try again. Raises
+        """Start an engine process in the place of the dead one. False: it does not start; try again. Raises
         EngineStartError when the budget is used up."""
         assert self._reopen is not None
         await self._link.close(kill=True)  # returns when the process is gone, and its memory with it

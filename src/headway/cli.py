@@ -38,6 +38,7 @@ app = typer.Typer(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line, by default that of the process. Returns the exit code."""
+    _open_standard_files()
     try:
         code = app(arguments, prog_name="headway", standalone_mode=False)
     except _UsageError as error:
@@ -53,6 +54,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
     return code if isinstance(code, int) else 0
+
+
+def _open_standard_files() -> None:
+    """Lead standard input, output and error nowhere where the caller has closed them: a socket or a file that gets
+    their number would be taken for them."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            opened = os.open(os.devnull, os.O_RDWR)
+            if opened != number:
+                os.dup2(opened, number)
+                os.close(opened)
+            setattr(sys, name, open(number, "r" if number == 0 else "w", closefd=False))  # noqa: SIM115  kept open
 
 
 def _complain(message: str, code: int) -> int:
@@ -101,6 +116,12 @@ def serve(
             "Every client can then stop the server.",
         ),
     ] = False,
+    engine_restarts: Annotated[
+        int,
+        typer.Option(
+            help="How often within ten minutes an engine that died is started again; 0: the server ends with code 1."
+        ),
+    ] = 0,
     chat_template: ChatTemplateOption = None,
     trust_request_chat_template: Annotated[
         bool,
@@ -121,6 +142,7 @@ def serve(
     from headway.server.serve import serve
 
     options: dict[str, Any] = {"shutdown_grace": shutdown_grace, "access_log": access_log, "admin_api": admin_api}
+    options["engine_restarts"] = engine_restarts
     templates: dict[str, Any] = {
         "chat_template": chat_template,
         "trust_request_chat_template": trust_request_chat_template,

@@ -23,5 +23,9 @@ class EngineDeadError(RuntimeError):
     """The engine has stopped and takes no more requests. HTTP 503."""
 
 
+class EngineRestartingError(EngineDeadError):
+    """The engine has died and is being started again; try again later. HTTP 503 with Retry-After."""
+
+
 class QueryError(RuntimeError):
     """The query cannot be answered: the engine has another role, or the caller is the writer's own thread."""

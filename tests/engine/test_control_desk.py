@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -156,3 +157,15 @@ def test_the_thread_that_brings_questions_is_not_held_up(name: str) -> None:
         asking.call(1, to_engine.PauseEngine("abort", True, PATIENCE))
         asking.call(2, to_engine.IsPaused())
         assert 2 in asking.replies
+
+
+def test_a_call_whose_caller_has_given_up_is_not_carried_out() -> None:
+    """The process was stopped, or had no time: the caller was told that nothing came of it."""
+    replies: list[object] = []
+    with running("v2") as it:
+        desk = ControlDesk(it.manager, replies.append)
+        desk.take(to_engine.Call(1, to_engine.PauseEngine("abort", True, 5.0), until=time.monotonic() - 0.1))
+        assert eventually(lambda: replies)
+        assert not it.manager.door.paused
+        desk.close()
+    assert replies == [to_client.Raised(1, "timeout", "the call came too late and is not carried out")]

@@ -16,6 +16,7 @@ from headway.sampling import SamplingParams
 from headway.token_ids import pack
 from headway.wire import codec, to_client, to_engine
 from headway.wire.launch import Launch, input_address, output_address
+from headway.wire.uids import UID_BITS
 from tests.engine.running import Running, running
 from tests.managers.driving import PATIENCE, VOCAB, new_request
 
@@ -78,4 +79,34 @@ def test_a_message_that_cannot_be_read_is_dropped(tmp_path: Path) -> None:
         _, replies = through_the_intake(
             it, tmp_path, [nonsense, to_engine.Call(2, to_engine.IsPaused()), to_engine.Shutdown()]
         )
+    assert replies == [to_client.Returned(2, False)]
+
+
+def test_junk_of_every_kind_is_dropped_counted_and_followed_by_service(tmp_path: Path) -> None:
+    with running("v2") as it:
+        junk = [
+            [bytes.fromhex("92a54162ff72749101")],
+            [codec.encode(to_engine.AddGroup([add(5 << UID_BITS)]))],
+            [codec.encode(to_engine.Call(5 << UID_BITS, to_engine.IsPaused()))],
+            [codec.encode(to_engine.IsPaused())],  # a call in no Call
+            [codec.encode(to_engine.Abort([1])), b"a second frame"],
+            [b""],
+        ]
+        with zmq.Context() as context:
+            launch = Launch(EngineConfig(), ModelLimits(), str(tmp_path))
+            outputs = context.socket(zmq.PULL)
+            outputs.bind(output_address(launch.socket_dir, 0))
+            commands = context.socket(zmq.PUSH)
+            commands.connect(input_address(launch.socket_dir))
+            replies: list[to_client.ToClient] = []
+            intake = Intake(context, launch, it.engine, ControlDesk(it.manager, replies.append))
+            for frames in junk:
+                commands.send_multipart(frames)
+            commands.send(codec.encode(to_engine.Call(2, to_engine.IsPaused())))
+            commands.send(codec.encode(to_engine.Shutdown(1.5)))
+            assert intake.run() == 1.5
+            intake.close()
+            for socket in (outputs, commands):
+                socket.close(linger=0)
+    assert intake.errors.count == len(junk)
     assert replies == [to_client.Returned(2, False)]

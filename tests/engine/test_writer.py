@@ -299,6 +299,23 @@ def test_a_hanging_step_is_given_up_and_what_waits_goes_on(
     assert_nothing_held(it.manager)
 
 
+def test_time_in_which_the_writer_itself_was_stopped_does_not_count_against_the_step(
+    name: str, depth: int, hang: Hang, clock: Clock
+) -> None:
+    """SIGSTOP, or a virtual machine that moves: the clock has jumped by the time that the writer looks again."""
+    with running(name, Device(before_step=hang), depth=depth, max_num_seqs=2, step_timeout=1.5, start=False) as it:
+        uids = [it.add(f"r{i}", max_tokens=9) for i in range(2)]
+        it.engine.start()
+        assert hang.reached.wait(PATIENCE)
+        clock.let_pass(0.9)
+        clock.let_pass(40.0)
+        clock.let_pass(0.9)
+        assert not it.history.ends, "the time of the step began anew"
+        hang.let_go.set()
+        it.history.wait_for(uids)
+        assert it.history.reasons(uids) == [FinishReason.LENGTH] * 2
+
+
 class Unrestartable(Device):
     """Once it hangs it is lost."""
 

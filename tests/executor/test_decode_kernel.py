@@ -1,5 +1,6 @@
 """The compiled attention of decodes against its definition, and what happens where it cannot be had."""
 
+import errno
 import itertools
 import os
 import subprocess
@@ -163,3 +164,35 @@ class TestWhereItCannotBeHad:
         done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
         assert (done.returncode, done.stdout.strip()) == (0, "1"), done.stderr
         assert bool(list(kept.rglob("*.nbc"))) is not refuses
+
+
+def test_a_full_disk_for_the_cache_means_without_it_and_a_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    numba = pytest.importorskip("numba")
+    for name in ("_attend", "_attend_shares"):  # what other tests use stays as it is
+        monkeypatch.setattr(decode_kernel, name, getattr(decode_kernel, name).py_func)
+    decode_kernel._compile(cache=True)
+    cached = decode_kernel._attend
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(numba.core.caching.IndexDataCacheFile, "load", lambda *_: None)  # nothing is there yet
+    monkeypatch.setattr(numba.core.caching.IndexDataCacheFile, "save", full)
+    kernel = DecodeKernel.compiled(1)
+    assert kernel is not None and decode_kernel._attend is not cached
+    assert "cannot be cached" in caplog.text and "No space left on device" in caplog.text
+
+
+def test_no_folder_for_the_cache_means_without_it_and_a_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    numba = pytest.importorskip("numba")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(numba.core.caching.CacheImpl, "__init__", full)
+    assert decode_kernel._jit(lambda x: x, cache=True)(3) == 3
+    assert "cannot be cached" in caplog.text

@@ -355,6 +355,24 @@ class TestKVCacheSize:
         assert kv_budget.measure_free_bytes(*measured, graphs) == (400 - 100 - 15) * block
         assert steps[1:] == [[512, 512, 76], [1, 1, 1]]
 
+    @pytest.mark.parametrize(
+        ("settings", "source", "blocks"),
+        [
+            ({"num_blocks": 2**27 - 1}, "num_blocks", 2**27 - 1),
+            ({"num_blocks": 10**7}, "num_blocks", 10**7),
+            ({"num_blocks": None, "kv_cache_memory_gb": 100 * 12 / 2**20}, "kv_cache_memory_gb 0.00114441", 100),
+        ],
+    )
+    def test_more_than_the_memory_that_is_available_is_refused_with_both_numbers_and_the_option(
+        self, make_executor, monkeypatch, settings, source, blocks
+    ):
+        each = 12 * 2**10 + 4 * 16 + 64  # the KV, and what the core keeps
+        monkeypatch.setattr(kv_budget, "available_bytes", lambda: 99 * each)
+        with pytest.raises(ValueError, match=f"{source} asks for .* {blocks} blocks, {blocks * each} bytes") as caught:
+            make_executor("llama", **settings)
+        assert f"{99 * each} bytes of memory are available: num_blocks can be 99 at most" in str(caught.value)
+        assert "\n" not in str(caught.value)
+
     def test_too_small_a_budget_is_refused_with_both_numbers(self, make_executor):
         with pytest.raises(ValueError, match=r"kv_cache_memory_gb .* 20 blocks.*max_model_len \(512\).* needs 33"):
             make_executor("llama", num_blocks=None, kv_cache_memory_gb=20 * 12 / 2**20)

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from headway.client.engine_client import EngineClient
+from headway.client.engine_client import EngineClient, Reopen
+from headway.client.restart_budget import RestartBudget
 from headway.config import SchedulerConfig
 from headway.model_files import ModelFiles
 from headway.model_limits import ModelLimits
@@ -47,6 +48,7 @@ class FakeLink:
     ask: Callable[[to_engine.EngineCall], Any] | None = None
 
     pid: int = 0
+    killed: bool = False
 
     def __post_init__(self) -> None:
         self.sent: list[to_engine.ToEngine] = []
@@ -113,8 +115,8 @@ class FakeLink:
     async def ended(self) -> str:
         return await asyncio.shield(self._ended)
 
-    async def close(self) -> None:
-        pass
+    async def close(self, *, kill: bool = False) -> None:
+        self.killed = kill
 
 
 async def settled() -> None:
@@ -124,7 +126,12 @@ async def settled() -> None:
 
 
 def fake_client(
-    tokenizer: PreTrainedTokenizerFast | None = None, answer: list[int] | None = None, **behaviour: Any
+    tokenizer: PreTrainedTokenizerFast | None = None,
+    answer: list[int] | None = None,
+    *,
+    reopen: Reopen | None = None,
+    restarts: RestartBudget | None = None,
+    **behaviour: Any,
 ) -> tuple[EngineClient, FakeLink]:
     """A client, in front of a fake engine. Needs a running loop.
 
@@ -143,7 +150,8 @@ def fake_client(
     config = SchedulerConfig(
         max_num_seqs=4, max_num_batched_tokens=64, max_model_len=MAX_MODEL_LEN, num_blocks=100, block_size=16
     )
-    return EngineClient(files=files, tokenizer=tokenizer, config=config, link=link), link
+    client = EngineClient(files=files, tokenizer=tokenizer, config=config, link=link, reopen=reopen, restarts=restarts)
+    return client, link
 
 
 def status(failure: str | None = None, stalled: bool = False, **counts: int) -> to_client.Status:

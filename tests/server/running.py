@@ -59,6 +59,7 @@ class Server:
     """Runs until `stop`; the temp folder of its processes is `folder`, so that leftovers can be seen.
 
     wait: until requests are taken; without it there is no client yet. env: more variables for its processes.
+    options: more arguments of `serve`.
     """
 
     def __init__(
@@ -70,10 +71,17 @@ class Server:
         wait: bool = True,
         admin_api: bool = False,
         env: dict[str, str] | None = None,
+        options: dict[str, object] | None = None,
         **config: object,
     ) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="hw-"))
-        options = {"port": 0, "shutdown_grace": grace, "engine_args": engine_args, "admin_api": admin_api}
+        options = {
+            "port": 0,
+            "shutdown_grace": grace,
+            "engine_args": engine_args,
+            "admin_api": admin_api,
+            **(options or {}),
+        }
         self._log = (self.folder.parent / f"{self.folder.name}.log").open("w+b")
         self.process = subprocess.Popen(
             [

@@ -13,6 +13,7 @@ from headway.errors import EngineDeadError, QueryError, QueueFullError
 from headway.scheduler.audit import AuditReport, Owner
 from headway.wire import to_client, to_engine
 from tests.server.conftest import Api
+from tests.server.fakes import settled, status
 
 MakeApi = Callable[..., Api]
 
@@ -158,11 +159,21 @@ async def test_an_engine_that_does_not_answer_is_not_waited_for_for_ever(
     response = await api.post("/pause?timeout=0.01")
     assert (response.status_code, code_of(response)) == (504, "timeout")
     assert "has not answered within 0.02 s" in response.json()["error"]["message"]
-    (ask,) = api.link.sent_of(to_engine.Call)
+    ask, withdrawal = api.link.sent_of(to_engine.Call)
+    assert isinstance(withdrawal.call, to_engine.ResumeEngine) and ask.until < withdrawal.until
+    assert "the pause is withdrawn" in response.json()["error"]["message"]
     api.link.say(to_client.Returned(ask.number))  # too late, and without harm
     api.link.ask = Engine()
     assert (await api.post("/resume")).status_code == 200
     assert api.client._calls == {}, "nothing is kept for callers that have left"
+
+
+async def test_health_tells_of_a_pause(api: Api) -> None:
+    for paused, body in ((True, {"paused": True}), (False, {})):
+        api.link.say(status(paused=paused))
+        await settled()
+        response = await api.get("/health")
+        assert (response.status_code, response.json()) == (200, body)
 
 
 async def test_a_client_that_is_shut_down_answers_what_is_open(api: Api) -> None:

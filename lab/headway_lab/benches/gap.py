@@ -33,6 +33,7 @@ from headway.model_limits import ModelLimits
 from headway.request import NewRequest
 from headway.sampling import SamplingParams
 from headway.wire.launch import Launch
+from headway.wire.wire_errors import WireErrors
 from headway_lab.rigs.busy_engine import MAX_MODEL_LEN, VOCAB_SIZE, BusyEngine
 from headway_lab.rigs.sink import Sink
 
@@ -141,7 +142,7 @@ def run(contender: Contender, traffic: Traffic) -> Sample:
             on_effects=output.put,
         )
         with busy:
-            output.start(busy.engine)
+            output.start(busy.engine, WireErrors("engine"))
             sample = _measure(busy, traffic)
         output.stop()
         sink.least = len(sample.gaps)

@@ -16,29 +16,34 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from math import inf
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from headway.client.in_thread import in_thread
 from headway.client.link import EngineStartError, Link, ProcessLink
 from headway.client.pending_request import PendingRequest, RequestFailedError, Update
+from headway.client.restart_budget import RestartBudget
 from headway.client.token_processor import Processed, TokenProcessor, expand
+from headway.client.totals import Totals
 from headway.config import EngineConfig, PauseMode, SchedulerConfig
-from headway.errors import EngineDeadError
+from headway.errors import EngineDeadError, EngineRestartingError
 from headway.model_files import ModelFiles
 from headway.outputs import RequestDelta, RequestOutput
 from headway.request import NewRequest
 from headway.token_ids import pack
 from headway.wire import to_client, to_engine
+from headway.wire.checks import check_to_client
 from headway.wire.refusals import refusal
 from headway.wire.to_client import AuditReport, Snapshot
 from headway.wire.uids import UID_BITS
+from headway.wire.wire_errors import WireError, WireErrors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -47,7 +52,7 @@ SILENCE_LIMIT = 10.0  # seconds without a pulse after which an engine does not c
 ANSWER_MARGIN = 5.0  # seconds that the answer to a call may come later than its timeout in the engine
 LONG_TEXT = 4096  # characters; tokenising them takes about a millisecond
 
-T = TypeVar("T")
+Reopen = Callable[[bool], Awaitable[tuple[Link, SchedulerConfig]]]  # starts an engine process, paused or not
 logger = logging.getLogger(__name__)
 
 __all__ = ["EngineClient", "EngineStartError", "Observer", "PendingRequest", "RequestFailedError", "Update"]
@@ -60,8 +65,20 @@ class Observer(Protocol):
         """Called once per wire message with tokens or ends."""
 
 
+class _NoAnswerError(TimeoutError):
+    """The engine process has not answered a call in time."""
+
+
 class EngineClient:
-    """See the module. `start` makes it. Not thread-safe: all calls come from the event loop that started it."""
+    """See the module. `start` makes it. Not thread-safe: all calls come from the event loop that started it.
+
+    If the engine dies, all pending requests fail, and so does every new one. Within the budget of restarts a new engine
+    process is started; it gets none of the old requests, and is paused if the old one was.
+
+    reopen: starts an engine process once the old one is gone. restarts: how often it may be called.
+    dead: set when the engine has died for good; `why_unhealthy` says of what.
+    wire_errors: messages to this process that were dropped. num_restarts: of the engine process.
+    """
 
     def __init__(
         self,
@@ -72,13 +89,20 @@ class EngineClient:
         link: Link,
         index: int = 0,
         observer: Observer | None = None,
+        reopen: Reopen | None = None,
+        restarts: RestartBudget | None = None,
     ) -> None:
         self.files = files
         self.tokenizer = tokenizer
         self.config = config
-        self.snapshot = Snapshot()
         self.observer = observer
+        self.wire_errors = WireErrors("client")
+        self.num_restarts = 0
+        self.dead = asyncio.Event()
         self._link = link
+        self._reopen = reopen
+        self._restarts = restarts or RestartBudget()
+        self._totals = Totals()
         self._processor = TokenProcessor(tokenizer, files.limits.eos_token_ids)
         self._next_uid = index << UID_BITS
         self._numbers = itertools.count(index << UID_BITS)
@@ -87,35 +111,60 @@ class EngineClient:
         self._pending: dict[int, PendingRequest] = {}  # neither complete nor closed, by first uid
         self._stalled = False
         self._failure: str | None = None
+        self._restarting = False
+        self._paused = False  # whether the operator wants the engine to be paused
+        self._num_pauses = 0
         self._last_heard = time.monotonic()
-        self._tasks = [asyncio.create_task(self._receive()), asyncio.create_task(self._watch())]
+        self._life = asyncio.create_task(self._live())
 
     @classmethod
-    async def start(cls, config: EngineConfig, *, engine_args: Sequence[str] = ()) -> EngineClient:
+    async def start(
+        cls, config: EngineConfig, *, engine_args: Sequence[str] = (), restarts: RestartBudget | None = None
+    ) -> EngineClient:
         """Start an engine process and wait until it takes requests.
 
         engine_args: for the engine process, see `python -m headway.engine.process --help`.
+        restarts: how often the engine may be restarted if it dies; None: never.
         Raises EngineStartError, or ValueError for a model that cannot be served.
         """
         link = await ProcessLink.open(engine_args)
         try:
-            files = await _in_thread(partial(ModelFiles.resolve, config))  # while the engine process imports libraries
+            files = await in_thread(partial(ModelFiles.resolve, config))  # while the engine process imports libraries
             # The engine gets the folder, so that the two can never read different revisions of a hub model.
-            link.launch(
-                replace(config, model=str(files.path), served_model_name=files.name),
-                files.limits,
-            )
-            tokenizer = await _in_thread(files.load_tokenizer)
+            found = replace(config, model=str(files.path), served_model_name=files.name)
+            link.launch(found, files.limits)
+            tokenizer = await in_thread(files.load_tokenizer)
             ready = await link.wait_ready()
         except BaseException:
             await link.close(kill=True)
             raise
-        return cls(files=files, tokenizer=tokenizer, config=ready.config, link=link)
+
+        async def reopen(paused: bool) -> tuple[Link, SchedulerConfig]:
+            link = await ProcessLink.open(engine_args)
+            try:
+                link.launch(found, files.limits, paused=paused)
+                return link, (await link.wait_ready()).config
+            except BaseException:
+                await link.close(kill=True)
+                raise
+
+        _log_ready(link, ready.config)
+        return cls(files=files, tokenizer=tokenizer, config=ready.config, link=link, reopen=reopen, restarts=restarts)
 
     async def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """The token ids of a text. A long text is tokenised on another thread, so that the event loop goes on."""
         encode = partial(self.tokenizer.encode, text, add_special_tokens=add_special_tokens, verbose=False)
         return await asyncio.to_thread(encode) if len(text) > LONG_TEXT else encode()
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """The last numbers of the engine. Its counters go on over restarts."""
+        return self._totals.snapshot
+
+    @property
+    def num_engine_wire_errors(self) -> int:
+        """Messages to the engine that it has dropped."""
+        return self._totals.num_wire_errors
 
     @property
     def num_open(self) -> int:
@@ -148,11 +197,10 @@ class EngineClient:
         requests: with prompts that `pack` made and request ids that are not in use; this object gives the uids.
         stream: True: updates bring deltas; False: complete outputs.
 
-        Raises DuplicateRequestError or EngineDeadError. The engine finds all other errors of a request; iterating the
-        result raises them.
+        Raises DuplicateRequestError, EngineDeadError or EngineRestartingError. The engine finds all other errors of a
+        request; iterating the result raises them.
         """
-        if self._failure is not None:
-            raise EngineDeadError(self._failure)
+        self._check_alive()
         now = time.monotonic()
         request_ids = [request.request_id for request in requests]
         num_answers = sum(request.sampling.n for request in requests)
@@ -175,12 +223,30 @@ class EngineClient:
 
     async def pause(self, mode: PauseMode = "abort", *, reset_prefix_cache: bool = True, timeout: float = 30.0) -> None:
         """See `Manager.pause`. Like every call it also raises EngineDeadError if the engine stops before it answers,
-        and TimeoutError if no answer comes."""
-        await self._call(to_engine.PauseEngine(mode, reset_prefix_cache, timeout), timeout)
+        and TimeoutError if no answer comes; then the pause is withdrawn.
+
+        If the engine dies meanwhile and is restarted, it begins paused.
+        """
+        self._check_alive()
+        before, self._paused = self._paused, True
+        self._num_pauses += 1
+        number = self._num_pauses
+        try:
+            await self._call(to_engine.PauseEngine(mode, reset_prefix_cache, timeout), timeout)
+        except _NoAnswerError as error:
+            if before or number != self._num_pauses:  # another pause wants the same
+                raise
+            self._paused = False
+            self._send_call(to_engine.ResumeEngine(), inf)
+            raise TimeoutError(f"{error}; the pause is withdrawn") from None
+        except ValueError:  # refused
+            self._paused = before
+            raise
 
     async def resume(self) -> None:
         """See `Manager.resume`."""
         await self._call(to_engine.ResumeEngine())
+        self._paused = False
 
     async def is_paused(self) -> bool:
         """Whether new requests are refused because of a pause."""
@@ -197,9 +263,7 @@ class EngineClient:
 
     def fail_open(self, why: str) -> None:
         """End every pending request with EngineDeadError, and abort its requests in the engine."""
-        for pending in list(self._pending.values()):
-            self._release(pending)
-            pending.fail(EngineDeadError(why))
+        self._fail_pending(EngineDeadError(why))
 
     async def shutdown(self) -> None:
         """Fail all pending requests and calls, end the engine process, remove the sockets. Idempotent."""
@@ -207,35 +271,50 @@ class EngineClient:
         if self._failure is None:
             self._failure = "the engine has been shut down"
         self._fail_calls()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._life.cancel()
+        await asyncio.gather(self._life, return_exceptions=True)
         await self._link.close()
 
     # -- the inside
 
     async def _call(self, call: to_engine.EngineCall, timeout: float = 0.0) -> Any:
         """Return or raise what the call returned or raised in the engine. timeout: seconds for the engine alone."""
-        if self._failure is not None:
-            raise EngineDeadError(self._failure)
-        number = next(self._numbers)
+        self._check_alive()
+        limit = timeout + ANSWER_MARGIN
+        number = self._send_call(call, time.monotonic() + limit)
         future = self._calls[number] = asyncio.get_running_loop().create_future()
-        self._link.send(to_engine.Call(number, call))
         try:
-            async with asyncio.timeout(timeout + ANSWER_MARGIN):
+            async with asyncio.timeout(limit):
                 return await future
         except TimeoutError:
             if not future.cancelled():  # raised in the engine, with a better message
                 raise
-            limit = timeout + ANSWER_MARGIN
-            raise TimeoutError(f"the engine process has not answered within {limit:g} s") from None
+            raise _NoAnswerError(f"the engine process has not answered within {limit:g} s") from None
         finally:
             del self._calls[number]
+
+    def _send_call(self, call: to_engine.EngineCall, until: float) -> int:
+        number = next(self._numbers)
+        self._link.send(to_engine.Call(number, call, until))
+        return number
+
+    def _check_alive(self) -> None:
+        if self._failure is not None:
+            raise self._refusal()
+
+    def _refusal(self) -> EngineDeadError:
+        """The error of requests and calls while there is no engine."""
+        return EngineRestartingError(self._failure) if self._restarting else EngineDeadError(self._failure)
 
     def _fail_calls(self) -> None:
         for future in self._calls.values():
             if not future.done():
-                future.set_exception(EngineDeadError(self._failure))
+                future.set_exception(self._refusal())
+
+    def _fail_pending(self, error: EngineDeadError) -> None:
+        for pending in list(self._pending.values()):
+            self._release(pending)
+            pending.fail(type(error)(str(error)))  # an error of its own: raising changes it
 
     def _release(self, pending: PendingRequest) -> None:
         uids = self._forget(pending)
@@ -252,13 +331,18 @@ class EngineClient:
                 uids += self._processor.discard(request_id)
         return uids
 
-    async def _receive(self) -> None:
-        try:
-            while True:
-                self._handle(await self._link.receive())
-        except Exception as error:  # after a message that cannot be read, no request can be trusted to end
-            logger.exception("cannot follow the engine")
-            self._die(f"cannot follow the engine: {type(error).__name__}: {error}")
+    async def _receive(self) -> str:
+        """Take what the engine says until it tells of its failure; returns that."""
+        while True:
+            try:
+                message = await self._link.receive()
+                check_to_client(message, self.files.limits.vocab_size)
+            except WireError as error:
+                self.wire_errors.note(error)
+                continue
+            self._handle(message)
+            if isinstance(message, to_client.Status) and message.failure is not None:
+                return message.failure
 
     def _handle(self, message: to_client.ToClient) -> None:
         self._last_heard = time.monotonic()
@@ -266,10 +350,8 @@ class EngineClient:
             case to_client.Step():
                 self._step(message)
             case to_client.Status():
-                self.snapshot = message.snapshot
+                self._totals.take(message)
                 self._stalled = message.stalled
-                if message.failure is not None:
-                    self._die(message.failure)
             case to_client.Accepted(uid):
                 if (pending := self._pending.get(uid)) is not None:
                     pending.accept()
@@ -307,40 +389,71 @@ class EngineClient:
         if pending.complete:
             self._pending.pop(pending.first_uid, None)
 
-    async def _watch(self) -> None:
-        self._die(f"the engine process has ended ({await self._link.ended()})")
-
-    def _die(self, why: str) -> None:
-        """The engine answers no more: fail all pending requests and calls, and refuse new ones."""
-        if self._failure is not None:
-            return
-        self._failure = why
-        self.fail_open(why)
-        self._fail_calls()
-
-
-async def _in_thread(work: Callable[[], T]) -> T:
-    """Return what `work` returns on a daemon thread, which does not keep the process from ending."""
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[T] = loop.create_future()
-
-    def settle(result: T | None, error: BaseException | None) -> None:
-        if done.cancelled():
-            return
-        if error is not None:
-            done.set_exception(error)
-        else:
-            done.set_result(result)  # type: ignore[arg-type]
-
-    def run() -> None:
-        result: T | None = None
-        error: BaseException | None = None
+    async def _live(self) -> None:
+        """Follow the engine. When it dies, restart it as often as the budget allows; then tell that it is dead."""
         try:
-            result = work()
-        except Exception as raised:
-            error = raised
-        if not loop.is_closed():
-            loop.call_soon_threadsafe(settle, result, error)
+            while self._die(await self._follow()):
+                while not await self._restart():
+                    pass
+        finally:
+            self.dead.set()
 
-    threading.Thread(target=run, name="headway-load", daemon=True).start()
-    return await done
+    async def _follow(self) -> str:
+        """Take the engine's messages until it dies; returns of what, in one line."""
+        receiving = asyncio.ensure_future(self._receive())
+        ended = asyncio.ensure_future(self._link.ended())
+        try:
+            await asyncio.wait({receiving, ended}, return_when=asyncio.FIRST_COMPLETED)
+            if receiving.done():
+                return receiving.result()
+            return f"the engine process has ended ({ended.result()})"
+        except Exception as error:  # after a message that cannot be carried out, no request can be trusted to end
+            logger.exception("cannot follow the engine")
+            return f"cannot follow the engine: {type(error).__name__}: {error}"
+        finally:
+            for task in (receiving, ended):
+                task.cancel()
+            await asyncio.gather(receiving, ended, return_exceptions=True)
+
+    def _die(self, why: str) -> bool:
+        """There is no engine any more: fail all pending requests and calls, and refuse new ones. Returns whether the
+        engine may be restarted."""
+        budget = self._restarts
+        self._restarting = self._reopen is not None and budget.take(time.monotonic())
+        then = "it is restarted" if self._restarting else "it is not restarted"
+        logger.critical(
+            "the engine died: %s; %d open requests fail; %s (engine_restarts %d in %g s)",
+            *(why, self.num_open, then, budget.most, budget.window),
+        )
+        self._failure = f"{why}; the engine is being restarted" if self._restarting else why
+        self._totals.end(paused=self._paused)
+        self._stalled = False
+        self._fail_pending(self._refusal())
+        self._fail_calls()
+        return self._restarting
+
+    async def _restart(self) -> bool:
+        """Start an engine process in the place of the dead one. False: it does not start; try again. Raises
+        EngineStartError when the budget is used up."""
+        assert self._reopen is not None
+        await self._link.close(kill=True)  # returns when the process is gone, and its memory with it
+        try:
+            self._link, self.config = await self._reopen(self._paused)
+        except (EngineStartError, ValueError, OSError) as error:
+            if not self._die(f"the engine could not be restarted: {error}"):
+                raise
+            return False
+        self.num_restarts += 1
+        self._last_heard = time.monotonic()
+        self._failure, self._restarting = None, False
+        _log_ready(self._link, self.config)
+        return True
+
+
+def _log_ready(link: Link, config: SchedulerConfig) -> None:
+    logger.info(
+        "the engine is ready: process %d; at most %d tokens a request, %d requests at once, %d tokens a step; KV cache "
+        "of %d blocks of %d tokens",
+        *(link.pid, config.max_model_len, config.max_num_seqs, config.max_num_batched_tokens),
+        *(config.num_blocks - 1, config.block_size),
+    )

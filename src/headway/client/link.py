@@ -20,6 +20,7 @@ from headway.config import EngineConfig
 from headway.model_limits import ModelLimits
 from headway.wire import codec, to_client, to_engine
 from headway.wire.launch import Launch, input_address, output_address
+from headway.wire.wire_errors import WireError, WireErrors
 
 EXIT_TIMEOUT = 10.0  # seconds that an engine process may take to end before it is killed
 LAST_WORDS = 0.5  # seconds to wait for the last message of a process that has just ended
@@ -41,13 +42,15 @@ class Link(Protocol):
         """Send a message. Messages arrive in order. Never waits."""
 
     async def receive(self) -> to_client.ToClient:
-        """The next message, in order. May be cancelled without losing one."""
+        """The next message, in order. May be cancelled without losing one. Raises WireError for bytes that are no
+        message; the next call goes on behind them."""
 
     async def ended(self) -> str:
         """Wait for the end of the engine; returns how it ended, in a few words."""
 
-    async def close(self) -> None:
-        """End the engine process and remove its sockets. Idempotent."""
+    async def close(self, *, kill: bool = False) -> None:
+        """End the engine process, by force if `kill`, and remove its sockets. It is gone when this returns.
+        Idempotent."""
 
 
 class ProcessLink:
@@ -80,7 +83,7 @@ class ProcessLink:
             socket_dir = tempfile.mkdtemp(prefix="headway-", dir="/tmp")
         try:
             process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-P", "-m", "headway.engine.process", *engine_args),
+                *(sys.executable, "-P", "-m", "headway.engine.process", "--socket-dir", socket_dir, *engine_args),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=2,  # standard output is for people: what libraries print goes to standard error
                 start_new_session=True,  # Ctrl-C in the terminal reaches only the parent
@@ -90,16 +93,16 @@ class ProcessLink:
             raise
         return cls(process, socket_dir)
 
-    def launch(self, config: EngineConfig, limits: ModelLimits) -> None:
+    def launch(self, config: EngineConfig, limits: ModelLimits, *, paused: bool = False) -> None:
         """Tell the process what to run. Standard input stays open: its end tells the process that the parent is
-        gone."""
+        gone. paused: whether the engine begins paused."""
         assert self.process.stdin is not None
-        line = msgspec.json.encode(Launch(config, limits, self.socket_dir))
+        line = msgspec.json.encode(Launch(config, limits, self.socket_dir, paused=paused))
         self.process.stdin.write(line + b"\n")
 
     async def wait_ready(self) -> to_client.Ready:
         """The first message of the engine. Raises EngineStartError if the engine cannot be loaded."""
-        message = asyncio.ensure_future(self.receive())
+        message = asyncio.ensure_future(self._first_message())
         ended = asyncio.ensure_future(self.ended())
         try:
             await asyncio.wait({message, ended}, return_when=asyncio.FIRST_COMPLETED)
@@ -122,7 +125,15 @@ class ProcessLink:
         self._commands.send(codec.encode(message), zmq.NOBLOCK)
 
     async def receive(self) -> to_client.ToClient:
-        return codec.decode_to_client(await self._outputs.recv())
+        return codec.decode_to_client(codec.only_frame(await self._outputs.recv_multipart()))
+
+    async def _first_message(self) -> to_client.ToClient:
+        errors = WireErrors("client")
+        while True:
+            try:
+                return await self.receive()
+            except WireError as error:
+                errors.note(error)
 
     async def ended(self) -> str:
         status = await self.process.wait()

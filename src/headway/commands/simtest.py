@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 import typer
 
+from headway.commands.interrupts import Interrupts
+
 if TYPE_CHECKING:
     from headway.simulation.simulate import Mode, Run
 
@@ -72,8 +74,9 @@ def command(
     report: Callable[[Row], None] = _print_row if as_json else _Tally(first, last)
     if min(jobs, last - first + 1) == 1:
         static = None if scheduler is None else scheduler == "v0"
-        rows = _rows(range(first, last + 1), steps, cast("Mode", mode), static)
-        violations = sum(_note(row, report) for row in rows)
+        with Interrupts.noted() as interrupts:
+            rows = _rows(range(first, last + 1), steps, cast("Mode", mode), static, interrupts)
+            violations = sum(_note(row, report) for row in rows)
     else:
         options = ["--steps", str(steps), "--mode", mode, *(["--scheduler", scheduler] if scheduler else [])]
         violations = asyncio.run(_in_processes(first, last, options, jobs, report))
@@ -97,14 +100,16 @@ def _range(text: str) -> tuple[int, int]:
 # -- running -------------------------------------------------------------------------------------------------------
 
 
-def _rows(seeds: range, steps: int, mode: Mode, static: bool | None) -> Iterator[Row]:
-    """Run the seeds in this process, and return a row for each."""
+def _rows(seeds: range, steps: int, mode: Mode, static: bool | None, interrupts: Interrupts) -> Iterator[Row]:
+    """Run the seeds in this process, and return a row for each. An interrupt ends this after the present seed at the
+    latest."""
     from headway.simulation.minimise import minimise
     from headway.simulation.simulate import run_seed
 
     minimised = 0
     for seed in seeds:
         run = run_seed(seed, steps, mode, static)
+        interrupts.check()
         row: Row = {"seed": seed, "steps": run.num_steps, "messages": run.num_messages, "violation": None}
         row["decisions"] = run.decisions
         if run.violation is not None:

@@ -23,7 +23,7 @@ class ControlDesk:
     """Answers every `Call` once, by `reply`. `reply` is called on several threads, and must not block.
 
     `take` never waits: a call that has to wait for the writer or for a step gets its own thread. So an audit does not
-    wait for a pause, and a resume can follow a pause that still waits.
+    wait for a pause, and a resume can follow a pause that still waits. A call whose time is over is not carried out.
     """
 
     def __init__(self, manager: Manager, reply: Reply) -> None:
@@ -59,6 +59,8 @@ class ControlDesk:
             self._waiting.discard(threading.current_thread())
 
     def _answer(self, call: to_engine.Call) -> to_client.Returned | to_client.Raised:
+        if time.monotonic() > call.until:  # this process was stopped, or had no time
+            return to_client.Raised(call.number, "timeout", "the call came too late and is not carried out")
         try:
             return to_client.Returned(call.number, self._carry_out(call.call))
         except Exception as error:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import sys
-import traceback
+import logging
 from collections.abc import Sequence
 
-import msgspec
 import zmq
 
 from headway.engine.control_desk import ControlDesk
@@ -16,13 +14,20 @@ from headway.engine.output import connect_output
 from headway.errors import EngineDeadError
 from headway.request import NewRequest
 from headway.wire import codec, to_client, to_engine
+from headway.wire.checks import check_to_engine
 from headway.wire.launch import Launch, input_address
 from headway.wire.refusals import kind_of
 from headway.wire.uids import client_of
+from headway.wire.wire_errors import WireError, WireErrors
+
+logger = logging.getLogger(__name__)
 
 
 class Intake:
-    """Passes wire messages of the API processes on to the engine. Owns its sockets; only one thread uses it."""
+    """Passes wire messages of the API processes on to the engine. Owns its sockets; only one thread uses it.
+
+    errors: counts what reaches the socket and is no message; it is dropped. Other threads may read the count.
+    """
 
     def __init__(
         self, context: zmq.Context[zmq.Socket[bytes]], launch: Launch, engine: Engine, desk: ControlDesk
@@ -32,17 +37,18 @@ class Intake:
         self._commands = context.socket(zmq.PULL)
         self._commands.set_hwm(0)  # no limit here: the door bounds the requests, and a refused one is dropped
         self._commands.bind(input_address(launch.socket_dir))
+        self.errors = WireErrors("engine")
         self._replies = [connect_output(context, launch, client) for client in range(launch.num_clients)]
 
     def run(self) -> float:
         """Serve until the message `Shutdown`; returns its grace in seconds."""
         while True:
-            data = self._commands.recv()
+            frames = self._commands.recv_multipart()
             try:
-                message = codec.decode_to_engine(data)
-            except msgspec.DecodeError:
-                print(f"headway engine: undecodable message of {len(data)} bytes dropped", file=sys.stderr)
-                traceback.print_exc()
+                message = codec.decode_to_engine(codec.only_frame(frames))
+                check_to_engine(message, len(self._replies))
+            except WireError as error:
+                self.errors.note(error)
                 continue
             match message:
                 case to_engine.AddGroup(requests):
@@ -61,7 +67,7 @@ class Intake:
         """Add all requests of the group, or none, with a refusal."""
         accepted: list[int] = []
         uid = group[0].uid
-        assert uid is not None, "clients give their requests uids"
+        assert uid is not None, "`check_to_engine` refuses a request without a uid"
         try:
             for request in group:
                 accepted.append(self._engine.add(request))
@@ -69,7 +75,7 @@ class Intake:
             self._abort(accepted)
             kind = kind_of(error)
             if kind == "internal":
-                traceback.print_exc()
+                logger.exception("cannot add a request")
             self._reply(uid, to_client.Refused(uid, kind, str(error)))
         else:
             if len(group) > 1:

@@ -16,6 +16,7 @@ from headway.scheduler.effects import Effects
 from headway.wire import codec, to_client
 from headway.wire.launch import Launch, output_address
 from headway.wire.uids import client_of, effects_of_client
+from headway.wire.wire_errors import WireErrors
 
 STATUS_INTERVAL = 0.2  # seconds between two pulses
 STATUS_DELAY = 0.02  # seconds from the end of a request to the next pulse
@@ -36,9 +37,9 @@ class Output:
         self.reply: Callable[[to_client.Returned | to_client.Raised], None] = self._queue.put
         self._thread: threading.Thread | None = None
 
-    def start(self, engine: Engine) -> None:
-        """Start the thread that sends. engine: its snapshot and its health make the pulse."""
-        self._thread = threading.Thread(target=self._run, args=(engine,), name="headway-output", daemon=True)
+    def start(self, engine: Engine, errors: WireErrors) -> None:
+        """Start the thread that sends. engine: its snapshot and its health make the pulse; errors: of the intake."""
+        self._thread = threading.Thread(target=self._run, args=(engine, errors), name="headway-output", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
@@ -47,7 +48,7 @@ class Output:
         if self._thread is not None:
             self._thread.join()
 
-    def _run(self, engine: Engine) -> None:
+    def _run(self, engine: Engine, errors: WireErrors) -> None:
         num_clients = self._launch.num_clients
         sockets = [connect_output(self._context, self._launch, client) for client in range(num_clients)]
         next_pulse = 0.0
@@ -66,9 +67,10 @@ class Output:
                 snapshot = engine.manager.snapshot()
                 if not snapshot.has_work:
                     interpreter.tidy()
-                status = codec.encode(to_client.Status(snapshot, engine.is_stalled(), engine.failure()))
+                status = to_client.Status(snapshot, engine.is_stalled(), engine.failure(), errors.count)
+                pulse = codec.encode(status)
                 for socket in sockets:
-                    socket.send(status)
+                    socket.send(pulse)
                 next_pulse = time.monotonic() + STATUS_INTERVAL
         for socket in sockets:
             socket.close()

@@ -14,11 +14,11 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import queue
 import shutil
 import signal
 import sys
 import threading
-import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -37,33 +37,42 @@ from headway.executor.simulated import StepTimeModel
 from headway.wire import codec, to_client
 from headway.wire.launch import Launch
 
+logger = logging.getLogger(__name__)
+
 STDIN = 0  # read without Python's buffer: a thread that waits would keep the buffer's lock at exit
 
 Build = Callable[[Launch, OnEffects], Engine]
 
 
-def read_launch() -> Launch | None:
-    """The `Launch` on standard input; None if standard input ends before it is complete."""
-    line = b""
-    while not line.endswith(b"\n"):
-        part = os.read(STDIN, 65536)
-        if not part:
-            return None
-        line += part
-    return msgspec.json.decode(line, type=Launch)
+class Parent:
+    """Watches over standard input, from the first moment of the process: loading takes seconds.
 
+    Its end means that the parent is gone. Then this ends the process and removes the folder of the sockets, which the
+    parent cannot do any more.
+    """
 
-def end_with_parent(launch: Launch) -> None:
-    """End this process, and remove its sockets, when standard input ends: the parent cannot do it any more."""
-    while os.read(STDIN, 4096):
-        pass
-    shutil.rmtree(launch.socket_dir, ignore_errors=True)
-    os._exit(1)
+    def __init__(self, socket_dir: str) -> None:
+        self._socket_dir = socket_dir
+        self._lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        threading.Thread(target=self._watch, name="headway-parent", daemon=True).start()
+
+    def launch(self) -> Launch:
+        """Wait for what the parent wants to be run."""
+        return msgspec.json.decode(self._lines.get(), type=Launch)
+
+    def _watch(self) -> None:
+        read = b""
+        while part := os.read(STDIN, 65536):
+            if b"\n" not in read:
+                read += part
+                if b"\n" in read:
+                    self._lines.put(read)
+        shutil.rmtree(self._socket_dir, ignore_errors=True)
+        os._exit(1)
 
 
 def run(launch: Launch, build: Build) -> int:
     """The life of an engine process; returns its exit status."""
-    threading.Thread(target=end_with_parent, args=(launch,), name="headway-parent", daemon=True).start()
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     output = Output(context, launch)
     hello = [connect_output(context, launch, client) for client in range(launch.num_clients)]
@@ -76,7 +85,7 @@ def run(launch: Launch, build: Build) -> int:
         engine = build(launch, output.put)
     except Exception as error:
         if not isinstance(error, ValueError):  # a ValueError is an error of the user; its message is enough
-            traceback.print_exc()
+            logger.exception("the engine cannot be loaded")
         tell(to_client.LoadFailed(first_line(error)))
         context.destroy(linger=LINGER_MS)
         return 2
@@ -84,15 +93,22 @@ def run(launch: Launch, build: Build) -> int:
     intake = Intake(context, launch, engine, desk)
     interpreter.settle()
     engine.start()
+    if launch.paused:
+        engine.manager.pause()
     tell(to_client.Ready(engine.manager.config))
-    output.start(engine)
-    grace = intake.run()
+    output.start(engine, intake.errors)
+    status, grace = 0, 0.0
+    try:
+        grace = intake.run()
+    except Exception:  # without intake the engine is of no use; what is inside ends, and the parent sees the status
+        logger.critical("the engine process ends: no message can be received any more", exc_info=True)
+        status = 1
     engine.shutdown(grace)
     desk.close()
     output.stop()
     intake.close()
     context.destroy(linger=LINGER_MS)
-    return 0
+    return status
 
 
 def load(launch: Launch, on_effects: OnEffects) -> Engine:
@@ -100,8 +116,17 @@ def load(launch: Launch, on_effects: OnEffects) -> Engine:
     return Engine.from_config(launch.config, on_effects)
 
 
+def end_with_thread(args: threading.ExceptHookArgs) -> None:
+    """End the process: one of its threads has died, and the engine needs them all."""
+    name = args.thread.name if args.thread is not None else "unknown"
+    error = args.exc_value
+    logger.critical("the engine process ends: the thread %s has died of %r", name, error, exc_info=error)
+    os._exit(1)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m headway.engine.process", description="One engine.")
+    parser.add_argument("--socket-dir", required=True, help="folder of the sockets, removed if the parent is gone")
     parser.add_argument("--executor", choices=("transformers", "simulated"), default="transformers")
     parser.add_argument("--base-s", type=float, default=0.0, help="simulated: seconds per step")
     parser.add_argument("--per-token-s", type=float, default=0.0, help="simulated: seconds more per token")
@@ -110,13 +135,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    threading.excepthook = end_with_thread
+    parent = Parent(args.socket_dir)
     build: Build = load
     if args.executor == "simulated":
         build = partial(simulate, StepTimeModel(args.base_s, args.per_token_s, args.per_seq_s))
     else:
         import headway.executor.transformers_executor  # noqa: F401  takes seconds, while the parent finds the model
-    launch = read_launch()
-    return 1 if launch is None else run(launch, build)
+    return run(parent.launch(), build)
 
 
 if __name__ == "__main__":

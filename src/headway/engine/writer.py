@@ -26,6 +26,7 @@ NO_CONNECTOR = "no connector: this engine has nothing to send KV with"
 NO_PREPROCESSOR = "this engine has no preprocessor"
 
 _LONGEST_SLEEP = 0.5  # seconds; a writer with nothing to do still makes a turn this often, to show its health
+_OVERSLEPT = 1.0  # seconds that the writer may come late; if it comes later, its process did not run
 _STALL_SECONDS = 10.0  # with work, an idle device and no progress for this long, the engine counts as stalled
 
 
@@ -42,7 +43,8 @@ class WriterLoop:
     pool: prepares requests; the loop starts and stops it. None: there is no preprocessor.
     async_scheduling: launch the next step while one computes, if the executor takes two. False: each launch waits for
         the result of the step before it.
-    step_timeout: the most seconds from one sign of progress of the device to the next.
+    step_timeout: the most seconds from one sign of progress of the device to the next. Where the whole process was
+        stopped for a while (SIGSTOP, a virtual machine that moves), they are counted anew from then on.
     """
 
     def __init__(
@@ -68,6 +70,8 @@ class WriterLoop:
         self._failure: str | None = None
         self._seen: tuple[int, int] = (0, 0)
         self._progress_at = time.monotonic()
+        self._looked_at = self._progress_at  # when the writer last looked around
+        self._asleep = 0.0  # seconds that it wanted to sleep since, at most
         self._thread = threading.Thread(target=self._run, name="headway-writer", daemon=True)
 
     @property
@@ -176,11 +180,16 @@ class WriterLoop:
             until = min(until, self._progress_at + self._step_timeout)
         if snapshot.next_deadline is not None:
             until = min(until, snapshot.next_deadline)
-        return max(until - now, 0.0)
+        self._asleep = max(until - now, 0.0)
+        return self._asleep
 
     def _watch(self) -> None:
         """Note progress; give up a step without a result."""
         snapshot, now = self._manager.snapshot(), time.monotonic()
+        late, self._looked_at = now - self._looked_at - self._asleep, now
+        if snapshot.num_in_flight and late > _OVERSLEPT:  # the step may have been stopped too, or its answer be waiting
+            logger.warning("the writer was stopped for %.1f s: the time of the step is counted anew", late)
+            self._progress_at = now
         seen = (snapshot.step_id, snapshot.num_in_flight)
         # Nothing runs, because reserved or sending requests have the slots or blocks: the writer waits for the other
         # engine. The core has a deadline for this.

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from headway.error_text import first_line
 from headway.scheduler.batch import IntArray
 
 try:
@@ -69,6 +70,17 @@ class DecodeKernel:
         return kernel
 
     def _try(self) -> None:
+        """Run once, which compiles. Where the compiled code cannot be kept for the next process, run without that."""
+        try:
+            self._run_once()
+        except OSError as error:  # for one, the disk is full
+            logger.warning(
+                "the compiled attention of decodes cannot be cached, it is compiled at each start: %s", error
+            )
+            _compile(cache=False)
+            self._run_once()
+
+    def _run_once(self) -> None:
         one, cache = np.ones((1, 1, 1), np.float32), np.ones((1, 1, 1, 1), np.float32)
         table, row = np.zeros((1, 1), np.int32), np.zeros(1, np.int32)
         self.attend(one, cache, cache, table, row, row, row + 1, np.empty_like(one), None, None)
@@ -211,13 +223,15 @@ def _attend_shares(
         )
 
 
-def _jit(function: Any, **options: Any) -> Any:
-    """Compile at the first call, and cache the result for the next process: beside this file, else in the user's
+def _jit(function: Any, cache: bool, **options: Any) -> Any:
+    """Compile at the first call. cache: keep the result for the next process, beside this file, else in the user's
     cache."""
-    try:
-        return numba.njit(nogil=True, fastmath=_FAST, cache=True, **options)(function)
-    except RuntimeError:  # neither folder can be written
-        return numba.njit(nogil=True, fastmath=_FAST, **options)(function)
+    if cache:
+        try:
+            return numba.njit(nogil=True, fastmath=_FAST, cache=True, **options)(function)
+        except (RuntimeError, OSError) as error:  # no folder can be written
+            logger.warning("the compiled attention of decodes cannot be cached: %s", first_line(error))
+    return numba.njit(nogil=True, fastmath=_FAST, **options)(function)
 
 
 def _prefetch_first(_context: Any, array: Any) -> Any:
@@ -240,7 +254,13 @@ def _prefetch_first(_context: Any, array: Any) -> Any:
     return numba.void(array), generate
 
 
+def _compile(cache: bool) -> None:
+    """Put compiled functions in the place of the two of this module. `_attend_shares` calls `_attend` by its name."""
+    global _attend, _attend_shares
+    _attend = _jit(getattr(_attend, "py_func", _attend), cache)
+    _attend_shares = _jit(getattr(_attend_shares, "py_func", _attend_shares), cache, parallel=True)
+
+
 if numba is not None:
     _prefetch = intrinsic(_prefetch_first)
-    _attend = _jit(_attend)
-    _attend_shares = _jit(_attend_shares, parallel=True)
+    _compile(cache=True)

@@ -7,12 +7,14 @@ import torch
 
 from headway.config import EngineConfig
 from headway.executor.decode_graphs import DRIVER_BYTES, DecodeGraphs
+from headway.executor.host_memory import available_bytes
 from headway.executor.kv_tensors import bytes_per_block
 from headway.executor.loader import LoadedModel
 from headway.executor.packed_forward import plan_prompts
 from headway.executor.sampling_state import SamplingState
 
 _GIB = 1 << 30
+_CORE_BYTES = 64  # what the core keeps of each block beside its tokens, about
 
 
 def choose_num_blocks(
@@ -20,7 +22,8 @@ def choose_num_blocks(
 ) -> int:
     """Blocks of the KV cache, the padding block included. All other lasting memory must be allocated already.
 
-    graphs: not captured yet. Raises ValueError if the KV cache cannot hold one request of `max_model_len` tokens.
+    graphs: not captured yet. Raises ValueError if the KV cache cannot hold one request of `max_model_len` tokens, or
+    takes more memory than there is.
     """
     blocks_per_request = -(-max_model_len // config.block_size)
     needed = blocks_per_request + 1
@@ -39,7 +42,25 @@ def choose_num_blocks(
             f"{source} gives a KV cache of {max(num_blocks, 0)} blocks, and one request of max_model_len "
             f"({max_model_len}) tokens needs {needed} with the padding block: {needed * block_bytes / _GIB:.3g} GiB"
         )
+    _check_available(source, int(num_blocks), block_bytes, config, model.device)
     return int(num_blocks)
+
+
+def _check_available(
+    source: str, num_blocks: int, block_bytes: int, config: EngineConfig, device: torch.device
+) -> None:
+    """Raises ValueError if the device has not the memory for so many blocks. The system might promise it all the same,
+    and kill this process, or another, when the KV cache fills."""
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
+    else:
+        free = available_bytes()
+        block_bytes += 4 * config.block_size + _CORE_BYTES
+    if num_blocks * block_bytes > free:
+        raise ValueError(
+            f"{source} asks for a KV cache of {num_blocks} blocks, {num_blocks * block_bytes} bytes, and {free} bytes "
+            f"of memory are available: num_blocks can be {free // block_bytes} at most"
+        )
 
 
 @torch.inference_mode()

@@ -214,12 +214,16 @@ def _card(service: Service) -> ModelCard:
 
 @router.get("/health")
 async def health(request: Request) -> Response:
-    """200 while requests can be served; 503 with the reason when the engine is dead or stuck, or the server stops."""
+    """200 while requests can be served; 503 with the reason when the engine is dead or stuck, or the server stops.
+
+    A paused engine is healthy, and the body says that it is paused.
+    """
     service = service_of(request)
     service.check_open()
     if (reason := service.client.why_unhealthy()) is not None:
         raise ApiError(503, reason, code="unhealthy")
-    return Response(b"{}", media_type="application/json")
+    body = b'{"paused":true}' if service.client.snapshot.paused else b"{}"
+    return Response(body, media_type="application/json")
 
 
 @router.get("/metrics")

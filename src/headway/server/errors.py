@@ -16,6 +16,7 @@ from headway.errors import (
     DuplicateRequestError,
     EngineDeadError,
     EnginePausedError,
+    EngineRestartingError,
     QueryError,
     QueueFullError,
     RequestError,
@@ -30,6 +31,7 @@ class ClientDisconnected(Exception):
 
 RETRY_AFTER_S = 1  # a full queue has a place again as soon as any request ends
 PAUSED_RETRY_AFTER_S = 5  # a change of weights takes seconds
+RESTART_RETRY_AFTER_S = 5  # so does loading the model
 
 
 class ApiError(Exception):
@@ -78,7 +80,7 @@ def as_api_error(error: Exception) -> ApiError:
         case EnginePausedError():
             return ApiError(503, str(error), code="engine_paused", retry_after=PAUSED_RETRY_AFTER_S)
         case EngineDeadError():
-            return ApiError(503, str(error), code="engine_dead")
+            return _no_engine(error)
         case RequestFailedError():
             return ApiError(500, str(error), code="generation_failed")
         case QueryError():
@@ -91,6 +93,12 @@ def as_api_error(error: Exception) -> ApiError:
             )
     logger.error("unexpected error", exc_info=error)
     return ApiError(500, f"internal error: {type(error).__name__}", code="internal_error")
+
+
+def _no_engine(error: EngineDeadError) -> ApiError:
+    if isinstance(error, EngineRestartingError):
+        return ApiError(503, str(error), code="engine_restarting", retry_after=RESTART_RETRY_AFTER_S)
+    return ApiError(503, str(error), code="engine_dead")
 
 
 def install(app: FastAPI) -> None:

@@ -39,7 +39,7 @@ class ServerMetrics:
     """An `Observer` of the engine client. One event loop writes; any thread may read the page."""
 
     def __init__(self, model_name: str, snapshot: Callable[[], Snapshot]) -> None:
-        registry = CollectorRegistry()
+        registry = self._inner = CollectorRegistry()
         self._registry = CollectorRegistry()
         self._registry.register(_TwoNames(registry))
         registry.register(_EngineNumbers(model_name, snapshot))
@@ -72,6 +72,10 @@ class ServerMetrics:
             registry=registry,
         )
         self._finished = {reason: finished.labels(model_name, reason.value) for reason in FinishReason}
+
+    def add(self, collector: Collector) -> None:
+        """Put more families on the page."""
+        self._inner.register(collector)
 
     def processed(self, processed: Processed) -> None:
         """Count the tokens, times and ends of one message of the engine."""

@@ -10,23 +10,27 @@ import asyncio
 import contextlib
 import gc
 import logging
+import math
+import os
 import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from functools import partial
 
 import uvicorn
 from fastapi import FastAPI
 
 from headway.client.engine_client import EngineClient, EngineStartError
+from headway.client.restart_budget import RestartBudget
 from headway.config import EngineConfig
 from headway.server.api import create_app
 from headway.server.service import Service
 
 logger = logging.getLogger(__name__)
 
+ENGINE_DIED = 1  # exit status
 BAD_START = 2  # exit status when the server cannot start with these arguments
 _BACKLOG = 2048  # the most connections that wait to be accepted
 _KEEP_ALIVE_S = 30  # seconds; longer than clients keep an idle connection, so that the clients close it
@@ -46,8 +50,9 @@ def serve(
     chat_template: str | None = None,
     trust_request_chat_template: bool = False,
     escape_special_tokens: bool = False,
+    engine_restarts: int = 0,
 ) -> int:
-    """Serve until a signal comes; returns the exit status.
+    """Serve until a signal comes; returns the exit status, which is 1 if the engine died for good.
 
     Prints "Headway serving MODEL at URL" on standard output when the server takes requests.
 
@@ -60,6 +65,8 @@ def serve(
     trust_request_chat_template: requests may bring a template, whose time and memory have no limit.
     escape_special_tokens: special tokens that chat messages spell are text, and not tokens.
 
+    engine_restarts: how often within ten minutes an engine that died is started again.
+
     If the server cannot start (the port, the model, the template), it prints one line on standard error and returns 2.
     """
     make_app = partial(
@@ -69,9 +76,14 @@ def serve(
         trust_request_chat_template=trust_request_chat_template,
         escape_special_tokens=escape_special_tokens,
     )
+    _log_to_standard_error()
     try:
+        restarts = RestartBudget(engine_restarts)
+        if not 0 <= shutdown_grace < math.inf:
+            raise ValueError(f"shutdown_grace must be a number of seconds of at least 0, got {shutdown_grace}")
+        start = partial(EngineClient.start, config, engine_args=engine_args, restarts=restarts)
         with bind(host, port) as listening:
-            return asyncio.run(_serve(config, listening, host, shutdown_grace, engine_args, access_log, make_app))
+            return asyncio.run(_serve(start, listening, host, shutdown_grace, access_log, make_app))
     except OSError as error:
         print(f"headway: cannot serve at {host}:{port}: {error.strerror or error}", file=sys.stderr)
     except (EngineStartError, ValueError) as error:
@@ -99,16 +111,15 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 async def _serve(
-    config: EngineConfig,
+    start_engine: Callable[[], Coroutine[None, None, EngineClient]],
     listening: socket.socket,
     host: str,
     shutdown_grace: float,
-    engine_args: Sequence[str],
     access_log: bool,
     make_app: Callable[[EngineClient, str], FastAPI],
 ) -> int:
     with _signals() as stop:
-        start = asyncio.ensure_future(EngineClient.start(config, engine_args=engine_args))
+        start = asyncio.ensure_future(start_engine())
         stopped = asyncio.ensure_future(stop.wait())
         await asyncio.wait({start, stopped}, return_when=asyncio.FIRST_COMPLETED)
         stopped.cancel()
@@ -123,9 +134,10 @@ async def _serve(
             app = make_app(client, client.files.name)
             listening.listen(_BACKLOG)
             await _run(app, client, listening, host, stop, shutdown_grace, access_log)
+            died = client.dead.is_set()
         finally:
             await client.shutdown()
-    return 0
+    return ENGINE_DIED if died else 0
 
 
 async def _run(
@@ -140,6 +152,7 @@ async def _run(
     server = _Server(
         uvicorn.Config(
             app,
+            log_config=None,  # one form for all lines of the log: see `_log_to_standard_error`
             log_level="info" if access_log else "warning",
             access_log=access_log,
             lifespan="off",
@@ -154,10 +167,11 @@ async def _run(
     if not serving.done():
         shown = f"[{host}]" if ":" in host else host
         port = listening.getsockname()[1]
-        print(f"Headway serving {client.files.name} at http://{shown}:{port}", flush=True)
-        stopped = asyncio.ensure_future(stop.wait())
-        await asyncio.wait({stopped, serving}, return_when=asyncio.FIRST_COMPLETED)
+        _announce(f"Headway serving {client.files.name} at http://{shown}:{port}")
+        stopped, died = asyncio.ensure_future(stop.wait()), asyncio.ensure_future(client.dead.wait())
+        await asyncio.wait({stopped, died, serving}, return_when=asyncio.FIRST_COMPLETED)
         stopped.cancel()
+        died.cancel()
         await _drain(app.state.service, stop, shutdown_grace)
         server.should_exit = True
     await serving
@@ -169,12 +183,32 @@ async def _drain(service: Service, stop: asyncio.Event, grace: float) -> None:
     service.draining = True
     stop.clear()
     client = service.client
-    if client.num_open:
-        logger.info("%d requests may finish within %g s", client.num_open, grace)
+    counts = client.snapshot
+    logger.info(
+        "the server stops: %d requests came to the engine and %d have ended; %d are open and may go on for %g s",
+        *(counts.num_requests_added, counts.num_requests_ended, client.num_open, grace),
+    )
     until = time.monotonic() + grace
     while client.num_open and time.monotonic() < until and not stop.is_set() and not client.snapshot.paused:
         await asyncio.sleep(_POLL_S)
+    logger.info("%d open requests are ended by the shutdown", client.num_open)
     client.fail_open("the server is shutting down")
+
+
+def _announce(line: str) -> None:
+    """Print a line on standard output. A server whose standard output was closed goes on without."""
+    try:
+        print(line, flush=True)
+    except OSError as error:
+        logger.warning("standard output cannot be written (%s): %s", error.strerror or error, line)
+        with open(os.devnull, "wb") as nowhere:  # what is left in the buffer would fail again at exit
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+
+
+def _log_to_standard_error() -> None:
+    """Headway's own lines from INFO on, and the lines of libraries from WARNING on."""
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("headway").setLevel(logging.INFO)
 
 
 @contextlib.contextmanager

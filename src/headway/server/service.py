@@ -13,6 +13,7 @@ from headway.client.chat_template import ChatTemplate
 from headway.client.conversation import Conversation
 from headway.client.engine_client import EngineClient
 from headway.client.special_tokens import SpecialTokenEscape
+from headway.server.engine_health import EngineHealth
 from headway.server.errors import ApiError
 from headway.server.generate import encode_json
 from headway.server.metrics import ServerMetrics
@@ -51,6 +52,7 @@ class Service:
         self.admin_api = admin_api
         self.created = int(time.time())
         self.metrics = ServerMetrics(model_name, lambda: client.snapshot)
+        self.metrics.add(EngineHealth(model_name, client))
         self.draining = False
         client.observer = self.metrics
 

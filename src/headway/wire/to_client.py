@@ -70,11 +70,15 @@ class Step(msgspec.Struct, frozen=True, tag=True, array_like=True):
 
 
 class Status(msgspec.Struct, frozen=True, tag=True, array_like=True):
-    """The engine's pulse, sent several times a second, also while the engine is idle."""
+    """The engine's pulse, sent several times a second, also while the engine is idle.
+
+    num_wire_errors: messages to the engine that were dropped since it started; see `wire_errors.py`.
+    """
 
     snapshot: Snapshot
     stalled: bool
     failure: str | None
+    num_wire_errors: int = 0
 
 
 class Returned(msgspec.Struct, frozen=True, tag=True, array_like=True):

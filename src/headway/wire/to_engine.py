@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import inf
+
 import msgspec
 
 from headway.config import PauseMode
@@ -61,10 +63,13 @@ class Call(msgspec.Struct, frozen=True, tag=True, array_like=True):
     """A call that concerns the whole engine. One `Returned` or `Raised` with the same number follows.
 
     number: unique; its upper bits name the calling process, as in a uid.
+    until: seconds, `time.monotonic` of this host. A call that the engine finds later is not carried out: its caller has
+        been told that it failed.
     """
 
     number: int
     call: EngineCall
+    until: float = inf
 
 
 class Shutdown(msgspec.Struct, frozen=True, tag=True, array_like=True):

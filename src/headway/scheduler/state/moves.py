@@ -274,7 +274,7 @@ class Moves:
         state.population[status] += 1
         entry.status = status
         if entry.handle is not None:
-            state.table.status[entry.handle.slot] = status
+            state.table.status[entry.handle.slot] = int(status)  # in an enum numpy can swallow an interrupt
             state.table.epoch += 1
 
     def _give_slot(self, entry: Entry, blocks: IntArray, num_cached_tokens: int, status: RequestStatus) -> None:

@@ -1,0 +1,38 @@
+"""The numbers of an engine over its restarts: a new engine process counts from zero, and no counter may go back."""
+
+from __future__ import annotations
+
+from headway.wire.to_client import Snapshot, Status
+
+_FIRST = Snapshot._fields.index("num_requests_added")
+COUNTERS = ("step_id", *Snapshot._fields[_FIRST:])  # the other fields of a snapshot are gauges
+
+
+class Totals:
+    """Adds what the engine processes before have counted to what the present one counts.
+
+    snapshot: of the present engine process, with the counters of all. num_wire_errors: messages that all have dropped.
+    """
+
+    def __init__(self) -> None:
+        self.snapshot = Snapshot()
+        self.num_wire_errors = 0
+        self._before = Snapshot()
+        self._wire_errors_before = 0
+
+    def take(self, status: Status) -> None:
+        """The pulse of the present engine process."""
+        self.snapshot = _sum(status.snapshot, self._before)
+        self.num_wire_errors = self._wire_errors_before + status.num_wire_errors
+
+    def end(self, *, paused: bool) -> None:
+        """The present engine process has died: nothing runs, and what it has counted stays. paused: a gauge that is
+        the operator's, not the engine's."""
+        self._before = _sum(Snapshot(), self.snapshot)
+        self._wire_errors_before = self.num_wire_errors
+        self.snapshot = self._before._replace(paused=paused)
+
+
+def _sum(snapshot: Snapshot, before: Snapshot) -> Snapshot:
+    """The gauges of `snapshot`, with the counters of both."""
+    return snapshot._replace(**{name: getattr(snapshot, name) + getattr(before, name) for name in COUNTERS})

@@ -1,0 +1,86 @@
+"""What a message must keep to, beyond the types of its fields, so that its receiver can rely on it.
+
+A message of Headway's own always does. Other programs of the same user can reach the sockets too.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from headway.request import NewRequest
+from headway.scheduler.batch import Logprobs
+from headway.scheduler.effects import TokenOutputs
+from headway.wire import to_client, to_engine
+from headway.wire.uids import client_of
+from headway.wire.wire_errors import WireError
+
+_LOGPROBS = [np.dtype(kind).str for kind in (np.int32, np.int32, np.int32, np.float32, np.float32)]
+
+
+def check_to_engine(message: to_engine.ToEngine, num_clients: int) -> None:
+    """Raises WireError for an answer that could reach no API process. The door checks the rest of a request.
+
+    num_clients: API processes, numbered from 0.
+    """
+    match message:
+        case to_engine.AddGroup(requests):
+            _check_group(requests, num_clients)
+        case to_engine.Call(number):
+            _check_address("the number of a call", number, num_clients)
+
+
+def check_to_client(message: to_client.ToClient, num_token_ids: int) -> None:
+    """Raises WireError for a step whose arrays do not fit each other, or with a token that the model does not have.
+
+    num_token_ids: token ids go from 0 to one less.
+    """
+    if isinstance(message, to_client.Step):
+        for outputs in message.tokens:
+            _check_tokens(outputs, num_token_ids)
+
+
+def _check_group(requests: list[NewRequest], num_clients: int) -> None:
+    if not requests:
+        raise WireError("a group without a request")
+    for request in requests:
+        if request.uid is None:
+            raise WireError("a request without a uid")
+        _check_address("the uid of a request", request.uid, num_clients)
+    if len({client_of(request.uid) for request in requests if request.uid is not None}) > 1:
+        raise WireError("a group with requests of several API processes")
+
+
+def _check_address(what: str, number: int, num_clients: int) -> None:
+    if not 0 <= client_of(number) < num_clients:
+        raise WireError(f"{what} is {number}, which names API process {client_of(number)} of {num_clients}")
+
+
+def _check_tokens(outputs: TokenOutputs, num_token_ids: int) -> None:
+    uids, tokens = outputs.uids, outputs.tokens
+    if uids.dtype != np.int64 or tokens.dtype != np.int32 or uids.ndim != 1 or uids.shape != tokens.shape:
+        raise WireError(
+            f"the uids of a step must be int64 and the tokens int32, equally many, got {uids.dtype} {uids.shape} and "
+            f"{tokens.dtype} {tokens.shape}"
+        )
+    if len(tokens) and not 0 <= int(tokens.min()) <= int(tokens.max()) < num_token_ids:
+        raise WireError(f"a token of a step is not in [0, {num_token_ids})")
+    if outputs.logprobs is not None:
+        _check_logprobs(outputs.logprobs, len(tokens), num_token_ids)
+
+
+def _check_logprobs(logprobs: Logprobs, num_tokens: int, num_token_ids: int) -> None:
+    rows = logprobs.rows
+    flat, wide = (rows.size,), (rows.size, *logprobs.top.shape[1:])
+    arrays = (rows, logprobs.ranks, logprobs.top_ids, logprobs.sampled, logprobs.top)
+    if (
+        len(wide) != 2
+        or [array.dtype.str for array in arrays] != _LOGPROBS
+        or not rows.shape == logprobs.sampled.shape == logprobs.ranks.shape == flat
+        or not logprobs.top_ids.shape == logprobs.top.shape == wide
+    ):
+        raise WireError("the arrays of logprobs do not fit each other")
+    if rows.size and not 0 <= int(rows.min()) <= int(rows.max()) < num_tokens:
+        raise WireError(f"a row of logprobs is not in [0, {num_tokens})")
+    ids = logprobs.top_ids
+    if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < num_token_ids:
+        raise WireError(f"a token of logprobs is not in [0, {num_token_ids})")

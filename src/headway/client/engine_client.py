@@ -28,9 +28,11 @@ from numpy.typing import NDArray
 
 from headway.client.link import EngineStartError, Link, ProcessLink
 from headway.client.pending_request import PendingRequest, RequestFailedError, Update
+from headway.client.text_limit import TextLimit
+from headway.client.text_pool import TextPool
 from headway.client.token_processor import Processed, TokenProcessor, expand
 from headway.config import EngineConfig, PauseMode, SchedulerConfig
-from headway.errors import EngineDeadError
+from headway.errors import EngineDeadError, RequestError
 from headway.model_files import ModelFiles
 from headway.outputs import RequestDelta, RequestOutput
 from headway.request import NewRequest
@@ -45,7 +47,7 @@ if TYPE_CHECKING:
 
 SILENCE_LIMIT = 10.0  # seconds without a pulse after which an engine does not count as healthy
 ANSWER_MARGIN = 5.0  # seconds that the answer to a call may come later than its timeout in the engine
-LONG_TEXT = 4096  # characters; tokenising them takes about a millisecond
+LONGEST_TOKENIZED = 2**20  # characters that are tokenised for their own sake, if no longer prompt is taken
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -72,12 +74,16 @@ class EngineClient:
         link: Link,
         index: int = 0,
         observer: Observer | None = None,
+        max_waiting: int = EngineConfig().max_waiting,
     ) -> None:
         self.files = files
         self.tokenizer = tokenizer
         self.config = config
         self.snapshot = Snapshot()
         self.observer = observer
+        self._max_waiting = max_waiting
+        self.text_limit = TextLimit(tokenizer, config.max_model_len)
+        self.texts = TextPool()
         self._link = link
         self._processor = TokenProcessor(tokenizer, files.limits.eos_token_ids)
         self._next_uid = index << UID_BITS
@@ -110,12 +116,36 @@ class EngineClient:
         except BaseException:
             await link.close(kill=True)
             raise
-        return cls(files=files, tokenizer=tokenizer, config=ready.config, link=link)
+        return cls(files=files, tokenizer=tokenizer, config=ready.config, link=link, max_waiting=config.max_waiting)
 
     async def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        """The token ids of a text. A long text is tokenised on another thread, so that the event loop goes on."""
-        encode = partial(self.tokenizer.encode, text, add_special_tokens=add_special_tokens, verbose=False)
-        return await asyncio.to_thread(encode) if len(text) > LONG_TEXT else encode()
+        """The token ids of a text, of any number. Raises RequestError for more characters than are tokenised."""
+        most = max(LONGEST_TOKENIZED, self.text_limit.characters)
+        if len(text) > most:
+            raise RequestError(f"the text has {len(text)} characters; at most {most} are tokenised at once")
+        (token_ids,) = await self._encode([text], add_special_tokens)
+        return token_ids
+
+    async def encode_prompts(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[list[int]]:
+        """The token ids of the prompts of one client request. Raises RequestError for a text that cannot fit, before
+        any is tokenised. Long texts are tokenised on another thread, so that the event loop goes on."""
+        for text in texts:
+            self.text_limit.check(len(text))
+        return await self._encode(texts, add_special_tokens)
+
+    async def _encode(self, texts: Sequence[str], add_special_tokens: bool) -> list[list[int]]:
+        encode = partial(self.tokenizer.encode, add_special_tokens=add_special_tokens, verbose=False)
+        return await self.texts.run(sum(map(len, texts)) + len(texts), lambda: [encode(text) for text in texts])
+
+    def check_num_answers(self, num_prompts: int, n: int) -> None:
+        """Raises RequestError for more answers than the engine can ever hold."""
+        capacity = self.config.max_num_seqs + self._max_waiting
+        if num_prompts * n > capacity:
+            raise RequestError(
+                f"{num_prompts} prompts x n = {n} are {num_prompts * n} answers; this server holds at most {capacity} "
+                f"(max_num_seqs {self.config.max_num_seqs} + max_waiting {self._max_waiting}): send fewer prompts in "
+                "one request"
+            )
 
     @property
     def num_open(self) -> int:
@@ -210,6 +240,7 @@ class EngineClient:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.texts.close()
         await self._link.close()
 
     # -- the inside

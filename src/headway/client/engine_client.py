@@ -323,13 +323,14 @@ class EngineClient:
         arrived: list[RequestDelta | RequestOutput] = [*processed.deltas, *processed.outputs]
         for output in arrived:
             request_id = output.request_id
+            if request_id not in self._open:  # the delta before, in this step, ended a stream that is not read
+                continue
             pending, index = self._open[request_id]
             if request_id in processed.shut_down:
                 pending.fail(EngineDeadError("the request was aborted: the engine was shut down"))
             else:
                 pending.take(Update(index, output))
-            if output.finished:
-                del self._open[request_id]
+            if output.finished and self._open.pop(request_id, None) is not None:
                 self._drop_if_complete(pending)
         if self.observer is not None:
             self.observer.processed(processed)

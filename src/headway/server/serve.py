@@ -23,6 +23,7 @@ from fastapi import FastAPI
 from headway.client.engine_client import EngineClient, EngineStartError
 from headway.config import EngineConfig
 from headway.server.api import create_app
+from headway.server.connections import ACCEPTS_PER_TURN, BoundedProtocol, raise_file_limit
 from headway.server.service import Service
 
 logger = logging.getLogger(__name__)
@@ -60,6 +61,7 @@ def serve(
 
     If the server cannot start (the port, the model, the template), it prints one line on standard error and returns 2.
     """
+    BoundedProtocol.limit = raise_file_limit()
     make_app = partial(
         create_app,
         admin_api=admin_api,
@@ -137,6 +139,8 @@ async def _run(
     server = _Server(
         uvicorn.Config(
             app,
+            http=BoundedProtocol,
+            backlog=ACCEPTS_PER_TURN,
             log_level="info" if access_log else "warning",
             access_log=access_log,
             lifespan="off",
@@ -149,6 +153,7 @@ async def _run(
     while not server.started and not serving.done():
         await asyncio.sleep(_POLL_S)
     if not serving.done():
+        listening.listen(_BACKLOG)  # again: uvicorn has set the kernel's queue to what one turn accepts
         shown = f"[{host}]" if ":" in host else host
         port = listening.getsockname()[1]
         print(f"Headway serving {client.files.name} at http://{shown}:{port}", flush=True)
@@ -157,7 +162,18 @@ async def _run(
         stopped.cancel()
         await _drain(app.state.service, stop, shutdown_grace)
         server.should_exit = True
+        _cut_off_slow_readers(server)
     await serving
+
+
+def _cut_off_slow_readers(server: uvicorn.Server) -> None:
+    """End the connections whose clients have not read their answers; they had the grace time."""
+    open_ones = [one for one in server.server_state.connections if isinstance(one, BoundedProtocol)]
+    stuck = [connection for connection in open_ones if connection.flow.write_paused]
+    for connection in stuck:
+        connection.transport.abort()
+    if stuck:
+        logger.warning("closed %d connections whose clients did not read their answers", len(stuck))
 
 
 async def _drain(service: Service, stop: asyncio.Event, grace: float) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -87,3 +90,13 @@ def test_a_repetition_penalty_has_bounds(value: float) -> None:
 
     with pytest.raises(RequestError, match=r"repetition_penalty must be in \[0.001, 1000\]"):
         SamplingParams(repetition_penalty=value)
+
+
+def test_a_costly_body_costs_at_most_16_bytes_a_byte_and_64_mib() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.server.costly_bodies"], capture_output=True, text=True, timeout=200
+    )
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(rows) == 8, done.stderr
+    for size, status, growth in rows:
+        assert status in (400, 413) and growth <= 16 * size + 64 * 2**20, rows

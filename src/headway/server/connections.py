@@ -42,8 +42,8 @@ async def _refuse(_scope: Scope, _receive: Receive, send: Send) -> None:
 
 
 class BoundedProtocol(H11Protocol):
-    """A connection that ends if its request does not begin in time. One beyond `limit` is answered 503 and closed; one
-    that finds no file left for the refusal is closed at once."""
+    """A connection that ends if its request does not begin in time. A connection beyond `limit` is answered
+    503 and closed; if there are too many of these, it is closed at once."""
 
     limit = MAX_CONNECTIONS
     head_seconds = HEAD_SECONDS

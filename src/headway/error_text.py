@@ -17,7 +17,7 @@ def first_line(error: BaseException) -> str:
 
 def describe(error: ValidationError) -> tuple[str, str | None]:
     """(what is wrong with a body or an argument, in one line; the name of the field, or None)."""
-    errors = error.errors(include_url=False, include_context=False)
+    errors = error.errors(include_url=False)
     # A field that may have several types brings one error for each type. The deepest error is the best guess.
     field_of_first = _path(errors[0]["loc"])[:1]
     of_first = (item for item in errors if _path(item["loc"])[:1] == field_of_first)
@@ -26,6 +26,9 @@ def describe(error: ValidationError) -> tuple[str, str | None]:
     field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
     message = _SHAPES.get(first["type"]) or first["msg"].removeprefix("Value error, ")
     match first["type"]:
+        case "unknown_field":
+            field = f"{field}.{first['ctx']['name']}".lstrip(".")
+            return f"unknown field {field!r:.100}", field
         case "extra_forbidden":
             return f"unknown field {field!r}", field
         case "missing":

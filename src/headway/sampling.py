@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,8 +81,7 @@ class SamplingParams:
         for name in ("seed", "max_tokens", "logprobs"):
             if getattr(self, name) is not None:
                 _integer(name, getattr(self, name))
-        for name in ("top_p", "repetition_penalty"):
-            _number(name, getattr(self, name))
+        _number("top_p", self.top_p)
         _in_range("n", self.n, 1, MAX_N)
         _in_range("temperature", self.temperature, 0, 100)
         if not 0 < self.top_p <= 1:
@@ -93,8 +91,7 @@ class SamplingParams:
         _in_range("min_p", self.min_p, 0, 1)
         _in_range("presence_penalty", self.presence_penalty, -2, 2)
         _in_range("frequency_penalty", self.frequency_penalty, -2, 2)
-        if not (self.repetition_penalty > 0 and math.isfinite(self.repetition_penalty)):
-            raise RequestError(f"repetition_penalty must be above 0, got {self.repetition_penalty}")
+        _in_range("repetition_penalty", self.repetition_penalty, 0.001, 1000)
         if self.seed is not None:
             _in_range("seed", self.seed, -(2**63), 2**63 - 1)
         if self.logprobs is not None:

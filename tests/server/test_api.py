@@ -263,7 +263,7 @@ async def test_a_body_of_another_type_is_a_415(api: Api) -> None:
 
 
 async def test_a_body_without_end_is_a_413(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("headway.server.service.MAX_BODY", 100)
+    monkeypatch.setattr("headway.server.body.MAX_BODY", 100)
     response = await post(api, prompt="a" * 200)
     assert response.status_code == 413 and "100" in error_of(response)["message"]
 

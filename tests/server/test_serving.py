@@ -128,7 +128,7 @@ def test_more_than_the_queue_holds_is_refused_at_once(server: Server) -> None:
     assert [request.result().status_code for request in inside] == [200] * (SLOTS + WAITING)
     # Neither is a group taken by half, and what was taken of it is given back.
     body = {**body, "max_tokens": 5}
-    for n, status in ((SLOTS + WAITING + 1, 503), (SLOTS + WAITING, 200)):
+    for n, status in ((SLOTS + WAITING + 1, 400), (SLOTS + WAITING, 200)):
         assert eventually(lambda n=n: server.http.post("/v1/completions", json={**body, "n": n}).status_code, status)
 
 
@@ -225,3 +225,11 @@ def test_sigterm_while_the_model_loads_ends_it_at_once(model: Path) -> None:
         assert server.stop() == 0
         assert not is_running(engine)
         assert server.leftovers() == []
+
+
+def test_silent_connections_keep_no_client_out(server: Server) -> None:
+    address = server.url.removeprefix("http://").split(":")
+    with contextlib.ExitStack() as silent:
+        for _ in range(300):
+            silent.enter_context(socket.create_connection((address[0], int(address[1]))))
+        assert server.http.get("/health").status_code == 200

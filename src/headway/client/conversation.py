@@ -5,13 +5,38 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+MAX_MESSAGES = 8192
+MAX_PARTS = 1024
 
 
 class StrictModel(BaseModel):
     """A record that refuses unknown fields and converts no types: the string "5" is not a number."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_unknown_field(cls, data: Any) -> Any:
+        """The first unknown field ends it: pydantic would make an error of each."""
+        if isinstance(data, dict) and cls.model_config.get("extra") == "forbid":
+            for name in data:
+                if name not in cls.model_fields:
+                    raise PydanticCustomError("unknown_field", "unknown field", {"name": name})
+        return data
+
+
+def at_most(limit: int, what: str) -> BeforeValidator:
+    """Refuses a list or an object of more items, before any item is looked at."""
+
+    def check(value: Any) -> Any:
+        if isinstance(value, list | tuple | dict) and len(value) > limit:
+            raise ValueError(f"at most {limit} {what} are taken, got {len(value)}")
+        return value
+
+    return BeforeValidator(check)
 
 
 def refuse_unsupported(unsupported: dict[str, Any]) -> None:
@@ -44,11 +69,11 @@ class ChatMessage(StrictModel):
     """One message of a conversation. Only an assistant's message may have no content."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[ContentPart] | None = None
+    content: Annotated[str | list[ContentPart] | None, at_most(MAX_PARTS, "content parts")] = None
     name: str | None = None
     # Fields of an assistant's message that a client sends back unchanged: only empty values are accepted.
     refusal: str | None = None
-    annotations: list[Any] | None = None
+    annotations: Annotated[list[Any] | None, at_most(MAX_PARTS, "annotations")] = None
     audio: Any = None
     function_call: Any = None
     tool_calls: Any = None
@@ -70,13 +95,15 @@ class ChatMessage(StrictModel):
         name = None if self.name is None else change(self.name)
         return self.model_copy(update={"content": content, "name": name})
 
+    def texts(self) -> list[str]:
+        """The parts of its content; a plain string is one part."""
+        if isinstance(self.content, list):
+            return [part.text or "" for part in self.content]
+        return [self.content or ""]
+
     def for_template(self) -> dict[str, str]:
         """The message in the form of chat templates: its content is one string, with a line break between parts."""
-        if isinstance(self.content, list):
-            content = "\n".join(part.text or "" for part in self.content)
-        else:
-            content = self.content or ""
-        message = {"role": self.role, "content": content}
+        message = {"role": self.role, "content": "\n".join(self.texts())}
         if self.name is not None:
             message["name"] = self.name
         return message
@@ -104,11 +131,22 @@ class Conversation(StrictModel):
     chat_template_kwargs: more variables for the template.
     """
 
-    messages: Annotated[list[ChatMessage], BeforeValidator(_as_dicts), Field(json_schema_extra={"minItems": 1})]
+    messages: Annotated[
+        list[ChatMessage],
+        FailFast(),
+        BeforeValidator(_as_dicts),
+        at_most(MAX_MESSAGES, "messages"),
+        Field(json_schema_extra={"minItems": 1}),
+    ]
     add_generation_prompt: bool = True
     continue_final_message: bool = False
     chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+
+    @property
+    def num_characters(self) -> int:
+        """The characters of all contents; no template makes a shorter text of them."""
+        return sum(len(part) for message in self.messages for part in message.texts())
 
     @model_validator(mode="after")
     def _one_way_to_go_on(self) -> Conversation:

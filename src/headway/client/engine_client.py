@@ -30,10 +30,12 @@ from headway.client.in_thread import in_thread
 from headway.client.link import EngineStartError, Link, ProcessLink
 from headway.client.pending_request import PendingRequest, RequestFailedError, Update
 from headway.client.restart_budget import RestartBudget
+from headway.client.text_limit import TextLimit
+from headway.client.text_pool import TextPool
 from headway.client.token_processor import Processed, TokenProcessor, expand
 from headway.client.totals import Totals
 from headway.config import EngineConfig, PauseMode, SchedulerConfig
-from headway.errors import EngineDeadError, EngineRestartingError
+from headway.errors import EngineDeadError, EngineRestartingError, RequestError
 from headway.model_files import ModelFiles
 from headway.outputs import RequestDelta, RequestOutput
 from headway.request import NewRequest
@@ -50,7 +52,7 @@ if TYPE_CHECKING:
 
 SILENCE_LIMIT = 10.0  # seconds without a pulse after which an engine does not count as healthy
 ANSWER_MARGIN = 5.0  # seconds that the answer to a call may come later than its timeout in the engine
-LONG_TEXT = 4096  # characters; tokenising them takes about a millisecond
+LONGEST_TOKENIZED = 2**20  # characters that are tokenised for their own sake, if no longer prompt is taken
 
 Reopen = Callable[[bool], Awaitable[tuple[Link, SchedulerConfig]]]  # starts an engine process, paused or not
 logger = logging.getLogger(__name__)
@@ -91,6 +93,7 @@ class EngineClient:
         observer: Observer | None = None,
         reopen: Reopen | None = None,
         restarts: RestartBudget | None = None,
+        max_waiting: int = EngineConfig().max_waiting,
     ) -> None:
         self.files = files
         self.tokenizer = tokenizer
@@ -99,6 +102,9 @@ class EngineClient:
         self.wire_errors = WireErrors("client")
         self.num_restarts = 0
         self.dead = asyncio.Event()
+        self._max_waiting = max_waiting
+        self.text_limit = TextLimit(tokenizer, config.max_model_len)
+        self.texts = TextPool()
         self._link = link
         self._reopen = reopen
         self._restarts = restarts or RestartBudget()
@@ -149,12 +155,44 @@ class EngineClient:
                 raise
 
         _log_ready(link, ready.config)
-        return cls(files=files, tokenizer=tokenizer, config=ready.config, link=link, reopen=reopen, restarts=restarts)
+        return cls(
+            files=files,
+            tokenizer=tokenizer,
+            config=ready.config,
+            link=link,
+            reopen=reopen,
+            restarts=restarts,
+            max_waiting=config.max_waiting,
+        )
 
     async def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        """The token ids of a text. A long text is tokenised on another thread, so that the event loop goes on."""
-        encode = partial(self.tokenizer.encode, text, add_special_tokens=add_special_tokens, verbose=False)
-        return await asyncio.to_thread(encode) if len(text) > LONG_TEXT else encode()
+        """The token ids of a text, of any number. Raises RequestError for more characters than are tokenised."""
+        most = max(LONGEST_TOKENIZED, self.text_limit.characters)
+        if len(text) > most:
+            raise RequestError(f"the text has {len(text)} characters; at most {most} are tokenised at once")
+        (token_ids,) = await self._encode([text], add_special_tokens)
+        return token_ids
+
+    async def encode_prompts(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[list[int]]:
+        """The token ids of the prompts of one client request. Raises RequestError for a text that cannot fit, before
+        any is tokenised. Long texts are tokenised on another thread, so that the event loop goes on."""
+        for text in texts:
+            self.text_limit.check(len(text))
+        return await self._encode(texts, add_special_tokens)
+
+    async def _encode(self, texts: Sequence[str], add_special_tokens: bool) -> list[list[int]]:
+        encode = partial(self.tokenizer.encode, add_special_tokens=add_special_tokens, verbose=False)
+        return await self.texts.run(sum(map(len, texts)) + len(texts), lambda: [encode(text) for text in texts])
+
+    def check_num_answers(self, num_prompts: int, n: int) -> None:
+        """Raises RequestError for more answers than the engine can ever hold."""
+        capacity = self.config.max_num_seqs + self._max_waiting
+        if num_prompts * n > capacity:
+            raise RequestError(
+                f"{num_prompts} prompts x n = {n} are {num_prompts * n} answers; this server holds at most {capacity} "
+                f"(max_num_seqs {self.config.max_num_seqs} + max_waiting {self._max_waiting}): send fewer prompts in "
+                "one request"
+            )
 
     @property
     def snapshot(self) -> Snapshot:
@@ -273,6 +311,7 @@ class EngineClient:
         self._fail_calls()
         self._life.cancel()
         await asyncio.gather(self._life, return_exceptions=True)
+        self.texts.close()
         await self._link.close()
 
     # -- the inside
@@ -374,13 +413,14 @@ class EngineClient:
         arrived: list[RequestDelta | RequestOutput] = [*processed.deltas, *processed.outputs]
         for output in arrived:
             request_id = output.request_id
+            if request_id not in self._open:  # the delta before, in this step, ended a stream that is not read
+                continue
             pending, index = self._open[request_id]
             if request_id in processed.shut_down:
                 pending.fail(EngineDeadError("the request was aborted: the engine was shut down"))
             else:
                 pending.take(Update(index, output))
-            if output.finished:
-                del self._open[request_id]
+            if output.finished and self._open.pop(request_id, None) is not None:
                 self._drop_if_complete(pending)
         if self.observer is not None:
             self.observer.processed(processed)

@@ -14,6 +14,18 @@ from headway.request import FinishReason
 class RequestFailedError(RuntimeError):
     """An accepted request could not be completed. HTTP 500."""
 
+    code = "generation_failed"
+
+
+class SlowReaderError(RequestFailedError):
+    """The client does not read its stream, and more of it has come than is kept."""
+
+    code = "slow_reader"
+
+
+MAX_UNREAD = 16 * 2**20  # bytes of updates that wait for a client that does not read
+_PER_DELTA, _PER_TOKEN, _PER_LOGPROB = 600, 40, 130  # bytes, about
+
 
 @dataclass(frozen=True, slots=True)
 class Update:
@@ -49,6 +61,7 @@ class PendingRequest:
         self._unfinished = set(request_ids)
         self._accepted = accepted
         self._updates: list[Update] = []
+        self._unread = 0  # bytes of the updates, about
         self._error: Exception | None = None
         self._wake = asyncio.Event()
 
@@ -61,6 +74,7 @@ class PendingRequest:
                 raise self._error
             if self._accepted and self._updates:
                 updates, self._updates = self._updates, []
+                self._unread = 0
                 return updates
             if self.complete:
                 raise StopAsyncIteration
@@ -92,6 +106,17 @@ class PendingRequest:
         if failure is not None:
             self.fail(failure)
             return
+        self._unread += _size_of(update.output)
+        if self._unread > MAX_UNREAD:
+            self._updates.clear()
+            self.close()
+            self.fail(
+                SlowReaderError(
+                    f"the answer was ended: more than {MAX_UNREAD} bytes of it waited to be read; read the stream as "
+                    "it comes"
+                )
+            )
+            return
         self._updates.append(update)
         if update.output.finished:
             self._unfinished.discard(update.output.request_id)
@@ -107,6 +132,14 @@ class PendingRequest:
         if self._error is None:
             self._error = error
         self._wake.set()
+
+
+def _size_of(output: RequestDelta | RequestOutput) -> int:
+    """About the bytes that this keeps while it is unread. A whole answer is read at once: it counts nothing."""
+    if not isinstance(output, RequestDelta):
+        return 0
+    num_logprobs = sum(map(len, output.logprobs or ()))
+    return _PER_DELTA + len(output.text) + _PER_TOKEN * len(output.token_ids) + _PER_LOGPROB * num_logprobs
 
 
 def _failure_of(output: RequestDelta | RequestOutput) -> Exception | None:

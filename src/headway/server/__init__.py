@@ -6,6 +6,7 @@ of the server process. It reaches the engine only by the `EngineClient`, and nev
     serve.py         the process: port, engine, signals, shutdown
     api.py           the routes for clients     admin.py        the routes for operators
     service.py       shared by all routes
+    body.py, json_census.py   how a body is read      connections.py  bounds on connections
     protocol.py      request bodies             responses.py    response bodies
     generate.py      from a pending request to a response, whole or streamed
     completions.py, chat.py   the form of answers in each of the two APIs

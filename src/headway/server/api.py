@@ -17,10 +17,11 @@ from headway.client.engine_client import EngineClient
 from headway.errors import RequestError
 from headway.sampling import SamplingParams
 from headway.server import admin, errors
+from headway.server.body import read_body
 from headway.server.chat import ChatFace
 from headway.server.completions import CompletionFace
 from headway.server.errors import ApiError
-from headway.server.generate import Face, Prompt, respond
+from headway.server.generate import Face, Prompt, respond, unless_disconnected
 from headway.server.protocol import (
     ChatCompletionRequest,
     CompletionRequest,
@@ -30,7 +31,7 @@ from headway.server.protocol import (
     TokenizeRequest,
 )
 from headway.server.responses import ModelCard, ModelList, Text, Tokens, Version
-from headway.server.service import Service, answer, read_body, service_of
+from headway.server.service import Service, answer, service_of
 from headway.token_ids import check_token_ids
 
 _COMPLETION = TypeAdapter(CompletionRequest)
@@ -84,10 +85,11 @@ async def completions(request: Request) -> Response:
     arrival_time = time.monotonic()
     service = service_of(request)
     service.check_open()
-    body = await read_body(request, _COMPLETION)
+    body = await read_body(request, _COMPLETION, service.client.texts)
     service.check_model(body.model)
     sampling = body.sampling(service.client.files.default_sampling)
-    prompts = [await _prompt(service.client, prompt) for prompt in body.prompt]
+    service.client.check_num_answers(len(body.prompt), sampling.n)
+    prompts = await unless_disconnected(request, _prompts(service.client, body.prompt))
     if body.echo:
         prompts = [_with_text(service.client, prompt) for prompt in prompts]
     face = CompletionFace(
@@ -107,12 +109,11 @@ async def chat_completions(request: Request) -> Response:
     arrival_time = time.monotonic()
     service = service_of(request)
     service.check_open()
-    body = await read_body(request, _CHAT)
+    body = await read_body(request, _CHAT, service.client.texts)
     service.check_model(body.model)
     sampling = body.sampling(service.client.files.default_sampling)
-    text = service.render(body)
-    # The template has written the special tokens already.
-    prompts = [Prompt(await service.client.encode(text, add_special_tokens=False), text)]
+    service.client.check_num_answers(1, sampling.n)
+    prompts = [await unless_disconnected(request, _chat_prompt(service, body))]
     face = ChatFace(
         response_id=body.request_id or f"chatcmpl-{uuid.uuid4().hex}",
         created=int(time.time()),
@@ -151,10 +152,25 @@ async def _answer(
     )
 
 
-async def _prompt(client: EngineClient, prompt: str | list[int]) -> Prompt:
-    if isinstance(prompt, str):
-        return Prompt(await client.encode(prompt, add_special_tokens=True), prompt)
-    return Prompt(prompt)
+async def _prompts(client: EngineClient, prompts: Sequence[str | list[int]]) -> list[Prompt]:
+    texts = [prompt for prompt in prompts if isinstance(prompt, str)]  # of one request: all are texts, or none
+    if not texts:
+        return [Prompt(prompt) for prompt in prompts if isinstance(prompt, list)]
+    encoded = await client.encode_prompts(texts, add_special_tokens=True)
+    return [Prompt(token_ids, text) for token_ids, text in zip(encoded, texts)]
+
+
+async def _chat_prompt(service: Service, body: ChatCompletionRequest) -> Prompt:
+    service.client.text_limit.check(body.num_characters)
+    text = await service.render(body)
+    # The template has written the special tokens already.
+    (token_ids,) = await service.client.encode_prompts([text], add_special_tokens=False)
+    return Prompt(token_ids, text)
+
+
+async def _tokenized(service: Service, body: TokenizeRequest | TokenizeChatRequest) -> list[int]:
+    text = await service.render(body) if isinstance(body, TokenizeChatRequest) else body.prompt
+    return await service.client.encode(text, add_special_tokens=body.add_special_tokens)
 
 
 def _with_text(client: EngineClient, prompt: Prompt) -> Prompt:
@@ -176,10 +192,9 @@ async def tokenize(request: Request) -> Response:
     """The token ids of a text or of a conversation."""
     service = service_of(request)
     client = service.client
-    body = await read_body(request, _TOKENIZE)
+    body = await read_body(request, _TOKENIZE, service.client.texts)
     service.check_model(body.model)
-    text = service.render(body) if isinstance(body, TokenizeChatRequest) else body.prompt
-    tokens = await client.encode(text, add_special_tokens=body.add_special_tokens)
+    tokens = await unless_disconnected(request, _tokenized(service, body))
     strings = list(client.tokenizer.convert_ids_to_tokens(tokens)) if body.return_token_strs else None
     return answer(Tokens(len(tokens), client.config.max_model_len, tokens, strings))
 
@@ -188,7 +203,7 @@ async def tokenize(request: Request) -> Response:
 async def detokenize(request: Request) -> Response:
     """The text of token ids."""
     service = service_of(request)
-    body = await read_body(request, _DETOKENIZE)
+    body = await read_body(request, _DETOKENIZE, service.client.texts)
     service.check_model(body.model)
     return answer(Text(_decode(service.client, body.tokens, "tokens")))
 

@@ -82,7 +82,7 @@ def as_api_error(error: Exception) -> ApiError:
         case EngineDeadError():
             return _no_engine(error)
         case RequestFailedError():
-            return ApiError(500, str(error), code="generation_failed")
+            return ApiError(500, str(error), code=error.code)
         case QueryError():
             return ApiError(409, str(error), code="wrong_role")
         case TimeoutError():

@@ -15,17 +15,18 @@ from numpy.typing import NDArray
 from pydantic import (
     AfterValidator,
     Discriminator,
+    FailFast,
     Field,
     PlainValidator,
     Tag,
     model_validator,
 )
 
-from headway.client.conversation import Conversation, StrictModel, refuse_unsupported
+from headway.client.conversation import Conversation, StrictModel, at_most, refuse_unsupported
 from headway.errors import RequestError
 from headway.kv_transfer_params import copied
 from headway.request import NewRequest
-from headway.sampling import MAX_LOGPROBS, SamplingParams
+from headway.sampling import MAX_LOGIT_BIAS, MAX_LOGPROBS, MAX_STOP_STRINGS, MAX_STOP_TOKEN_IDS, SamplingParams
 
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's default for /v1/completions
 
@@ -40,7 +41,7 @@ class _Bookkeeping(StrictModel):
     """Fields of OpenAI's API that SDKs send and that change no answer here."""
 
     user: str | None = None
-    metadata: dict[str, str] | None = None
+    metadata: Annotated[dict[str, str] | None, at_most(64, "entries")] = None
     store: bool | None = None
     service_tier: str | None = None
     safety_identifier: str | None = None
@@ -63,9 +64,9 @@ class _Generate(_Bookkeeping):
     top_p: float | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
+    logit_bias: Annotated[dict[str, float] | None, at_most(MAX_LOGIT_BIAS, "tokens")] = None
     seed: Int64 | None = None
-    stop: str | list[str] | None = None
+    stop: Annotated[str | list[str] | None, at_most(MAX_STOP_STRINGS, "strings")] = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
@@ -74,7 +75,7 @@ class _Generate(_Bookkeeping):
     min_p: float | None = None
     repetition_penalty: float | None = None
     min_tokens: Int32 | None = None
-    stop_token_ids: list[Int32] | None = None
+    stop_token_ids: Annotated[list[Int32] | None, at_most(MAX_STOP_TOKEN_IDS, "token ids")] = None
     ignore_eos: bool | None = None
     include_stop_str_in_output: bool | None = None
     skip_special_tokens: bool | None = None
@@ -157,7 +158,7 @@ def _token_id(key: str) -> int:
 
 
 def _is_token_list(value: list[Any]) -> bool:
-    return all(type(item) is int for item in value)
+    return all(kind is int for kind in set(map(type, value)))
 
 
 def _check_prompt(value: Any) -> list[Prompt]:
@@ -286,7 +287,7 @@ class DetokenizeRequest(StrictModel):
     """POST /detokenize."""
 
     model: str | None = None
-    tokens: list[Int32]
+    tokens: Annotated[list[Int32], FailFast()]
 
 
 TokenizeBody = Annotated[

@@ -26,6 +26,7 @@ from headway.client.engine_client import EngineClient, EngineStartError
 from headway.client.restart_budget import RestartBudget
 from headway.config import EngineConfig
 from headway.server.api import create_app
+from headway.server.connections import ACCEPTS_PER_TURN, BoundedProtocol, raise_file_limit
 from headway.server.service import Service
 
 logger = logging.getLogger(__name__)
@@ -69,6 +70,7 @@ def serve(
 
     If the server cannot start (the port, the model, the template), it prints one line on standard error and returns 2.
     """
+    BoundedProtocol.limit = raise_file_limit()
     make_app = partial(
         create_app,
         admin_api=admin_api,
@@ -153,6 +155,8 @@ async def _run(
         uvicorn.Config(
             app,
             log_config=None,  # one form for all lines of the log: see `_log_to_standard_error`
+            http=BoundedProtocol,
+            backlog=ACCEPTS_PER_TURN,
             log_level="info" if access_log else "warning",
             access_log=access_log,
             lifespan="off",
@@ -165,6 +169,7 @@ async def _run(
     while not server.started and not serving.done():
         await asyncio.sleep(_POLL_S)
     if not serving.done():
+        listening.listen(_BACKLOG)  # again: uvicorn has set the kernel's queue to what one turn accepts
         shown = f"[{host}]" if ":" in host else host
         port = listening.getsockname()[1]
         _announce(f"Headway serving {client.files.name} at http://{shown}:{port}")
@@ -174,7 +179,18 @@ async def _run(
         died.cancel()
         await _drain(app.state.service, stop, shutdown_grace)
         server.should_exit = True
+        _cut_off_slow_readers(server)
     await serving
+
+
+def _cut_off_slow_readers(server: uvicorn.Server) -> None:
+    """End the connections whose clients have not read their answers; they had the grace time."""
+    open_ones = [one for one in server.server_state.connections if isinstance(one, BoundedProtocol)]
+    stuck = [connection for connection in open_ones if connection.flow.write_paused]
+    for connection in stuck:
+        connection.transport.abort()
+    if stuck:
+        logger.warning("closed %d connections whose clients did not read their answers", len(stuck))
 
 
 async def _drain(service: Service, stop: asyncio.Event, grace: float) -> None:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import time
-from typing import TypeVar
+from functools import partial
 
 from fastapi import Request, Response
 from msgspec import Struct
-from pydantic import TypeAdapter
 
 from headway.client.chat_template import ChatTemplate
 from headway.client.conversation import Conversation
@@ -17,10 +16,6 @@ from headway.server.engine_health import EngineHealth
 from headway.server.errors import ApiError
 from headway.server.generate import encode_json
 from headway.server.metrics import ServerMetrics
-
-B = TypeVar("B")
-
-MAX_BODY = 64 * 2**20  # bytes
 
 
 class Service:
@@ -71,7 +66,7 @@ class Service:
                 param="model",
             )
 
-    def render(self, conversation: Conversation) -> str:
+    async def render(self, conversation: Conversation) -> str:
         """The text of the prompt for a conversation. Raises RequestError, and ApiError for a template that is not
         trusted."""
         given = conversation.chat_template
@@ -82,6 +77,9 @@ class Service:
                 "--trust-request-chat-template, or with the template itself (--chat-template)",
                 param="chat_template",
             )
+        return await self.client.texts.run(conversation.num_characters, partial(self._render, conversation))
+
+    def _render(self, conversation: Conversation) -> str:
         if self._escape is not None:
             conversation = conversation.with_text(self._escape)
         return self._chat_template.render(conversation)
@@ -90,21 +88,6 @@ class Service:
 def service_of(request: Request) -> Service:
     service: Service = request.app.state.service
     return service
-
-
-async def read_body(request: Request, adapter: TypeAdapter[B]) -> B:
-    """The body of a request, validated by `adapter`. Raises ApiError or pydantic's ValidationError."""
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type != "application/json" and not media_type.endswith("+json"):
-        raise ApiError(415, f"Content-Type must be application/json, got {media_type or 'none'!r}")
-    parts: list[bytes] = []
-    size = 0
-    async for part in request.stream():
-        size += len(part)
-        if size > MAX_BODY:
-            raise ApiError(413, f"the body has more than {MAX_BODY} bytes, which is the limit")
-        parts.append(part)
-    return adapter.validate_json(b"".join(parts))
 
 
 def answer(body: Struct, status: int = 200) -> Response:

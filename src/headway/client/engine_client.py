@@ -28,12 +28,12 @@ from numpy.typing import NDArray
 
 from headway.client.link import EngineStartError, Link, ProcessLink
 from headway.client.pending_request import PendingRequest, RequestFailedError, Update
-from headway.client.token_processor import Processed, TokenProcessor, expand
+from headway.client.token_processor import Ended, Processed, TokenProcessor, expand
 from headway.config import EngineConfig, PauseMode, SchedulerConfig
 from headway.errors import EngineDeadError
 from headway.model_files import ModelFiles
 from headway.outputs import RequestDelta, RequestOutput
-from headway.request import NewRequest
+from headway.request import FinishReason, NewRequest
 from headway.token_ids import pack
 from headway.wire import to_client, to_engine
 from headway.wire.refusals import refusal
@@ -58,6 +58,9 @@ class Observer(Protocol):
 
     def processed(self, processed: Processed) -> None:
         """Called once per wire message with tokens or ends."""
+
+    def gave_up(self, ended: Ended) -> None:
+        """Called for each request that ends without an answer: its client left, or the engine stopped."""
 
 
 class EngineClient:
@@ -198,7 +201,7 @@ class EngineClient:
     def fail_open(self, why: str) -> None:
         """End every pending request with EngineDeadError, and abort its requests in the engine."""
         for pending in list(self._pending.values()):
-            self._release(pending)
+            self._release(pending, FinishReason.ERROR)
             pending.fail(EngineDeadError(why))
 
     async def shutdown(self) -> None:
@@ -237,7 +240,13 @@ class EngineClient:
             if not future.done():
                 future.set_exception(EngineDeadError(self._failure))
 
-    def _release(self, pending: PendingRequest) -> None:
+    def _release(self, pending: PendingRequest, reason: FinishReason = FinishReason.ABORT) -> None:
+        """Abort what is open of a pending request. reason: how the metrics count its open answers."""
+        for request_id in pending.request_ids:
+            if self.observer is not None and self._open.get(request_id, (None, 0))[0] is pending:
+                ended = self._processor.give_up(request_id, reason, time.monotonic())
+                if ended is not None:
+                    self.observer.gave_up(ended)
         uids = self._forget(pending)
         if uids and self._failure is None:
             self._link.send(to_engine.Abort(uids))

@@ -25,7 +25,10 @@ ONGOING = Ending(None)
 
 @dataclass(slots=True)
 class OpenRequest:
-    """The common part of the answers of one request. live: the number of answers that have not ended."""
+    """The common part of the answers of one request. live: the number of answers that have not ended.
+
+    ends: of the answers that have ended, in the order of their ends: the reason, and the number of tokens.
+    """
 
     request_id: str
     uids: tuple[int, ...]
@@ -34,6 +37,7 @@ class OpenRequest:
     stream: bool
     live: int
     num_cached_tokens: int = 0
+    ends: list[tuple[FinishReason, int]] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -56,6 +60,11 @@ class OpenSequence:
     text: str = ""
     num_given: int = 0
     last_time: float | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        """Output tokens so far."""
+        return self.num_given + len(self.token_ids)
 
     def scan(self, piece: str) -> str | None:
         """Add text; returns the stop string that it completes, or None."""

@@ -19,6 +19,7 @@ from headway.sampling import SamplingParams
 from headway.server import admin, errors
 from headway.server.chat import ChatFace
 from headway.server.completions import CompletionFace
+from headway.server.envelope import Envelope
 from headway.server.errors import ApiError
 from headway.server.generate import Face, Prompt, respond
 from headway.server.protocol import (
@@ -29,7 +30,7 @@ from headway.server.protocol import (
     TokenizeChatRequest,
     TokenizeRequest,
 )
-from headway.server.responses import ModelCard, ModelList, Text, Tokens, Version
+from headway.server.responses import ModelCard, ModelList, Root, Text, Tokens, Version
 from headway.server.service import Service, answer, read_body, service_of
 from headway.token_ids import check_token_ids
 
@@ -52,6 +53,7 @@ def create_app(client: EngineClient, model_name: str, **options: Any) -> FastAPI
     for routes in (router, admin.admin, admin.debug):
         app.include_router(routes)
     errors.install(app)
+    app.add_middleware(Envelope, metrics=app.state.service.metrics)
     _describe_bodies(app)
     return app
 
@@ -212,6 +214,14 @@ def _card(service: Service) -> ModelCard:
     return ModelCard(service.model_name, service.created, str(client.files.path), client.config.max_model_len)
 
 
+@router.get("/", include_in_schema=False)
+async def root() -> Response:
+    """Where to read on."""
+    return answer(Root(__version__))
+
+
+@router.get("/ping", include_in_schema=False)
+@router.head("/health", include_in_schema=False)
 @router.get("/health")
 async def health(request: Request) -> Response:
     """200 while requests can be served; 503 with the reason when the engine is dead or stuck, or the server stops."""

@@ -46,7 +46,7 @@ class Service:
         self._trust_request_chat_template = trust_request_chat_template
         self.admin_api = admin_api
         self.created = int(time.time())
-        self.metrics = ServerMetrics(model_name, lambda: client.snapshot)
+        self.metrics = ServerMetrics(model_name, lambda: client.snapshot, client.config.max_model_len)
         self.draining = False
         client.observer = self.metrics
 

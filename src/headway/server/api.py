@@ -22,6 +22,7 @@ from headway.server.completions import CompletionFace
 from headway.server.envelope import Envelope
 from headway.server.errors import ApiError
 from headway.server.generate import Face, Prompt, respond
+from headway.server.openapi import describe_answers
 from headway.server.protocol import (
     ChatCompletionRequest,
     CompletionRequest,
@@ -75,6 +76,7 @@ def _describe_bodies(app: FastAPI) -> None:
             [(model, "validation") for model in models], ref_template="#/components/schemas/{model}"
         )
         schema.setdefault("components", {}).setdefault("schemas", {}).update(definitions["$defs"])
+        describe_answers(schema)
         return schema
 
     app.openapi = openapi  # type: ignore[method-assign]

@@ -18,7 +18,7 @@ _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"
 class Envelope:
     """ASGI middleware. It also answers errors that no handler took: they are a 500 in the form of all errors.
 
-    The X-Request-Id of a request comes back in its answer. A request with none, or with one that is longer than
+    The X-Request-Id of a request comes back in its answer. A request without an id, or with an id that is longer than
     `MAX_ID` or has characters that are not printable ASCII, gets a new one. The id names no request in the engine:
     proxies send one id with several requests.
     """

@@ -1,0 +1,36 @@
+"""Starts a server with the embedded model, and lets schemathesis ask it whatever its documentation allows, and more.
+
+    python tools/fuzz.py [--max-examples 50] [more arguments of `schemathesis run`]
+
+No answer may be a 5xx, have a status or a type of content that the documentation does not name, or break its schema.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+BIN = Path(sys.executable).parent
+CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
+EXAMPLES = ["--max-examples", "25"]
+
+
+def main(arguments: list[str]) -> int:
+    """Returns the exit status of schemathesis. arguments: for `schemathesis run`."""
+    serve = [sys.executable, "-c", "import sys; from headway.cli import main; sys.exit(main(sys.argv[1:]))", "serve"]
+    server = subprocess.Popen([*serve, "--port", "0"], stdout=subprocess.PIPE, text=True)
+    try:
+        assert server.stdout is not None
+        url = next((line.split()[-1] for line in server.stdout if line.startswith("Headway serving")), None)
+        if url is None:
+            return server.wait()
+        options = [f"{url}/openapi.json", "--checks", CHECKS, "--phases", "examples,coverage,fuzzing", *EXAMPLES]
+        return subprocess.call([str(BIN / "schemathesis"), "run", *options, *arguments])
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -56,4 +56,4 @@ def describe_answers(document: dict[str, Any]) -> None:
             if path == "/metrics":
                 responses["200"]["content"] = {"text/plain": {"schema": {"type": "string"}}}
             elif path in ("/v1/completions", "/v1/chat/completions"):
-                responses["200"]["content"]["text/event-stream"] = {"schema": {"type": "string"}}
+                responses["200"]["content"]["text/event-stream"] = {}

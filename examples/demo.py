@@ -35,7 +35,7 @@ MAX_TOKENS = 128
 ABANDON_AFTER = 8  # pieces of the answer
 GONE_WITHIN_S = 60.0  # far more than a busy machine takes
 # One of our samples on the page of metrics: name without prefix, and value. Histograms have more labels.
-SAMPLE = re.compile(r'^headway:(\w+)\{model_name="[^"]*"\} (\S+)$', re.MULTILINE)
+SAMPLE = re.compile(r'^headway:(\w+)\{engine="0",model_name="[^"]*"\} (\S+)$', re.MULTILINE)
 PAIR = re.compile(r"\b([a-zA-Z])(\d)\b")
 
 

@@ -30,6 +30,7 @@ def describe(error: ValidationError) -> tuple[str, str | None]:
             field = f"{field}.{first['ctx']['name']}".lstrip(".")
             return f"unknown field {field!r:.100}", field
         case "extra_forbidden":
+            field = _with_own_name(field, first["loc"])
             return f"unknown field {field!r}", field
         case "missing":
             return f"the field {field!r} is required", field
@@ -42,6 +43,12 @@ def describe(error: ValidationError) -> tuple[str, str | None]:
     value = first.get("input")
     shown = repr(value) if isinstance(value, (str, int, float, bool, type(None))) else type(value).__name__
     return f"{field}: {message}, got {shown[:100]}", field
+
+
+def _with_own_name(field: str, location: tuple[str | int, ...]) -> str:
+    """The path with the name of an unknown field at its end, also where `_path` took the name for a union branch."""
+    name = str(location[-1])
+    return field if field.endswith(name) else f"{field}.{name}".lstrip(".")
 
 
 def _path(location: tuple[str | int, ...]) -> list[str | int]:

@@ -41,9 +41,10 @@ class CompletionOutput:
 
 @dataclass(slots=True)
 class RequestMetrics:
-    """Times of one request in seconds, on the caller's `time.monotonic` clock."""
+    """Times of one request in seconds, on the caller's `time.monotonic` clock. started_time: it left the queue."""
 
     arrival_time: float = 0.0
+    started_time: float | None = None
     first_token_time: float | None = None
     last_token_time: float | None = None
     finished_time: float | None = None

@@ -578,7 +578,7 @@ async def test_metrics_carry_both_names(api: Api) -> None:
     await post(api, stream=True, max_tokens=3)
     page = (await api.get("/metrics")).text
     values = dict(line.rsplit(" ", 1) for line in page.splitlines() if not line.startswith("#"))
-    label = f'{{model_name="{MODEL}"}}'
+    label = f'{{engine="0",model_name="{MODEL}"}}'
     expected = {
         f"num_requests_running{label}": 3,
         f"num_requests_waiting{label}": 2,
@@ -589,7 +589,7 @@ async def test_metrics_carry_both_names(api: Api) -> None:
         f"kv_cache_usage_perc{label}": 0.5,
         f"num_preemptions_total{label}": 4,
         f"generation_tokens_total{label}": 8,
-        f'request_success_total{{finished_reason="length",model_name="{MODEL}"}}': 2,
+        f'request_success_total{{engine="0",finished_reason="length",model_name="{MODEL}"}}': 2,
         f"time_to_first_token_seconds_count{label}": 2,
         f"inter_token_latency_seconds_count{label}": 6,
         f"request_time_per_output_token_seconds_count{label}": 2,

@@ -32,13 +32,13 @@ from headway.client.pending_request import PendingRequest, RequestFailedError, U
 from headway.client.restart_budget import RestartBudget
 from headway.client.text_limit import TextLimit
 from headway.client.text_pool import TextPool
-from headway.client.token_processor import Processed, TokenProcessor, expand
+from headway.client.token_processor import Ended, Processed, TokenProcessor, expand
 from headway.client.totals import Totals
 from headway.config import EngineConfig, PauseMode, SchedulerConfig
 from headway.errors import EngineDeadError, EngineRestartingError, RequestError
 from headway.model_files import ModelFiles
 from headway.outputs import RequestDelta, RequestOutput
-from headway.request import NewRequest
+from headway.request import FinishReason, NewRequest
 from headway.token_ids import pack
 from headway.wire import to_client, to_engine
 from headway.wire.checks import check_to_client
@@ -65,6 +65,9 @@ class Observer(Protocol):
 
     def processed(self, processed: Processed) -> None:
         """Called once per wire message with tokens or ends."""
+
+    def gave_up(self, ended: Ended) -> None:
+        """Called for each request that ends without an answer: its client left, or the engine stopped."""
 
 
 class _NoAnswerError(TimeoutError):
@@ -352,10 +355,16 @@ class EngineClient:
 
     def _fail_pending(self, error: EngineDeadError) -> None:
         for pending in list(self._pending.values()):
-            self._release(pending)
+            self._release(pending, FinishReason.ERROR)
             pending.fail(type(error)(str(error)))  # an error of its own: raising changes it
 
-    def _release(self, pending: PendingRequest) -> None:
+    def _release(self, pending: PendingRequest, reason: FinishReason = FinishReason.ABORT) -> None:
+        """Abort what is open of a pending request. reason: how the metrics count its open answers."""
+        for request_id in pending.request_ids:
+            if self.observer is not None and self._open.get(request_id, (None, 0))[0] is pending:
+                ended = self._processor.give_up(request_id, reason, time.monotonic())
+                if ended is not None:
+                    self.observer.gave_up(ended)
         uids = self._forget(pending)
         if uids and self._failure is None:
             self._link.send(to_engine.Abort(uids))

@@ -30,6 +30,7 @@ class OpenRequest:
 
     live: the number of answers that have not ended.
     stop_tokens: hidden special tokens whose text is a stop string. The text of the answer does not show these.
+    ends: of the answers that have ended, in the order of their ends: the reason, and the number of tokens.
     """
 
     request_id: str
@@ -40,6 +41,7 @@ class OpenRequest:
     live: int
     num_cached_tokens: int = 0
     stop_tokens: dict[int, str] = field(default_factory=dict)
+    ends: list[tuple[FinishReason, int]] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -63,9 +65,14 @@ class OpenSequence:
     last_time: float | None = None
 
     @property
+    def num_tokens(self) -> int:
+        """Output tokens so far."""
+        return self.num_given + len(self.token_ids)
+
+    @property
     def past_min_tokens(self) -> bool:
         """Whether a stop string may end the answer at its last token."""
-        return self.num_given + len(self.token_ids) > self.request.sampling.min_tokens
+        return self.num_tokens > self.request.sampling.min_tokens
 
     def stop_of(self, token: int) -> str | None:
         """The stop string that this token is, if the text does not show it and it ends the answer now."""

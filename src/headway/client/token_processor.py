@@ -57,6 +57,28 @@ def _shift_seed(seed: int | None, offset: int) -> int | None:
     return (seed + offset + 2**63) % 2**64 - 2**63  # seeds are int64
 
 
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A request that is over, in numbers. ends: of each answer, the reason and the number of output tokens."""
+
+    ends: list[tuple[FinishReason, int]]
+    num_prompt_tokens: int
+    num_cached_tokens: int
+    max_tokens: int | None
+    metrics: RequestMetrics
+
+    @classmethod
+    def of(cls, request: OpenRequest) -> Ended:
+        """The numbers of `request`."""
+        return cls(
+            request.ends,
+            len(request.output.prompt_token_ids),
+            request.num_cached_tokens,
+            request.sampling.max_tokens,
+            request.output.metrics,
+        )
+
+
 @dataclass(slots=True)
 class Processed:
     """What `TokenProcessor.process` made of one `Effects`.
@@ -65,7 +87,9 @@ class Processed:
     outputs: of requests that do not stream and are complete now.
     stop_uids: sequences that a stop string ended, for `Manager.finish`: the engine does not know this yet.
     shut_down: ids of requests with an answer that was cut off because the engine was shut down.
+    ended: the numbers of requests that are over.
     num_tokens: output tokens of live sequences.
+    step_tokens: of each step, its output tokens, and the prompts of the answers that it gave their first token.
     first_token_latencies: seconds from arrival; one per answer that got its first tokens.
     inter_token_latencies: seconds since the tokens before; one per answer that got more tokens.
     """
@@ -74,7 +98,9 @@ class Processed:
     outputs: list[RequestOutput] = field(default_factory=list)
     stop_uids: list[int] = field(default_factory=list)
     shut_down: set[str] = field(default_factory=set)
+    ended: list[Ended] = field(default_factory=list)
     num_tokens: int = 0
+    step_tokens: list[int] = field(default_factory=list)
     first_token_latencies: list[float] = field(default_factory=list)
     inter_token_latencies: list[float] = field(default_factory=list)
 
@@ -159,18 +185,34 @@ class TokenProcessor:
             return []
         return [uid for uid in request.uids if self._sequences.pop(uid, None) is not None]
 
+    def give_up(self, request_id: str, reason: FinishReason, now: float) -> Ended | None:
+        """The numbers of a request whose open answers end now for `reason`: `discard` follows. None: it is not known.
+
+        now: seconds, on the clock of all calls.
+        """
+        request = self._requests.get(request_id)
+        if request is None:
+            return None
+        open_answers = (sequence for uid in request.uids if (sequence := self._sequences.get(uid)) is not None)
+        request.ends += [(reason, sequence.num_tokens) for sequence in open_answers]
+        request.output.metrics.finished_time = now
+        return Ended.of(request)
+
     def process(self, effects: Effects, now: float) -> Processed:
         """Apply effects of the engine. Effects of sequences that have ended or were discarded are ignored.
 
         now: seconds, on the clock of all calls.
         """
         processed = Processed()
-        self._note_starts(effects)
+        self._note_starts(effects, now)
         ends = {end.uid: end for end in effects.ended}
         changed: dict[int, OpenSequence] = {}
         stopped: dict[int, str] = {}  # uid -> the stop string found
         for outputs in effects.tokens:
-            processed.num_tokens += self._take_tokens(outputs, ends, changed, stopped)
+            first = self._prompts_of_first_tokens(outputs)
+            count = self._take_tokens(outputs, ends, changed, stopped)
+            processed.num_tokens += count
+            processed.step_tokens.append(count + first)
         for sequence in changed.values():
             _record_times(sequence, now, processed)
         for uid, end in ends.items():
@@ -191,12 +233,22 @@ class TokenProcessor:
                 processed.deltas.append(sequence.take_delta(ONGOING))
         return processed
 
-    def _note_starts(self, effects: Effects) -> None:
+    def _prompts_of_first_tokens(self, outputs: TokenOutputs) -> int:
+        """Prompt tokens of the answers that have their first token in this step."""
+        count = 0
+        for uid in outputs.uids.tolist():
+            sequence = self._sequences.get(uid)
+            if sequence is not None and not sequence.num_tokens:
+                count += len(sequence.request.output.prompt_token_ids)
+        return count
+
+    def _note_starts(self, effects: Effects, now: float) -> None:
         for uid, num_cached_tokens in effects.started:
             sequence = self._sequences.get(uid)
             # Only the first of n answers counts: the others may find cached blocks that the first has just computed.
             if sequence is not None and sequence.index == 0:
                 sequence.request.num_cached_tokens = num_cached_tokens
+                sequence.request.output.metrics.started_time = now
 
     def _take_tokens(
         self,
@@ -278,9 +330,12 @@ class TokenProcessor:
     def _finish(self, sequence: OpenSequence, ending: Ending, now: float, processed: Processed) -> None:
         request = sequence.request
         request.live -= 1
+        assert ending.reason is not None
+        request.ends.append((ending.reason, sequence.num_tokens))
         if not request.live:
             del self._requests[request.request_id]
             request.output.metrics.finished_time = now
+            processed.ended.append(Ended.of(request))
         if request.stream:
             processed.deltas.append(sequence.take_delta(ending))
             return

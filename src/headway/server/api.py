@@ -20,8 +20,10 @@ from headway.server import admin, errors
 from headway.server.body import read_body
 from headway.server.chat import ChatFace
 from headway.server.completions import CompletionFace
+from headway.server.envelope import Envelope
 from headway.server.errors import ApiError
 from headway.server.generate import Face, Prompt, respond, unless_disconnected
+from headway.server.openapi import describe_answers
 from headway.server.protocol import (
     ChatCompletionRequest,
     CompletionRequest,
@@ -30,7 +32,7 @@ from headway.server.protocol import (
     TokenizeChatRequest,
     TokenizeRequest,
 )
-from headway.server.responses import ModelCard, ModelList, Text, Tokens, Version
+from headway.server.responses import ModelCard, ModelList, Root, Text, Tokens, Version
 from headway.server.service import Service, answer, service_of
 from headway.token_ids import check_token_ids
 
@@ -53,6 +55,7 @@ def create_app(client: EngineClient, model_name: str, **options: Any) -> FastAPI
     for routes in (router, admin.admin, admin.debug):
         app.include_router(routes)
     errors.install(app)
+    app.add_middleware(Envelope, metrics=app.state.service.metrics)
     _describe_bodies(app)
     return app
 
@@ -74,6 +77,7 @@ def _describe_bodies(app: FastAPI) -> None:
             [(model, "validation") for model in models], ref_template="#/components/schemas/{model}"
         )
         schema.setdefault("components", {}).setdefault("schemas", {}).update(definitions["$defs"])
+        describe_answers(schema)
         return schema
 
     app.openapi = openapi  # type: ignore[method-assign]
@@ -227,6 +231,14 @@ def _card(service: Service) -> ModelCard:
     return ModelCard(service.model_name, service.created, str(client.files.path), client.config.max_model_len)
 
 
+@router.get("/", include_in_schema=False)
+async def root() -> Response:
+    """Where to read on."""
+    return answer(Root(__version__))
+
+
+@router.get("/ping", include_in_schema=False)
+@router.head("/health", include_in_schema=False)
 @router.get("/health")
 async def health(request: Request) -> Response:
     """200 while requests can be served; 503 with the reason when the engine is dead or stuck, or the server stops.

@@ -9,6 +9,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from headway.client.engine_client import EngineClient
+from headway.server.metrics import ENGINE, LABELS
 
 
 class EngineHealth(Collector):
@@ -20,15 +21,15 @@ class EngineHealth(Collector):
 
     def collect(self) -> Iterator[Metric]:
         restarts = CounterMetricFamily(
-            "headway:engine_restarts", "How often the engine process was started again.", labels=["model_name"]
+            "headway:engine_restarts", "How often the engine process was started again.", labels=LABELS
         )
-        restarts.add_metric([self._model_name], self._client.num_restarts)
+        restarts.add_metric([self._model_name, ENGINE], self._client.num_restarts)
         yield restarts
         dropped = CounterMetricFamily(
             "headway:wire_errors",
             "Messages between API process and engine process that were dropped, by the side that dropped them.",
-            labels=["model_name", "side"],
+            labels=[*LABELS, "side"],
         )
-        dropped.add_metric([self._model_name, "engine"], self._client.num_engine_wire_errors)
-        dropped.add_metric([self._model_name, self._client.wire_errors.side], self._client.wire_errors.count)
+        dropped.add_metric([self._model_name, ENGINE, "engine"], self._client.num_engine_wire_errors)
+        dropped.add_metric([self._model_name, ENGINE, self._client.wire_errors.side], self._client.wire_errors.count)
         yield dropped

@@ -35,7 +35,10 @@ RESTART_RETRY_AFTER_S = 5  # so does loading the model
 
 
 class ApiError(Exception):
-    """An HTTP status and an error body. The names are those of OpenAI's error body. retry_after: seconds."""
+    """An HTTP status and an error body. The names are those of OpenAI's error body.
+
+    retry_after: seconds. allow: the methods that the path has.
+    """
 
     def __init__(
         self,
@@ -45,6 +48,7 @@ class ApiError(Exception):
         code: str | None = None,
         param: str | None = None,
         retry_after: int | None = None,
+        allow: str | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -52,6 +56,7 @@ class ApiError(Exception):
         self.code = code
         self.param = param
         self.retry_after = retry_after
+        self.allow = allow
 
     def body(self) -> dict[str, dict[str, str | None]]:
         """{"error": {...}}"""
@@ -59,7 +64,8 @@ class ApiError(Exception):
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
     def response(self) -> Response:
-        headers = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+        given = {"Retry-After": self.retry_after, "Allow": self.allow}
+        headers = {name: str(value) for name, value in given.items() if value is not None}
         return Response(msgspec.json.encode(self.body()), self.status, headers, "application/json")
 
 
@@ -88,9 +94,7 @@ def as_api_error(error: Exception) -> ApiError:
         case TimeoutError():
             return ApiError(504, str(error), code="timeout")
         case HTTPException():
-            return ApiError(
-                error.status_code, str(error.detail), code="not_found" if error.status_code == 404 else None
-            )
+            return ApiError(error.status_code, str(error.detail), allow=(error.headers or {}).get("Allow"))
     logger.error("unexpected error", exc_info=error)
     return ApiError(500, f"internal error: {type(error).__name__}", code="internal_error")
 
@@ -101,10 +105,23 @@ def _no_engine(error: EngineDeadError) -> ApiError:
     return ApiError(503, str(error), code="engine_dead")
 
 
+def _without_route(request: Request, error: HTTPException) -> ApiError:
+    """The answer for a path, or a method of a path, that is not served."""
+    what, known = f"{request.method} {request.url.path}", as_api_error(error)
+    match error.status_code:
+        case 404:
+            known.message, known.code = f"there is no {what} here: see /docs for the paths", "not_found"
+        case 405:
+            known.message, known.code = f"{what} is not allowed: this path takes {known.allow}", "method_not_allowed"
+    return known
+
+
 def install(app: FastAPI) -> None:
     """Make `app` answer every error in this form."""
 
     async def handle(request: Request, error: Exception) -> Response:
+        if isinstance(error, HTTPException):
+            return _without_route(request, error).response()
         return as_api_error(error).response()
 
     async def disconnected(request: Request, error: Exception) -> Response:

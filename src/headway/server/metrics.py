@@ -2,6 +2,7 @@
 
 Gauges and engine counters are read from the engine's last snapshot, for each page. The other metrics are counted when
 the engine's messages come. Every family appears twice, as `headway:...` and as `vllm:...`, with the same numbers.
+Only `http_requests_total` has no prefix, as in vLLM. The label `engine` is always "0": a server has one engine.
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from headway.client.token_processor import Processed
-from headway.outputs import RequestMetrics
+from headway.client.token_processor import Ended, Processed
 from headway.request import FinishReason
 from headway.wire.to_client import Snapshot
 
 PREFIX = "headway"
 ALIAS = "vllm"
+LABELS = ("model_name", "engine")
+ENGINE = "0"
 
 _FIRST_TOKEN_BUCKETS = (
     *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75),
@@ -33,20 +35,34 @@ _REQUEST_BUCKETS = (
     *(0.01, 0.05, 0.1, 0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0),
     *(120.0, 240.0, 480.0, 960.0, 1920.0, 7680.0),
 )
+_STEP_BUCKETS = (1.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16384.0)
+_COUNT_BUCKETS = (1.0, 2.0, 5.0, 10.0, 20.0)
+
+
+def _token_buckets(limit: int) -> tuple[float, ...]:
+    """1, 2, 5, 10, 20, 50, ... up to `limit`."""
+    buckets: list[float] = []
+    scale = 1
+    while scale <= limit:
+        buckets += [float(scale * digit) for digit in (1, 2, 5) if scale * digit <= limit]
+        scale *= 10
+    return tuple(buckets)
 
 
 class ServerMetrics:
     """An `Observer` of the engine client. One event loop writes; any thread may read the page."""
 
-    def __init__(self, model_name: str, snapshot: Callable[[], Snapshot]) -> None:
+    def __init__(self, model_name: str, snapshot: Callable[[], Snapshot], max_model_len: int) -> None:
         registry = self._inner = CollectorRegistry()
         self._registry = CollectorRegistry()
         self._registry.register(_TwoNames(registry))
         registry.register(_EngineNumbers(model_name, snapshot))
 
         def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
-            family = Histogram(f"{PREFIX}:{name}", text, ["model_name"], registry=registry, buckets=buckets)
-            return family.labels(model_name)
+            family = Histogram(f"{PREFIX}:{name}", text, LABELS, registry=registry, buckets=buckets)
+            return family.labels(model_name, ENGINE)
+
+        tokens = _token_buckets(max_model_len)
 
         self._first_token = histogram(
             "time_to_first_token_seconds", "From the arrival of a request to its first token.", _FIRST_TOKEN_BUCKETS
@@ -62,16 +78,37 @@ class ServerMetrics:
         self._latency = histogram(
             "e2e_request_latency_seconds", "From the arrival of a request to its last token.", _REQUEST_BUCKETS
         )
-        self._generated = Counter(
-            f"{PREFIX}:generation_tokens", "Tokens generated.", ["model_name"], registry=registry
-        ).labels(model_name)
+        self._queue = histogram("request_queue_time_seconds", "From arrival to the first slot.", _REQUEST_BUCKETS)
+        self._prefill = histogram("request_prefill_time_seconds", "From slot to first token.", _REQUEST_BUCKETS)
+        self._decode = histogram("request_decode_time_seconds", "From first to last token.", _REQUEST_BUCKETS)
+        self._inference = histogram("request_inference_time_seconds", "From slot to last token.", _REQUEST_BUCKETS)
+        self._prompt = histogram("request_prompt_tokens", "Prompt tokens of a request.", tokens)
+        self._computed = histogram(
+            "request_prefill_kv_computed_tokens", "Prompt tokens that were not in the prefix cache.", tokens
+        )
+        self._output = histogram("request_generation_tokens", "Output tokens of an answer.", tokens)
+        self._longest = histogram(
+            "request_max_num_generation_tokens", "Output tokens of the longest answer of a request.", tokens
+        )
+        self._n = histogram("request_params_n", "The n of a request.", _COUNT_BUCKETS)
+        self._max_tokens = histogram("request_params_max_tokens", "The max_tokens of a request.", tokens)
+        self._step = histogram("iteration_tokens_total", "Prompt and output tokens of a step.", _STEP_BUCKETS)
+        self._generated = Counter(f"{PREFIX}:generation_tokens", "Tokens generated.", LABELS, registry=registry).labels(
+            model_name, ENGINE
+        )
         finished = Counter(
             f"{PREFIX}:request_success",
             "Answers that were completed, by the reason of their end.",
-            ["model_name", "finished_reason"],
+            [*LABELS, "finished_reason"],
             registry=registry,
         )
-        self._finished = {reason: finished.labels(model_name, reason.value) for reason in FinishReason}
+        self._finished = {reason: finished.labels(model_name, ENGINE, reason.value) for reason in FinishReason}
+        self._http = Counter(
+            "http_requests",
+            "HTTP requests, by route, method and class of status.",
+            ["method", "status", "handler"],
+            registry=self._registry,
+        )
 
     def add(self, collector: Collector) -> None:
         """Put more families on the page."""
@@ -85,22 +122,44 @@ class ServerMetrics:
             self._first_token.observe(seconds)
         for seconds in processed.inter_token_latencies:
             self._inter_token.observe(seconds)
-        for delta in processed.deltas:
-            if delta.finish_reason is not None:
-                self._finished[delta.finish_reason].inc()
-            if delta.finished:
-                self._observe_end(delta.metrics, delta.num_tokens)
-        for output in processed.outputs:
-            for answer in output.outputs:
-                if answer.finish_reason is not None:
-                    self._finished[answer.finish_reason].inc()
-            self._observe_end(output.metrics, max(len(answer.token_ids) for answer in output.outputs))
+        for count in processed.step_tokens:
+            self._step.observe(count)
+        for ended in processed.ended:
+            self.gave_up(ended)
 
-    def _observe_end(self, metrics: RequestMetrics, num_tokens: int) -> None:
-        if metrics.finished_time is not None:
-            self._latency.observe(metrics.finished_time - metrics.arrival_time)
-        if metrics.first_token_time is not None and metrics.last_token_time is not None and num_tokens > 1:
-            self._per_token.observe((metrics.last_token_time - metrics.first_token_time) / (num_tokens - 1))
+    def gave_up(self, ended: Ended) -> None:
+        """Count a request that is over, complete or not. A time that it did not come to is not counted."""
+        for reason, num_tokens in ended.ends:
+            self._finished[reason].inc()
+            self._output.observe(num_tokens)
+        longest = max(num_tokens for _, num_tokens in ended.ends)
+        self._longest.observe(longest)
+        self._n.observe(len(ended.ends))
+        self._prompt.observe(ended.num_prompt_tokens)
+        if ended.max_tokens is not None:
+            self._max_tokens.observe(ended.max_tokens)
+        self._observe_times(ended, longest)
+
+    def _observe_times(self, ended: Ended, num_tokens: int) -> None:
+        times = ended.metrics
+        if times.finished_time is not None:
+            self._latency.observe(times.finished_time - times.arrival_time)
+        if times.started_time is not None:
+            self._queue.observe(max(0.0, times.started_time - times.arrival_time))
+            self._computed.observe(ended.num_prompt_tokens - ended.num_cached_tokens)
+        if times.first_token_time is None or times.last_token_time is None:
+            return
+        decode = times.last_token_time - times.first_token_time
+        self._decode.observe(decode)
+        if times.started_time is not None:
+            self._prefill.observe(times.first_token_time - times.started_time)
+            self._inference.observe(times.last_token_time - times.started_time)
+        if num_tokens > 1:
+            self._per_token.observe(decode / (num_tokens - 1))
+
+    def answered(self, method: str, path: str, status: int) -> None:
+        """Count an HTTP request. path: of the route, with the names of its parameters."""
+        self._http.labels(method, f"{status // 100}xx", path).inc()
 
     def page(self) -> bytes:
         """All metrics, in Prometheus's text format."""
@@ -133,15 +192,31 @@ class _EngineNumbers(Collector):
             ),
             "prefix_cache_queries": ("Tokens looked up in the prefix cache.", now.num_prefix_query_tokens),
             "prefix_cache_hits": ("Tokens found in the prefix cache.", now.num_prefix_hit_tokens),
+            "prompt_tokens_cached": ("Prompt tokens found in the prefix cache.", now.num_prefix_hit_tokens),
         }
         for name, (text, value) in gauges.items():
-            gauge = GaugeMetricFamily(f"{PREFIX}:{name}", text, labels=["model_name"])
-            gauge.add_metric([self._model_name], value)
+            gauge = GaugeMetricFamily(f"{PREFIX}:{name}", text, labels=LABELS)
+            gauge.add_metric([self._model_name, ENGINE], value)
             yield gauge
         for name, (text, value) in counters.items():
-            counter = CounterMetricFamily(f"{PREFIX}:{name}", text, labels=["model_name"])
-            counter.add_metric([self._model_name], value)
+            counter = CounterMetricFamily(f"{PREFIX}:{name}", text, labels=LABELS)
+            counter.add_metric([self._model_name, ENGINE], value)
             yield counter
+        waiting = GaugeMetricFamily(
+            f"{PREFIX}:num_requests_waiting_by_reason", "Requests that wait, by the reason.", labels=[*LABELS, "reason"]
+        )
+        for reason, value in (("capacity", now.num_waiting), ("deferred", now.num_preparing)):
+            waiting.add_metric([self._model_name, ENGINE, reason], value)
+        yield waiting
+        sources = CounterMetricFamily(
+            f"{PREFIX}:prompt_tokens_by_source", "Prompt tokens, by their source.", labels=[*LABELS, "source"]
+        )
+        for source, value in (
+            ("local_compute", now.num_prompt_tokens),
+            ("local_cache_hit", now.num_prefix_hit_tokens),
+        ):
+            sources.add_metric([self._model_name, ENGINE, source], value)
+        yield sources
 
 
 class _TwoNames(Collector):

@@ -160,6 +160,17 @@ class Version(Struct):
     version: str
 
 
+class Root(Struct):
+    """The answer of /."""
+
+    version: str
+    name: str = "Headway"
+    docs: str = "/docs"
+    models: str = "/v1/models"
+    health: str = "/health"
+    metrics: str = "/metrics"
+
+
 class Status(Struct):
     """The answer of /pause and /resume: the new state of the server."""
 

@@ -46,7 +46,7 @@ class Service:
         self._escape = SpecialTokenEscape(client.tokenizer) if escape_special_tokens else None
         self.admin_api = admin_api
         self.created = int(time.time())
-        self.metrics = ServerMetrics(model_name, lambda: client.snapshot)
+        self.metrics = ServerMetrics(model_name, lambda: client.snapshot, client.config.max_model_len)
         self.metrics.add(EngineHealth(model_name, client))
         self.draining = False
         client.observer = self.metrics

@@ -1,0 +1,59 @@
+"""The statuses that each route may answer with, for the document at /openapi.json."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_MEANINGS = {
+    400: "The request is not valid; the message names field and value.",
+    403: "The route is off, or only for the server's own host.",
+    404: "There is no such model or path.",
+    409: "The request id is in use, or the engine has another role.",
+    413: "The body is too large.",
+    415: "The body is not JSON.",
+    500: "The answer could not be computed.",
+    503: "The server is stopping, paused, full, or its engine is dead.",
+    504: "The engine did not answer in time.",
+}
+_BODY = (400, 404, 413, 415)
+_ENGINE = (400, 403, 409, 503, 504)
+_STATUSES = {
+    "/v1/completions": (*_BODY, 409, 500, 503),
+    "/v1/chat/completions": (*_BODY, 409, 500, 503),
+    "/tokenize": _BODY,
+    "/detokenize": _BODY,
+    "/v1/models/{model}": (404,),
+    "/health": (503,),
+    "/pause": _ENGINE,
+    "/resume": _ENGINE,
+    "/is_paused": _ENGINE,
+    "/reset_prefix_cache": _ENGINE,
+    "/debug/ownership": (403, 409, 503, 504),
+}
+_ERROR = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "param", "code"],
+            "properties": {"message": {"type": "string"}, "type": {"type": "string"}, "param": {}, "code": {}},
+        }
+    },
+}
+
+
+def describe_answers(document: dict[str, Any]) -> None:
+    """Write the statuses of every route into an OpenAPI document."""
+    document.setdefault("components", {}).setdefault("schemas", {})["Error"] = _ERROR
+    content = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+    for path, methods in document["paths"].items():
+        for operation in methods.values():
+            responses = operation["responses"]
+            responses.pop("422", None)  # FastAPI's own checks take no part: the routes read their bodies themselves
+            for status in _STATUSES.get(path, ()):
+                responses[str(status)] = {"description": _MEANINGS[status], "content": content}
+            if path == "/metrics":
+                responses["200"]["content"] = {"text/plain": {"schema": {"type": "string"}}}
+            elif path in ("/v1/completions", "/v1/chat/completions"):
+                responses["200"]["content"]["text/event-stream"] = {}

@@ -28,7 +28,7 @@ def describe(error: ValidationError) -> tuple[str, str | None]:
     match first["type"]:
         case "unknown_field":
             field = f"{field}.{first['ctx']['name']}".lstrip(".")
-            return f"unknown field {field!r:.100}", field
+            return f"unknown field {field!r:.300}", field
         case "extra_forbidden":
             field = _with_own_name(field, first["loc"])
             return f"unknown field {field!r}", field

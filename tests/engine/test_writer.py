@@ -432,7 +432,7 @@ def test_a_pass_that_raises_stops_the_engine_with_a_report(name: str) -> None:
         schedule = it.manager._core.schedule
 
         def third_time_unlucky() -> Any:
-            if it.manager._core._steps.last_id == 2:
+            if it.manager._core._state.last_step == 2:
                 raise AssertionError("a slot is lost")
             return schedule()
 

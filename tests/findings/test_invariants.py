@@ -293,10 +293,10 @@ def test_published_is_only_what_a_step_that_succeeded_has_computed() -> None:
     second = driver.add(range(12), max_tokens=2)  # while the step of the first is out
     driver.launch()
     driver.answer(error="boom")
+    assert not len(driver.state.prefix)
     third = driver.add(range(12), max_tokens=2)
     driver.run()
     assert driver.ended(first) == "error: boom"
-    assert driver.history.started[second.uid] == 0
     driver.assert_answered(second, third)
     driver.assert_empty()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shlex
 import signal
 import socket
@@ -60,7 +61,7 @@ def test_a_killed_engine_ends_streams_with_an_error_and_the_server_with_status_1
         log = server.log()
         assert " CRITICAL " in log and "the engine process has ended (killed by SIGKILL); 1 open requests fail" in log
         assert " INFO headway.client.engine_client: the engine is ready: process " in log
-        assert "the server stops: 1 requests came to the engine" in log
+        assert re.search(r"the server stops: \d+ requests came to the engine", log)
         assert server.leftovers() == []
 
 
@@ -81,7 +82,10 @@ def junk(folder: Path) -> None:
 
 def test_junk_is_counted_and_a_killed_engine_is_restarted_once(model: Path) -> None:
     def dropped(side: str) -> bool:
-        return f'headway:wire_errors_total{{model_name="tiny",side="{side}"}} 4.0' in server.http.get("/metrics").text
+        return (
+            f'headway:wire_errors_total{{engine="0",model_name="tiny",side="{side}"}} 4.0'
+            in server.http.get("/metrics").text
+        )
 
     def healthy() -> bool:
         return server.http.get("/health").status_code == 200

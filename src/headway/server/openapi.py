@@ -8,6 +8,7 @@ _MEANINGS = {
     400: "The request is not valid; the message names field and value.",
     403: "The route is off, or only for the server's own host.",
     404: "There is no such model or path.",
+    408: "The body was not complete in time.",
     409: "The request id is in use, or the engine has another role.",
     413: "The body is too large.",
     415: "The body is not JSON.",
@@ -15,7 +16,7 @@ _MEANINGS = {
     503: "The server is stopping, paused, full, or its engine is dead.",
     504: "The engine did not answer in time.",
 }
-_BODY = (400, 404, 413, 415)
+_BODY = (400, 404, 408, 413, 415)
 _ENGINE = (400, 403, 409, 503, 504)
 _STATUSES = {
     "/v1/completions": (*_BODY, 409, 500, 503),

@@ -74,7 +74,6 @@ class OracleDevice:
         self._last_step = 0
         self._weights = 0
         self._kept: dict[int, int] = {}
-        self._admitted: set[int] = set()  # uids
         self.lose()
 
     def lose(self) -> None:
@@ -208,9 +207,6 @@ class OracleDevice:
         _require(
             bool((tokens[: len(prompt)] == prompt).all()), f"request {request.uid} is admitted with foreign tokens"
         )
-        if request.uid in self._admitted:  # it gave up its blocks since
-            self._kept.pop(request.uid, None)
-        self._admitted.add(request.uid)
         weights = self._weights
         if num_cached:
             weights = self._weights_of(request, self._tables[slot, :1] * self._config.block_size)

@@ -248,6 +248,7 @@ class Simulation:
         self.core.tell(PreemptAll())
         if self.role is not Role.PREFILL:  # a prefill engine admits them again at once
             self._check_preempted()
+            self.device.keep_only(self.partner.reservations.keys() | self._seated(self._in_flight_uids()))
 
     def _check_preempted(self) -> None:
         """Only requests with a last step in flight may still run."""
@@ -259,7 +260,7 @@ class Simulation:
         self.device.change_weights()
 
     def _reset_cache(self) -> None:
-        holders = [*self.partner.reservations, *self.partner.arrived, *self._in_flight_uids()]
+        holders = [*self.partner.reservations, *self.partner.arrived, *self._seated(self._in_flight_uids())]
         if self.role is Role.PREFILL:  # there a request may have a slot before its first batch
             holders += [uid for uid in self.history.live if self._progress_of(uid).status in _WITH_SLOT]
         num_cached = self.core.ask(ResetPrefixCache)
@@ -279,6 +280,10 @@ class Simulation:
 
     def _in_flight_uids(self) -> set[int]:
         return {uid for flight in self.in_flight for uid in flight.uids}
+
+    def _seated(self, uids: set[int]) -> set[int]:
+        """The requests of these that hold blocks. A preempted request may still have rows in flight."""
+        return {uid for uid in uids if uid in self.history.live and self._progress_of(uid).status not in _QUEUED}
 
     def _forget_claims(self) -> None:
         """Running requests release their blocks, and start again with the weights of that time. Exception: requests
@@ -333,3 +338,4 @@ class Simulation:
 
 
 _WITH_SLOT = (RequestStatus.RESERVED, RequestStatus.RUNNING_PREFILL)
+_QUEUED = (RequestStatus.WAITING, RequestStatus.PREEMPTED)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from headway.config import Role, SchedulerConfig
-from headway.request import FinishReason, Request, RequestStatus
+from headway.request import FinishReason, Request, RequestStatus, Span
 from headway.scheduler import AbortRequests, DeviceLost, Pause, PreemptAll, ResetPrefixCache
 from tests.scheduler.driver import Driver
 
@@ -34,10 +34,18 @@ def computed(driver: Driver) -> int:
 @pytest.mark.parametrize("budget", [16, 64, 512])
 @pytest.mark.parametrize("threshold", [0, 8])
 @pytest.mark.parametrize("depth", [1, 2])
-def test_equal_prompts_compute_each_block_once(same_step: bool, budget: int, threshold: int, depth: int) -> None:
+@pytest.mark.parametrize("most_long", [1, 4])
+def test_equal_prompts_compute_each_block_once(
+    same_step: bool, budget: int, threshold: int, depth: int, most_long: int
+) -> None:
     """311 tokens in blocks of 16 become 79 in blocks of 4. Needed: the prompt once, and each other's last 3 tokens."""
     driver = Driver(
-        config(max_num_batched_tokens=budget, long_prefill_token_threshold=threshold, reads_same_step=same_step),
+        config(
+            max_num_batched_tokens=budget,
+            long_prefill_token_threshold=threshold,
+            max_long_partial_prefills=most_long,
+            reads_same_step=same_step,
+        ),
         depth=depth,
     )
     for _ in range(8):
@@ -56,6 +64,7 @@ def test_eight_equal_long_prompts_are_computed_once(same_step: bool, budget: int
             max_model_len=1024,
             max_num_batched_tokens=budget,
             long_prefill_token_threshold=128,
+            max_long_partial_prefills=4,
             reads_same_step=same_step,
         ),
         depth=2,
@@ -179,6 +188,23 @@ class TestAStepFails:
         driver.run()
         driver.assert_answered(follower, third)
 
+    def test_requests_that_shared_blocks_with_an_image_of_it_begin_again(self) -> None:
+        """The image of the failed step stands in blocks that a later step was to fill, and a third request shares
+        these. No chunk of the third has the image in it."""
+        driver = Driver(config(encoder_cache_size=8), depth=3)
+        image = Span(4, 4, b"i" * 32, 4)
+        encodes = driver.add(range(50, 62), max_tokens=1, spans=[image])
+        driver.launch()
+        leader = driver.add(range(12), max_tokens=2, spans=[image])
+        driver.launch()
+        follower = driver.add([*range(12), 30], max_tokens=2, spans=[image])
+        batch = driver.launch()
+        assert batch is not None and batch.admissions[0].num_cached_tokens == 12
+        driver.answer(error="it broke")
+        assert driver.ended(encodes) == "error: it broke"
+        driver.run()
+        driver.assert_answered(leader, follower)
+
     def test_late_rows_publish_nothing(self) -> None:
         driver, *_ = self.begin()
         driver.answer(error="it broke")
@@ -209,9 +235,25 @@ def test_what_answers_late_after_a_reset_is_not_published(same_step: bool) -> No
     driver.ask(ResetPrefixCache)
     driver.device.change_weights({1})
     driver.run()
+    driver.core.audit()
     later = driver.add(range(13), max_tokens=1)
     driver.run()
     assert driver.history.started[later.uid] == 0
+
+
+def test_after_a_reset_a_running_request_waits_for_no_block_of_others() -> None:
+    """What it would have looked for before the reset may come into the index again, with other KV."""
+    driver = Driver(config(max_num_seqs=2, block_size=16, max_num_batched_tokens=3))
+    driver.add(range(40), max_tokens=1)
+    driver.step()
+    driver.step()  # it looks for its first block here, and has not filled it
+    driver.ask(ResetPrefixCache)
+    state = driver.state
+    (entry,) = state.prefilling
+    block = state.pool.take(1)
+    state.prefix.publish(state.prefix.root(None), entry.tokens[:16].tobytes(), block.tolist(), step_id=99)
+    sharing = driver.core._sharing
+    assert not sharing.waits(entry) and not sharing.is_claimed(entry.slot)
 
 
 def test_a_lost_device_and_a_pause_leave_nothing_pending() -> None:

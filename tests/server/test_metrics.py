@@ -9,11 +9,11 @@ import pytest
 
 from headway.wire import to_engine
 from tests.server.conftest import Api
-from tests.server.fakes import MODEL, settled
+from tests.server.fakes import MODEL, settled, status
 
 MakeApi = Callable[..., Api]
 
-# The series that the expressions of vLLM's public Grafana dashboards ask for, and those that its source has besides.
+# The series of vLLM's public Grafana dashboards, as cases found them missing, and further series of vLLM's source.
 HISTOGRAMS = [
     "e2e_request_latency_seconds",
     "inter_token_latency_seconds",
@@ -128,3 +128,15 @@ async def test_paths_that_are_not_served_share_one_series(api: Api) -> None:
     for number in range(3):
         await api.get(f"/nothing/{number}")
     assert (await page(api))['http_requests_total{handler="none",method="GET",status="4xx"}'] == 3
+
+
+async def test_prompt_tokens_by_source_add_up_to_the_prompt_tokens(api: Api) -> None:
+    """The engine counts a prompt whole when it starts, its cached part included."""
+    api.link.say(
+        status(num_prompt_tokens=36, num_prefill_tokens=50, num_prefix_query_tokens=36, num_prefix_hit_tokens=8)
+    )
+    await settled()
+    values = await page(api)
+    assert values[series("prompt_tokens_total")] == 36
+    assert values[series("prompt_tokens_by_source_total", source="local_compute")] == 28
+    assert values[series("prompt_tokens_by_source_total", source="local_cache_hit")] == 8

@@ -136,7 +136,7 @@ class BlockPool:
         idle, first = np.unique(blocks[self._references[blocks] == 0], return_index=True)
         self._retire(idle[np.argsort(first)])
 
-    def keep(self, blocks: Sequence[int]) -> None:
+    def keep(self, blocks: Sequence[int] | BlockIds) -> None:
         """Mark referenced blocks as cached: on their last release they become evictable, not free."""
         self._cached[blocks] = True
 
@@ -161,7 +161,7 @@ class BlockPool:
         """Pending blocks are filled: they are cached from here on."""
         self.pending[blocks] = 0
         self.num_pending -= len(blocks)
-        self._cached[blocks] = True
+        self.keep(blocks)
 
     def withdraw(self, blocks: BlockIds) -> None:
         """Pending blocks will not be filled, or not be kept: they lose their contents."""

@@ -98,11 +98,6 @@ class PrefixCache:
         found, node = self._follow(root + extras.get(0, b""), tokens, max_blocks, extras, newest)
         return np.array(found, dtype=np.int32), node
 
-    def match_more(self, tokens: bytes, node: Node, newest: int) -> tuple[BlockIds, Node]:
-        """`match` for tokens that continue a sequence without media at `node`."""
-        found, node = self._follow(node, tokens, len(tokens) // self._key_bytes, NO_EXTRAS, newest)
-        return np.array(found, dtype=np.int32), node
-
     def __contains__(self, key: bytes) -> bool:
         """Whether a block with this key is cached or pending: a node, and the next block's tokens (int32 bytes)."""
         return key in self._index

@@ -46,6 +46,7 @@ from headway.scheduler.passes.chunk_plan import ChunkPlan
 from headway.scheduler.passes.decode_rows import DecodeRows
 from headway.scheduler.passes.displacement import Displacement
 from headway.scheduler.passes.growth import NO_PLACES, DecodePlaces, Growth
+from headway.scheduler.passes.sharing import Sharing
 from headway.scheduler.passes.steps import Chunk, Steps
 from headway.scheduler.policies.allocation import Allocation
 from headway.scheduler.policies.policies import Policies
@@ -71,10 +72,11 @@ class Scheduler:
         self._state = state = State(config)
         self._moves = moves = Moves(state, self._policies.line.rank)
         self._auditor = auditor = Auditor(state)
-        self._admissions = admissions = Admissions(state, moves, self._policies)
+        self._sharing = sharing = Sharing(state, moves)
+        self._admissions = admissions = Admissions(state, moves, self._policies, sharing)
         self._displacement = Displacement(state, moves, admissions, self._policies)
         self._growth = Growth(state, moves, self._policies)
-        self._steps = steps = Steps(state, moves, admissions)
+        self._steps = steps = Steps(state, moves, admissions, sharing)
         self._control = control = Control(state, moves)
         clock, requests = Clock(state, moves), Requests(state, moves)
         reservations = Reservations(state, moves, admissions, steps)
@@ -169,22 +171,22 @@ class Scheduler:
             return []
         plan = ChunkPlan(self.config, state.encoder, budget)
         for entry in state.prefilling:
-            if self._admissions.catch_up(entry):
+            if self._sharing.catch_up(entry):
                 start = int(table.num_computed[entry.slot])
                 count = plan.offer(entry.request, entry.slot, start, len(entry.tokens))
                 if count:
-                    self._admissions.claim(entry, start + count)
+                    self._sharing.claim(entry, start + count)
         if decodes is not None and len(state.waiting):
             self._admissions.admit(plan, decodes.rows)
-        plan.top_up(self._admissions.is_claimed)
+        plan.top_up(self._sharing.is_claimed)
         chunks = []
         for slot, count in plan.counts.items():
             entry = state.occupant(slot)
             assert entry.handle is not None
             start = int(table.num_computed[slot])
-            self._admissions.claim(entry, start + count)  # what `top_up` has added
+            self._sharing.claim(entry, start + count)  # what `top_up` has added
             completes = self._moves.compute_chunk(entry, start + count)
-            claimed = self._admissions.take_claims(slot)
+            claimed = self._sharing.take_claims(slot)
             chunks.append(Chunk(entry, entry.handle, start, count, completes, claimed))
         return chunks
 

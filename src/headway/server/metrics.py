@@ -186,10 +186,7 @@ class _EngineNumbers(Collector):
         }
         counters = {
             "num_preemptions": ("Requests that gave up their blocks and were computed again.", now.num_preemptions),
-            "prompt_tokens": (
-                "Prompt tokens, computed or found in the prefix cache.",
-                now.num_prompt_tokens + now.num_prefix_hit_tokens,
-            ),
+            "prompt_tokens": ("Prompt tokens, computed or found in the prefix cache.", now.num_prompt_tokens),
             "prefix_cache_queries": ("Tokens looked up in the prefix cache.", now.num_prefix_query_tokens),
             "prefix_cache_hits": ("Tokens found in the prefix cache.", now.num_prefix_hit_tokens),
             "prompt_tokens_cached": ("Prompt tokens found in the prefix cache.", now.num_prefix_hit_tokens),
@@ -212,7 +209,7 @@ class _EngineNumbers(Collector):
             f"{PREFIX}:prompt_tokens_by_source", "Prompt tokens, by their source.", labels=[*LABELS, "source"]
         )
         for source, value in (
-            ("local_compute", now.num_prompt_tokens),
+            ("local_compute", now.num_prompt_tokens - now.num_prefix_hit_tokens),
             ("local_cache_hit", now.num_prefix_hit_tokens),
         ):
             sources.add_metric([self._model_name, ENGINE, source], value)

@@ -232,27 +232,26 @@ class Simulation:
         self.core.paused = True
         self._resets_when_idle |= bool(reset)
         over = list(self.history.live) if abort else list(self.partner.reservations) if reset else []
-        self._forget_claims()
         self.core.tell(Pause(bool(abort), bool(reset)), self.core.must_end(over, ABORT))
+        self._forget_claims()
         self._check_preempted()
         self._reset_if_idle()
 
     def _resume(self) -> None:
-        self.core.paused = False
         if self._resets_when_idle:  # a resume does not wait for steps in flight, which end with the old weights
             self._change_weights()
+        self.core.paused = False
         self.core.tell(Resume())
 
     def _preempt_all(self) -> None:
-        self._forget_claims()
         self.core.tell(PreemptAll())
+        self._forget_claims()
         if self.role is not Role.PREFILL:  # a prefill engine admits them again at once
             self._check_preempted()
-            self.device.keep_only(self.partner.reservations.keys() | self._seated(self._in_flight_uids()))
 
     def _check_preempted(self) -> None:
         """Only requests with a last step in flight may still run."""
-        running, last = self.core.snapshot.num_running, len(self._in_flight_uids())
+        running, last = self.core.snapshot.num_running, len(self._in_flight_holders())
         require(running <= last, "not preempted", f"{running} requests run, {last} of them in flight")
 
     def _clear(self) -> None:
@@ -260,7 +259,7 @@ class Simulation:
         self.device.change_weights()
 
     def _reset_cache(self) -> None:
-        holders = [*self.partner.reservations, *self.partner.arrived, *self._seated(self._in_flight_uids())]
+        holders = [*self.partner.reservations, *self.partner.arrived, *self._in_flight_holders()]
         if self.role is Role.PREFILL:  # there a request may have a slot before its first batch
             holders += [uid for uid in self.history.live if self._progress_of(uid).status in _WITH_SLOT]
         num_cached = self.core.ask(ResetPrefixCache)
@@ -276,20 +275,18 @@ class Simulation:
         """No request may go on with cached blocks. Steps in flight may, and requests whose whole KV came from P."""
         self._resets_when_idle = False
         arrived = [uid for uid, num_cached in self.partner.arrived.items() if not num_cached]
-        self.device.change_weights([*arrived, *self._in_flight_uids()])
+        self.device.change_weights([*arrived, *self._in_flight_holders()])
 
-    def _in_flight_uids(self) -> set[int]:
-        return {uid for flight in self.in_flight for uid in flight.uids}
-
-    def _seated(self, uids: set[int]) -> set[int]:
-        """The requests of these that hold blocks. A preempted request may still have rows in flight."""
-        return {uid for uid in uids if uid in self.history.live and self._progress_of(uid).status not in _QUEUED}
+    def _in_flight_holders(self) -> set[int]:
+        """Requests with rows in flight that hold blocks. A request that was preempted meanwhile holds none."""
+        uids = {uid for flight in self.in_flight for uid in flight.uids if uid in self.history.live}
+        return {uid for uid in uids if self._progress_of(uid).status not in _QUEUED}
 
     def _forget_claims(self) -> None:
-        """Running requests release their blocks, and start again with the weights of that time. Exception: requests
-        with a last step in flight."""
+        """Running requests have released their blocks, and start again with the weights of that time. Exception:
+        requests with a last step in flight."""
         self.partner.arrived.clear()
-        self.device.keep_only(self.partner.reservations.keys() | self._in_flight_uids())
+        self.device.keep_only(self.partner.reservations.keys() | self._in_flight_holders())
 
     # -- reads and the clock -------------------------------------------------------------------------------------
 

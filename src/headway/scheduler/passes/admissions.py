@@ -12,6 +12,7 @@ from headway.request import RequestStatus
 from headway.scheduler.batch import Admission, IntArray
 from headway.scheduler.passes.chunk_plan import ChunkPlan
 from headway.scheduler.passes.headroom import Headroom
+from headway.scheduler.passes.sharing import Sharing
 from headway.scheduler.policies.policies import Policies
 from headway.scheduler.state.entry import Entry
 from headway.scheduler.state.moves import Moves
@@ -38,30 +39,16 @@ class Newcomer(NamedTuple):
     blocks: IntArray
 
 
-class Skipped(NamedTuple):
-    """Blocks, int32, that a request shares from this column of its table on, in place of its own."""
-
-    handle: SlotHandle
-    column: int
-    blocks: IntArray
-
-
 class Admissions:
     """Admits waiting requests, and keeps what the next batch must tell the executor of them."""
 
-    def __init__(self, state: State, moves: Moves, policies: Policies) -> None:
+    def __init__(self, state: State, moves: Moves, policies: Policies, sharing: Sharing) -> None:
         self._state = state
         self._moves = moves
+        self._sharing = sharing
         self._policies = policies
-        self._newcomers: list[Newcomer] = []
+        self._told: list[tuple[SlotHandle, Admission]] = []
         self._started: list[tuple[int, int]] = []
-        self._claims: dict[int, list[IntArray]] = {}
-        self._skipped: list[Skipped] = []
-
-    @property
-    def newest_shared(self) -> int:
-        """The last step whose pending blocks a row of the next step may read."""
-        return self._state.last_step + self._state.config.reads_same_step
 
     def admit(self, plan: ChunkPlan, decoding: NDArray[np.intp]) -> None:
         """Admit waiting requests, in order, as far as slots, blocks and the step's budget allow.
@@ -90,8 +77,8 @@ class Admissions:
                 return False
             if plan is not None and not self.can_begin(entry, plan):
                 continue
-            demand = self._demand_met(entry, len(entry.tokens), headroom, self.newest_shared)
-            if plan is not None and demand is not None and self._waits_for_a_row(entry):
+            demand = self._demand_met(entry, len(entry.tokens), headroom, self._sharing.newest)
+            if plan is not None and demand is not None and self._sharing.waits(entry):
                 continue
             if demand is None:
                 if entry.num_bypassed >= state.config.max_bypass:
@@ -104,7 +91,7 @@ class Admissions:
                 start = len(demand.cached) * state.config.block_size
                 count = plan.offer(entry.request, entry.slot, start, len(entry.tokens))
                 if count:
-                    self.claim(entry, start + count)
+                    self._sharing.claim(entry, start + count)
             for other in passed:
                 other.num_bypassed += 1
             if any(other.num_bypassed >= state.config.max_bypass for other in passed):
@@ -133,63 +120,15 @@ class Admissions:
         self._state.counters.start(len(entry.request.prompt), num_cached_tokens)
         self._started.append((entry.uid, num_cached_tokens))
 
-    def claim(self, entry: Entry, end: int) -> None:
-        """The next step computes the tokens up to `end`: other rows need not."""
-        if len(blocks := self._state.claim(entry, end)):
-            self._claims.setdefault(entry.slot, []).append(blocks)
-
-    def take_claims(self, slot: int) -> IntArray:
-        """The blocks, int32, that this slot's chunk of the next step is to fill for all."""
-        claims = self._claims.pop(slot, None)
-        return np.concatenate(claims) if claims else _NO_BLOCKS
-
-    def catch_up(self, entry: Entry) -> bool:
-        """Let a request that prefills skip what is computed already, or by a row of a step in flight, since its last
-        chunk. False if it must wait for a row of this step."""
-        state, size = self._state, self._state.config.block_size
-        first = int(state.table.num_computed[entry.slot]) >> state.block_shift
-        if not state.config.enable_prefix_caching or entry.request.spans or entry.num_matched != first:
-            return True
-        known = len(entry.tokens)
-        if not self._may_match_more(entry):
-            return True
-        rest = entry.tokens[first * size : (known - 1) // size * size].tobytes()
-        blocks, node = state.prefix.match_more(rest, entry.node, self.newest_shared)
-        if len(blocks):
-            assert entry.handle is not None
-            self._skipped.append(Skipped(entry.handle, first, blocks))
-            before = int(state.table.num_computed[entry.slot])
-            self._moves.skip(entry, blocks, node)
-            entry.next_key = None
-            if not entry.num_preemptions:
-                state.counters.prefix_hit_tokens += int(state.table.num_computed[entry.slot]) - before
-        return not self._waits_for_a_row(entry)
-
-    def take_skipped(self) -> list[Skipped]:
-        """The changes of block tables by `catch_up` since the last call."""
-        skipped, self._skipped = self._skipped, []
-        return [skip for skip in skipped if self._state.table.owns(*skip.handle)]
-
-    def is_claimed(self, slot: int) -> bool:
-        """Whether another row of this step computes what follows the chunk of this slot."""
-        return self._state.pool.num_pending > 0 and self._may_match_more(self._state.occupant(slot))
-
-    def _waits_for_a_row(self, entry: Entry) -> bool:
-        """Whether a row of the step that is made now computes the next block, and may not be read in that step. The
-        request takes the block in the next step: waiting costs nothing, as the block is computed meanwhile."""
-        return (
-            not self._state.config.reads_same_step and self._state.pool.num_pending > 0 and self._may_match_more(entry)
-        )
-
     def can_begin(self, entry: Entry, plan: ChunkPlan) -> bool:
         """Whether a first chunk fits into the step. Cached tokens make a long prompt shorter; they are looked up only
         where that matters."""
         known, size = len(entry.tokens), self._state.config.block_size
         if plan.has_room_for(0, known):
             return True
-        if not self._may_match_more(entry) and not plan.has_room_for(entry.num_matched * size, known):
+        if not self._sharing.may_match_more(entry) and not plan.has_room_for(entry.num_matched * size, known):
             return False
-        return plan.has_room_for(len(self._match(entry, self.newest_shared)) * size, known)
+        return plan.has_room_for(len(self._match(entry, self._sharing.newest)) * size, known)
 
     def demand_of(self, entry: Entry, num_tokens: int, newest: int = 0) -> BlockDemand:
         """The blocks for `num_tokens` tokens of a request, available or not. newest: the last step whose pending blocks
@@ -209,12 +148,12 @@ class Admissions:
 
     def take_newcomers(self) -> list[Newcomer]:
         """Requests that started since the last call and still have their slot."""
-        newcomers, self._newcomers = self._newcomers, []
+        told, self._told = self._told, []
         table = self._state.table
         return [
-            newcomer._replace(blocks=table.blocks_of(newcomer.handle.slot).copy())
-            for newcomer in newcomers
-            if table.owns(*newcomer.handle)
+            Newcomer(handle, admission, table.blocks_of(handle.slot).copy())
+            for handle, admission in told
+            if table.owns(*handle)
         ]
 
     def take_started(self) -> list[tuple[int, int]]:
@@ -228,7 +167,7 @@ class Admissions:
         spare = self._state.pool.num_available - headroom.left_by(entry)
         if spare < 1:  # each request wants one at least, as the last token is always computed anew
             return None
-        if entry.blocks_wanted > spare and not self._may_match_more(entry):
+        if entry.blocks_wanted > spare and not self._sharing.may_match_more(entry):
             return None
         demand = self.demand_of(entry, num_tokens, newest)
         wanted = self.blocks_wanted(demand)
@@ -249,17 +188,6 @@ class Admissions:
         blocks, entry.node = state.prefix.match(entry.tokens.tobytes(), max_blocks, root, entry.media_keys, newest)
         entry.num_matched, entry.next_key = len(blocks), None
         return blocks
-
-    def _may_match_more(self, entry: Entry) -> bool:
-        """Whether the cache may have more of a request than at the last look: others have computed it meanwhile."""
-        if entry.num_matched < 0:
-            return True
-        if entry.next_key is None:
-            size = self._state.config.block_size
-            start = entry.num_matched * size
-            more = start + size < len(entry.tokens)
-            entry.next_key = entry.node + entry.tokens[start : start + size].tobytes() if more else b""
-        return entry.next_key in self._state.prefix
 
     def _take(self, entry: Entry, demand: BlockDemand) -> tuple[IntArray, int]:
         """Take the blocks of a demand that is met. Returns the block table, int32, and the number of cached tokens."""
@@ -283,4 +211,4 @@ class Admissions:
     def _tell_executor(self, entry: Entry, num_cached_tokens: int) -> None:
         assert entry.handle is not None
         admission = Admission(entry.slot, entry.request, entry.tokens, num_cached_tokens)
-        self._newcomers.append(Newcomer(entry.handle, admission, _NO_BLOCKS))
+        self._told.append((entry.handle, admission))

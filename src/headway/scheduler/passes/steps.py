@@ -15,6 +15,7 @@ from headway.scheduler.passes.admissions import Admissions, Newcomer
 from headway.scheduler.passes.chunk_plan import spans_near
 from headway.scheduler.passes.decode_rows import DecodeRows
 from headway.scheduler.passes.growth import DecodePlaces, TableGrowth
+from headway.scheduler.passes.sharing import Sharing
 from headway.scheduler.state.entry import Entry
 from headway.scheduler.state.moves import Moves
 from headway.scheduler.state.slot_pool import SlotHandle
@@ -70,10 +71,11 @@ _NO_ROWS = np.zeros(0, dtype=np.intp)
 class Steps:
     """Makes batches, and remembers the steps in flight."""
 
-    def __init__(self, state: State, moves: Moves, admissions: Admissions) -> None:
+    def __init__(self, state: State, moves: Moves, admissions: Admissions, sharing: Sharing) -> None:
         self._state = state
         self._moves = moves
         self._admissions = admissions
+        self._sharing = sharing
         self.in_flight: dict[int, LaunchedStep] = {}
 
     def launch(self, decodes: DecodeRows, places: DecodePlaces, chunks: list[Chunk]) -> Batch | None:
@@ -102,8 +104,10 @@ class Steps:
 
     def _with_skipped(self, growth: TableGrowth, newcomers: list[Newcomer]) -> TableGrowth:
         """Add the blocks that rows share now in place of their own. The table of a newcomer has them already."""
-        handles = {newcomer.handle for newcomer in newcomers}
-        skipped = [skip for skip in self._admissions.take_skipped() if skip.handle not in handles]
+        skipped = self._sharing.take_skipped()
+        if skipped and newcomers:
+            handles = {newcomer.handle for newcomer in newcomers}
+            skipped = [skip for skip in skipped if skip.handle not in handles]
         if not skipped:
             return growth
         slots = [np.full(len(skip.blocks), skip.handle.slot, dtype=np.int32) for skip in skipped]

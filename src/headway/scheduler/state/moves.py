@@ -142,7 +142,7 @@ class Moves:
         table.block_tables[slot, first : first + len(blocks)] = blocks
         state.holder[blocks] = -1
         state.pool.release(own)
-        entry.node, entry.num_matched = node, first + len(blocks)
+        entry.node, entry.num_matched, entry.next_key = node, first + len(blocks), None
         table.num_computed[slot] = entry.num_matched * state.config.block_size
 
     def compute_decodes(self, rows: NDArray[np.intp], positions: IntArray) -> None:

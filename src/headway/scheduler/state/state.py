@@ -131,12 +131,13 @@ class State:
             contents = self.pool.tokens[blocks].tobytes()
         entry.node = self.prefix.publish(entry.node, contents, blocks.tolist(), entry.media_keys, first)
         table.num_published[slot] = entry.num_matched = num_full_blocks
+        entry.next_key = None
 
     def reset_prefix_cache(self) -> int:
         """Forget what is cached; returns how many blocks were. Blocks of requests with a slot are never found again."""
         for entry in self.occupants:
             if entry is not None:
-                entry.node = self.prefix.orphan()
+                entry.node, entry.next_key = self.prefix.orphan(), None
         self.encoder.clear()
         return self.prefix.clear()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from headway.client.detokenizer import BytesDetokenizer, Detokenizer, WindowDetokenizer
@@ -53,6 +53,8 @@ draws = st.tuples(ids_strategy["strings"], ids_strategy["words"])
 @pytest.mark.parametrize("skip", [True, False], ids=["skip special", "show special"])
 @pytest.mark.parametrize("name", [*EXACT, "byte fallback"])
 @given(prompt=draws, answer=draws)
+@example(prompt=([b"\xc2"], []), answer=([b"\x80"], []))  # the answer completes a character of the prompt
+@example(prompt=([b"\x80\xc2"], []), answer=([b"\x80"], []))
 def test_the_text_is_that_of_one_decode_less_the_prompt_at_every_cut(
     name: str, skip: bool, prompt: tuple[list[bytes], list[int]], answer: tuple[list[bytes], list[int]]
 ) -> None:

@@ -76,7 +76,7 @@ def odd_fallback_tokenizer() -> PreTrainedTokenizerFast:
     row, and the text of a token depends on the tokens after it."""
     tokenizer = fallback_tokenizer()
     tokenizer.backend_tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 1)]
+        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 2, 0)]
     )
     return tokenizer
 

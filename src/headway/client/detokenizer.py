@@ -151,8 +151,10 @@ class WindowDetokenizer(Detokenizer):
         out, and its text."""
         window = [*self._window, token]
         text = self._pieces.decode(window)
-        if text.startswith(self._out):
-            return window, self._num_out, self._out, text
+        for begun in range(_num_kept_back(self._out) + 1):  # U+FFFD at the end of the prompt that is a character now
+            out = self._out[: len(self._out) - begun]
+            if text.startswith(out):
+                return window, self._num_out, out, text
         # The new bytes have changed how the tokens before them read: leave out the tokens whose text is out.
         window = window[self._num_out :]
         return window, 0, "", self._pieces.decode(window)

@@ -68,5 +68,5 @@ model-check:  ## Check the models of mailbox and query exhaustively (needs Spin:
 	@verification/check
 
 clean:  ## Remove what builds, tests and linters leave (.venv stays)
-	rm -rf build dist htmlcov .coverage .coverage.* coverage.xml .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf build dist htmlcov .coverage .coverage.* coverage.xml .hypothesis .schemathesis .mypy_cache .pytest_cache .ruff_cache
 	find src lab tests tools examples -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

@@ -65,7 +65,6 @@ def test_the_files_of_a_tokenizer_name_it_as_the_loaded_tokenizer_does(tmp_path:
         ({"special_tokens_map.json": {"eos_token": "b"}, "tokenizer.json": {"model": {"vocab": {"a": 0, "b": 1}}}}, 1),
         ({"special_tokens_map.json": {"eos_token": "b"},
           "tokenizer.json": {"model": {"vocab": [["a", 0.0], ["b", -1.0]]}}}, 1),
-        ({"tokenizer_config.json": []}, None),
     ],
 )  # fmt: skip
 def test_where_files_name_it(tmp_path: Path, files: dict[str, Any], expected: int | None) -> None:
@@ -74,6 +73,8 @@ def test_where_files_name_it(tmp_path: Path, files: dict[str, Any], expected: in
     assert end_of_sequence_id(str(tmp_path)) == expected
 
 
-def test_a_broken_file_names_none(tmp_path: Path) -> None:
-    (tmp_path / "tokenizer_config.json").write_text("{")
-    assert end_of_sequence_id(str(tmp_path)) is None
+@pytest.mark.parametrize("content", ["{", "[]"])
+def test_a_broken_file_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "tokenizer_config.json").write_text(content)
+    with pytest.raises(ValueError, match=r"tokenizer_config\.json"):
+        end_of_sequence_id(str(tmp_path))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from headway.checkpoint import read_json
 
 _NAMING = ("tokenizer_config.json", "special_tokens_map.json")  # files that name the token, the first that does counts
 
@@ -13,7 +14,7 @@ _NAMING = ("tokenizer_config.json", "special_tokens_map.json")  # files that nam
 def end_of_sequence_id(tokenizer: str) -> int | None:
     """The id of the tokenizer's end-of-sequence token, read from its files; None if they name none.
 
-    The files say it at once, the tokenizer only after seconds of loading.
+    The files say it at once, the tokenizer only after seconds of loading. Raises ValueError for a broken file.
 
     tokenizer: a folder or a hub id.
     """
@@ -28,16 +29,9 @@ def end_of_sequence_id(tokenizer: str) -> int | None:
 
 
 def _read(tokenizer: str, name: str) -> dict[str, Any]:
-    """The content of a JSON file of the tokenizer; empty if there is none. A broken file is refused when the tokenizer
-    is loaded, with a better message."""
+    """The content of a JSON file of the tokenizer; empty if there is none. Raises ValueError, naming the file."""
     path = _find(tokenizer, name)
-    if path is None:
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        return {}
-    return content if isinstance(content, dict) else {}
+    return {} if path is None else read_json(path)
 
 
 def _find(tokenizer: str, name: str) -> Path | None:

@@ -15,6 +15,13 @@ def first_line(error: BaseException) -> str:
     return text.splitlines()[0] if text else type(error).__name__
 
 
+def one_line(error: BaseException) -> str:
+    """The whole text of an error in one line: the remedy often stands at its end. At most 600 characters."""
+    text = " ".join(str(error).split())
+    name = "" if isinstance(error, ValueError | OSError) and text else type(error).__name__
+    return f"{name}: {text}"[:600].strip(": ")
+
+
 def describe(error: ValidationError) -> tuple[str, str | None]:
     """(what is wrong with a body or an argument, in one line; the name of the field, or None)."""
     errors = error.errors(include_url=False)
@@ -29,9 +36,6 @@ def describe(error: ValidationError) -> tuple[str, str | None]:
         case "unknown_field":
             field = f"{field}.{first['ctx']['name']}".lstrip(".")
             return f"unknown field {field!r:.300}", field
-        case "extra_forbidden":
-            field = _with_own_name(field, first["loc"])
-            return f"unknown field {field!r}", field
         case "missing":
             return f"the field {field!r} is required", field
         case "json_invalid":
@@ -43,12 +47,6 @@ def describe(error: ValidationError) -> tuple[str, str | None]:
     value = first.get("input")
     shown = repr(value) if isinstance(value, (str, int, float, bool, type(None))) else type(value).__name__
     return f"{field}: {message}, got {shown[:100]}", field
-
-
-def _with_own_name(field: str, location: tuple[str | int, ...]) -> str:
-    """The path with the name of an unknown field at its end, also where `_path` took the name for a union branch."""
-    name = str(location[-1])
-    return field if field.endswith(name) else f"{field}.{name}".lstrip(".")
 
 
 def _path(location: tuple[str | int, ...]) -> list[str | int]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from headway.checkpoint import CONFIG, check_folder, quantisation, read_json
 from headway.config import EngineConfig
 from headway.end_of_sequence import end_of_sequence_id
-from headway.error_text import first_line
+from headway.error_text import first_line, one_line
 from headway.generation_defaults import check_eos_token_ids, default_sampling, read_generation_config
 from headway.model_limits import ModelLimits
 
@@ -115,7 +115,7 @@ class ModelFiles:
                 self.tokenizer, trust_remote_code=self.trust_remote_code
             )
         except Exception as error:  # the types of errors depend on the kind of tokenizer and on its version
-            raise ValueError(f"cannot load a tokenizer from {self.tokenizer!r}: {_one_line(error)}") from error
+            raise ValueError(f"cannot load a tokenizer from {self.tokenizer!r}: {one_line(error)}") from error
         if loaded.chat_template is None:  # transformers reads this older file for processors only
             loaded.chat_template = read_json(folder / "chat_template.json").get("chat_template")
         return loaded
@@ -191,15 +191,8 @@ def _read_config(path: Path, trust_remote_code: bool) -> PretrainedConfig:
         config: PretrainedConfig = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
         config.get_text_config()
     except Exception as error:  # configs validate themselves, each with error types of its own
-        raise ValueError(f"cannot read the config of model {str(path)!r}: {_one_line(error)}") from error
+        raise ValueError(f"cannot read the config of model {str(path)!r}: {one_line(error)}") from error
     return config
-
-
-def _one_line(error: BaseException) -> str:
-    """The whole text of an error in one line: the remedy often stands at its end. At most 600 characters."""
-    text = " ".join(str(error).split())
-    name = "" if isinstance(error, ValueError | OSError) and text else type(error).__name__
-    return f"{name}: {text}"[:600].strip(": ")
 
 
 def _check_causal(config: PretrainedConfig, path: Path) -> None:

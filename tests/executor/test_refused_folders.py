@@ -186,7 +186,7 @@ CASES: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     ),
     "a damaged tokenizer": (
         lambda folder: (folder / "tokenizer.json").write_text("{"),
-        ("cannot load a tokenizer", "tokenizer"),
+        ("cannot read", "tokenizer.json", "line 1"),
     ),
 }
 

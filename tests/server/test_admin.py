@@ -154,7 +154,7 @@ async def test_an_engine_that_dies_meanwhile_is_an_answer_too(make_api: MakeApi)
 async def test_an_engine_that_does_not_answer_is_not_waited_for_for_ever(
     make_api: MakeApi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("headway.client.engine_client.ANSWER_MARGIN", 0.01)
+    monkeypatch.setattr("headway.client.engine_calls.ANSWER_MARGIN", 0.01)
     api = make_api(admin_api=True)
     response = await api.post("/pause?timeout=0.01")
     assert (response.status_code, code_of(response)) == (504, "timeout")
@@ -165,7 +165,7 @@ async def test_an_engine_that_does_not_answer_is_not_waited_for_for_ever(
     api.link.say(to_client.Returned(ask.number))  # too late, and without harm
     api.link.ask = Engine()
     assert (await api.post("/resume")).status_code == 200
-    assert api.client._calls == {}, "nothing is kept for callers that have left"
+    assert api.client._calls._waiting == {}, "nothing is kept for callers that have left"
 
 
 async def test_health_tells_of_a_pause(api: Api) -> None:

@@ -2,7 +2,9 @@
 
 engine_client.py     the engine as an API process sees it     link.py      starts the engine process, talks to it
 pending_request.py   one client request in progress
-text_limit.py        characters of a prompt           text_pool.py where work on long texts is done
-token_processor.py, sequence.py, detokenizer.py   from token ids to answers; also for `LLM`
+engine_calls.py      calls on the whole engine                 totals.py, restart_budget.py  over its restarts
+prompt_encoder.py    texts to token ids: text_limit.py, how long a text may be; text_pool.py, where long work is done
+token_processor.py, sequence.py, detokenizer.py, token_pieces.py, stop_scanner.py   from token ids to answers; also for
+                                                  `LLM`
 conversation.py, chat_template.py                 from chat messages to a prompt; also for `LLM`
 """

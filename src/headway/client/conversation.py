@@ -145,7 +145,8 @@ class Conversation(StrictModel):
 
     @property
     def num_characters(self) -> int:
-        """The characters of all contents; no template makes a shorter text of them."""
+        """The characters of all contents. A template may drop some, such as earlier thoughts: then a conversation far
+        beyond the limit of a prompt is refused, although it might have fitted."""
         return sum(len(part) for message in self.messages for part in message.texts())
 
     @model_validator(mode="after")

@@ -14,24 +14,22 @@ early, for any reason, aborts the requests that are unfinished. So a client that
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from math import inf
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from headway.client.engine_calls import EngineCalls, NoAnswerError
 from headway.client.in_thread import in_thread
 from headway.client.link import EngineStartError, Link, ProcessLink
 from headway.client.pending_request import PendingRequest, RequestFailedError, Update
+from headway.client.prompt_encoder import PromptEncoder
 from headway.client.restart_budget import RestartBudget
-from headway.client.text_limit import TextLimit
-from headway.client.text_pool import TextPool
 from headway.client.token_processor import Ended, Processed, TokenProcessor, expand
 from headway.client.totals import Totals
 from headway.config import EngineConfig, PauseMode, SchedulerConfig
@@ -51,8 +49,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SILENCE_LIMIT = 10.0  # seconds without a pulse after which an engine does not count as healthy
-ANSWER_MARGIN = 5.0  # seconds that the answer to a call may come later than its timeout in the engine
-LONGEST_TOKENIZED = 2**20  # characters that are tokenised for their own sake, if no longer prompt is taken
 
 Reopen = Callable[[bool], Awaitable[tuple[Link, SchedulerConfig]]]  # starts an engine process, paused or not
 logger = logging.getLogger(__name__)
@@ -70,10 +66,6 @@ class Observer(Protocol):
         """Called for each request that ends without an answer: its client left, or the engine stopped."""
 
 
-class _NoAnswerError(TimeoutError):
-    """The engine process has not answered a call in time."""
-
-
 class EngineClient:
     """See the module. `start` makes it. Not thread-safe: all calls come from the event loop that started it.
 
@@ -81,7 +73,7 @@ class EngineClient:
     process is started; it gets none of the old requests, and is paused if the old one was.
 
     reopen: starts an engine process once the old one is gone. restarts: how often it may be called.
-    dead: set when the engine has died for good; `why_unhealthy` says of what.
+    prompts: tokenises texts. dead: set when the engine has died for good; `why_unhealthy` says of what.
     wire_errors: messages to this process that were dropped. num_restarts: of the engine process.
     """
 
@@ -106,16 +98,14 @@ class EngineClient:
         self.num_restarts = 0
         self.dead = asyncio.Event()
         self._max_waiting = max_waiting
-        self.text_limit = TextLimit(tokenizer, config.max_model_len)
-        self.texts = TextPool()
+        self.prompts = PromptEncoder(tokenizer, config.max_model_len)
         self._link = link
         self._reopen = reopen
         self._restarts = restarts or RestartBudget()
         self._totals = Totals()
         self._processor = TokenProcessor(tokenizer, files.limits.eos_token_ids)
         self._next_uid = index << UID_BITS
-        self._numbers = itertools.count(index << UID_BITS)
-        self._calls: dict[int, asyncio.Future[Any]] = {}  # calls that wait for their answer, by number
+        self._calls = EngineCalls(lambda call: self._link.send(call), first=index << UID_BITS)
         self._open: dict[str, tuple[PendingRequest, int]] = {}  # request id -> pending request, index of the prompt
         self._pending: dict[int, PendingRequest] = {}  # neither complete nor closed, by first uid
         self._stalled = False
@@ -167,25 +157,6 @@ class EngineClient:
             restarts=restarts,
             max_waiting=config.max_waiting,
         )
-
-    async def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        """The token ids of a text, of any number. Raises RequestError for more characters than are tokenised."""
-        most = max(LONGEST_TOKENIZED, self.text_limit.characters)
-        if len(text) > most:
-            raise RequestError(f"the text has {len(text)} characters; at most {most} are tokenised at once")
-        (token_ids,) = await self._encode([text], add_special_tokens)
-        return token_ids
-
-    async def encode_prompts(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[list[int]]:
-        """The token ids of the prompts of one client request. Raises RequestError for a text that cannot fit, before
-        any is tokenised. Long texts are tokenised on another thread, so that the event loop goes on."""
-        for text in texts:
-            self.text_limit.check(len(text))
-        return await self._encode(texts, add_special_tokens)
-
-    async def _encode(self, texts: Sequence[str], add_special_tokens: bool) -> list[list[int]]:
-        encode = partial(self.tokenizer.encode, add_special_tokens=add_special_tokens, verbose=False)
-        return await self.texts.run(sum(map(len, texts)) + len(texts), lambda: [encode(text) for text in texts])
 
     def check_num_answers(self, num_prompts: int, n: int) -> None:
         """Raises RequestError for more answers than the engine can ever hold."""
@@ -274,11 +245,11 @@ class EngineClient:
         number = self._num_pauses
         try:
             await self._call(to_engine.PauseEngine(mode, reset_prefix_cache, timeout), timeout)
-        except _NoAnswerError as error:
+        except NoAnswerError as error:
             if before or number != self._num_pauses:  # another pause wants the same
                 raise
             self._paused = False
-            self._send_call(to_engine.ResumeEngine(), inf)
+            self._calls.tell(to_engine.ResumeEngine())
             raise TimeoutError(f"{error}; the pause is withdrawn") from None
         except ValueError:  # refused
             self._paused = before
@@ -311,34 +282,17 @@ class EngineClient:
         self.fail_open("the engine is shutting down")
         if self._failure is None:
             self._failure = "the engine has been shut down"
-        self._fail_calls()
+        self._calls.fail(self._refusal)
         self._life.cancel()
         await asyncio.gather(self._life, return_exceptions=True)
-        self.texts.close()
+        self.prompts.texts.close()
         await self._link.close()
 
     # -- the inside
 
     async def _call(self, call: to_engine.EngineCall, timeout: float = 0.0) -> Any:
-        """Return or raise what the call returned or raised in the engine. timeout: seconds for the engine alone."""
         self._check_alive()
-        limit = timeout + ANSWER_MARGIN
-        number = self._send_call(call, time.monotonic() + limit)
-        future = self._calls[number] = asyncio.get_running_loop().create_future()
-        try:
-            async with asyncio.timeout(limit):
-                return await future
-        except TimeoutError:
-            if not future.cancelled():  # raised in the engine, with a better message
-                raise
-            raise _NoAnswerError(f"the engine process has not answered within {limit:g} s") from None
-        finally:
-            del self._calls[number]
-
-    def _send_call(self, call: to_engine.EngineCall, until: float) -> int:
-        number = next(self._numbers)
-        self._link.send(to_engine.Call(number, call, until))
-        return number
+        return await self._calls.call(call, timeout)
 
     def _check_alive(self) -> None:
         if self._failure is not None:
@@ -347,11 +301,6 @@ class EngineClient:
     def _refusal(self) -> EngineDeadError:
         """The error of requests and calls while there is no engine."""
         return EngineRestartingError(self._failure) if self._restarting else EngineDeadError(self._failure)
-
-    def _fail_calls(self) -> None:
-        for future in self._calls.values():
-            if not future.done():
-                future.set_exception(self._refusal())
 
     def _fail_pending(self, error: EngineDeadError) -> None:
         for pending in list(self._pending.values()):
@@ -408,12 +357,8 @@ class EngineClient:
                 if (pending := self._pending.get(uid)) is not None:
                     self._forget(pending)  # the engine has aborted the requests that it had accepted
                     pending.fail(refusal(kind, text))
-            case to_client.Returned(number, value):
-                if (future := self._calls.get(number)) is not None and not future.done():
-                    future.set_result(value)
-            case to_client.Raised(number, kind, text):
-                if (future := self._calls.get(number)) is not None and not future.done():
-                    future.set_exception(refusal(kind, text))
+            case to_client.Returned() | to_client.Raised():
+                self._calls.take(message)
 
     def _step(self, step: to_client.Step) -> None:
         processed = self._processor.process(step.effects, self._last_heard)
@@ -478,7 +423,7 @@ class EngineClient:
         self._totals.end(paused=self._paused)
         self._stalled = False
         self._fail_pending(self._refusal())
-        self._fail_calls()
+        self._calls.fail(self._refusal)
         return self._restarting
 
     async def _restart(self) -> bool:

@@ -209,10 +209,9 @@ class TokenProcessor:
         changed: dict[int, OpenSequence] = {}
         stopped: dict[int, str] = {}  # uid -> the stop string found
         for outputs in effects.tokens:
-            first = self._prompts_of_first_tokens(outputs)
-            count = self._take_tokens(outputs, ends, changed, stopped)
+            count, num_prompt_tokens = self._take_tokens(outputs, ends, changed, stopped)
             processed.num_tokens += count
-            processed.step_tokens.append(count + first)
+            processed.step_tokens.append(count + num_prompt_tokens)
         for sequence in changed.values():
             _record_times(sequence, now, processed)
         for uid, end in ends.items():
@@ -233,15 +232,6 @@ class TokenProcessor:
                 processed.deltas.append(sequence.take_delta(ONGOING))
         return processed
 
-    def _prompts_of_first_tokens(self, outputs: TokenOutputs) -> int:
-        """Prompt tokens of the answers that have their first token in this step."""
-        count = 0
-        for uid in outputs.uids.tolist():
-            sequence = self._sequences.get(uid)
-            if sequence is not None and not sequence.num_tokens:
-                count += len(sequence.request.output.prompt_token_ids)
-        return count
-
     def _note_starts(self, effects: Effects, now: float) -> None:
         for uid, num_cached_tokens in effects.started:
             sequence = self._sequences.get(uid)
@@ -256,16 +246,19 @@ class TokenProcessor:
         ends: dict[int, RequestEnd],
         changed: dict[int, OpenSequence],
         stopped: dict[int, str],
-    ) -> int:
-        """Append the tokens of one step to their sequences; returns how many belong to live sequences."""
+    ) -> tuple[int, int]:
+        """Append the tokens of one step to their sequences; returns how many belong to live sequences, and the prompt
+        tokens of the answers that have their first token in it."""
         logprobs = _LogprobRows(outputs.logprobs) if outputs.logprobs is not None else None
         sequences = self._sequences
-        count = 0
+        count = num_prompt_tokens = 0
         for row, (uid, token) in enumerate(zip(outputs.uids.tolist(), outputs.tokens.tolist(), strict=True)):
             sequence = sequences.get(uid)
             if sequence is None:
                 continue
             count += 1
+            if not sequence.token_ids and not sequence.num_given:
+                num_prompt_tokens += len(sequence.request.output.prompt_token_ids)
             sequence.token_ids.append(token)
             changed[uid] = sequence
             hidden = uid in ends and sequence.hides_last(ends[uid])
@@ -277,7 +270,7 @@ class TokenProcessor:
             if stop is not None:
                 stopped[uid] = stop
                 del sequences[uid]  # tokens after the stop string are no part of the answer
-        return count
+        return count, num_prompt_tokens
 
     def _add_text(self, sequence: OpenSequence, token: int) -> str | None:
         """Add the text of a token; returns the stop string that ends the answer, or None."""

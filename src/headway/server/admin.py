@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeVar
 from fastapi import APIRouter, Depends, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
+from headway.client.conversation import StrictModel
 from headway.server.errors import ApiError
 from headway.server.responses import Ownership, PauseState, Reset, Status
 from headway.server.service import answer, service_of
@@ -36,8 +37,8 @@ admin = APIRouter(dependencies=[Depends(_require_switch)])
 debug = APIRouter()
 
 
-class _Query(BaseModel):
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+class _Query(StrictModel):
+    model_config = ConfigDict(strict=False, allow_inf_nan=False)  # values in a URL are texts
 
 
 class PauseQuery(_Query):

@@ -89,7 +89,7 @@ async def completions(request: Request) -> Response:
     arrival_time = time.monotonic()
     service = service_of(request)
     service.check_open()
-    body = await read_body(request, _COMPLETION, service.client.texts)
+    body = await read_body(request, _COMPLETION, service.client.prompts.texts)
     service.check_model(body.model)
     sampling = body.sampling(service.client.files.default_sampling)
     service.client.check_num_answers(len(body.prompt), sampling.n)
@@ -113,7 +113,7 @@ async def chat_completions(request: Request) -> Response:
     arrival_time = time.monotonic()
     service = service_of(request)
     service.check_open()
-    body = await read_body(request, _CHAT, service.client.texts)
+    body = await read_body(request, _CHAT, service.client.prompts.texts)
     service.check_model(body.model)
     sampling = body.sampling(service.client.files.default_sampling)
     service.client.check_num_answers(1, sampling.n)
@@ -160,21 +160,21 @@ async def _prompts(client: EngineClient, prompts: Sequence[str | list[int]]) -> 
     texts = [prompt for prompt in prompts if isinstance(prompt, str)]  # of one request: all are texts, or none
     if not texts:
         return [Prompt(prompt) for prompt in prompts if isinstance(prompt, list)]
-    encoded = await client.encode_prompts(texts, add_special_tokens=True)
+    encoded = await client.prompts.encode_prompts(texts, add_special_tokens=True)
     return [Prompt(token_ids, text) for token_ids, text in zip(encoded, texts)]
 
 
 async def _chat_prompt(service: Service, body: ChatCompletionRequest) -> Prompt:
-    service.client.text_limit.check(body.num_characters)
+    service.client.prompts.limit.check(body.num_characters)
     text = await service.render(body)
     # The template has written the special tokens already.
-    (token_ids,) = await service.client.encode_prompts([text], add_special_tokens=False)
+    (token_ids,) = await service.client.prompts.encode_prompts([text], add_special_tokens=False)
     return Prompt(token_ids, text)
 
 
 async def _tokenized(service: Service, body: TokenizeRequest | TokenizeChatRequest) -> list[int]:
     text = await service.render(body) if isinstance(body, TokenizeChatRequest) else body.prompt
-    return await service.client.encode(text, add_special_tokens=body.add_special_tokens)
+    return await service.client.prompts.encode(text, add_special_tokens=body.add_special_tokens)
 
 
 def _with_text(client: EngineClient, prompt: Prompt) -> Prompt:
@@ -196,7 +196,7 @@ async def tokenize(request: Request) -> Response:
     """The token ids of a text or of a conversation."""
     service = service_of(request)
     client = service.client
-    body = await read_body(request, _TOKENIZE, service.client.texts)
+    body = await read_body(request, _TOKENIZE, service.client.prompts.texts)
     service.check_model(body.model)
     tokens = await unless_disconnected(request, _tokenized(service, body))
     strings = list(client.tokenizer.convert_ids_to_tokens(tokens)) if body.return_token_strs else None
@@ -207,7 +207,7 @@ async def tokenize(request: Request) -> Response:
 async def detokenize(request: Request) -> Response:
     """The text of token ids."""
     service = service_of(request)
-    body = await read_body(request, _DETOKENIZE, service.client.texts)
+    body = await read_body(request, _DETOKENIZE, service.client.prompts.texts)
     service.check_model(body.model)
     return answer(Text(_decode(service.client, body.tokens, "tokens")))
 

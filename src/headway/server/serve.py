@@ -65,7 +65,6 @@ def serve(
         the tokenizer.
     trust_request_chat_template: requests may bring a template, whose time and memory have no limit.
     escape_special_tokens: special tokens that chat messages spell are text, and not tokens.
-
     engine_restarts: how often within ten minutes an engine that died is started again.
 
     If the server cannot start (the port, the model, the template), it prints one line on standard error and returns 2.

@@ -77,7 +77,7 @@ class Service:
                 "--trust-request-chat-template, or with the template itself (--chat-template)",
                 param="chat_template",
             )
-        return await self.client.texts.run(conversation.num_characters, partial(self._render, conversation))
+        return await self.client.prompts.texts.run(conversation.num_characters, partial(self._render, conversation))
 
     def _render(self, conversation: Conversation) -> str:
         if self._escape is not None:

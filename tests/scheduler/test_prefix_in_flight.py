@@ -253,7 +253,7 @@ def test_after_a_reset_a_running_request_waits_for_no_block_of_others() -> None:
     block = state.pool.take(1)
     state.prefix.publish(state.prefix.root(None), entry.tokens[:16].tobytes(), block.tolist(), step_id=99)
     sharing = driver.core._sharing
-    assert not sharing.waits(entry) and not sharing.is_claimed(entry.slot)
+    assert not sharing.waits(entry) and not sharing.is_announced(entry.slot)
 
 
 def test_a_lost_device_and_a_pause_leave_nothing_pending() -> None:

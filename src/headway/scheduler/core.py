@@ -175,19 +175,19 @@ class Scheduler:
                 start = int(table.num_computed[entry.slot])
                 count = plan.offer(entry.request, entry.slot, start, len(entry.tokens))
                 if count:
-                    self._sharing.claim(entry, start + count)
+                    self._sharing.announce(entry, start + count)
         if decodes is not None and len(state.waiting):
             self._admissions.admit(plan, decodes.rows)
-        plan.top_up(self._sharing.is_claimed)
+        plan.top_up(self._sharing.is_announced)
         chunks = []
         for slot, count in plan.counts.items():
             entry = state.occupant(slot)
             assert entry.handle is not None
             start = int(table.num_computed[slot])
-            self._sharing.claim(entry, start + count)  # what `top_up` has added
+            self._sharing.announce(entry, start + count)  # what `top_up` has added
             completes = self._moves.compute_chunk(entry, start + count)
-            claimed = self._sharing.take_claims(slot)
-            chunks.append(Chunk(entry, entry.handle, start, count, completes, claimed))
+            announced = self._sharing.take_announced(slot)
+            chunks.append(Chunk(entry, entry.handle, start, count, completes, announced))
         return chunks
 
     def _launch(self, decodes: DecodeRows, places: DecodePlaces, chunks: list[Chunk]) -> Batch | None:

@@ -113,7 +113,7 @@ class Results:
 
     def _relying_on(self, failed: LaunchedStep, digests: Collection[bytes]) -> list[Entry]:
         """The requests that rely on what a failed step was to compute: on blocks, directly or through a later step, or
-        on images in a step in flight. The blocks that all of these claimed leave the prefix cache."""
+        on images in a step in flight. The blocks that all of these announced leave the prefix cache."""
         state, later = self._state, self._steps.in_flight
         lost = {chunk.handle for chunk in failed.chunks}  # whatever runs in their slots now
         if digests:
@@ -123,12 +123,12 @@ class Results:
                 for chunk in step.chunks
                 if any(span.digest in digests for span in chunk.spans())
             }
-        bad = [state.withdraw(chunk.claimed, failed.batch.step_id) for chunk in failed.chunks]
+        bad = [state.withdraw(chunk.announced, failed.batch.step_id) for chunk in failed.chunks]
         num_lost = -1
         while num_lost != len(lost):
             num_lost = len(lost)
             for step_id, step in later.items():
-                bad += [state.withdraw(chunk.claimed, step_id) for chunk in step.chunks if chunk.handle in lost]
+                bad += [state.withdraw(chunk.announced, step_id) for chunk in step.chunks if chunk.handle in lost]
             blocks = np.concatenate(bad) if bad else _NO_BLOCKS
             for entry in state.occupants if len(blocks) else ():
                 if entry is not None and np.isin(state.table.blocks_of(entry.slot), blocks).any():
@@ -137,9 +137,9 @@ class Results:
         return [entry for entry in state.occupants if entry is not None and entry.handle in lost]
 
     def _settle(self, step: LaunchedStep) -> None:
-        """The blocks that the step was to fill are filled, whatever became of the requests that claimed them."""
+        """The blocks that the step was to fill are filled, whatever became of the requests that announced them."""
         for chunk in step.chunks:
-            self._state.settle(chunk.claimed, step.batch.step_id)
+            self._state.settle(chunk.announced, step.batch.step_id)
 
     def _confirm(self, step: LaunchedStep, result: StepResult, now: float, effects: Effects) -> None:
         self._settle(step)

@@ -91,7 +91,7 @@ class Admissions:
                 start = len(demand.cached) * state.config.block_size
                 count = plan.offer(entry.request, entry.slot, start, len(entry.tokens))
                 if count:
-                    self._sharing.claim(entry, start + count)
+                    self._sharing.announce(entry, start + count)
             for other in passed:
                 other.num_bypassed += 1
             if any(other.num_bypassed >= state.config.max_bypass for other in passed):

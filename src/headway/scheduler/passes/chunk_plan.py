@@ -142,15 +142,15 @@ class ChunkPlan:
         reached = end_of_chunk((), start, end, self._limit((), start, is_long), self._grain)
         return reached == end or (reached > start and self._may_be_partial(is_long))
 
-    def top_up(self, is_claimed: Callable[[int], bool]) -> None:
+    def top_up(self, is_announced: Callable[[int], bool]) -> None:
         """Give what is left to long prompts that were capped, in order. To be called when all have been offered.
 
-        is_claimed: whether another chunk of the step computes what follows the chunk with this key.
+        is_announced: whether another chunk of the step computes what follows the chunk with this key.
         """
         for request, key, start, end, spans in self._capped:
             if not self.budget:
                 return
-            if is_claimed(key):
+            if is_announced(key):
                 continue
             given = self.counts[key]
             chunk = self._chunk(spans, start, end, given + self.budget)

@@ -1,4 +1,4 @@
-"""A prefix is shared while it is computed: rows claim the blocks that they fill, and other rows skip these."""
+"""A prefix is shared while it is computed: rows announce the blocks that they fill, and other rows skip these."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ class Skipped(NamedTuple):
 
 
 class Sharing:
-    """The claims of the step that is made now, and what its rows take from claims: of steps in flight, and of the same
-    step if the executor allows it. A row waits only for a row of this step, never for a later one."""
+    """The blocks that rows of the step made now announce, and what rows take of announced blocks: of steps in flight,
+    and of the same step if the executor allows it. A row waits only for a row of this step, never for a later one."""
 
     def __init__(self, state: State, moves: Moves) -> None:
         self._state = state
         self._moves = moves
-        self._claims: dict[int, list[IntArray]] = {}  # by slot
+        self._announced: dict[int, list[IntArray]] = {}  # by slot
         self._skipped: list[Skipped] = []
 
     @property
@@ -38,15 +38,15 @@ class Sharing:
         """The last step whose pending blocks a row of the step that is made now may read."""
         return self._state.last_step + self._state.config.reads_same_step
 
-    def claim(self, entry: Entry, end: int) -> None:
+    def announce(self, entry: Entry, end: int) -> None:
         """The step computes the tokens of a request up to `end`: other rows need not."""
-        if len(blocks := self._state.claim(entry, end)):
-            self._claims.setdefault(entry.slot, []).append(blocks)
+        if len(blocks := self._state.announce(entry, end)):
+            self._announced.setdefault(entry.slot, []).append(blocks)
 
-    def take_claims(self, slot: int) -> IntArray:
+    def take_announced(self, slot: int) -> IntArray:
         """The blocks, int32, that the chunk of this slot is to fill for all."""
-        claims = self._claims.pop(slot, None)
-        return np.concatenate(claims) if claims else _NO_BLOCKS
+        announced = self._announced.pop(slot, None)
+        return np.concatenate(announced) if announced else _NO_BLOCKS
 
     def catch_up(self, entry: Entry) -> bool:
         """Let a request that prefills skip what is cached, or computed by another row, since its last chunk. False if
@@ -76,7 +76,7 @@ class Sharing:
         skipped, self._skipped = self._skipped, []
         return [skip for skip in skipped if self._state.table.owns(*skip.handle)]
 
-    def is_claimed(self, slot: int) -> bool:
+    def is_announced(self, slot: int) -> bool:
         """Whether another row of this step computes what follows the chunk of this slot."""
         return self._state.pool.num_pending > 0 and self.may_match_more(self._state.occupant(slot))
 

@@ -26,7 +26,7 @@ from headway.scheduler.state.state import State
 class Chunk:
     """`count` known tokens of a request, from `start`. samples: they are the last ones, a new token follows.
 
-    claimed: int32; the blocks that it fills for all requests: pending in the prefix cache until the step is done.
+    announced: int32; the blocks that it fills for all requests: pending in the prefix cache until the step is done.
     """
 
     entry: Entry
@@ -34,7 +34,7 @@ class Chunk:
     start: int
     count: int
     samples: bool
-    claimed: IntArray
+    announced: IntArray
 
     @property
     def is_current(self) -> bool:

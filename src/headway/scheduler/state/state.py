@@ -75,7 +75,7 @@ class State:
         self.write_down(entry, start, end)
         self.publish(entry, self._num_shareable(entry, end))
 
-    def claim(self, entry: Entry, end: int) -> IntArray:
+    def announce(self, entry: Entry, end: int) -> IntArray:
         """The step that is made now computes the known tokens of a request with a slot up to `end`. Show other requests
         the blocks that become full: they are pending for that step, whatever becomes of the request. Returns them,
         int32."""
@@ -90,12 +90,12 @@ class State:
         return self.pool.pending_of(blocks, step_id)
 
     def settle(self, blocks: IntArray, step_id: int) -> None:
-        """This step has filled these claimed blocks. Blocks that were given up meanwhile are left alone."""
+        """This step has filled these announced blocks. Blocks that were given up meanwhile are left alone."""
         if len(blocks):
             self.pool.settle(self.pool.pending_of(blocks, step_id))
 
     def withdraw(self, blocks: IntArray, step_id: int) -> IntArray:
-        """These claimed blocks will not be filled by this step, or with wrong KV: they leave the prefix cache. Returns
+        """These announced blocks will not be filled by this step, or with wrong KV: they leave the prefix cache. Returns
         the blocks that were pending for it still, int32."""
         blocks = self.pool.pending_of(blocks, step_id)
         if len(blocks):

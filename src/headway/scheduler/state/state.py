@@ -95,7 +95,7 @@ class State:
             self.pool.settle(self.pool.pending_of(blocks, step_id))
 
     def withdraw(self, blocks: IntArray, step_id: int) -> IntArray:
-        """These announced blocks will not be filled by this step, or with wrong KV: they leave the prefix cache. Returns
+        """This step fills these announced blocks with wrong KV, or not at all: they leave the prefix cache. Returns
         the blocks that were pending for it still, int32."""
         blocks = self.pool.pending_of(blocks, step_id)
         if len(blocks):

@@ -72,6 +72,12 @@ class SchedulingOptions:
     hold_timeout: the same for a reservation that only asks whether there are a slot and blocks (see
         `headway.adapters.fastdeploy`).
     send_timeout: for sending the KV of a request from P to D.
+    lend_timeout: until blocks that are lent to D come back, if D does not renew the lease.
+    receive_timeout: for the KV of a request to come from P; then its prompt is computed here.
+
+    Limits of P/D, in blocks; None: the pool is the limit
+    max_lent_blocks: that P lends. Above it the oldest lease that no D has claimed is revoked.
+    max_receiving_blocks: of D that KV is on the way to. Requests that would need more wait.
 
     Raises ValueError, naming the value and the limit, for anything that could not work.
     """
@@ -98,6 +104,10 @@ class SchedulingOptions:
     reservation_timeout: float = 60.0
     hold_timeout: float = 2.0
     send_timeout: float = 60.0
+    lend_timeout: float = 30.0
+    receive_timeout: float = 60.0
+    max_lent_blocks: int | None = None
+    max_receiving_blocks: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "role", Role(self.role))
@@ -105,10 +115,15 @@ class SchedulingOptions:
             _at_least(name, getattr(self, name), 1)
         for name in ("max_num_partial_prefills", "num_speculative_tokens", "max_bypass", "ageing_seconds"):
             _at_least(name, getattr(self, name), 0)
-        for name in ("long_prefill_token_threshold", "encoder_cache_size"):
+        for name in (
+            *("long_prefill_token_threshold", "encoder_cache_size", "max_lent_blocks", "max_receiving_blocks"),
+        ):
             if getattr(self, name) is not None:
                 _at_least(name, getattr(self, name), 0)
-        for name in ("preprocess_timeout", "reservation_timeout", "hold_timeout", "send_timeout"):
+        for name in (
+            *("preprocess_timeout", "reservation_timeout", "hold_timeout", "send_timeout"),
+            *("lend_timeout", "receive_timeout"),
+        ):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0 seconds, got {getattr(self, name)}")
         _one_of("reserve", self.reserve, get_args(ReserveName))

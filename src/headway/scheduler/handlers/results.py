@@ -7,11 +7,12 @@ from collections.abc import Collection
 import numpy as np
 from numpy.typing import NDArray
 
-from headway.request import FinishReason
+from headway.request import FinishReason, RequestStatus, Transfer
 from headway.scheduler.audit import Auditor
 from headway.scheduler.batch import BoolArray, IntArray, StepResult
 from headway.scheduler.effects import Effects, TokenOutputs
 from headway.scheduler.handlers.reservations import Reservations
+from headway.scheduler.handlers.transfers import Transfers
 from headway.scheduler.messages import DeviceLost
 from headway.scheduler.passes.admissions import Admissions
 from headway.scheduler.passes.steps import Chunk, LaunchedStep, Steps
@@ -35,6 +36,7 @@ class Results:
         admissions: Admissions,
         steps: Steps,
         reservations: Reservations,
+        transfers: Transfers,
         auditor: Auditor,
     ) -> None:
         self._state = state
@@ -42,6 +44,7 @@ class Results:
         self._admissions = admissions
         self._steps = steps
         self._reservations = reservations
+        self._transfers = transfers
         self._auditor = auditor
         self._waiting: list[tuple[int, int]] = []  # (last step in flight when asked, reply id)
 
@@ -59,8 +62,10 @@ class Results:
         """Requests that have computed something end with an error; requests that wait go on."""
         state = self._state
         self._steps.in_flight.clear()
+        self._transfers.give_up_all()
+        self._transfers.revoke_all(effects)
         occupants = [entry for entry in state.occupants if entry is not None]
-        sending = [entry for uid in state.leases if (entry := state.entries.get(uid)) is not None]
+        sending = [entry for entry in state.entries.values() if entry.status is RequestStatus.SENDING]
         effects.ended += self._moves.end_all(occupants + sending, FinishReason.ERROR, error=message.reason)
         state.encoder.clear()
         state.prefix.clear()  # its blocks held KV that is gone
@@ -210,9 +215,11 @@ class Results:
         self._moves.confirm_chunk(entry, chunk.start + chunk.count, token)
         for span in chunk.spans():  # all of them end within it, as no chunk cuts a span
             self._state.encoder.done(entry.uid, span.digest)
-        if token is None:
+        if entry.request.transfer is Transfer.LEND:
+            self._transfers.chunk_done(entry, chunk.start + chunk.count, token, now, effects)
+        elif token is None:
             return
-        if entry.sends:
+        elif entry.sends:
             self._reservations.send(entry, token, now, effects)
         elif (end := self._moves.end_by(entry, token)) is not None:
             effects.ended.append(end)

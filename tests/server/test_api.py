@@ -250,6 +250,25 @@ async def test_bad_values_are_a_400_that_names_them(api: Api, path: str, body: A
     assert not api.link.sent, "nothing of it may reach the engine"
 
 
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/tokenize"])
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA", "detail": "low"}},
+        {"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}},
+        {"type": "video_url", "video_url": {"url": "http://localhost/video.mp4"}},
+    ],
+)
+async def test_an_image_in_a_message_is_refused_by_its_type(api: Api, path: str, part: dict[str, Any]) -> None:
+    """Models that take images too are served, for their text."""
+    content = [{"type": "text", "text": "What is this?"}, part]
+    response = await post(api, path, messages=[{"role": "user", "content": content}])
+    assert response.status_code == 400
+    message = error_of(response)["message"]
+    assert f"content parts of type {part['type']!r} are not served" in message and "type 'text'" in message
+    assert not api.link.sent
+
+
 @pytest.mark.parametrize("content", [b'{"prompt": "\xff"}', b"{", b"", b"\x00\x01"])
 async def test_a_body_that_is_not_json_in_utf8_is_a_400(api: Api, content: bytes) -> None:
     response = await api.post("/v1/completions", content=content, headers={"content-type": "application/json"})

@@ -57,7 +57,10 @@ class ContentPart(StrictModel):
     @model_validator(mode="after")
     def _only_text(self) -> ContentPart:
         if self.type != "text":
-            raise ValueError(f"content parts of type {self.type!r} are not supported: give parts of type 'text'")
+            raise ValueError(
+                f"content parts of type {self.type!r:.60} are not served, whatever the model takes: neither images nor "
+                "sound are read; give parts of type 'text' alone"
+            )
         if self.text is None:
             raise ValueError("a content part of type 'text' needs the field 'text'")
         for unknown in self.model_extra or ():

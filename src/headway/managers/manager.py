@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import abstractmethod
+from collections.abc import Iterable
 from typing import ClassVar
 
 from headway.config import SchedulerConfig
@@ -17,9 +18,12 @@ from headway.scheduler import (
     Batch,
     DynamicAllocation,
     Effects,
+    LeasesEnded,
+    LeasesRenewed,
     Message,
     Pause,
     Query,
+    ReceiveDone,
     RequestEnd,
     Reservation,
     Result,
@@ -70,6 +74,24 @@ class Manager(Surface):
         self._check_open()
         self.post_result(SendDone(uid, error))
 
+    def receive_done(self, uid: int, token: int | None = None, error: str | None = None) -> None:
+        """D: the connector writes no more to the blocks of a request. Any thread. See `ReceiveDone`.
+
+        Raises EngineDeadError once the engine has stopped.
+        """
+        self._check_open()
+        self.post_result(ReceiveDone(uid, token, error))
+
+    def renew_leases(self, uids: Iterable[int]) -> None:
+        """P: D wants these leases still. Any thread. Raises EngineDeadError once the engine has stopped."""
+        self._check_open()
+        self.post_result(LeasesRenewed(tuple(uids)))
+
+    def end_leases(self, uids: Iterable[int]) -> None:
+        """P: D does not want these leases any more. Any thread. Raises EngineDeadError once the engine has stopped."""
+        self._check_open()
+        self.post_result(LeasesEnded(tuple(uids)))
+
     # -- the loop ------------------------------------------------------------------------------------------------
 
     @abstractmethod
@@ -105,6 +127,7 @@ class Manager(Surface):
         """The effects since the last call. Answers to queries are not among them: the callers of the queries have got
         these."""
         effects, self._effects = self._effects, Effects()
+        effects.pulls = self._core.take_pulls()
         return effects
 
     def close(self, reason: FinishReason, message: str | None = None) -> Effects:

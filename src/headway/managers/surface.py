@@ -24,6 +24,7 @@ from headway.scheduler import (
     AwaitSteps,
     Clear,
     Command,
+    ConsumeLease,
     DropReservations,
     FinishRequests,
     GetProgress,
@@ -126,18 +127,32 @@ class Surface(ABC):
         return self._reserve(request, lambda reply: ReservePrefill(reply, request), timeout)
 
     def reserve_decode(
-        self, request: Request, timeout: float = 5.0, *, expires_after: float | None = None
+        self,
+        request: Request,
+        timeout: float = 5.0,
+        *,
+        expires_after: float | None = None,
+        shows_blocks: bool = True,
     ) -> Reservation | None:
         """D: reserve a slot and the blocks for the prompt and the first token. None: nothing is reserved, because
         requests wait, or too few slots or blocks are free (with the headroom left over).
 
         A reservation is an accepted request: it ends exactly once. It expires if `start_decode` does not come within
         `expires_after` seconds; None: `reservation_timeout`.
+
+        shows_blocks: whether a connector is told the blocks. Then the blocks of a reservation that ends without
+        `start_decode` or `drop_reservations` come back when `receive_done` says that the connector has stopped.
         Raises QueryError on an engine of another role, RequestError for a request that must be prepared first, and
         the errors of `add`.
         """
         seconds = self.config.reservation_timeout if expires_after is None else expires_after
-        return self._reserve(request, lambda reply: ReserveDecode(reply, request, seconds), timeout)
+        return self._reserve(request, lambda reply: ReserveDecode(reply, request, seconds, shows_blocks), timeout)
+
+    def consume_lease(self, uid: int, generation: int, timeout: float = 5.0) -> bool:
+        """P: D has read all that a lease lends; the lease ends. Whether it was there all the time; if not, what D has
+        read is void."""
+        valid: bool = self._ask(lambda reply: ConsumeLease(reply, uid, generation), timeout)
+        return valid
 
     def progress(self, request_id: str | int, timeout: float = 5.0) -> Progress | None:
         """How far a request is; None if it is not in the engine."""

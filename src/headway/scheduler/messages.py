@@ -142,11 +142,14 @@ class ReserveDecode:
     """D: slot, and blocks for the prompt and the first token, under the reserve rule; refused while requests wait.
 
     timeout: seconds until the reservation ends if it is not started. Answer: Reservation, or None (no room).
+    shows_blocks: whether the asker tells a connector the blocks, so that KV may be written to them from now on. Then
+        they come back by `StartDecode`, `DropReservations` or `ReceiveDone` alone.
     """
 
     reply: int
     request: Request
     timeout: float
+    shows_blocks: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from headway.request import Request, Span
 from headway.scheduler.batch import Admission, Batch, IntArray, StepResult
 from headway.simulation.digests import TERM_OF_TOKEN, VOCAB, Words, digests_of, mix, mix_one, multipliers_for
 
+_RUBBISH = np.uint64(1)
 NO_TOKEN = -1  # the token of a row whose step or encoder output is worthless
 
 
@@ -175,26 +176,45 @@ class OracleDevice:
 
         The KV of the first `num_cached_tokens` is there already.
         """
-        places = self._places_of(blocks, len(request.prompt))
-        arriving = places[num_cached_tokens:]
+        self.write(request, blocks, num_cached_tokens, len(request.prompt))
+
+    def write(self, request: Request, blocks: IntArray, start: int, end: int) -> None:
+        """The KV of the tokens of a prompt from `start` up to `end` is written to its blocks, outside the stream of
+        steps."""
+        end = min(end, len(request.prompt))
+        if end <= start:
+            return
+        places = self._places_of(blocks, end)
+        arriving = places[start:]
         for step_id, step in self._unsettled.items():
             if np.isin(arriving, step.places).any():
                 raise DeviceError(
                     "two writers", f"KV of request {request.uid} arrives where step {step_id} still writes"
                 )
-        self._kv[arriving] = self._kv_of(request, request.prompt, self._weights_of(request, places))[num_cached_tokens:]
+        self._kv[arriving] = self._kv_of(request, request.prompt, self._weights_of(request, places))[start:end]
         self._writers[arriving] = 0
+
+    def scribble(self, blocks: IntArray, start: int) -> None:
+        """Rubbish is written to the places of these blocks from `start` on, outside the stream of steps."""
+        places = self._places_of(blocks, len(blocks) * self._config.block_size)[start:]
+        self._kv[places] = _RUBBISH
+        self._writers[places] = 0
+
+    def prompt_at(self, request: Request, blocks: IntArray, num_tokens: int) -> Words:
+        """The contents of these blocks, uint64 [num_tokens], which must be the KV of the first tokens of the prompt.
+        Raises DeviceError."""
+        places = self._places_of(blocks, num_tokens)
+        held = self._kv[places]
+        right = self._kv_of(request, request.prompt, self._weights_of(request, places))[:num_tokens]
+        if (held != right).any():
+            where = f"position {np.flatnonzero(held != right)[0]} of {num_tokens}"
+            raise DeviceError("foreign KV", f"the blocks of request {request.uid} do not hold its KV at {where}")
+        return held
 
     def send(self, request: Request, blocks: IntArray, num_tokens: int) -> Words:
         """The contents of these blocks, uint64 [num_tokens], which must be the KV of the prompt. Raises DeviceError."""
         _require(num_tokens == len(request.prompt), f"{num_tokens} tokens to send, of {len(request.prompt)}")
-        places = self._places_of(blocks, num_tokens)
-        held = self._kv[places]
-        wrong = np.flatnonzero(held != self._kv_of(request, request.prompt, self._weights_of(request, places)))
-        if len(wrong):
-            where = f"position {wrong[0]} of {num_tokens}"
-            raise DeviceError("foreign KV", f"the blocks of request {request.uid} do not hold its KV at {where}")
-        return held
+        return self.prompt_at(request, blocks, num_tokens)
 
     def read(self, blocks: IntArray, num_tokens: int) -> Words:
         """The contents of these blocks now, uint64 [num_tokens]."""

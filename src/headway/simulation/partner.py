@@ -76,7 +76,8 @@ class Partner:
 
         def accept(reservation: object) -> None:
             if reservation is None:
-                empty = not self._core.history.live and not self.leases and not self._core.paused
+                held = self._core.snapshot.num_blocks_quarantined + self._core.snapshot.num_blocks_lent
+                empty = not self._core.history.live and not self.leases and not held and not self._core.paused
                 require(not empty, "refused for nothing", f"request {shape.uid} gets no reservation in an empty engine")
                 return
             require(not self._core.paused, "reserved while paused", f"request {shape.uid}")

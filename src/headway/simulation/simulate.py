@@ -11,6 +11,7 @@ from headway.simulation.calm import calm
 from headway.simulation.events import Event, EventTrace
 from headway.simulation.faults import Faults
 from headway.simulation.history import Violation
+from headway.simulation.movements import Movements
 from headway.simulation.setting import Setting
 from headway.simulation.siblings import Siblings
 from headway.simulation.simulation import Simulation
@@ -19,9 +20,12 @@ Mode = Literal["safety", "liveness", "both"]
 """safety: all owners are recounted after every message and pass. liveness: after the last step the faults stop, and
 every request must end. both: both."""
 
-Traffic = Literal["mixed", "siblings"]
+Traffic = Literal["mixed", "siblings", "transfers"]
 """mixed: requests of many kinds, equal by chance. siblings: families of equal prompts, and of prompts that share
-several blocks."""
+several blocks. transfers: requests that pull or lend the KV of their prompt."""
+
+_SETTINGS = {"mixed": Setting.of_seed, "siblings": Setting.of_siblings, "transfers": Setting.of_transfers}
+_FAULTS = {"mixed": Faults, "siblings": Siblings, "transfers": Movements}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +51,10 @@ def run_seed(
 
     static: whether allocation is static; None: drawn from the seed.
     """
-    drawn = Setting.of_seed(seed) if traffic == "mixed" else Setting.of_siblings(seed)
+    drawn = _SETTINGS[traffic](seed)
     setting = replace(drawn, audits=mode != "liveness", static=drawn.static if static is None else static)
     simulation = Simulation(setting)
-    faults = Faults(seed, simulation) if traffic == "mixed" else Siblings(seed, simulation)
+    faults = _FAULTS[traffic](seed, simulation)
     events: list[Event] = []
     try:
         for _ in range(num_steps):

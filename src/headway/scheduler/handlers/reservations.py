@@ -51,7 +51,7 @@ class Reservations:
         """D: hold a slot and blocks for the prompt and the first token. None if they are lacking. Raises QueryError."""
         self._check(query.request, Role.DECODE)
         reservation = self._reserve(query.request, len(query.request.prompt) + 1, now + query.timeout)
-        if reservation is not None:
+        if reservation is not None and query.shows_blocks:
             self._state.entries[reservation.uid].filled_from_outside = True
         return reservation
 

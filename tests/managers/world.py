@@ -76,6 +76,11 @@ class World:
 
         return self.ask(question)
 
+    def connectors_stop(self) -> None:
+        """Connectors of reservations that are over write no more."""
+        while self.history.stopped:
+            self.manager.receive_done(self.history.stopped.pop(0), error="not wanted any more")
+
     def receive(self, request_id: str) -> None:
         """The KV of a reserved request comes in, and its first token."""
         request = self.requests[request_id]
@@ -149,9 +154,12 @@ class World:
             self.manager.drop_reservations(list(self.reservations))
             self.prepare()
             self.send()
+            self.connectors_stop()
             self.drain()
             self.launch()
             self.post()
+        self.drain()
+        self.connectors_stop()
         self.drain()
 
     def check(self) -> None:
@@ -167,7 +175,7 @@ class World:
                 assert (tokens, end.reason) == (answer, reason), request_id
             assert tokens == answer[: len(tokens)], request_id
         assert_nothing_held(self.manager)
-        assert not self.manager._core._state.leases
+        assert not len(self.manager._core._state.leases)
         assert len(self.manager._desk) == 0
 
 

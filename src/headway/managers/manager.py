@@ -189,6 +189,9 @@ class Manager(Surface):
         mine.started += effects.started
         mine.tokens += effects.tokens
         mine.sending += effects.sending
+        mine.stopped_pulls += effects.stopped_pulls
+        mine.lending += effects.lending
+        mine.revoked += effects.revoked
         mine.jobs += effects.jobs
         mine.ended += [end for end in effects.ended if self.door.leave(end.uid)]
         for reply in effects.awaited:

@@ -77,7 +77,7 @@ class Surface(ABC):
         try:
             self._put(AddRequest(request))
         except BaseException:  # an interrupt
-            self._take_back(request)
+            self._take_back(request, AbortRequests)
             raise
         if self._closed and self.door.leave(request.uid):  # closed while this request entered
             raise EngineDeadError(self._reason())
@@ -121,8 +121,8 @@ class Surface(ABC):
 
         A reservation is an accepted request: it ends exactly once. It expires if `start_prefill` does not come within
         `reservation_timeout` seconds.
-        Raises QueryError on an engine of another role, RequestError for a request that must be prepared first, and
-        the errors of `add`.
+        Raises QueryError on an engine of another role, RequestError for a request that must be prepared first or has
+        a `transfer`, and the errors of `add`.
         """
         return self._reserve(request, lambda reply: ReservePrefill(reply, request), timeout)
 
@@ -142,8 +142,8 @@ class Surface(ABC):
 
         shows_blocks: whether a connector is told the blocks. Then the blocks of a reservation that ends without
         `start_decode` or `drop_reservations` come back when `receive_done` says that the connector has stopped.
-        Raises QueryError on an engine of another role, RequestError for a request that must be prepared first, and
-        the errors of `add`.
+        Raises QueryError on an engine of another role, RequestError for a request that must be prepared first or has
+        a `transfer`, and the errors of `add`.
         """
         seconds = self.config.reservation_timeout if expires_after is None else expires_after
         return self._reserve(request, lambda reply: ReserveDecode(reply, request, seconds, shows_blocks), timeout)
@@ -292,6 +292,11 @@ class Surface(ABC):
             raise RequestError(
                 f"request {request.request_id!r} has to be prepared first; nothing can be reserved for it yet"
             )
+        if request.transfer is not None:
+            raise RequestError(
+                f"request {request.request_id!r} has transfer={request.transfer.value!r}: a request that pulls or "
+                "lends its KV is added; nothing is reserved for it"
+            )
         self.door.enter(request, accepted=False)
         try:
             reservation: Reservation | None = self._ask(query, timeout)
@@ -299,14 +304,14 @@ class Surface(ABC):
             self.door.leave(request.uid)
             raise
         except BaseException:  # an interrupt
-            self._take_back(request)
+            self._take_back(request, DropReservations)  # no connector has heard of its blocks
             raise
         if reservation is None:
             self.door.leave(request.uid)
         return reservation
 
-    def _take_back(self, request: Request) -> None:
-        """Undo the entry of a request whose caller was interrupted. The message may have been sent, or not: the abort
-        comes after it, and the end of the request is not reported."""
+    def _take_back(self, request: Request, end: Callable[[tuple[int, ...]], Command]) -> None:
+        """Undo the entry of a request whose caller was interrupted. The message may have been sent, or not: the command
+        that ends the request comes after it, and the end is not reported."""
         if self.door.leave(request.uid):
-            self._put(AbortRequests((request.uid,)))
+            self._put(end((request.uid,)))

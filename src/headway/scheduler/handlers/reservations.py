@@ -73,7 +73,6 @@ class Reservations:
         if entry is None or entry.status is not RequestStatus.RESERVED:
             return  # on P: it is reserved, but computes its prompt itself
         if self._state.config.role is Role.DECODE:
-            self._admissions.note_start(entry, int(self._state.table.num_computed[entry.slot]))
             self._transfers.receive(entry, message.token, effects)
 
     def drop(self, message: DropReservations, effects: Effects) -> None:
@@ -112,6 +111,8 @@ class Reservations:
             raise QueryError(f"a reservation for the {role} phase was asked of an engine whose role is {config.role}")
         if request.uid in self._state.entries:
             raise QueryError(f"uid {request.uid} of request {request.request_id!r} is in use")
+        if request.uid in self._state.leases:
+            raise QueryError(f"the blocks of a former request of uid {request.uid} have not come back")
         reason = never_fits(config, request)
         if reason is not None:
             raise QueryError(reason)

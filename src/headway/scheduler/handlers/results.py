@@ -7,7 +7,7 @@ from collections.abc import Collection
 import numpy as np
 from numpy.typing import NDArray
 
-from headway.request import FinishReason, RequestStatus, Transfer
+from headway.request import FinishReason, Transfer
 from headway.scheduler.audit import Auditor
 from headway.scheduler.batch import BoolArray, IntArray, StepResult
 from headway.scheduler.effects import Effects, TokenOutputs
@@ -17,6 +17,7 @@ from headway.scheduler.messages import DeviceLost
 from headway.scheduler.passes.admissions import Admissions
 from headway.scheduler.passes.steps import Chunk, LaunchedStep, Steps
 from headway.scheduler.state.entry import Entry
+from headway.scheduler.state.leases import Holder
 from headway.scheduler.state.moves import Moves
 from headway.scheduler.state.state import State
 
@@ -65,7 +66,8 @@ class Results:
         self._transfers.give_up_all()
         self._transfers.revoke_all(effects)
         occupants = [entry for entry in state.occupants if entry is not None]
-        sending = [entry for entry in state.entries.values() if entry.status is RequestStatus.SENDING]
+        leases = [uid for uid, lease in state.leases.items() if lease.holder is Holder.SENDER]
+        sending = [state.entries[uid] for uid in leases if uid in state.entries]
         effects.ended += self._moves.end_all(occupants + sending, FinishReason.ERROR, error=message.reason)
         state.encoder.clear()
         state.prefix.clear()  # its blocks held KV that is gone

@@ -39,8 +39,8 @@ class Transfers:
             self._moves.end_lease(message.uid)
             return
         entry = self._moves.heeding(message.uid, Event.RECEIVE)
-        if entry is None:
-            return
+        if entry is None or (entry.status is RequestStatus.RESERVED and not entry.filled_from_outside):
+            return  # no connector knows its blocks
         if message.error is None:
             self.receive(entry, message.token, effects)
         elif entry.status is RequestStatus.RECEIVING:
@@ -57,6 +57,8 @@ class Transfers:
 
         Without a token the last position is computed anew, and its block, if it is full, is published after that."""
         state = self._state
+        if entry.status is RequestStatus.RESERVED:
+            self._admissions.note_start(entry, int(state.table.num_computed[entry.slot]))
         entry.pulls = entry.filled_from_outside = False
         effects.started += self._admissions.take_started()
         self._moves.receive(entry, token)

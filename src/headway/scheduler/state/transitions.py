@@ -43,9 +43,9 @@ class Event(IntEnum):
     SENT = 13
     DROP = 14
     EXPIRE = 15
-    END = 16
-    PULL = 17
-    GIVE_UP = 18
+    PULL = 16
+    GIVE_UP = 17
+    END = 18
 
 
 class Rule(NamedTuple):

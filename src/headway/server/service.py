@@ -12,6 +12,7 @@ from headway.client.chat_template import ChatTemplate
 from headway.client.conversation import Conversation
 from headway.client.engine_client import EngineClient
 from headway.client.special_tokens import SpecialTokenEscape
+from headway.server.body_budget import BodyBudget
 from headway.server.engine_health import EngineHealth
 from headway.server.errors import ApiError
 from headway.server.generate import encode_json
@@ -24,6 +25,7 @@ class Service:
     admin_api: see `admin.py`. chat_template: see `ChatTemplate`.
     trust_request_chat_template: requests may bring templates.
     escape_special_tokens: special tokens that chat messages spell are text, see `SpecialTokenEscape`.
+    bodies: the bytes of all bodies that are being read.
     draining: the server is about to stop and takes no new requests.
 
     Raises ValueError for a chat template that does not exist or is not valid.
@@ -48,6 +50,7 @@ class Service:
         self.created = int(time.time())
         self.metrics = ServerMetrics(model_name, lambda: client.snapshot, client.config.max_model_len)
         self.metrics.add(EngineHealth(model_name, client))
+        self.bodies = BodyBudget()
         self.draining = False
         client.observer = self.metrics
 

@@ -124,7 +124,8 @@ async def test_a_body_whose_client_has_left_is_not_parsed(api: Api, monkeypatch:
             left = asyncio.ensure_future(received(api.app, part(long), leave=leave))
             await settled()
             leave.set()
-            assert await left == 499
+            await settled()
+            assert left.done() and await left == 499
             assert api.app.state.service.bodies.held == 0
             assert (await api.post(PATH, content=GOOD, headers=JSON)).status_code == 200, "what is short never waits"
             free.set()

@@ -126,6 +126,8 @@ def measured(only: Sequence[str]) -> Iterator[Row]:
     wanted = [name for name in ATTACKS if not only or name in only]
     with AbusedServer() as server:
         with NeighbourProcess(server.base_url) as neighbour:
+            neighbour.begin()  # pays for what happens once
+            neighbour.end()
             yield server.abuse("idle", Idle(), neighbour)
             for name in wanted:
                 yield server.abuse(name, ATTACKS[name](), neighbour)

@@ -12,8 +12,7 @@ from typing import Any
 from headway.bench.costly_bodies import BODIES, CHAT, TEXT
 from headway.bench.raw_http import Address, Answer, Connection, get, post
 
-PATIENCE_S = 60.0  # for an answer; then its status is NO_ANSWER
-NO_ANSWER = "none"
+PATIENCE_S = 60.0  # for an answer; then its status is "none"
 
 BURST = 4_000  # answers; a server holds 256 + 4,096 by default
 SILENT = 1_100  # connections; more than the soft limit of files with which the server starts
@@ -61,8 +60,8 @@ async def _within_patience(work: Coroutine[Any, Any, str]) -> str:
     try:
         async with asyncio.timeout(PATIENCE_S):
             return await work
-    except (OSError, EOFError):
-        return NO_ANSWER
+    except (OSError, EOFError) as error:  # a timeout is an OSError
+        return f"none ({type(error).__name__})"
 
 
 class Idle(Attack):
@@ -113,10 +112,10 @@ class LeftBehind(Attack):
 
     def prepare(self) -> None:
         self._long = post("/tokenize", {"prompt": "12+34=46 " * 111_111})
-        messages = [{"role": "user", "content": "1+2=3 " * 300}]
+        messages = [{"role": "user", "content": "1+2=3 " * 30}]
         self._usual = [
             post("/tokenize", {"prompt": "1+2=3 " * 700}),  # 4,200 characters
-            post(TEXT, {"prompt": "1+2=3 " * 300, "max_tokens": 1}),
+            post(TEXT, {"prompt": "1+2=3 " * 30, "max_tokens": 1}),
             post(CHAT, {"messages": messages, "max_tokens": 1}),
         ]
 
@@ -156,11 +155,12 @@ class Deaf(Attack):
     async def run(self, address: Address) -> list[str]:
         began = perf_counter()
         streams, self.sent_bytes = await open_deaf(address)
-        async with asyncio.timeout(PATIENCE_S):
-            while await _num_running(address) > 1:  # the neighbour's stream goes on
-                await asyncio.sleep(1)
-        self.seconds = perf_counter() - began
         try:
+            async with asyncio.timeout(PATIENCE_S):
+                await asyncio.sleep(1)
+                while await _num_running(address) > 1:  # the neighbour's stream goes on
+                    await asyncio.sleep(1)
+            self.seconds = perf_counter() - began
             return [await _within_patience(self._read(stream)) for stream in streams]
         finally:
             for stream in streams:
@@ -199,9 +199,11 @@ def summary(statuses: Sequence[str]) -> str:
 ATTACKS: dict[str, Callable[[], Attack]] = {
     "long prompt": lambda: Bodies("long prompt"),
     "four long prompts": lambda: Bodies("long prompt", 4),
+    "longest prompt": lambda: Bodies("longest prompt"),
+    "twenty longest prompts": lambda: Bodies("longest prompt", 20),
     "left behind": LeftBehind,
     "burst": Burst,
-    **{name: lambda name=name: Bodies(name) for name in BODIES if name != "long prompt"},  # type: ignore[misc]
+    **{name: lambda name=name: Bodies(name) for name in BODIES if "prompt" not in name.split()},  # type: ignore[misc]
     "silence": Silence,
     "deaf": Deaf,
 }

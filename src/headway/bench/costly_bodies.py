@@ -27,6 +27,7 @@ def _fields() -> bytes:
 
 BODIES = {
     "long prompt": CostlyBody(TEXT, lambda: b'{"max_tokens":1,"prompt":"' + b"a" * 60_000_000 + b'"}'),
+    "longest prompt": CostlyBody(TEXT, lambda: b'{"max_tokens":1,"prompt":"' + b"a" * 16_000_000 + b'"}'),
     "prompts x 16": CostlyBody(TEXT, _repeated(b'{"max_tokens":1,"n":16,"prompt":[', b"[9]", 20_000, b"]}")),
     "prompts of ids": CostlyBody(TEXT, _repeated(b'{"max_tokens":1,"prompt":[', b"[9]", 4_000_000, b"]}")),
     "prompts of text": CostlyBody(TEXT, _repeated(b'{"max_tokens":1,"prompt":[', b'"1"', 100_000, b"]}")),

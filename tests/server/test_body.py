@@ -24,7 +24,9 @@ GOOD = b'{"prompt":"a","max_tokens":1}'
 LARGE = GOOD + b" " * SMALL
 
 
-async def received(app: Any, *messages: dict[str, Any], leave: asyncio.Event | None = None) -> int | None:
+async def received(
+    app: Any, *messages: dict[str, Any], leave: asyncio.Event | None = None, path: str = PATH
+) -> int | None:
     """The status of the answer to a request whose body comes in these messages. leave: set when the client leaves."""
     queue, statuses = list(messages), []
 
@@ -37,7 +39,7 @@ async def received(app: Any, *messages: dict[str, Any], leave: asyncio.Event | N
     async def send(message: dict[str, Any]) -> None:
         statuses.append(message.get("status"))
 
-    scope = {"type": "http", "method": "POST", "path": PATH, "query_string": b"", "http_version": "1.1"}
+    scope = {"type": "http", "method": "POST", "path": path, "query_string": b"", "http_version": "1.1"}
     headers = [(b"content-type", b"application/json")]
     await app({**scope, "headers": headers, "client": ("127.0.0.1", 1)}, receive, send)
     return statuses[0] if statuses else None
@@ -132,5 +134,36 @@ async def test_a_body_whose_client_has_left_is_not_parsed(api: Api, monkeypatch:
             await busy
             await texts.run(size, lambda: None)  # after all work before it
         assert parsed == [len(GOOD)]
+    finally:
+        free.set()
+
+
+async def test_texts_whose_clients_have_left_are_not_tokenised_and_hold_up_no_prompt(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenised: list[int] = []
+    encode, free = api.client.tokenizer.encode, threading.Event()
+
+    def slow_encode(text: str, **options: Any) -> Any:
+        tokenised.append(len(text))
+        if len(text) > MEDIUM:
+            free.wait(PATIENCE)
+        return encode(text, **options)
+
+    monkeypatch.setattr(api.client.tokenizer, "encode", slow_encode)
+    leave, size = asyncio.Event(), 100_000
+    long = part(json.dumps({"prompt": "a" * size}).encode())
+    try:
+        async with asyncio.timeout(PATIENCE):
+            clients = [asyncio.ensure_future(received(api.app, long, leave=leave, path="/tokenize")) for _ in range(8)]
+            while size not in tokenised:
+                await asyncio.sleep(0.001)
+            leave.set()
+            assert await asyncio.gather(*clients) == [499] * 8
+            assert (await api.post("/tokenize", json={"prompt": "b" * 4200})).status_code == 200
+            assert (await api.post(PATH, content=GOOD, headers=JSON)).status_code == 200
+            free.set()
+            await api.client.prompts.texts.run(size, lambda: None)  # after all work before it
+        assert tokenised == [size, 4200, 1]
     finally:
         free.set()

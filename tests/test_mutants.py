@@ -49,11 +49,12 @@ FINDINGS = {
 @cache
 def functions_of(path: Path) -> set[str]:
     """The tests of a file, those in classes as Class::test."""
+    functions = (ast.FunctionDef, ast.AsyncFunctionDef)
     found = set()
     for node in ast.parse(path.read_text()).body:
         if isinstance(node, ast.ClassDef):
-            found |= {f"{node.name}::{part.name}" for part in node.body if isinstance(part, ast.FunctionDef)}
-        elif isinstance(node, ast.FunctionDef):
+            found |= {f"{node.name}::{part.name}" for part in node.body if isinstance(part, functions)}
+        elif isinstance(node, functions):
             found.add(node.name)
     return found
 

@@ -19,6 +19,8 @@ SILENT = 1_100  # connections; more than the soft limit of files with which the 
 UNREAD = 3  # streams
 LEAVING = 8  # clients
 IDLE_S = 3.0
+LEAVE_S = 1.0
+POLL_S = 1.0
 
 _LOGPROBS_AND_MORE = {"logprobs": 20, "temperature": 1.0, "ignore_eos": True, "stream": True}
 
@@ -124,7 +126,7 @@ class LeftBehind(Attack):
         for connection in leaving:
             await connection.send(self._long)
             self.sent_bytes += len(self._long)
-        await asyncio.sleep(1)
+        await asyncio.sleep(LEAVE_S)
         for connection in leaving:
             connection.close()
         return [await self._ask(address, request) for request in self._usual]
@@ -157,9 +159,9 @@ class Deaf(Attack):
         streams, self.sent_bytes = await open_deaf(address)
         try:
             async with asyncio.timeout(PATIENCE_S):
-                await asyncio.sleep(1)
+                await asyncio.sleep(POLL_S)
                 while await _num_running(address) > 1:  # the neighbour's stream goes on
-                    await asyncio.sleep(1)
+                    await asyncio.sleep(POLL_S)
             return [await _within_patience(self._read(stream)) for stream in streams]
         except TimeoutError:
             return ["still open"]

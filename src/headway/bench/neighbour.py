@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -31,8 +31,9 @@ class Neighbour:
     """Asks /health every `PROBE_S` seconds over one connection, and streams one long answer after the other over
     another, from `begin` to `end`. The time from the end of an answer to the beginning of the next is no gap."""
 
-    def __init__(self, address: Address) -> None:
+    def __init__(self, address: Address, *, clock: Callable[[], float] = perf_counter) -> None:
         self._address = address
+        self._clock = clock
         self._tasks: list[asyncio.Task[None]] = []
 
     async def begin(self) -> None:
@@ -58,6 +59,11 @@ class Neighbour:
             connection.close()
         return self._waits
 
+    @property
+    def failure(self) -> str:
+        """The first failure since `begin`."""
+        return self._waits.failure
+
     async def _watched(self, work: Awaitable[None]) -> None:
         try:
             await work
@@ -66,7 +72,7 @@ class Neighbour:
 
     async def _probe(self, connection: Connection) -> None:
         while True:
-            self._asked = perf_counter()
+            self._asked = self._clock()
             answer = await connection.ask(_HEALTH)
             self._note_probe()
             self._asked = None
@@ -82,7 +88,7 @@ class Neighbour:
             while not data.endswith(END_OF_STREAM):
                 data = data[-len(END_OF_STREAM) :] + await connection.read()
                 self._note_piece()
-                self._heard = perf_counter()
+                self._heard = self._clock()
                 self._streaming.set()
                 if b'"error"' in data:
                     self._fail(f"stream: {data.decode(errors='replace')}")
@@ -91,11 +97,11 @@ class Neighbour:
 
     def _note_probe(self) -> None:
         if self._asked is not None:
-            self._waits.health_ms = max(self._waits.health_ms, (perf_counter() - self._asked) * 1000)
+            self._waits.health_ms = max(self._waits.health_ms, (self._clock() - self._asked) * 1000)
 
     def _note_piece(self) -> None:
         if self._heard is not None:
-            self._waits.stream_gap_ms = max(self._waits.stream_gap_ms, (perf_counter() - self._heard) * 1000)
+            self._waits.stream_gap_ms = max(self._waits.stream_gap_ms, (self._clock() - self._heard) * 1000)
 
     def _fail(self, why: str) -> None:
         self._streaming.set()  # `begin` does not wait for a stream that has failed

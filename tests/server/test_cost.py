@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from headway.bench.costly_bodies import BODIES
+from headway.client.prompt_encoder import LONGEST_TOKENIZED
 from headway.server.errors import ApiError
 from headway.server.json_census import JsonCensus
 from tests.server.conftest import Api
@@ -27,7 +28,7 @@ def never(*args: object, **options: object) -> Any:
     [
         ("/v1/completions", {"prompt": "a" * (MAX_MODEL_LEN * LONGEST + 1)}),
         ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a" * (MAX_MODEL_LEN * LONGEST + 1)}]}),
-        ("/tokenize", {"prompt": "a" * (2**20 + 1)}),
+        ("/tokenize", {"prompt": "a" * (LONGEST_TOKENIZED + 1)}),
     ],
 )
 async def test_a_text_that_cannot_fit_is_refused_before_it_is_tokenised(

@@ -11,6 +11,7 @@ from typing import Any
 
 from headway.bench.costly_bodies import BODIES, CHAT, TEXT
 from headway.bench.raw_http import Address, Answer, Connection, get, post
+from headway.client.prompt_encoder import LONGEST_TOKENIZED
 
 PATIENCE_S = 60.0  # for an answer; then its status is "none"
 
@@ -113,7 +114,7 @@ class LeftBehind(Attack):
         super().__init__("200")
 
     def prepare(self) -> None:
-        self._long = post("/tokenize", {"prompt": "12+34=46 " * 111_111})
+        self._long = post("/tokenize", {"prompt": "12+34=46 " * (LONGEST_TOKENIZED // 9)})
         messages = [{"role": "user", "content": "1+2=3 " * 30}]
         self._usual = [
             post("/tokenize", {"prompt": "1+2=3 " * 700}),  # 4,200 characters

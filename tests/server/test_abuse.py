@@ -21,6 +21,7 @@ SOFT_LIMIT = 1_024  # open files
 SIMULATED = ("--executor", "simulated", "--base-s", "0.02")  # 250 tokens take 5 seconds
 SILENT = 1_100  # connections
 UNREAD = {"prompt": ["a"] * 8, "n": 16, "max_tokens": 255, "ignore_eos": True, "stream": True}
+HEAD = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n"
 ENOUGH_TOKENS = 128 * 200  # of such a stream, for all buffers to be full
 
 
@@ -64,12 +65,11 @@ def unread_streams(server: Server, count: int) -> Iterator[list[socket.socket]]:
 @contextlib.contextmanager
 def unread_stream(server: Server) -> Iterator[socket.socket]:
     body = json.dumps({"model": MODEL, **UNREAD}).encode()
-    head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
     with socket.socket() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.settimeout(60)
         connection.connect(address(server))
-        connection.sendall(head.encode() + b"\r\n\r\n" + body)
+        connection.sendall(HEAD.format(length=len(body)).encode() + body)
         answer = connection.recv(4096)
         assert answer.startswith(b"HTTP/1.1 200"), answer
         yield connection
@@ -101,13 +101,15 @@ def test_a_stream_that_is_not_read_takes_bounded_memory_and_has_an_end_once_it_i
     assert server.http.get("/health").status_code == 200
 
 
-def test_sigterm_does_not_wait_for_clients_that_do_not_read(server: Server) -> None:
+def test_sigterm_does_not_wait_for_clients_that_do_not_read_or_send(server: Server) -> None:
     """The last test of this server."""
-    with unread_streams(server, 3):
+    with unread_streams(server, 3), socket.create_connection(address(server), timeout=60) as half:
+        half.sendall(HEAD.format(length=100).encode() + b"{")
         lines = server.log().count("\n")
         assert server.stop(signal.SIGTERM, timeout=60) == 0
     log = server.log()
     assert "Traceback" not in log
-    assert log.count("closed 3 connections whose clients did not read their answers") == 1
+    assert "closed 3 connections whose clients did not read or send in time" in log
+    assert "closed 1 connections whose clients did not read or send in time" in log
     assert log.count("\n") - lines <= 5, log
     assert server.leftovers() == []

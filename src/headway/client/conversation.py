@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    FailFast,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    WithJsonSchema,
+    model_validator,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 MAX_MESSAGES = 8192
 MAX_PARTS = 1024
@@ -28,15 +40,48 @@ class StrictModel(BaseModel):
         return data
 
 
-def at_most(limit: int, what: str) -> BeforeValidator:
-    """Refuses a list or an object of more items, before any item is looked at."""
+@dataclass(frozen=True)
+class AtMost:
+    """Refuses a list or an object of more items, before any item is looked at. The JSON schema says so too."""
 
-    def check(value: Any) -> Any:
-        if isinstance(value, list | tuple | dict) and len(value) > limit:
-            raise ValueError(f"at most {limit} {what} are taken, got {len(value)}")
+    limit: int
+    what: str
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_before_validator_function(self._check, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        described = handler(schema)
+        for kind in described.get("anyOf", [described]):
+            if (name := {"array": "maxItems", "object": "maxProperties"}.get(kind.get("type"))) is not None:
+                kind[name] = self.limit
+        return described
+
+    def _check(self, value: Any) -> Any:
+        if isinstance(value, list | tuple | dict) and len(value) > self.limit:
+            raise ValueError(f"at most {self.limit} {self.what} are taken, got {len(value)}")
         return value
 
-    return BeforeValidator(check)
+
+def any_of(*alternatives: dict[str, JsonSchemaValue]) -> JsonSchemaValue:
+    """The JSON schema of an object: in at least one alternative, all named fields are there and have these schemas. A
+    schema that takes null also takes that the field is left out."""
+    return {"anyOf": [_fields(alternative) for alternative in alternatives]}
+
+
+def _fields(schemas: dict[str, JsonSchemaValue]) -> JsonSchemaValue:
+    required = [name for name, schema in schemas.items() if schema != NOTHING and schema != OFF]
+    return {"properties": schemas, "required": required}
+
+
+NOTHING: JsonSchemaValue = {"type": "null"}
+OFF: JsonSchemaValue = {"enum": [False, None]}
+ON: JsonSchemaValue = {"const": True}
+
+
+def unsupported(*values: Any) -> WithJsonSchema:
+    """The JSON schema of a field that is not supported: empty, or one of the values that ask for nothing."""
+    return WithJsonSchema({"enum": [None, [], {}, *values]})
 
 
 def refuse_unsupported(unsupported: dict[str, Any]) -> None:
@@ -49,7 +94,15 @@ def refuse_unsupported(unsupported: dict[str, Any]) -> None:
 class ContentPart(StrictModel):
     """A part of the content of a chat message. Only text is supported."""
 
-    model_config = ConfigDict(extra="allow", strict=True)  # an image part is refused for its type, not its fields
+    model_config = ConfigDict(
+        extra="allow",  # an image part is refused for its type, not its fields
+        strict=True,
+        json_schema_extra={
+            "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
+            "required": ["type", "text"],
+            "additionalProperties": False,
+        },
+    )
 
     type: str
     text: str | None = None
@@ -68,15 +121,19 @@ class ContentPart(StrictModel):
 class ChatMessage(StrictModel):
     """One message of a conversation. Only an assistant's message may have no content."""
 
+    model_config = ConfigDict(
+        json_schema_extra=any_of({"role": {"const": "assistant"}}, {"content": {"type": ["string", "array"]}})
+    )
+
     role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[str | list[ContentPart] | None, at_most(MAX_PARTS, "content parts")] = None
+    content: Annotated[str | list[ContentPart] | None, AtMost(MAX_PARTS, "content parts")] = None
     name: str | None = None
     # Fields of an assistant's message that a client sends back unchanged: only empty values are accepted.
     refusal: str | None = None
-    annotations: Annotated[list[Any] | None, at_most(MAX_PARTS, "annotations")] = None
-    audio: Any = None
-    function_call: Any = None
-    tool_calls: Any = None
+    annotations: Annotated[list[Any] | None, AtMost(MAX_PARTS, "annotations")] = None
+    audio: Annotated[Any, unsupported()] = None
+    function_call: Annotated[Any, unsupported()] = None
+    tool_calls: Annotated[Any, unsupported()] = None
 
     @model_validator(mode="after")
     def _refuse(self) -> ChatMessage:
@@ -122,6 +179,9 @@ def _as_dicts(messages: Any) -> Any:
     return [dict(message) if isinstance(message, Mapping) else message for message in messages]
 
 
+ONE_WAY_TO_GO_ON = any_of({"continue_final_message": OFF}, {"add_generation_prompt": {"const": False}})
+
+
 class Conversation(StrictModel):
     """Chat messages, and how to make a prompt from them.
 
@@ -131,11 +191,13 @@ class Conversation(StrictModel):
     chat_template_kwargs: more variables for the template.
     """
 
+    model_config = ConfigDict(json_schema_extra=ONE_WAY_TO_GO_ON)
+
     messages: Annotated[
         list[ChatMessage],
         FailFast(),
         BeforeValidator(_as_dicts),
-        at_most(MAX_MESSAGES, "messages"),
+        AtMost(MAX_MESSAGES, "messages"),
         Field(json_schema_extra={"minItems": 1}),
     ]
     add_generation_prompt: bool = True

@@ -3,22 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    FailFast,
-    Field,
-    GetCoreSchemaHandler,
-    GetJsonSchemaHandler,
-    WithJsonSchema,
-    model_validator,
-)
-from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from headway.client.field_rules import OFF, AtMost, Unsupported, any_of
 
 MAX_MESSAGES = 8192
 MAX_PARTS = 1024
@@ -38,57 +28,6 @@ class StrictModel(BaseModel):
                 if name not in cls.model_fields:
                     raise PydanticCustomError("unknown_field", "unknown field", {"name": name})
         return data
-
-
-@dataclass(frozen=True)
-class AtMost:
-    """Refuses a list or an object of more items, before any item is looked at. The JSON schema says so too."""
-
-    limit: int
-    what: str
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        return core_schema.no_info_before_validator_function(self._check, handler(source))
-
-    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        described = handler(schema)
-        for kind in described.get("anyOf", [described]):
-            if (name := {"array": "maxItems", "object": "maxProperties"}.get(kind.get("type"))) is not None:
-                kind[name] = self.limit
-        return described
-
-    def _check(self, value: Any) -> Any:
-        if isinstance(value, list | tuple | dict) and len(value) > self.limit:
-            raise ValueError(f"at most {self.limit} {self.what} are taken, got {len(value)}")
-        return value
-
-
-def any_of(*alternatives: dict[str, JsonSchemaValue]) -> JsonSchemaValue:
-    """The JSON schema of an object: in at least one alternative, all named fields are there and have these schemas. A
-    schema that takes null also takes that the field is left out."""
-    return {"anyOf": [_fields(alternative) for alternative in alternatives]}
-
-
-def _fields(schemas: dict[str, JsonSchemaValue]) -> JsonSchemaValue:
-    required = [name for name, schema in schemas.items() if schema != NOTHING and schema != OFF]
-    return {"properties": schemas, "required": required}
-
-
-NOTHING: JsonSchemaValue = {"type": "null"}
-OFF: JsonSchemaValue = {"enum": [False, None]}
-ON: JsonSchemaValue = {"const": True}
-
-
-def unsupported(*values: Any) -> WithJsonSchema:
-    """The JSON schema of a field that is not supported: empty, or one of the values that ask for nothing."""
-    return WithJsonSchema({"enum": [None, [], {}, *values]})
-
-
-def refuse_unsupported(unsupported: dict[str, Any]) -> None:
-    """Raise ValueError for a field that Headway does not support, unless its value is empty (None, [] or {})."""
-    for name, value in unsupported.items():
-        if value is not None and value != [] and value != {}:
-            raise ValueError(f"{name} is not supported: leave it out")
 
 
 class ContentPart(StrictModel):
@@ -131,13 +70,12 @@ class ChatMessage(StrictModel):
     # Fields of an assistant's message that a client sends back unchanged: only empty values are accepted.
     refusal: str | None = None
     annotations: Annotated[list[Any] | None, AtMost(MAX_PARTS, "annotations")] = None
-    audio: Annotated[Any, unsupported()] = None
-    function_call: Annotated[Any, unsupported()] = None
-    tool_calls: Annotated[Any, unsupported()] = None
+    audio: Annotated[Any, Unsupported()] = None
+    function_call: Annotated[Any, Unsupported()] = None
+    tool_calls: Annotated[Any, Unsupported()] = None
 
     @model_validator(mode="after")
     def _refuse(self) -> ChatMessage:
-        refuse_unsupported({"audio": self.audio, "function_call": self.function_call, "tool_calls": self.tool_calls})
         if self.content is None and self.role != "assistant":
             raise ValueError(f"a message of role {self.role!r} needs content")
         return self

@@ -24,18 +24,8 @@ from pydantic import (
     model_validator,
 )
 
-from headway.client.conversation import (
-    NOTHING,
-    OFF,
-    ON,
-    ONE_WAY_TO_GO_ON,
-    AtMost,
-    Conversation,
-    StrictModel,
-    any_of,
-    refuse_unsupported,
-    unsupported,
-)
+from headway.client.conversation import ONE_WAY_TO_GO_ON, Conversation, StrictModel
+from headway.client.field_rules import NOTHING, OFF, ON, AtMost, Unsupported, any_of
 from headway.errors import RequestError
 from headway.kv_transfer_params import copied
 from headway.request import NewRequest
@@ -226,11 +216,10 @@ class CompletionRequest(_Generate):
     logprobs: _Logprobs | None = None
     echo: bool | None = None
     best_of: Int32 | None = None
-    suffix: Annotated[str | None, WithJsonSchema(NOTHING)] = None
+    suffix: Annotated[Any, Unsupported()] = None
 
     @model_validator(mode="after")
     def _refuse(self) -> CompletionRequest:
-        refuse_unsupported({"suffix": self.suffix})
         if self.best_of is not None and self.best_of != (self.n or 1):
             raise ValueError(
                 f"best_of ({self.best_of}) must equal n ({self.n or 1}): answers are not ranked and dropped"
@@ -263,37 +252,22 @@ class ChatCompletionRequest(_Generate, Conversation):
     logprobs: bool | None = None
     top_logprobs: _Logprobs | None = None
 
-    # Fields of OpenAI's API that this server does not support. Values that ask for nothing are accepted.
-    tools: Annotated[Any, unsupported()] = None
-    tool_choice: Annotated[Any, unsupported("none")] = None
+    # Fields of OpenAI's API that this server does not support.
+    tools: Annotated[Any, Unsupported()] = None
+    tool_choice: Annotated[Any, Unsupported("none")] = None
     parallel_tool_calls: Any = None
-    functions: Annotated[Any, unsupported()] = None
-    function_call: Annotated[Any, unsupported("none")] = None
-    response_format: Annotated[Any, unsupported({"type": "text"})] = None
-    modalities: Annotated[Any, unsupported(["text"])] = None
-    audio: Annotated[Any, unsupported()] = None
-    prediction: Annotated[Any, unsupported()] = None
-    reasoning_effort: Annotated[Any, unsupported()] = None
-    verbosity: Annotated[Any, unsupported()] = None
-    web_search_options: Annotated[Any, unsupported()] = None
+    functions: Annotated[Any, Unsupported()] = None
+    function_call: Annotated[Any, Unsupported("none")] = None
+    response_format: Annotated[Any, Unsupported({"type": "text"})] = None
+    modalities: Annotated[Any, Unsupported(["text"])] = None
+    audio: Annotated[Any, Unsupported()] = None
+    prediction: Annotated[Any, Unsupported()] = None
+    reasoning_effort: Annotated[Any, Unsupported()] = None
+    verbosity: Annotated[Any, Unsupported()] = None
+    web_search_options: Annotated[Any, Unsupported()] = None
 
     @model_validator(mode="after")
     def _refuse(self) -> ChatCompletionRequest:
-        refuse_unsupported(
-            {
-                "tools": self.tools,
-                "tool_choice": None if self.tool_choice == "none" else self.tool_choice,
-                "functions": self.functions,
-                "function_call": None if self.function_call == "none" else self.function_call,
-                "response_format": None if self.response_format == {"type": "text"} else self.response_format,
-                "modalities": None if self.modalities == ["text"] else self.modalities,
-                "audio": self.audio,
-                "prediction": self.prediction,
-                "reasoning_effort": self.reasoning_effort,
-                "verbosity": self.verbosity,
-                "web_search_options": self.web_search_options,
-            }
-        )
         if self.top_logprobs is not None:
             if not self.logprobs:
                 raise ValueError("top_logprobs needs logprobs to be true")

@@ -256,6 +256,8 @@ class Copy:
             "no:cacheprovider",
             "-p",
             "pytest_timeout",
+            "-p",
+            "pytest_asyncio.plugin",
         ]
         process = subprocess.Popen(
             [*command, f"--timeout={SECONDS_PER_TEST}", *tests],

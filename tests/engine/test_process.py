@@ -132,19 +132,18 @@ async def test_a_refusal_says_of_what_kind_it_is(link: ProcessLink, ear: Ear) ->
     assert "1000" in refusals[2].message and "999" in refusals[2].message
 
 
-async def test_a_group_is_accepted_whole_or_not_at_all(link: ProcessLink, ear: Ear) -> None:
+async def test_a_group_is_taken_up_to_the_first_that_is_refused(link: ProcessLink, ear: Ear) -> None:
     def send(uids: range, max_tokens: int) -> None:
-        link.send(to_engine.AddGroup([add(uid, f"r{uid}", max_tokens=max_tokens) for uid in uids]))
+        link.send(to_engine.AddGroup([add(uid, f"r{uid}", max_tokens=max_tokens) for uid in uids], confirm=True))
 
     send(range(6), max_tokens=3)  # as many as fit
     assert await ear.until(to_client.Accepted, 1) == [to_client.Accepted(0)]
     await ear.until_ended(*range(6))
     send(range(10, 17), max_tokens=120)  # one too many
     (refused,) = await ear.until(to_client.Refused, 1)
-    assert (refused.uid, refused.kind) == (10, "queue_full") and "6" in refused.message
-    # What had been accepted of it is given back: there is room for as many as before.
+    assert (refused.uid, refused.count, refused.kind) == (10, 6, "queue_full") and "6" in refused.message
     ends = await ear.until_ended(*range(10, 16))
-    assert {ends[uid].reason for uid in range(10, 16)} == {FinishReason.ABORT} and 16 not in ends
+    assert {ends[uid].reason for uid in range(10, 16)} == {FinishReason.LENGTH} and 16 not in ends
     send(range(20, 26), max_tokens=3)
     assert (await ear.until(to_client.Accepted, 2))[1] == to_client.Accepted(20)
 
@@ -179,7 +178,7 @@ async def test_a_paused_engine_refuses_until_it_is_resumed_and_keeps_what_it_sho
 
 
 async def test_an_audit_of_a_running_engine_names_who_owns_what(link: ProcessLink, ear: Ear) -> None:
-    link.send(to_engine.AddGroup([add(1, "first", max_tokens=100), add(2, "second", max_tokens=100)]))
+    link.send(to_engine.AddGroup([add(1, "first", max_tokens=100), add(2, "second", max_tokens=100)], confirm=True))
     await ear.until(to_client.Accepted, 1)
     link.send(to_engine.Call(1, to_engine.AuditEngine(10.0)))
     (answered,) = await ear.until(to_client.Returned, 1)

@@ -305,12 +305,13 @@ async def test_what_the_engine_refuses_becomes_the_status_even_of_a_stream(
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_group_is_refused_whole(make_api: MakeApi, stream: bool) -> None:
-    api = make_api(refuse=("queue_full", "full"), refuse_after=2)
+async def test_a_group_of_which_one_is_refused_is_refused_whole(make_api: MakeApi, stream: bool) -> None:
+    api = make_api(refuse=("paused", "paused"), refuse_after=2)
     assert (await post(api, n=2)).status_code == 200
     response = await post(api, prompt=["a", "b", "c"], stream=stream)
     assert response.status_code == 503
-    assert api.client.num_open == 0
+    uids = [add.uid for add in api.link.sent_of(to_engine.AddGroup)[-1].requests]
+    assert api.link.sent[-1] == to_engine.Abort(uids) and api.client.num_open == 0
 
 
 # Acceptance and outputs come from two threads of the engine process, so either may be first.
@@ -324,16 +325,16 @@ async def submitted_group(api: Api, *, stream: bool) -> tuple[asyncio.Task[httpx
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_group_shows_nothing_before_it_is_accepted_whole(make_api: MakeApi, stream: bool) -> None:
+async def test_a_group_shows_nothing_before_the_engine_has_said_what_it_takes(make_api: MakeApi, stream: bool) -> None:
     api = make_api(silent=True, accept=False)
     task, uids = await submitted_group(api, stream=stream)
     api.link.step(uids[:1], api.link.tokens[:1])
-    api.link.step([], [], [RequestEnd(uids[0], "", FinishReason.ABORT)])  # taken back: the second does not fit
+    api.link.step([], [], [RequestEnd(uids[0], "", FinishReason.LENGTH)])
     await settled()
     assert not task.done()
-    api.link.say(to_client.Refused(uids[0], "queue_full", "full"))
+    api.link.say(to_client.Refused(uids[0], 1, "paused", "paused"))
     assert (await task).status_code == 503
-    assert api.client.num_open == 0
+    assert api.client.num_open == 0 and api.link.sent[-1] == to_engine.Abort(uids[1:])
 
 
 @pytest.mark.parametrize("stream", [False, True])

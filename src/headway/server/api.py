@@ -15,6 +15,7 @@ from pydantic.json_schema import models_json_schema
 from headway import __version__
 from headway.client.engine_client import EngineClient
 from headway.errors import RequestError
+from headway.request import NewRequest
 from headway.sampling import SamplingParams
 from headway.server import admin, errors
 from headway.server.body import read_body
@@ -142,13 +143,16 @@ async def _answer(
 ) -> Response:
     """Submit the prompts, and answer in the form of `face`."""
     service = service_of(request)
+    client = service.client
+
+    def new_requests() -> list[NewRequest]:
+        packed = [client.pack(prompt.token_ids) for prompt in prompts]
+        return body.new_requests(face.id, packed, sampling, arrival_time)
+
+    num_tokens = sum(len(prompt.token_ids) for prompt in prompts)
+    requests = await unless_disconnected(request, client.prompts.texts.run(num_tokens + len(prompts), new_requests))
     service.check_open()  # again, because the server may have begun to stop while the body came
-    pending = service.client.submit(
-        body.new_requests(
-            face.id, [service.client.pack(prompt.token_ids) for prompt in prompts], sampling, arrival_time
-        ),
-        stream=bool(body.stream),
-    )
+    pending = client.submit(requests, stream=bool(body.stream))
     return await respond(
         request,
         pending,
@@ -156,6 +160,7 @@ async def _answer(
         stream=bool(body.stream),
         include_usage=body.include_usage,
         continuous_usage=body.continuous_usage,
+        texts=client.prompts.texts,
     )
 
 

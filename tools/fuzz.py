@@ -2,8 +2,8 @@
 
     python tools/fuzz.py [--max-examples 50] [more arguments of `schemathesis run`]
 
-No answer may be a 5xx, have a status or a type of content that the documentation does not name, or break its schema;
-and no request that is valid by the documentation may be refused, except for the reasons in `valid_bodies.py`.
+No answer may be a 5xx, have a status or a type of content that the documentation does not name, or break its schema.
+No request that is valid by the documentation may be refused, except for the reasons in `tests/fuzz/valid_bodies.py`.
 
 There are two servers, one after the other. The first refuses the routes for its operator, as most servers do. The
 second takes them, and only these routes are asked, because /pause stops all others; afterwards it must serve again.
@@ -21,13 +21,13 @@ from pathlib import Path
 import httpx
 
 BIN = Path(sys.executable).parent
-VALID_BODIES = Path(__file__).parent / "valid_bodies.py"
+VALID_BODIES = Path(__file__).parents[1] / "tests" / "fuzz" / "valid_bodies.py"
 CHECKS = [
     "not_a_server_error",
     "status_code_conformance",
     "content_type_conformance",
     "response_schema_conformance",
-    "valid_requests_are_accepted",  # see valid_bodies.py
+    "valid_requests_are_accepted",  # of VALID_BODIES
 ]
 PHASES = ["--phases", "examples,coverage,fuzzing"]
 EXAMPLES = ["--max-examples", "25"]

@@ -1,6 +1,6 @@
 """The documentation at /openapi.json says of each body what the server says: it is valid, or it is refused.
 
-Rules that no schema can say are in `tools/valid_bodies.py`.
+Rules that no schema can say are in `tests/fuzz/valid_bodies.py`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import jsonschema_rs
 import pytest
 
 from headway.sampling import LIMITS
+from tests.fuzz.valid_bodies import cannot_be_described
 from tests.server.conftest import Api
-from tools.valid_bodies import cannot_be_described
 
 COMPLETIONS, CHAT, TOKENIZE, DETOKENIZE = "/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize"
 USER = {"role": "user", "content": "hi"}

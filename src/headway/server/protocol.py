@@ -38,17 +38,17 @@ Int32 = Annotated[int, Field(ge=-(2**31), le=2**31 - 1)]
 Int64 = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
 
 
-def _described(name: str, kind: Literal["integer", "number"] = "number") -> WithJsonSchema:
+def _range_of(name: str, kind: Literal["integer", "number"] = "number") -> WithJsonSchema:
     """The range of a number in the documentation; SamplingParams refuses other numbers, in its own words."""
     low, high = LIMITS[name]
     return WithJsonSchema({"type": kind, "minimum": low, "maximum": 2**31 - 1 if high is None else high})
 
 
 TokenId = Annotated[Int32, WithJsonSchema({"type": "integer", "minimum": 0, "maximum": 2**31 - 1})]
-_MaxTokens = Annotated[Int32, _described("max_tokens", "integer")]
-_Logprobs = Annotated[Int32, _described("logprobs", "integer")]
+_MaxTokens = Annotated[Int32, _range_of("max_tokens", "integer")]
+_Logprobs = Annotated[Int32, _range_of("logprobs", "integer")]
 _StopString = Annotated[str, WithJsonSchema({"type": "string", "minLength": 1})]
-_Bias = Annotated[float, _described("logit_bias")]
+_Bias = Annotated[float, _range_of("logit_bias")]
 _Biases = Annotated[dict[str, _Bias], Field(json_schema_extra={"propertyNames": {"pattern": "^[0-9]{1,9}$"}})]
 
 Prompt = str | list[int]
@@ -83,11 +83,11 @@ class _Generate(_Bookkeeping):
     """The fields that completions and chat completions have in common."""
 
     model: str | None = None
-    n: Annotated[Int32, _described("n", "integer")] | None = None
-    temperature: Annotated[float, _described("temperature")] | None = None
+    n: Annotated[Int32, _range_of("n", "integer")] | None = None
+    temperature: Annotated[float, _range_of("temperature")] | None = None
     top_p: Annotated[float, WithJsonSchema({"type": "number", "exclusiveMinimum": 0, "maximum": 1})] | None = None
-    presence_penalty: Annotated[float, _described("presence_penalty")] | None = None
-    frequency_penalty: Annotated[float, _described("frequency_penalty")] | None = None
+    presence_penalty: Annotated[float, _range_of("presence_penalty")] | None = None
+    frequency_penalty: Annotated[float, _range_of("frequency_penalty")] | None = None
     logit_bias: Annotated[_Biases | None, AtMost(MAX_LOGIT_BIAS, "tokens")] = None
     seed: Int64 | None = None
     stop: Annotated[_StopString | list[_StopString] | None, AtMost(MAX_STOP_STRINGS, "strings")] = None
@@ -95,10 +95,10 @@ class _Generate(_Bookkeeping):
     stream_options: StreamOptions | None = None
 
     # fields that OpenAI does not have, with vLLM's names
-    top_k: Annotated[Int32, _described("top_k", "integer")] | None = None
-    min_p: Annotated[float, _described("min_p")] | None = None
-    repetition_penalty: Annotated[float, _described("repetition_penalty")] | None = None
-    min_tokens: Annotated[Int32, _described("min_tokens", "integer")] | None = None
+    top_k: Annotated[Int32, _range_of("top_k", "integer")] | None = None
+    min_p: Annotated[float, _range_of("min_p")] | None = None
+    repetition_penalty: Annotated[float, _range_of("repetition_penalty")] | None = None
+    min_tokens: Annotated[Int32, _range_of("min_tokens", "integer")] | None = None
     stop_token_ids: Annotated[list[TokenId] | None, AtMost(MAX_STOP_TOKEN_IDS, "token ids")] = None
     ignore_eos: bool | None = None
     include_stop_str_in_output: bool | None = None

@@ -1,7 +1,8 @@
 """A check for schemathesis: a request that is valid by our documentation is not refused with 400.
 
-schemathesis imports this file (see `fuzz.py`). Its own check `positive_data_acceptance` knows statuses alone, and some
-rules no schema can say. `REFUSALS` is the list of these rules; a refusal of any other kind is a fault of the schema.
+schemathesis imports this file, see `tools/fuzz.py`. Its own check `positive_data_acceptance` knows statuses alone, and
+some rules no schema can say. `REFUSALS` is the list of these rules; a refusal of any other kind is a fault of the
+schema.
 """
 
 from __future__ import annotations

@@ -601,7 +601,7 @@ async def test_metrics_carry_both_names(api: Api) -> None:
     label = f'{{engine="0",model_name="{MODEL}"}}'
     expected = {
         f"num_requests_running{label}": 3,
-        f"num_requests_waiting{label}": 2,
+        f"num_requests_waiting{label}": 2 + 6,
         f"num_requests_preparing{label}": 6,
         f"num_requests_reserved{label}": 7,
         f"num_requests_sending{label}": 8,

@@ -4,8 +4,9 @@
     python tools/golden.py --write    store the present digests: only if a decision is meant to change
 
 One digest stands for one simulated run of 2,000 events under injected faults (`headway simtest`): every batch, every
-effect, every answer. Each seed has three runs: as the seed draws it, with static allocation (v0), and with dynamic
-allocation (v1 and v2 have the same core; `tests/managers/test_equivalence.py` compares the two managers).
+effect, every answer. Each seed has four runs: as the seed draws it, with static allocation (v0), with dynamic
+allocation (v1 and v2 have the same core; `tests/managers/test_equivalence.py` compares the two managers), and with
+traffic of siblings.
 
 Exit status: 0 if all are equal; 1 if one differs.
 """
@@ -22,21 +23,26 @@ from pathlib import Path
 FILE = Path(__file__).resolve().parent.parent / "tests" / "simulation" / "golden.json"
 NUM_SEEDS = 200
 NUM_STEPS = 2000
-SCHEDULERS = ("drawn", "v0", "v2")
+RUNS: dict[str, tuple[str, ...]] = {  # name -> options of simtest
+    "drawn": (),
+    "v0": ("--scheduler", "v0"),
+    "v2": ("--scheduler", "v2"),
+    "siblings": ("--traffic", "siblings"),
+}
 
-Digests = dict[str, str]  # scheduler -> digest, of one seed
+Digests = dict[str, str]  # name of the run -> digest, of one seed
 
 
 def computed(jobs: int) -> list[Digests]:
     """The digests of the present code, by seed. Raises subprocess.CalledProcessError if a run breaks a rule."""
     found: list[Digests] = [{} for _ in range(NUM_SEEDS)]
-    for scheduler in SCHEDULERS:
+    for name, own in RUNS.items():
         options = ["--seeds", f"0..{NUM_SEEDS - 1}", "--steps", str(NUM_STEPS), "--mode", "liveness", "--json"]
-        options += ["--jobs", str(jobs)] + ([] if scheduler == "drawn" else ["--scheduler", scheduler])
+        options += ["--jobs", str(jobs), *own]
         command = [sys.executable, "-m", "headway.cli", "simtest", *options]
         for line in subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout.splitlines():
             row = json.loads(line)
-            found[row["seed"]][scheduler] = row["decisions"]
+            found[row["seed"]][name] = row["decisions"]
     return found
 
 
@@ -57,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{len(found)} seeds stored")
         return 0
     changed = [seed for seed, (now, before) in enumerate(zip(found, stored(), strict=True)) if now != before]
-    print(f"{len(found) - len(changed)} of {len(found)} seeds decide as stored, under v0, v1 and v2")
+    print(f"{len(found) - len(changed)} of {len(found)} seeds decide as stored, under v0, v1 and v2, and with siblings")
     if changed:
         print(f"decided otherwise: seeds {', '.join(map(str, changed))}", file=sys.stderr)
     return 1 if changed else 0

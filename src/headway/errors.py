@@ -27,5 +27,9 @@ class EngineRestartingError(EngineDeadError):
     """The engine has died and is being started again; try again later. HTTP 503 with Retry-After."""
 
 
+class ShuttingDownError(EngineDeadError):
+    """The server stops, and takes no more requests. HTTP 503."""
+
+
 class QueryError(RuntimeError):
     """The query cannot be answered: the engine has another role, or the caller is the writer's own thread."""

@@ -98,9 +98,11 @@ async def test_what_the_engine_refuses_is_raised(client: EngineClient) -> None:
 
     with pytest.raises(RequestError, match="300 tokens; max_model_len is 256"):
         await refused([[1] * 300])
-    with pytest.raises(QueueFullError, match="3 requests inside"):
-        await refused([[1]] * 4)
-    await ended(client, 3)  # the first three of the group, which were taken back
+    with submit(client, [[1]] * 3, LONG, request_id="full", stream=True) as pending:
+        await anext(pending)
+        with pytest.raises(QueueFullError, match="3 requests inside"):
+            await refused([[1]])
+    await ended(client, 3)
     with pytest.raises(RequestError, match="99999"):
         await refused([[99_999]])
     with submit(client, [[1]], LONG, request_id="same", stream=True) as pending:

@@ -14,7 +14,8 @@ def delta(text: str) -> Update:
 
 async def test_a_stream_that_is_not_read_ends_with_an_error_and_is_not_kept() -> None:
     released: list[PendingRequest] = []
-    pending = PendingRequest(released.append, 1, ["a"], accepted=True)
+    pending = PendingRequest(released.append, ["a"])
+    pending.accept()
     pending.take(delta("a" * (MAX_UNREAD // 2)))
     await anext(pending)
     for _ in range(2):

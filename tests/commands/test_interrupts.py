@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import signal
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +13,8 @@ import pytest
 from headway import cli
 from headway.commands.interrupts import Interrupts
 from headway.simulation import simulate
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def swallowed_interrupt() -> None:
@@ -46,3 +50,50 @@ def test_an_interrupt_is_raised_at_once_and_the_handler_before_comes_back() -> N
 def test_an_interrupt_that_was_swallowed_at_the_very_end_is_raised_there() -> None:
     with pytest.raises(KeyboardInterrupt), Interrupts.noted():
         swallowed_interrupt()
+
+
+def enum_classes(trees: dict[Path, ast.Module]) -> set[str]:
+    classes = [node for tree in trees.values() for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    return {node.name for node in classes if any(ast.unparse(base).endswith("Enum") for base in node.bases)}
+
+
+def members_by_value(tree: ast.Module, enums: set[str]) -> list[str]:
+    """The places where an enum member meets another value: in a comparison other than `is`, or stored in an array."""
+
+    def is_member(node: ast.AST) -> bool:
+        return isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in enums
+
+    aliases = {
+        target.id
+        for node in tree.body
+        if isinstance(node, ast.Assign) and is_member(node.value)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+
+    def is_named(node: ast.AST) -> bool:
+        return is_member(node) or (isinstance(node, ast.Name) and node.id in aliases)
+
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Compare):
+            by_value = any(isinstance(op, ast.Eq | ast.NotEq | ast.Lt | ast.LtE | ast.Gt | ast.GtE) for op in node.ops)
+            if by_value and any(is_named(side) for side in (node.left, *node.comparators)):
+                found.append(ast.unparse(node))
+        elif isinstance(node, ast.Assign) and is_named(node.value):
+            found += [ast.unparse(node) for target in node.targets if isinstance(target, ast.Subscript)]
+    return found
+
+
+def test_no_number_of_numpy_meets_an_enum_member() -> None:
+    """numpy looks up attributes of the enum's class then, in Python code, and drops an interrupt that comes there."""
+    trees = {path: ast.parse(path.read_text()) for path in (ROOT / "src").rglob("*.py")}
+    enums = enum_classes(trees)
+    assert "RequestStatus" in enums
+    assert {str(path): found for path, tree in trees.items() if (found := members_by_value(tree, enums))} == {}
+
+
+def test_a_meeting_of_both_is_seen() -> None:
+    tree = ast.parse("_X = Phase.X\na = status[0] == Phase.X\nb = status != _X\nstatus[0] = Phase.X\nc = status is _X")
+    found = ["status[0] == Phase.X", "status != _X", "status[0] = Phase.X"]
+    assert sorted(members_by_value(tree, {"Phase"})) == sorted(found)

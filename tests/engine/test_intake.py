@@ -69,7 +69,7 @@ def test_whatever_comes_for_an_engine_that_has_stopped_does_not_stop_the_intake(
     assert grace == 1.5
     assert sorted(replies, key=lambda reply: type(reply).__name__) == [
         to_client.Raised(1, "dead", "the engine is shutting down"),
-        to_client.Refused(1, "dead", "the engine is shutting down"),
+        to_client.Refused(1, 0, "dead", "the engine is shutting down"),
     ]
 
 

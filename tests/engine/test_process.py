@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -30,13 +31,13 @@ from headway.wire.launch import Launch, output_address
 from headway.wire.uids import UID_BITS
 
 M = TypeVar("M", bound=to_client.ToClient)
-SIMULATED = ("--executor", "simulated", "--base-s", "0.01")
+SIMULATED = ("--executor", "simulated", "--base-s")
 CONFIG = EngineConfig(max_num_seqs=4, max_num_batched_tokens=64, max_waiting=2, num_blocks=64)
 MODEL = ModelLimits(vocab_size=1000, max_model_len=128)
 
 
-async def start(config: EngineConfig = CONFIG) -> ProcessLink:
-    link = await ProcessLink.open(SIMULATED)
+async def start(config: EngineConfig = CONFIG, step_seconds: float = 0.01) -> ProcessLink:
+    link = await ProcessLink.open((*SIMULATED, str(step_seconds)))
     try:
         link.launch(config, MODEL)
         await link.wait_ready()
@@ -132,19 +133,18 @@ async def test_a_refusal_says_of_what_kind_it_is(link: ProcessLink, ear: Ear) ->
     assert "1000" in refusals[2].message and "999" in refusals[2].message
 
 
-async def test_a_group_is_accepted_whole_or_not_at_all(link: ProcessLink, ear: Ear) -> None:
+async def test_a_group_is_taken_up_to_the_first_that_is_refused(link: ProcessLink, ear: Ear) -> None:
     def send(uids: range, max_tokens: int) -> None:
-        link.send(to_engine.AddGroup([add(uid, f"r{uid}", max_tokens=max_tokens) for uid in uids]))
+        link.send(to_engine.AddGroup([add(uid, f"r{uid}", max_tokens=max_tokens) for uid in uids], confirm=True))
 
     send(range(6), max_tokens=3)  # as many as fit
     assert await ear.until(to_client.Accepted, 1) == [to_client.Accepted(0)]
     await ear.until_ended(*range(6))
     send(range(10, 17), max_tokens=120)  # one too many
     (refused,) = await ear.until(to_client.Refused, 1)
-    assert (refused.uid, refused.kind) == (10, "queue_full") and "6" in refused.message
-    # What had been accepted of it is given back: there is room for as many as before.
+    assert (refused.uid, refused.count, refused.kind) == (10, 6, "queue_full") and "6" in refused.message
     ends = await ear.until_ended(*range(10, 16))
-    assert {ends[uid].reason for uid in range(10, 16)} == {FinishReason.ABORT} and 16 not in ends
+    assert {ends[uid].reason for uid in range(10, 16)} == {FinishReason.LENGTH} and 16 not in ends
     send(range(20, 26), max_tokens=3)
     assert (await ear.until(to_client.Accepted, 2))[1] == to_client.Accepted(20)
 
@@ -179,7 +179,7 @@ async def test_a_paused_engine_refuses_until_it_is_resumed_and_keeps_what_it_sho
 
 
 async def test_an_audit_of_a_running_engine_names_who_owns_what(link: ProcessLink, ear: Ear) -> None:
-    link.send(to_engine.AddGroup([add(1, "first", max_tokens=100), add(2, "second", max_tokens=100)]))
+    link.send(to_engine.AddGroup([add(1, "first", max_tokens=100), add(2, "second", max_tokens=100)], confirm=True))
     await ear.until(to_client.Accepted, 1)
     link.send(to_engine.Call(1, to_engine.AuditEngine(10.0)))
     (answered,) = await ear.until(to_client.Returned, 1)
@@ -193,6 +193,47 @@ async def test_signals_of_the_group_leave_the_engine_to_its_parent(link: Process
         os.kill(link.pid, number)
     link.send(to_engine.AddGroup([add(1, "a")]))
     await ear.until_ended(1)
+
+
+_PATIENT = """
+import sys, time
+from headway.engine import process
+from headway.executor import simulated
+def wait(moment):
+    for _ in range(round(100 * (moment - time.perf_counter()))):
+        time.sleep(0.01)
+simulated._wait_until = wait
+sys.exit(process.main(sys.argv[1:]))
+"""
+
+
+async def test_a_process_that_is_stopped_in_a_step_for_longer_than_its_timeout_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGSTOP and SIGCONT, as of a debugger, a frozen container or a virtual machine that moves. The device sleeps a
+    hundred times per step, so what is left of the step when the process is stopped is left when it goes on."""
+    (tmp_path / "process.py").write_text(_PATIENT)
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nshift 3\nexec {sys.executable} -P {tmp_path}/process.py "$@"\n')
+    python.chmod(0o755)
+    config = replace(CONFIG, step_timeout=3.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "executable", str(python))
+        link = await start(config, step_seconds=1.0)
+    ear = Ear(link)
+    link.send(to_engine.AddGroup([add(1, "a", max_tokens=3)]))
+    while not any(effects.tokens for effects in ear.effects):
+        await ear.next()
+    link.send(to_engine.Call(1, to_engine.AuditEngine(30.0)))
+    await ear.until(to_client.Returned, 1)  # the writer has looked since the launch of the step
+    os.kill(link.pid, signal.SIGSTOP)
+    try:
+        await asyncio.sleep(config.step_timeout + 1)
+    finally:
+        os.kill(link.pid, signal.SIGCONT)
+    assert (await ear.until_ended(1))[1].reason is FinishReason.LENGTH
+    await link.close()
+    assert await link.ended() == "exit status 0"
 
 
 async def test_what_runs_is_ended_by_a_shutdown() -> None:
@@ -243,7 +284,7 @@ def test_a_parent_that_is_killed_takes_engine_and_sockets_along() -> None:
 
 async def test_two_api_processes_get_each_their_own() -> None:
     """The second one is a socket of this test, which the engine process is told of by hand."""
-    link = await ProcessLink.open(SIMULATED)
+    link = await ProcessLink.open((*SIMULATED, "0.01"))
     mine, theirs = 1, 1 << UID_BITS
     with zmq.Context() as context:
         second = zmq.asyncio.Socket(context, zmq.PULL)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import DeepseekV32Config, ZambaConfig
+from transformers import DeepseekV32Config, VoxtralConfig, ZambaConfig
 
 from headway.accuracy import tiny_models
 from headway.config import EngineConfig
@@ -110,6 +110,11 @@ CASES: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
             ("torchao", "torchao", {"quant_type": {"default": {"_type": "Int8WeightOnlyConfig", "_data": {}}}}),
             ("bitsandbytes", "bitsandbytes", {"load_in_4bit": True}),
             ("aqlm", "aqlm", {}),
+            ("fp8", "fp8", {"activation_scheme": "dynamic", "weight_block_size": [32, 32]}),
+            ("fbgemm_fp8", "fbgemm_fp8", {}),
+            ("mxfp4", "mxfp4", {}),
+            ("hqq", "hqq", {}),
+            ("quark", "quark", {}),
         )
     },
     # config and checkpoint do not fit
@@ -129,9 +134,9 @@ CASES: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
         change_config(intermediate_size=80),
         ("other sizes", "model.layers.0.mlp.", WEIGHTS, "[64, 96] there, [64, 80] by config.json", "same model"),
     ),
-    "weights that are no numbers": (change_weights(_nan), (UP, WEIGHTS, "NaN")),
-    "weights that are all zero": (change_weights(_all_zero), (WEIGHTS, "all zero")),
-    "no weights": (without(WEIGHTS), ("no weights", "model*.safetensors")),
+    "weights that are no numbers": (change_weights(_nan), (UP, WEIGHTS, "NaN", "fetch it again")),
+    "weights that are all zero": (change_weights(_all_zero), (WEIGHTS, "all zero", "fetch it again")),
+    "no weights": (without(WEIGHTS), ("no weights", "model*.safetensors", "copy them there")),
     "damaged weights": (
         lambda folder: (folder / WEIGHTS).write_bytes(b"nonsense"),
         (WEIGHTS, "damaged", "fetch it again"),
@@ -158,6 +163,10 @@ CASES: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
         ("brings code of its own", "auto_map", "trust_remote_code", "--trust-remote-code"),
     ),
     "an unknown kind": (change_config(model_type="mine"), ("'mine'", "not known", "update transformers")),
+    "a kind that generates no text for a prompt of text": (
+        change_config(**VoxtralConfig(architectures=["VoxtralForConditionalGeneration"]).to_dict()),
+        ("no class that generates text", "'voxtral'", "answer a text with a text"),
+    ),
     "no kind": (change_config(model_type=None), ("model_type", "config.json")),
     "a rope of unknown type": (
         change_config(rope_parameters={"rope_type": "wibble", "rope_theta": 1e4}),

@@ -241,6 +241,23 @@ def test_what_answers_late_after_a_reset_is_not_published(same_step: bool) -> No
     assert driver.history.started[later.uid] == 0
 
 
+@BOTH
+def test_a_request_begins_again_if_a_step_fails_that_was_to_fill_its_blocks_before_a_reset(same_step: bool) -> None:
+    """The cache shows the blocks no more, but the request still reads them."""
+    driver = Driver(config(reads_same_step=same_step), depth=2)
+    driver.add(range(13), max_tokens=2)
+    driver.launch()
+    follower = driver.add(range(13), max_tokens=3)
+    driver.launch()
+    driver.ask(ResetPrefixCache)
+    driver.answer(error="it broke")
+    driver.core.audit()
+    driver.run()
+    driver.assert_answered(follower)
+    assert driver.history.started[follower.uid] == 12
+    driver.core.audit()
+
+
 def test_after_a_reset_a_running_request_waits_for_no_block_of_others() -> None:
     """What it would have looked for before the reset may come into the index again, with other KV."""
     driver = Driver(config(max_num_seqs=2, block_size=16, max_num_batched_tokens=3))

@@ -16,7 +16,7 @@ from headway.client.restart_budget import RestartBudget
 from headway.config import SchedulerConfig
 from headway.model_files import ModelFiles
 from headway.model_limits import ModelLimits
-from headway.request import FinishReason, NewRequest
+from headway.request import FinishReason
 from headway.scheduler.batch import Logprobs
 from headway.scheduler.effects import Effects, RequestEnd, TokenOutputs
 from headway.scheduler.snapshot import Snapshot
@@ -33,7 +33,7 @@ MAX_MODEL_LEN = 64
 class FakeLink:
     """A `Link` whose engine spells `ANSWER`, one token a step, up to max_tokens.
 
-    refuse: (kind, message) refuses every group; with refuse_after, only those members from that one on.
+    refuse: (kind, message) refuses every request; with refuse_after, so many requests of a group are taken before.
     silent: requests are taken and never answered. accept: groups of several are told that they are accepted.
     error: every request ends with it after its first token.
     ask: answers a call, or raises; None leaves all calls open.
@@ -59,7 +59,7 @@ class FakeLink:
         message = codec.decode_to_engine(codec.encode(message))  # as it would arrive
         self.sent.append(message)
         if isinstance(message, to_engine.AddGroup):
-            self._answer(message.requests)
+            self._answer(message)
         elif isinstance(message, to_engine.Call) and self.ask is not None:
             try:
                 self.say(to_client.Returned(message.number, self.ask(message.call)))
@@ -88,11 +88,12 @@ class FakeLink:
         outputs = TokenOutputs(np.array(uids, np.int64), np.array(tokens, np.int32), logprobs)
         self.say(to_client.Step.of(Effects(tokens=[outputs], ended=ended or [])))
 
-    def _answer(self, adds: list[NewRequest]) -> None:
+    def _answer(self, group: to_engine.AddGroup) -> None:
+        adds = group.requests
         if self.refuse is not None and len(adds) > self.refuse_after:
-            self.say(to_client.Refused(adds[0].uid, *self.refuse))
-            return
-        if len(adds) > 1 and self.accept:
+            self.say(to_client.Refused(adds[0].uid, self.refuse_after, *self.refuse))
+            adds = adds[: self.refuse_after]
+        elif group.confirm and self.accept:
             self.say(to_client.Accepted(adds[0].uid))
         if self.silent:
             return

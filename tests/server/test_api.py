@@ -250,6 +250,25 @@ async def test_bad_values_are_a_400_that_names_them(api: Api, path: str, body: A
     assert not api.link.sent, "nothing of it may reach the engine"
 
 
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/tokenize"])
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA", "detail": "low"}},
+        {"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}},
+        {"type": "video_url", "video_url": {"url": "http://localhost/video.mp4"}},
+    ],
+)
+async def test_an_image_in_a_message_is_refused_by_its_type(api: Api, path: str, part: dict[str, Any]) -> None:
+    """Models that take images too are served, for their text."""
+    content = [{"type": "text", "text": "What is this?"}, part]
+    response = await post(api, path, messages=[{"role": "user", "content": content}])
+    assert response.status_code == 400
+    message = error_of(response)["message"]
+    assert f"content parts of type {part['type']!r} are not served" in message and "type 'text'" in message
+    assert not api.link.sent
+
+
 @pytest.mark.parametrize("content", [b'{"prompt": "\xff"}', b"{", b"", b"\x00\x01"])
 async def test_a_body_that_is_not_json_in_utf8_is_a_400(api: Api, content: bytes) -> None:
     response = await api.post("/v1/completions", content=content, headers={"content-type": "application/json"})
@@ -305,12 +324,13 @@ async def test_what_the_engine_refuses_becomes_the_status_even_of_a_stream(
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_group_is_refused_whole(make_api: MakeApi, stream: bool) -> None:
-    api = make_api(refuse=("queue_full", "full"), refuse_after=2)
+async def test_a_group_of_which_one_is_refused_is_refused_whole(make_api: MakeApi, stream: bool) -> None:
+    api = make_api(refuse=("paused", "paused"), refuse_after=2)
     assert (await post(api, n=2)).status_code == 200
     response = await post(api, prompt=["a", "b", "c"], stream=stream)
     assert response.status_code == 503
-    assert api.client.num_open == 0
+    uids = [add.uid for add in api.link.sent_of(to_engine.AddGroup)[-1].requests]
+    assert api.link.sent[-1] == to_engine.Abort(uids) and api.client.num_open == 0
 
 
 # Acceptance and outputs come from two threads of the engine process, so either may be first.
@@ -324,16 +344,16 @@ async def submitted_group(api: Api, *, stream: bool) -> tuple[asyncio.Task[httpx
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_group_shows_nothing_before_it_is_accepted_whole(make_api: MakeApi, stream: bool) -> None:
+async def test_a_group_shows_nothing_before_the_engine_has_said_what_it_takes(make_api: MakeApi, stream: bool) -> None:
     api = make_api(silent=True, accept=False)
     task, uids = await submitted_group(api, stream=stream)
     api.link.step(uids[:1], api.link.tokens[:1])
-    api.link.step([], [], [RequestEnd(uids[0], "", FinishReason.ABORT)])  # taken back: the second does not fit
+    api.link.step([], [], [RequestEnd(uids[0], "", FinishReason.LENGTH)])
     await settled()
     assert not task.done()
-    api.link.say(to_client.Refused(uids[0], "queue_full", "full"))
+    api.link.say(to_client.Refused(uids[0], 1, "paused", "paused"))
     assert (await task).status_code == 503
-    assert api.client.num_open == 0
+    assert api.client.num_open == 0 and api.link.sent[-1] == to_engine.Abort(uids[1:])
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -581,7 +601,7 @@ async def test_metrics_carry_both_names(api: Api) -> None:
     label = f'{{engine="0",model_name="{MODEL}"}}'
     expected = {
         f"num_requests_running{label}": 3,
-        f"num_requests_waiting{label}": 2,
+        f"num_requests_waiting{label}": 2 + 6,
         f"num_requests_preparing{label}": 6,
         f"num_requests_reserved{label}": 7,
         f"num_requests_sending{label}": 8,

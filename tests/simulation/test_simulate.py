@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -47,6 +48,16 @@ class TestTheCore:
             run = run_seed(seed, 500, "liveness")
             assert run.violation is None, f"seed {seed}: {run.violation}"
             assert run.trace.events[-1] == Event("calm")
+
+    @pytest.mark.parametrize("first", range(0, 20, 5))
+    def test_keeps_its_promises_to_equal_prompts_while_the_first_of_them_is_computed(self, first: int) -> None:
+        counts: Counter[str] = Counter()
+        for seed in range(first, first + 5):
+            run = run_seed(seed, 400, traffic="siblings")
+            assert run.violation is None, f"seed {seed}: {run.violation}"
+            counts += Counter(run.counts)
+        assert counts["tokens found in the prefix cache"] > counts["tokens generated"]
+        assert counts["sent back by a failed step"] and counts["preemptions"] and counts["reset_cache"]
 
 
 class TestRuns:
@@ -266,6 +277,39 @@ BROKEN: list[tuple[Break, str, int]] = [
 ]
 
 
+def the_tokens_of_a_block_are_those_of_its_leader(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(State, "write_down", lambda self, entry, start, end: None)
+
+
+def who_relies_on_a_failed_step_goes_on(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Results, "_relying_on", lambda self, failed, digests: [])
+
+
+def a_reset_forgets_who_relies_on_steps(patch: pytest.MonkeyPatch) -> None:
+    drop_cached = BlockPool.drop_cached
+
+    def forget(self: BlockPool) -> None:
+        drop_cached(self)
+        self.pending[:], self._num_unfilled = 0, 0
+
+    patch.setattr(BlockPool, "drop_cached", forget)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        the_tokens_of_a_block_are_those_of_its_leader,
+        who_relies_on_a_failed_step_goes_on,
+        a_reset_forgets_who_relies_on_steps,
+    ],
+)
+def test_siblings_show_when(broken: Break, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken(monkeypatch)
+    runs = (run_seed(seed, 600, traffic="siblings") for seed in range(60))
+    violation = next(run.violation for run in runs if run.violation is not None)
+    assert violation.rule in ("foreign KV", "wrong token", "wrong batch"), violation
+
+
 @pytest.mark.parametrize(("broken", "rules", "start"), [pytest.param(*case, id=case[0].__name__) for case in BROKEN])
 def test_the_simulator_notices_when(broken: Break, rules: str, start: int, monkeypatch: pytest.MonkeyPatch) -> None:
     broken(monkeypatch)
@@ -354,6 +398,7 @@ class TestTheCommand:
             (["--seeds", "many"], "--seeds must be a number or a range such as 0..999, got 'many'"),
             (["--steps", "0"], "--steps must be at least 1, got 0"),
             (["--jobs", "0"], "--jobs must be at least 1, got 0"),
+            (["--traffic", "dense"], "--traffic must be one of mixed, siblings, got 'dense'"),
             (["--mode", "fast"], "--mode must be one of safety, liveness, both, got 'fast'"),
             (["--trace", "/nowhere"], "No such file or directory: '/nowhere'"),
         ],

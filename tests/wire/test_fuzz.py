@@ -42,7 +42,7 @@ TO_CLIENT = [
     STEP,
     to_client.Status(Snapshot(), False, None),
     to_client.Ready(SchedulerConfig()),
-    to_client.Refused(1, "invalid", "no"),
+    to_client.Refused(1, 0, "invalid", "no"),
     to_client.Returned(1, True),
 ]
 

@@ -95,7 +95,7 @@ def test_commands_cross_unchanged(message: to_engine.ToEngine) -> None:
         to_client.Ready(SchedulerConfig(max_num_seqs=4, max_num_batched_tokens=64, max_model_len=20, num_blocks=30)),
         to_client.LoadFailed("no such model"),
         to_client.Accepted(5),
-        to_client.Refused(5, "invalid", "why"),
+        to_client.Refused(5, 2, "invalid", "why"),
         to_client.Status(Snapshot(num_running=3, num_preemptions=1), True, "broken"),
         to_client.Status(Snapshot(paused=True, next_deadline=1.25), False, None),
         to_client.Returned(

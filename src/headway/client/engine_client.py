@@ -19,28 +19,28 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from headway.client.engine_calls import EngineCalls, NoAnswerError
+from headway.client.feed import window
 from headway.client.in_thread import in_thread
-from headway.client.link import EngineStartError, Link, ProcessLink
+from headway.client.link import EngineStartError, Link, ProcessLink, unless_it_fails
+from headway.client.open_requests import Observer, OpenRequests
 from headway.client.pending_request import PendingRequest, RequestFailedError, Update
 from headway.client.prompt_encoder import PromptEncoder
 from headway.client.restart_budget import RestartBudget
-from headway.client.token_processor import Ended, Processed, TokenProcessor, expand
+from headway.client.token_processor import TokenProcessor
 from headway.client.totals import Totals
 from headway.config import EngineConfig, PauseMode, SchedulerConfig
-from headway.errors import EngineDeadError, EngineRestartingError, RequestError
+from headway.errors import EngineDeadError, EngineRestartingError, RequestError, ShuttingDownError
 from headway.model_files import ModelFiles
-from headway.outputs import RequestDelta, RequestOutput
-from headway.request import FinishReason, NewRequest
+from headway.request import NewRequest
 from headway.token_ids import pack
 from headway.wire import to_client, to_engine
 from headway.wire.checks import check_to_client
-from headway.wire.refusals import refusal
 from headway.wire.to_client import AuditReport, Snapshot
 from headway.wire.uids import UID_BITS
 from headway.wire.wire_errors import WireError, WireErrors
@@ -56,16 +56,6 @@ logger = logging.getLogger(__name__)
 __all__ = ["EngineClient", "EngineStartError", "Observer", "PendingRequest", "RequestFailedError", "Update"]
 
 
-class Observer(Protocol):
-    """Gets what the engine does, for metrics. Called on the event loop; must not block."""
-
-    def processed(self, processed: Processed) -> None:
-        """Called once per wire message with tokens or ends."""
-
-    def gave_up(self, ended: Ended) -> None:
-        """Called for each request that ends without an answer: its client left, or the engine stopped."""
-
-
 class EngineClient:
     """See the module. `start` makes it. Not thread-safe: all calls come from the event loop that started it.
 
@@ -73,7 +63,8 @@ class EngineClient:
     process is started; it gets none of the old requests, and is paused if the old one was.
 
     reopen: starts an engine process once the old one is gone. restarts: how often it may be called.
-    prompts: tokenises texts. dead: set when the engine has died for good; `why_unhealthy` says of what.
+    prompts: tokenises texts. requests: in progress. capacity: the most answers that the engine holds.
+    dead: set when the engine has died for good; `why_unhealthy` says of what.
     wire_errors: messages to this process that were dropped. num_restarts: of the engine process.
     """
 
@@ -93,21 +84,24 @@ class EngineClient:
         self.files = files
         self.tokenizer = tokenizer
         self.config = config
-        self.observer = observer
         self.wire_errors = WireErrors("client")
         self.num_restarts = 0
         self.dead = asyncio.Event()
-        self._max_waiting = max_waiting
+        self.capacity = config.max_num_seqs + max_waiting
         self.prompts = PromptEncoder(tokenizer, config.max_model_len)
         self._link = link
         self._reopen = reopen
         self._restarts = restarts or RestartBudget()
         self._totals = Totals()
-        self._processor = TokenProcessor(tokenizer, files.limits.eos_token_ids)
-        self._next_uid = index << UID_BITS
-        self._calls = EngineCalls(lambda call: self._link.send(call), first=index << UID_BITS)
-        self._open: dict[str, tuple[PendingRequest, int]] = {}  # request id -> pending request, index of the prompt
-        self._pending: dict[int, PendingRequest] = {}  # neither complete nor closed, by first uid
+        self.requests = OpenRequests(
+            TokenProcessor(tokenizer, files.limits.eos_token_ids),
+            self._send,
+            first_uid=index << UID_BITS,
+            window=window(config.max_num_seqs),
+            capacity=self.capacity,
+            observer=observer,
+        )
+        self._calls = EngineCalls(self._send, first=index << UID_BITS)
         self._stalled = False
         self._failure: str | None = None
         self._restarting = False
@@ -126,26 +120,18 @@ class EngineClient:
         restarts: how often the engine may be restarted if it dies; None: never.
         Raises EngineStartError, or ValueError for a model that cannot be served.
         """
-        link = await ProcessLink.open(engine_args)
-        try:
+        async with unless_it_fails(await ProcessLink.open(engine_args)) as link:
             files = await in_thread(partial(ModelFiles.resolve, config))  # while the engine process imports libraries
             # The engine gets the folder, so that the two can never read different revisions of a hub model.
             found = replace(config, model=str(files.path), served_model_name=files.name)
             link.launch(found, files.limits)
             tokenizer = await in_thread(files.load_tokenizer)
             ready = await link.wait_ready()
-        except BaseException:
-            await link.close(kill=True)
-            raise
 
         async def reopen(paused: bool) -> tuple[Link, SchedulerConfig]:
-            link = await ProcessLink.open(engine_args)
-            try:
+            async with unless_it_fails(await ProcessLink.open(engine_args)) as link:
                 link.launch(found, files.limits, paused=paused)
                 return link, (await link.wait_ready()).config
-            except BaseException:
-                await link.close(kill=True)
-                raise
 
         _log_ready(link, ready.config)
         return cls(
@@ -160,12 +146,11 @@ class EngineClient:
 
     def check_num_answers(self, num_prompts: int, n: int) -> None:
         """Raises RequestError for more answers than the engine can ever hold."""
-        capacity = self.config.max_num_seqs + self._max_waiting
-        if num_prompts * n > capacity:
+        if num_prompts * n > self.capacity:
             raise RequestError(
-                f"{num_prompts} prompts x n = {n} are {num_prompts * n} answers; this server holds at most {capacity} "
-                f"(max_num_seqs {self.config.max_num_seqs} + max_waiting {self._max_waiting}): send fewer prompts in "
-                "one request"
+                f"{num_prompts} prompts x n = {n} are {num_prompts * n} answers; this server holds at most "
+                f"{self.capacity} (max_num_seqs {self.config.max_num_seqs} + max_waiting "
+                f"{self.capacity - self.config.max_num_seqs}): send fewer prompts in one request"
             )
 
     @property
@@ -181,7 +166,7 @@ class EngineClient:
     @property
     def num_open(self) -> int:
         """Pending requests that are neither complete nor closed."""
-        return len(self._pending)
+        return len(self.requests)
 
     @property
     def engine_pid(self) -> int:
@@ -204,34 +189,16 @@ class EngineClient:
         return pack(token_ids, self.files.limits.vocab_size)
 
     def submit(self, requests: Sequence[NewRequest], *, stream: bool) -> PendingRequest:
-        """Send the prompts of one client request; returns at once. All are accepted, or none.
+        """Send the prompts of one client request; returns at once. A large one goes to the engine in slices.
 
         requests: with prompts that `pack` made and request ids that are not in use; this object gives the uids.
         stream: True: updates bring deltas; False: complete outputs.
 
-        Raises DuplicateRequestError, EngineDeadError or EngineRestartingError. The engine finds all other errors of a
-        request; iterating the result raises them.
+        Raises DuplicateRequestError, QueueFullError, EngineDeadError or EngineRestartingError. The engine finds all
+        other errors of a request; iterating the result raises them.
         """
         self._check_alive()
-        now = time.monotonic()
-        request_ids = [request.request_id for request in requests]
-        num_answers = sum(request.sampling.n for request in requests)
-        pending = PendingRequest(self._release, self._next_uid, request_ids, accepted=num_answers == 1)
-        answers: list[NewRequest] = []
-        try:
-            for index, request in enumerate(requests):
-                uids = range(self._next_uid, self._next_uid + request.sampling.n)
-                self._next_uid += len(uids)
-                arrival_time = now if request.arrival_time is None else request.arrival_time
-                self._processor.add(request, uids, now=arrival_time, stream=stream)
-                self._open[request.request_id] = (pending, index)
-                answers += expand(request, uids)
-        except BaseException:
-            self._forget(pending)
-            raise
-        self._pending[pending.first_uid] = pending
-        self._link.send(to_engine.AddGroup(answers))
-        return pending
+        return self.requests.add(requests, stream=stream)
 
     async def pause(self, mode: PauseMode = "abort", *, reset_prefix_cache: bool = True, timeout: float = 30.0) -> None:
         """See `Manager.pause`. Like every call it also raises EngineDeadError if the engine stops before it answers,
@@ -273,13 +240,13 @@ class EngineClient:
         report: AuditReport = await self._call(to_engine.AuditEngine(timeout), timeout)
         return report
 
-    def fail_open(self, why: str) -> None:
-        """End every pending request with EngineDeadError, and abort its requests in the engine."""
-        self._fail_pending(EngineDeadError(why))
+    def fail_open(self) -> None:
+        """End every pending request with ShuttingDownError, and abort its requests in the engine."""
+        self.requests.fail(lambda: ShuttingDownError("the server is shutting down"))
 
     async def shutdown(self) -> None:
         """Fail all pending requests and calls, end the engine process, remove the sockets. Idempotent."""
-        self.fail_open("the engine is shutting down")
+        self.fail_open()
         if self._failure is None:
             self._failure = "the engine has been shut down"
         self._calls.fail(self._refusal)
@@ -289,6 +256,10 @@ class EngineClient:
         await self._link.close()
 
     # -- the inside
+
+    def _send(self, message: to_engine.ToEngine) -> None:
+        if self._failure is None:  # else there is no engine
+            self._link.send(message)
 
     async def _call(self, call: to_engine.EngineCall, timeout: float = 0.0) -> Any:
         self._check_alive()
@@ -302,32 +273,6 @@ class EngineClient:
         """The error of requests and calls while there is no engine."""
         return EngineRestartingError(self._failure) if self._restarting else EngineDeadError(self._failure)
 
-    def _fail_pending(self, error: EngineDeadError) -> None:
-        for pending in list(self._pending.values()):
-            self._release(pending, FinishReason.ERROR)
-            pending.fail(type(error)(str(error)))  # an error of its own: raising changes it
-
-    def _release(self, pending: PendingRequest, reason: FinishReason = FinishReason.ABORT) -> None:
-        """Abort what is open of a pending request. reason: how the metrics count its open answers."""
-        for request_id in pending.request_ids:
-            if self.observer is not None and self._open.get(request_id, (None, 0))[0] is pending:
-                ended = self._processor.give_up(request_id, reason, time.monotonic())
-                if ended is not None:
-                    self.observer.gave_up(ended)
-        uids = self._forget(pending)
-        if uids and self._failure is None:
-            self._link.send(to_engine.Abort(uids))
-
-    def _forget(self, pending: PendingRequest) -> list[int]:
-        """Drop all records of a pending request; returns the uids that the engine still has."""
-        self._pending.pop(pending.first_uid, None)
-        uids: list[int] = []
-        for request_id in pending.request_ids:
-            if self._open.get(request_id, (None, 0))[0] is pending:
-                del self._open[request_id]
-                uids += self._processor.discard(request_id)
-        return uids
-
     async def _receive(self) -> str:
         """Take what the engine says until it tells of its failure; returns that."""
         while True:
@@ -338,6 +283,7 @@ class EngineClient:
                 self.wire_errors.note(error)
                 continue
             self._handle(message)
+            await asyncio.sleep(0)  # a message a turn, also where many wait
             if isinstance(message, to_client.Status) and message.failure is not None:
                 return message.failure
 
@@ -345,43 +291,16 @@ class EngineClient:
         self._last_heard = time.monotonic()
         match message:
             case to_client.Step():
-                self._step(message)
+                self.requests.step(message, self._last_heard)
             case to_client.Status():
                 self._totals.take(message)
                 self._stalled = message.stalled
             case to_client.Accepted(uid):
-                if (pending := self._pending.get(uid)) is not None:
-                    pending.accept()
-                    self._drop_if_complete(pending)
-            case to_client.Refused(uid, kind, text):
-                if (pending := self._pending.get(uid)) is not None:
-                    self._forget(pending)  # the engine has aborted the requests that it had accepted
-                    pending.fail(refusal(kind, text))
+                self.requests.accepted(uid)
+            case to_client.Refused():
+                self.requests.refused(message)
             case to_client.Returned() | to_client.Raised():
                 self._calls.take(message)
-
-    def _step(self, step: to_client.Step) -> None:
-        processed = self._processor.process(step.effects, self._last_heard)
-        if processed.stop_uids:
-            self._link.send(to_engine.Finish(processed.stop_uids))
-        arrived: list[RequestDelta | RequestOutput] = [*processed.deltas, *processed.outputs]
-        for output in arrived:
-            request_id = output.request_id
-            if request_id not in self._open:  # the delta before, in this step, ended a stream that is not read
-                continue
-            pending, index = self._open[request_id]
-            if request_id in processed.shut_down:
-                pending.fail(EngineDeadError("the request was aborted: the engine was shut down"))
-            else:
-                pending.take(Update(index, output))
-            if output.finished and self._open.pop(request_id, None) is not None:
-                self._drop_if_complete(pending)
-        if self.observer is not None:
-            self.observer.processed(processed)
-
-    def _drop_if_complete(self, pending: PendingRequest) -> None:
-        if pending.complete:
-            self._pending.pop(pending.first_uid, None)
 
     async def _live(self) -> None:
         """Follow the engine. When it dies, restart it as often as the budget allows; then tell that it is dead."""
@@ -422,7 +341,7 @@ class EngineClient:
         self._failure = f"{why}; the engine is being restarted" if self._restarting else why
         self._totals.end(paused=self._paused)
         self._stalled = False
-        self._fail_pending(self._refusal())
+        self.requests.fail(self._refusal)
         self._calls.fail(self._refusal)
         return self._restarting
 

@@ -9,7 +9,7 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
 import msgspec
@@ -51,6 +51,16 @@ class Link(Protocol):
     async def close(self, *, kill: bool = False) -> None:
         """End the engine process, by force if `kill`, and remove its sockets. It is gone when this returns.
         Idempotent."""
+
+
+@contextlib.asynccontextmanager
+async def unless_it_fails(link: ProcessLink) -> AsyncIterator[ProcessLink]:
+    """Closes `link`, by force, if the block raises."""
+    try:
+        yield link
+    except BaseException:
+        await link.close(kill=True)
+        raise
 
 
 class ProcessLink:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -23,6 +24,7 @@ class SlowReaderError(RequestFailedError):
     code = "slow_reader"
 
 
+MAX_UPDATES = 256  # that are read in one turn of the event loop
 MAX_UNREAD = 16 * 2**20  # bytes of updates that wait for a client that does not read
 _PER_DELTA, _PER_TOKEN, _PER_LOGPROB = 600, 40, 130  # bytes, about
 
@@ -36,31 +38,23 @@ class Update:
 
 
 class PendingRequest:
-    """One client request in progress: one or more prompts, each with `sampling.n` answers. All are accepted, or none.
+    """One client request in progress: one or more prompts, each with `sampling.n` answers.
 
     Iterating gives lists of updates, in order, and ends when every answer is complete. It raises RequestError,
-    DuplicateRequestError, QueueFullError, EnginePausedError or EngineDeadError if the engine refuses the requests or
+    DuplicateRequestError, QueueFullError, EnginePausedError or EngineDeadError if the engine refuses the request or
     is shut down, RequestFailedError if an answer ends in an error; then the other answers are aborted. An answer that
-    a pause cuts short is complete, with finish_reason "abort". The updates of a group of several requests are kept
-    back until the whole group is accepted.
+    a pause cuts short is complete, with finish_reason "abort". Updates are kept back until the engine has accepted the
+    first answers: so its refusal always comes before any update.
 
-    release: called when no more updates are wanted. `EngineClient` calls `take`, `accept` and `fail`.
+    release: called when no more updates are wanted. `OpenRequests` calls `take`, `accept` and `fail`.
     """
 
-    def __init__(
-        self,
-        release: Callable[[PendingRequest], None],
-        first_uid: int,
-        request_ids: Sequence[str],
-        *,
-        accepted: bool,
-    ) -> None:
+    def __init__(self, release: Callable[[PendingRequest], None], request_ids: Sequence[str]) -> None:
         self._release = release
-        self.first_uid = first_uid  # by which the engine names the group
         self.request_ids = tuple(request_ids)  # of the prompts, in order
         self._unfinished = set(request_ids)
-        self._accepted = accepted
-        self._updates: list[Update] = []
+        self._accepted = False
+        self._updates: deque[Update] = deque()
         self._unread = 0  # bytes of the updates, about
         self._error: Exception | None = None
         self._wake = asyncio.Event()
@@ -73,8 +67,10 @@ class PendingRequest:
             if self._error is not None:
                 raise self._error
             if self._accepted and self._updates:
-                updates, self._updates = self._updates, []
-                self._unread = 0
+                updates = [self._updates.popleft() for _ in range(min(MAX_UPDATES, len(self._updates)))]
+                self._unread -= sum(_size_of(update.output) for update in updates)
+                if self._updates:
+                    await asyncio.sleep(0)  # the rest in another turn of the event loop
                 return updates
             if self.complete:
                 raise StopAsyncIteration
@@ -98,10 +94,10 @@ class PendingRequest:
         """Abort the answers that are unfinished. Idempotent."""
         self._release(self)
 
-    # -- for EngineClient
+    # -- for OpenRequests
 
     def take(self, update: Update) -> None:
-        """Add an update. (Before the group is accepted, an abort may be part of a refusal that is still to come.)"""
+        """Add an update."""
         failure = _failure_of(update.output)
         if failure is not None:
             self.fail(failure)
@@ -123,7 +119,7 @@ class PendingRequest:
         self._wake.set()
 
     def accept(self) -> None:
-        """The whole group was accepted."""
+        """The engine has accepted the first answers. Idempotent."""
         self._accepted = True
         self._wake.set()
 

@@ -18,7 +18,7 @@ import typer
 from headway.commands.interrupts import Interrupts
 
 if TYPE_CHECKING:
-    from headway.simulation.simulate import Mode, Run
+    from headway.simulation.simulate import Mode, Run, Traffic
 
 VIOLATION = 1  # exit code
 MAX_LINE = 1 << 24  # bytes of one seed's JSON; it holds the trace, a line per event
@@ -45,6 +45,14 @@ def command(
             "the seed.",
         ),
     ] = None,
+    traffic: Annotated[
+        str,
+        typer.Option(
+            metavar="TRAFFIC",
+            help="mixed: requests of many kinds, equal by chance. siblings: families of equal prompts, and of prompts "
+            "that share several blocks.",
+        ),
+    ] = "mixed",
     jobs: Annotated[int, typer.Option(help="Number of processes that share the seeds.")] = 1,
     trace: Annotated[
         str | None, typer.Option(metavar="FILE", help="Run a trace again, in the form in which a violation prints it.")
@@ -65,21 +73,25 @@ def command(
         raise ValueError(f"--steps must be at least 1, got {steps}")
     if jobs < 1:
         raise ValueError(f"--jobs must be at least 1, got {jobs}")
-    from headway.simulation.simulate import Mode
+    from headway.simulation.simulate import Mode, Traffic
 
     if mode not in get_args(Mode):
         raise ValueError(f"--mode must be one of {', '.join(get_args(Mode))}, got {mode!r}")
     if scheduler not in (None, "v0", "v1", "v2"):
         raise ValueError(f"--scheduler must be one of v0, v1, v2, got {scheduler!r}")
+    if traffic not in get_args(Traffic):
+        raise ValueError(f"--traffic must be one of {', '.join(get_args(Traffic))}, got {traffic!r}")
     report: Callable[[Row], None] = _print_row if as_json else _Tally(first, last)
     if min(jobs, last - first + 1) == 1:
         static = None if scheduler is None else scheduler == "v0"
         with Interrupts.noted() as interrupts:
-            rows = _rows(range(first, last + 1), steps, cast("Mode", mode), static, interrupts)
+            options = cast("Mode", mode), static, cast("Traffic", traffic)
+            rows = _rows(range(first, last + 1), steps, options, interrupts)
             violations = sum(_note(row, report) for row in rows)
     else:
-        options = ["--steps", str(steps), "--mode", mode, *(["--scheduler", scheduler] if scheduler else [])]
-        violations = asyncio.run(_in_processes(first, last, options, jobs, report))
+        words = ["--steps", str(steps), "--mode", mode, "--traffic", traffic]
+        words += ["--scheduler", scheduler] if scheduler else []
+        violations = asyncio.run(_in_processes(first, last, words, jobs, report))
     if isinstance(report, _Tally):
         report.finish()
     if violations:
@@ -100,15 +112,17 @@ def _range(text: str) -> tuple[int, int]:
 # -- running -------------------------------------------------------------------------------------------------------
 
 
-def _rows(seeds: range, steps: int, mode: Mode, static: bool | None, interrupts: Interrupts) -> Iterator[Row]:
-    """Run the seeds in this process, and return a row for each. An interrupt ends this after the present seed at the
-    latest."""
+def _rows(
+    seeds: range, steps: int, options: tuple[Mode, bool | None, Traffic], interrupts: Interrupts
+) -> Iterator[Row]:
+    """Run the seeds in this process, and return a row for each. options: as `run_seed` takes them. An
+    interrupt ends this after the present seed at the latest."""
     from headway.simulation.minimise import minimise
     from headway.simulation.simulate import run_seed
 
     minimised = 0
     for seed in seeds:
-        run = run_seed(seed, steps, mode, static)
+        run = run_seed(seed, steps, *options)
         interrupts.check()
         row: Row = {"seed": seed, "steps": run.num_steps, "messages": run.num_messages, "violation": None}
         row["decisions"] = run.decisions

@@ -12,7 +12,6 @@ from headway.engine.control_desk import ControlDesk
 from headway.engine.engine import Engine
 from headway.engine.output import connect_output
 from headway.errors import EngineDeadError
-from headway.request import NewRequest
 from headway.wire import codec, to_client, to_engine
 from headway.wire.checks import check_to_engine
 from headway.wire.launch import Launch, input_address
@@ -51,8 +50,8 @@ class Intake:
                 self.errors.note(error)
                 continue
             match message:
-                case to_engine.AddGroup(requests):
-                    self._add(requests)
+                case to_engine.AddGroup():
+                    self._add(message)
                 case to_engine.Abort(uids):
                     self._abort(uids)
                 case to_engine.Finish(uids):
@@ -63,23 +62,21 @@ class Intake:
                 case to_engine.Shutdown(grace):
                     return grace
 
-    def _add(self, group: Sequence[NewRequest]) -> None:
-        """Add all requests of the group, or none, with a refusal."""
-        accepted: list[int] = []
-        uid = group[0].uid
+    def _add(self, group: to_engine.AddGroup) -> None:
+        """Take the requests of the group in order, up to the first that is refused."""
+        uid = group.requests[0].uid
         assert uid is not None, "`check_to_engine` refuses a request without a uid"
-        try:
-            for request in group:
-                accepted.append(self._engine.add(request))
-        except Exception as error:
-            self._abort(accepted)
-            kind = kind_of(error)
-            if kind == "internal":
-                logger.exception("cannot add a request")
-            self._reply(uid, to_client.Refused(uid, kind, str(error)))
-        else:
-            if len(group) > 1:
-                self._reply(uid, to_client.Accepted(uid))
+        for count, request in enumerate(group.requests):
+            try:
+                self._engine.add(request)
+            except Exception as error:
+                kind = kind_of(error)
+                if kind == "internal":
+                    logger.exception("cannot add a request")
+                self._reply(uid, to_client.Refused(uid, count, kind, str(error)))
+                return
+        if group.confirm:
+            self._reply(uid, to_client.Accepted(uid))
 
     def _abort(self, uids: Sequence[int]) -> None:
         with contextlib.suppress(EngineDeadError):  # then the requests have ended, and the next pulse says why

@@ -54,8 +54,9 @@ class BlockPool:
     tokens: int32 [num_blocks, block_size]; the tokens whose KV a block holds. Valid once the block is full and its
         steps have succeeded.
     pending: int64 [num_blocks]; the step that is to fill a block which the prefix cache shows already, or 0. A pending
-        block is referenced and not cached. With its last reference it loses its contents and becomes free.
-    num_pending: pending blocks.
+        block is referenced and not cached. With its last reference it loses its contents and becomes free. Negative:
+        the cache was reset since, and shows the block no more; its owners still rely on that step.
+    num_pending: pending blocks that the prefix cache shows.
     on_evict: called with the blocks that lose their cached or pending contents, before they are handed out.
     """
 
@@ -69,6 +70,7 @@ class BlockPool:
         self._cached = np.zeros(num_blocks, dtype=np.bool_)
         self.pending = lazy_zeros((num_blocks,), np.int64)
         self.num_pending = 0
+        self._num_unfilled = 0  # pending blocks, shown or not
         self._free = np.arange(num_blocks - 1, 0, -1, dtype=np.int32)  # a stack; low ids are handed out first
         self._num_free = num_blocks - 1
         self._evictable = EvictionQueue(num_blocks)
@@ -144,10 +146,11 @@ class BlockPool:
         """Mark referenced blocks as pending: this step will fill them."""
         self.pending[blocks] = step_id
         self.num_pending += len(blocks)
+        self._num_unfilled += len(blocks)
 
     def pending_of(self, blocks: BlockIds, step_id: int) -> BlockIds:
-        """Which of these blocks wait for this step."""
-        waiting: BlockIds = blocks[self.pending[blocks] == step_id]
+        """Which of these blocks wait for this step, whether the prefix cache shows them or not."""
+        waiting: BlockIds = blocks[np.abs(self.pending[blocks]) == step_id]
         return waiting
 
     def num_filled(self, blocks: BlockIds) -> int:
@@ -158,23 +161,27 @@ class BlockPool:
         return int(waiting[0]) if len(waiting) else len(blocks)
 
     def settle(self, blocks: BlockIds) -> None:
-        """Pending blocks are filled: they are cached from here on."""
-        self.pending[blocks] = 0
-        self.num_pending -= len(blocks)
-        self.keep(blocks)
+        """Pending blocks are filled. From here on those are cached that the prefix cache shows."""
+        self.keep(self._end_wait(blocks))
 
     def withdraw(self, blocks: BlockIds) -> None:
         """Pending blocks will not be filled, or not be kept: they lose their contents."""
+        self.on_evict(self._end_wait(blocks))
+
+    def _end_wait(self, blocks: BlockIds) -> BlockIds:
+        """Pending blocks are pending no more. Returns those of them that the prefix cache shows."""
+        shown: BlockIds = blocks[self.pending[blocks] > 0]
         self.pending[blocks] = 0
-        self.num_pending -= len(blocks)
-        self.on_evict(blocks)
+        self.num_pending -= len(shown)
+        self._num_unfilled -= len(blocks)
+        return shown
 
     def drop_cached(self) -> None:
         """Forget all cached and pending contents, without calling `on_evict`. Evictable blocks become free at once,
-        referenced blocks when they are released."""
+        referenced blocks when they are released. Owners of pending blocks still rely on the steps that fill these."""
         dropped = self._evictable.pop(len(self._evictable))
         self._cached[:] = False
-        self.pending[:] = 0
+        self.pending[self.pending > 0] *= -1
         self.num_pending = 0
         self._push_free(dropped)
 
@@ -210,7 +217,7 @@ class BlockPool:
         if queued and not self._cached[block]:
             return f"block {block} is evictable and not cached"
         if self.pending[block] and (self._cached[block] or not references):
-            return f"block {block} waits for step {self.pending[block]} and is cached, or has no reference"
+            return f"block {block} waits for step {abs(self.pending[block])} and is cached, or has no reference"
         return None
 
     def problems(self, owned: BlockIds) -> list[Problem]:
@@ -233,8 +240,10 @@ class BlockPool:
             if not self._cached[block]
         ]
         pending = np.flatnonzero(self.pending)
-        if len(pending) != self.num_pending:
-            found.append(Problem(None, f"{len(pending)} blocks are pending, {self.num_pending} were counted"))
+        num_shown = int(np.count_nonzero(self.pending > 0))
+        if (num_shown, len(pending)) != (self.num_pending, self._num_unfilled):
+            counted = f"{self.num_pending} and {self._num_unfilled} were counted"
+            found.append(Problem(None, f"{num_shown} blocks are pending and shown, of {len(pending)}; {counted}"))
         for block in pending[self._cached[pending] | (self._references[pending] == 0)][:_SHOWN].tolist():
             found.append(Problem(block, f"block {block} is pending and cached, or pending without a reference"))
         try:
@@ -247,7 +256,7 @@ class BlockPool:
         """Make distinct blocks without references evictable or free. The first of them is evicted first."""
         if not len(idle):
             return
-        if self.num_pending and len(lost := idle[self.pending[idle] != 0]):
+        if self._num_unfilled and len(lost := idle[self.pending[idle] != 0]):
             self.withdraw(lost)  # at once: the block may have another owner before its step ends
         self._num_referenced -= len(idle)
         cached = self._cached[idle]

@@ -15,6 +15,7 @@ from pydantic.json_schema import models_json_schema
 from headway import __version__
 from headway.client.engine_client import EngineClient
 from headway.errors import RequestError
+from headway.request import NewRequest
 from headway.sampling import SamplingParams
 from headway.server import admin, errors
 from headway.server.body import read_body
@@ -23,7 +24,7 @@ from headway.server.completions import CompletionFace
 from headway.server.envelope import Envelope
 from headway.server.errors import ApiError
 from headway.server.generate import Face, Prompt, respond, unless_disconnected
-from headway.server.openapi import describe_answers
+from headway.server.openapi import describe_answers, describe_model
 from headway.server.protocol import (
     ChatCompletionRequest,
     CompletionRequest,
@@ -72,11 +73,14 @@ def _describe_bodies(app: FastAPI) -> None:
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
-        schema = generate()  # made once; later calls return the same object
+        if app.openapi_schema is not None:
+            return app.openapi_schema
+        schema = generate()
         _, definitions = models_json_schema(
             [(model, "validation") for model in models], ref_template="#/components/schemas/{model}"
         )
         schema.setdefault("components", {}).setdefault("schemas", {}).update(definitions["$defs"])
+        describe_model(schema, app.state.service.model_name)
         describe_answers(schema)
         return schema
 
@@ -139,13 +143,16 @@ async def _answer(
 ) -> Response:
     """Submit the prompts, and answer in the form of `face`."""
     service = service_of(request)
+    client = service.client
+
+    def new_requests() -> list[NewRequest]:
+        packed = [client.pack(prompt.token_ids) for prompt in prompts]
+        return body.new_requests(face.id, packed, sampling, arrival_time)
+
+    num_tokens = sum(len(prompt.token_ids) for prompt in prompts)
+    requests = await unless_disconnected(request, client.prompts.texts.run(num_tokens + len(prompts), new_requests))
     service.check_open()  # again, because the server may have begun to stop while the body came
-    pending = service.client.submit(
-        body.new_requests(
-            face.id, [service.client.pack(prompt.token_ids) for prompt in prompts], sampling, arrival_time
-        ),
-        stream=bool(body.stream),
-    )
+    pending = client.submit(requests, stream=bool(body.stream))
     return await respond(
         request,
         pending,
@@ -153,6 +160,7 @@ async def _answer(
         stream=bool(body.stream),
         include_usage=body.include_usage,
         continuous_usage=body.continuous_usage,
+        texts=client.prompts.texts,
     )
 
 

@@ -20,6 +20,7 @@ from headway.errors import (
     QueryError,
     QueueFullError,
     RequestError,
+    ShuttingDownError,
 )
 
 logger = logging.getLogger(__name__)
@@ -102,7 +103,8 @@ def as_api_error(error: Exception) -> ApiError:
 def _no_engine(error: EngineDeadError) -> ApiError:
     if isinstance(error, EngineRestartingError):
         return ApiError(503, str(error), code="engine_restarting", retry_after=RESTART_RETRY_AFTER_S)
-    return ApiError(503, str(error), code="engine_dead")
+    code = "shutting_down" if isinstance(error, ShuttingDownError) else "engine_dead"
+    return ApiError(503, str(error), code=code)
 
 
 def _without_route(request: Request, error: HTTPException) -> ApiError:

@@ -19,12 +19,14 @@ from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from headway.client.engine_client import PendingRequest, Update
+from headway.client.text_pool import TextPool
 from headway.outputs import RequestDelta, RequestOutput
 from headway.server.errors import ClientDisconnected, as_api_error
 from headway.server.responses import PromptTokensDetails, Usage
 
 T = TypeVar("T")
 UPDATES_PER_TURN = 256  # that become bytes in one turn of the event loop
+_CHOICE_SIZE = 32  # characters that take as long as a choice without any
 encode_json = msgspec.json.Encoder().encode
 
 
@@ -98,11 +100,13 @@ async def respond(
     stream: bool,
     include_usage: bool,
     continuous_usage: bool,
+    texts: TextPool,
 ) -> Response:
-    """The response to `http`. Closes the pending request at its end. Raises the error with which the engine refuses."""
+    """The response to `http`; a large one is made in `texts`. Closes the pending request at its end. Raises the error
+    with which the engine refuses."""
     try:
         if not stream:
-            return await unless_disconnected(http, _whole(pending, face))
+            return await unless_disconnected(http, _whole(pending, face, texts))
         first = await unless_disconnected(http, anext(pending))
     except BaseException:
         pending.close()
@@ -111,7 +115,7 @@ async def respond(
     return _EventStream(pending, body)
 
 
-async def _whole(pending: PendingRequest, face: Face) -> Response:
+async def _whole(pending: PendingRequest, face: Face, texts: TextPool) -> Response:
     counts = Counts(face.prompts)
     outputs: dict[int, RequestOutput] = {}
     with pending:
@@ -120,8 +124,13 @@ async def _whole(pending: PendingRequest, face: Face) -> Response:
                 assert isinstance(update.output, RequestOutput)
                 outputs[update.prompt_index] = update.output
                 counts.add(update)
-    body = face.whole([outputs[i] for i in sorted(outputs)], counts.usage())
-    return Response(encode_json(body), media_type="application/json")
+    usage = counts.usage()
+
+    def body() -> bytes:
+        return encode_json(face.whole([outputs[i] for i in sorted(outputs)], usage))
+
+    size = usage.completion_tokens + _CHOICE_SIZE * len(outputs) * face.n
+    return Response(await texts.run(size, body), media_type="application/json")
 
 
 async def _chunks(

@@ -172,10 +172,11 @@ async def _run(
         shown = f"[{host}]" if ":" in host else host
         port = listening.getsockname()[1]
         _announce(f"Headway serving {client.files.name} at http://{shown}:{port}")
+        watching = asyncio.ensure_future(app.state.service.loop_monitor.watch())
         stopped, died = asyncio.ensure_future(stop.wait()), asyncio.ensure_future(client.dead.wait())
         await asyncio.wait({stopped, died, serving}, return_when=asyncio.FIRST_COMPLETED)
-        stopped.cancel()
-        died.cancel()
+        for task in (stopped, died, watching):
+            task.cancel()
         await _drain(app.state.service, stop, shutdown_grace)
         server.should_exit = True
         _close(server, unread_only=True)  # their clients had the grace time to read
@@ -209,7 +210,7 @@ async def _drain(service: Service, stop: asyncio.Event, grace: float) -> None:
     while client.num_open and time.monotonic() < until and not stop.is_set() and not client.snapshot.paused:
         await asyncio.sleep(_POLL_S)
     logger.info("%d open requests are ended by the shutdown", client.num_open)
-    client.fail_open("the server is shutting down")
+    client.fail_open()
 
 
 def _announce(line: str) -> None:

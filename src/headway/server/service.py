@@ -12,10 +12,12 @@ from headway.client.chat_template import ChatTemplate
 from headway.client.conversation import Conversation
 from headway.client.engine_client import EngineClient
 from headway.client.special_tokens import SpecialTokenEscape
+from headway.errors import ShuttingDownError
 from headway.server.body_budget import BodyBudget
 from headway.server.engine_health import EngineHealth
 from headway.server.errors import ApiError
 from headway.server.generate import encode_json
+from headway.server.loop_monitor import LoopMonitor
 from headway.server.metrics import ServerMetrics
 
 
@@ -26,6 +28,7 @@ class Service:
     trust_request_chat_template: requests may bring templates.
     escape_special_tokens: special tokens that chat messages spell are text, see `SpecialTokenEscape`.
     bodies: the bytes of all bodies that are being read.
+    loop_monitor: `watch` is for the server to start.
     draining: the server is about to stop and takes no new requests.
 
     Raises ValueError for a chat template that does not exist or is not valid.
@@ -51,13 +54,15 @@ class Service:
         self.metrics = ServerMetrics(model_name, lambda: client.snapshot, client.config.max_model_len)
         self.metrics.add(EngineHealth(model_name, client))
         self.bodies = BodyBudget()
+        self.loop_monitor = LoopMonitor(model_name)
+        self.metrics.add(self.loop_monitor)
         self.draining = False
-        client.observer = self.metrics
+        client.requests.observer = self.metrics
 
     def check_open(self) -> None:
-        """Raise ApiError if the server takes no new requests."""
+        """Raise ShuttingDownError if the server takes no new requests."""
         if self.draining:
-            raise ApiError(503, "the server is shutting down", code="shutting_down")
+            raise ShuttingDownError("the server is shutting down")
 
     def check_model(self, name: str | None) -> None:
         """Raise ApiError for a model that is not served here. None: the client names no model."""

@@ -51,8 +51,10 @@ _INDISPENSABLE = {"launch", "answer", "resume", "prepared", "start_prefill", "st
 class Faults:
     """Draws one event after another. It looks at the state of the run, so that most events have an effect."""
 
+    traffic = "events"  # part of the seed
+
     def __init__(self, seed: int, simulation: Simulation) -> None:
-        self._dice = Dice(f"{seed} events")
+        self._dice = Dice(f"{seed} {self.traffic}")
         self._simulation = simulation
         self._config: SchedulerConfig = simulation.config
         self._next_uid = 1

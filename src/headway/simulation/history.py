@@ -29,7 +29,8 @@ class Life:
 
     answer: the tokens that it gets unless a message ends it early. preparing, reserved, sending: what it waits for.
     deadline: the time at which waiting ends with an error. has_job: a preprocess job was started. sends: its KV goes to
-        D.
+        D. sent_back: a failed step sent it back to the queue, ever. computes_again: and no step with it has succeeded
+        since.
     """
 
     shape: Shape
@@ -44,6 +45,8 @@ class Life:
     sends: bool = False
     sending: bool = False
     deadline: float | None = None
+    sent_back: bool = False
+    computes_again: bool = False
 
     def expect(self, request: Request, num_tokens: int | None) -> None:
         """Expect the answer to `request`; at most `num_tokens` of it from this engine."""

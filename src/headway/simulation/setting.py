@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from headway.config import Role, SchedulerConfig
@@ -84,3 +84,31 @@ class Setting:
             reads_same_step=dice.chance(0.5),
         )
         return cls(config, static=dice.chance(0.2), depth=1 + dice.chance(0.6))
+
+    @classmethod
+    def of_siblings(cls, seed: int) -> Setting:
+        """The setting of a seed for traffic of siblings: prompts of several blocks, which take several steps, and a
+        prefix cache."""
+        drawn, dice = cls.of_seed(seed), Dice(f"{seed} setting of siblings")
+        block_size = dice.pick((1, 2, 4, 8))
+        k = min(drawn.config.num_speculative_tokens, block_size)
+        seqs = dice.pick((2, 3, 4, 6, 8))
+        max_model_len = dice.pick((24, 40, 64))
+        per_request = -(-max_model_len // block_size)
+        deterministic = dice.chance(0.15)
+        chunk = drawn.config.deterministic_chunk_size
+        spare = dice.pick((0, per_request // 2, per_request, per_request * 2, per_request * seqs))
+        config = replace(
+            drawn.config,
+            max_num_seqs=seqs,
+            max_num_batched_tokens=seqs * (k + 1) + dice.pick((1, 4, 8, 16, 64)) + (chunk if deterministic else 0),
+            block_size=block_size,
+            role=dice.pick((Role.MIXED, Role.MIXED, Role.MIXED, Role.PREFILL, Role.DECODE)),
+            enable_prefix_caching=True,
+            deterministic=deterministic,
+            num_speculative_tokens=k,
+            max_model_len=max_model_len,
+            num_blocks=1 + per_request + spare,
+            reads_same_step=dice.chance(0.5),
+        )
+        return cls(config, static=dice.chance(0.2), depth=dice.pick((1, 2, 2, 3)))

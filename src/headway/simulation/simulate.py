@@ -12,11 +12,16 @@ from headway.simulation.events import Event, EventTrace
 from headway.simulation.faults import Faults
 from headway.simulation.history import Violation
 from headway.simulation.setting import Setting
+from headway.simulation.siblings import Siblings
 from headway.simulation.simulation import Simulation
 
 Mode = Literal["safety", "liveness", "both"]
 """safety: all owners are recounted after every message and pass. liveness: after the last step the faults stop, and
 every request must end. both: both."""
+
+Traffic = Literal["mixed", "siblings"]
+"""mixed: requests of many kinds, equal by chance. siblings: families of equal prompts, and of prompts that share
+several blocks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,15 +40,17 @@ class Run:
     violation: Violation | None
 
 
-def run_seed(seed: int, num_steps: int, mode: Mode = "both", static: bool | None = None) -> Run:
+def run_seed(
+    seed: int, num_steps: int, mode: Mode = "both", static: bool | None = None, traffic: Traffic = "mixed"
+) -> Run:
     """Run `num_steps` events drawn from a seed. The same arguments give the same run, bit for bit.
 
     static: whether allocation is static; None: drawn from the seed.
     """
-    drawn = Setting.of_seed(seed)
+    drawn = Setting.of_seed(seed) if traffic == "mixed" else Setting.of_siblings(seed)
     setting = replace(drawn, audits=mode != "liveness", static=drawn.static if static is None else static)
     simulation = Simulation(setting)
-    faults = Faults(seed, simulation)
+    faults = Faults(seed, simulation) if traffic == "mixed" else Siblings(seed, simulation)
     events: list[Event] = []
     try:
         for _ in range(num_steps):

@@ -142,9 +142,12 @@ class Simulation:
         self.core.step_over(step_id)
         if outcome == 0:
             self.device.done(step_id)
+            for uid in uids & self.history.live.keys():
+                self.history.live[uid].computes_again = False
         else:
             self.device.spoil(step_id)
-            ends = Ends(may=dict.fromkeys(uids, ERROR))
+            again = [uid for uid, life in self.history.live.items() if life.sent_back]
+            ends = Ends(may=dict.fromkeys([*uids, *again], ERROR))
             if outcome == 1:
                 result = StepResult(step_id, NO_TOKENS, error="the step failed")
             else:
@@ -152,8 +155,25 @@ class Simulation:
                 result = StepResult(step_id, tokens[:-1] if few else np.append(tokens, np.int32(7)))
             self.counts["failed steps" if outcome == 1 else "wrong token counts"] += 1
         self.answered.append(result)
+        before = self._preemptions() if outcome else {}
         self.core.tell(result, ends)
+        if outcome:
+            self._note_sent_back(before)
         self._reset_if_idle()
+
+    def _preemptions(self) -> dict[int, int]:
+        """How often each living request was preempted."""
+        answers = {uid: self.core.scheduler.ask(GetProgress(0, uid), self.core.now) for uid in self.history.live}
+        return {uid: answer.num_preemptions for uid, answer in answers.items() if isinstance(answer, Progress)}
+
+    def _note_sent_back(self, before: dict[int, int]) -> None:
+        """A failed step may send a request back to the queue, but not again before it has computed anything."""
+        for uid, num_preemptions in self._preemptions().items():
+            if num_preemptions > before[uid]:
+                life = self.history.live[uid]
+                require(not life.computes_again, "sent back for ever", f"request {uid}")
+                life.sent_back = life.computes_again = True
+                self.counts["sent back by a failed step"] += 1
 
     def _repeat(self, back: int) -> None:
         if self.answered:

@@ -38,15 +38,19 @@ class LoadFailed(msgspec.Struct, frozen=True, tag=True, array_like=True):
 
 
 class Accepted(msgspec.Struct, frozen=True, tag=True, array_like=True):
-    """A group of several requests was accepted. (For a single request, its first effect says so.)"""
+    """All requests of a group that asked for this word were taken."""
 
-    uid: int  # of the group's first member
+    uid: int  # of the group's first request
 
 
 class Refused(msgspec.Struct, frozen=True, tag=True, array_like=True):
-    """A group was refused; its requests that were accepted before were aborted. kind: see `refusals.py`."""
+    """A request was refused. The requests before it in its group were taken, the requests behind it were not looked at.
 
-    uid: int  # of the group's first member
+    count: requests that were taken. kind: see `refusals.py`.
+    """
+
+    uid: int  # of the group's first request
+    count: int
     kind: str
     message: str
 

@@ -11,9 +11,14 @@ from headway.request import NewRequest
 
 
 class AddGroup(msgspec.Struct, frozen=True, tag=True, array_like=True):
-    """The requests of one HTTP request, each with a uid of the same API process. All are accepted, or none."""
+    """Requests of one HTTP request, each with a uid of the same API process. The engine takes them in order, up to the
+    first that it refuses: then it answers `Refused`.
+
+    confirm: if it takes all of them, it answers `Accepted`.
+    """
 
     requests: list[NewRequest]
+    confirm: bool = False
 
 
 class Abort(msgspec.Struct, frozen=True, tag=True, array_like=True):

@@ -1,0 +1,82 @@
+"""The answers of one client request on their way into the engine.
+
+A request may ask for thousands of answers. They go to the engine in slices, one per turn of the event loop, and at most
+a window of them is inside at a time: so a large request neither holds up the loop nor fills the engine's queue, in
+which the requests of others need a place too.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from headway.request import NewRequest
+from headway.sampling import MAX_N
+
+SLICE = 64  # answers
+
+
+def window(max_num_seqs: int) -> int:
+    """The most answers of one client request inside the engine: as many again as run, so that the engine never waits
+    for the next ones; more than the answers of any prompt, so that a prompt gets in whole."""
+    return max(2 * max_num_seqs, SLICE + MAX_N)
+
+
+class Feed:
+    """Hands the answers of `requests` over, in order, the longest prompt first: if the limits refuse any prompt, they
+    refuse that one, before anything is computed.
+
+    register: makes the answers of a request. send: sends a slice; `take` must be called with the engine's word on it.
+    window: the most answers inside.
+    """
+
+    def __init__(
+        self,
+        requests: Sequence[NewRequest],
+        register: Callable[[NewRequest], list[NewRequest]],
+        send: Callable[[list[NewRequest]], None],
+        window: int,
+    ) -> None:
+        longest = max(range(len(requests)), key=lambda index: len(requests[index].prompt))
+        self._requests = deque([requests[longest], *requests[:longest], *requests[longest + 1 :]])
+        self._register = register
+        self._send = send
+        self._window = window
+        self._answers: deque[NewRequest] = deque()  # registered; the engine does not have these
+        self._slice: list[NewRequest] = []  # sent; the engine has not said yet how many it took
+        self._num_inside = 0
+        self.num_answers = sum(request.sampling.n for request in requests)
+        self.num_waiting = self.num_answers  # that the engine has not taken
+
+    @property
+    def slice_uid(self) -> int | None:
+        """The uid of the first answer of the slice that waits for the engine's word; None: there is no such slice."""
+        return self._slice[0].uid if self._slice else None
+
+    @property
+    def begun(self) -> bool:
+        """Whether the engine has taken any answer."""
+        return self.num_waiting < self.num_answers
+
+    def advance(self) -> None:
+        """Send the next slice if the engine has answered for the last one, and the window has room."""
+        if self._slice or not self.num_waiting:
+            return
+        if self._window - self._num_inside < min(SLICE, self.num_waiting):
+            return
+        while self._requests and len(self._answers) < SLICE:
+            self._answers += self._register(self._requests.popleft())
+        self._slice = [self._answers.popleft() for _ in range(min(SLICE, len(self._answers)))]
+        self._send(self._slice)
+
+    def take(self, count: int | None = None) -> None:
+        """The engine took the first `count` answers of the slice, None: all; the others wait again."""
+        count = len(self._slice) if count is None else count
+        self._answers.extendleft(reversed(self._slice[count:]))
+        self._slice = []
+        self._num_inside += count
+        self.num_waiting -= count
+
+    def ended(self, count: int) -> None:
+        """So many answers that the engine had taken are over."""
+        self._num_inside -= count

@@ -25,7 +25,6 @@ from headway.server.errors import ClientDisconnected, as_api_error
 from headway.server.responses import PromptTokensDetails, Usage
 
 T = TypeVar("T")
-UPDATES_PER_TURN = 256  # that become bytes in one turn of the event loop
 _CHOICE_SIZE = 32  # characters that take as long as a choice without any
 encode_json = msgspec.json.Encoder().encode
 
@@ -141,12 +140,8 @@ async def _chunks(
     updates = first
     try:
         while True:
-            for start in range(0, len(updates), UPDATES_PER_TURN):
-                if start:
-                    await asyncio.sleep(0)
-                part = updates[start : start + UPDATES_PER_TURN]
-                if lines := b"".join(_lines(part, face, counts, opened, include_usage, continuous_usage)):
-                    yield lines
+            if lines := b"".join(_lines(updates, face, counts, opened, include_usage, continuous_usage)):
+                yield lines
             try:
                 updates = await anext(pending)
             except StopAsyncIteration:

@@ -140,7 +140,7 @@ class PendingRequest:
         self._wake.set()
 
     def _merge(self, update: Update) -> bool:
-        """Count an update as unread; put a delta to the one that waits, if there is one with room. Returns whether
+        """Count an update as unread; put a delta to the delta that waits, if that has room. Returns whether
         that was done."""
         output = update.output
         size = _size_of(output)

@@ -49,11 +49,11 @@ FINDINGS = {
 @cache
 def functions_of(path: Path) -> set[str]:
     """The tests of a file, those in classes as Class::test."""
-    found = set()
+    found, function = set(), ast.FunctionDef | ast.AsyncFunctionDef
     for node in ast.parse(path.read_text()).body:
         if isinstance(node, ast.ClassDef):
-            found |= {f"{node.name}::{part.name}" for part in node.body if isinstance(part, ast.FunctionDef)}
-        elif isinstance(node, ast.FunctionDef):
+            found |= {f"{node.name}::{part.name}" for part in node.body if isinstance(part, function)}
+        elif isinstance(node, function):
             found.add(node.name)
     return found
 

@@ -88,7 +88,7 @@ def says_quantised(method: str) -> str:
     """What to say of a model that is quantised by a known method and could not be loaded."""
     return (
         f"it is quantised by {method} ({CONFIG}: quantization_config), whose packages or device are missing, or which "
-        f"is not supported: {_WHAT_TO_DO}"
+        f"is not supported: {_WHAT_TO_DO}; further packages may not be enough"
     )
 
 

@@ -131,7 +131,10 @@ def auto_class(config: PretrainedConfig) -> Any:
         return AutoModelForCausalLM
     if type(config) in modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         return AutoModelForImageTextToText
-    raise ValueError(f"the installed transformers has no class that generates text for the kind {config.model_type!r}")
+    raise ValueError(
+        f"the installed transformers has no class that generates text for the kind {config.model_type!r} (config.json: "
+        "model_type): only models that answer a text with a text are served"
+    )
 
 
 def _has_causal_code(config: PretrainedConfig) -> bool:

@@ -88,3 +88,13 @@ class RequestDelta:
     num_cached_tokens: int
     finished: bool
     metrics: RequestMetrics
+
+    def append(self, later: RequestDelta) -> None:
+        """Take in the next delta of the same answer: this is the new part of both from here on."""
+        self.text += later.text
+        self.token_ids += later.token_ids
+        if self.logprobs is not None and later.logprobs is not None:
+            self.logprobs += later.logprobs
+        self.finish_reason, self.stop_reason, self.error = later.finish_reason, later.stop_reason, later.error
+        self.num_tokens, self.num_cached_tokens = later.num_tokens, later.num_cached_tokens
+        self.finished = later.finished

@@ -14,6 +14,22 @@ MAX_STOP_TOKEN_IDS = 64
 MAX_N = 128
 MAX_LOGIT_BIAS = 1024
 
+# The least and the most of each number; None: no most. The documentation of the HTTP API says the same.
+LIMITS: dict[str, tuple[float, float | None]] = {
+    "n": (1, MAX_N),
+    "temperature": (0, 100),
+    "top_k": (-1, None),
+    "min_p": (0, 1),
+    "seed": (-(2**63), 2**63 - 1),
+    "presence_penalty": (-2, 2),
+    "frequency_penalty": (-2, 2),
+    "repetition_penalty": (0.001, 1000),
+    "logit_bias": (-100, 100),
+    "max_tokens": (1, None),
+    "min_tokens": (0, None),
+    "logprobs": (0, MAX_LOGPROBS),
+}
+
 
 def _number(name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
@@ -25,10 +41,14 @@ def _integer(name: str, value: object) -> None:
         raise RequestError(f"{name} must be an integer, got {value!r}")
 
 
-def _in_range(name: str, value: float, low: float, high: float) -> None:
+def _in_range(name: str, value: float, what: str | None = None) -> None:
+    """what: what the message calls it."""
     _number(name, value)
-    if not low <= value <= high:  # also refuses NaN
-        raise RequestError(f"{name} must be in [{low:g}, {high:g}], got {value}")
+    low, high = LIMITS[name]
+    if high is None and value < low:
+        raise RequestError(f"{what or name} must be at least {low:g}, got {value}")
+    if high is not None and not low <= value <= high:  # also refuses NaN
+        raise RequestError(f"{what or name} must be in [{low:g}, {high:g}], got {value}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,26 +102,20 @@ class SamplingParams:
             if getattr(self, name) is not None:
                 _integer(name, getattr(self, name))
         _number("top_p", self.top_p)
-        _in_range("n", self.n, 1, MAX_N)
-        _in_range("temperature", self.temperature, 0, 100)
         if not 0 < self.top_p <= 1:
             raise RequestError(f"top_p must be in (0, 1], got {self.top_p}")
-        if self.top_k < -1:
+        for name in ("n", "temperature", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty"):
+            _in_range(name, getattr(self, name))
+        if self.top_k < LIMITS["top_k"][0]:
             raise RequestError(f"top_k must be -1 or 0 (off) or at least 1, got {self.top_k}")
-        _in_range("min_p", self.min_p, 0, 1)
-        _in_range("presence_penalty", self.presence_penalty, -2, 2)
-        _in_range("frequency_penalty", self.frequency_penalty, -2, 2)
-        _in_range("repetition_penalty", self.repetition_penalty, 0.001, 1000)
-        if self.seed is not None:
-            _in_range("seed", self.seed, -(2**63), 2**63 - 1)
-        if self.logprobs is not None:
-            _in_range("logprobs", self.logprobs, 0, MAX_LOGPROBS)
+        for name in ("seed", "logprobs"):
+            if getattr(self, name) is not None:
+                _in_range(name, getattr(self, name))
 
     def _check_length(self) -> None:
-        if self.max_tokens is not None and self.max_tokens < 1:
-            raise RequestError(f"max_tokens must be at least 1, got {self.max_tokens}")
-        if self.min_tokens < 0:
-            raise RequestError(f"min_tokens must be at least 0, got {self.min_tokens}")
+        if self.max_tokens is not None:
+            _in_range("max_tokens", self.max_tokens)
+        _in_range("min_tokens", self.min_tokens)
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise RequestError(f"min_tokens ({self.min_tokens}) must not exceed max_tokens ({self.max_tokens})")
 
@@ -116,4 +130,4 @@ class SamplingParams:
             if len(self.logit_bias) > MAX_LOGIT_BIAS:
                 raise RequestError(f"logit_bias takes at most {MAX_LOGIT_BIAS} tokens, got {len(self.logit_bias)}")
             for token, bias in self.logit_bias.items():
-                _in_range(f"logit_bias[{token}]", bias, -100, 100)
+                _in_range("logit_bias", bias, f"logit_bias[{token}]")

@@ -55,6 +55,7 @@ draws = st.tuples(ids_strategy["strings"], ids_strategy["words"])
 @given(prompt=draws, answer=draws)
 @example(prompt=([b"\xc2"], []), answer=([b"\x80"], []))  # the answer completes a character of the prompt
 @example(prompt=([b"\x80\xc2"], []), answer=([b"\x80"], []))
+@example(prompt=([b"\xed\xa0"], []), answer=([b"\x80"], []))  # no character begins like this: it would be a surrogate
 def test_the_text_is_that_of_one_decode_less_the_prompt_at_every_cut(
     name: str, skip: bool, prompt: tuple[list[bytes], list[int]], answer: tuple[list[bytes], list[int]]
 ) -> None:
@@ -99,6 +100,13 @@ def test_an_answer_that_ends_inside_a_character_keeps_the_finished_part() -> Non
     assert streamed(Detokenizer.of(PIECES["byte fallback", True]), ids) == "🙂\ufffd"
     assert streamed(Detokenizer.of(PIECES["odd byte fallback", True]), ids) == "🙂\ufffd"
     assert streamed(Detokenizer.of(PIECES["slow pieces", True]), list(b"\xf0\x9f\x99\x82\xe2")) == "🙂\ufffd"
+
+
+@pytest.mark.parametrize("name", ["byte-level", "byte fallback"])
+def test_bytes_with_which_no_character_begins_are_shown_at_once(name: str) -> None:
+    detokenizer = Detokenizer.of(PIECES[name, False])
+    first, second = ids_of(name, [b"\xed\xa1"], [])  # the start of a surrogate, which UTF-8 does not have
+    assert [detokenizer.step(first), detokenizer.step(second), detokenizer.finish()] == ["", "\ufffd\ufffd", ""]
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -10,7 +10,7 @@ import pytest
 from headway.client.engine_client import EngineClient
 from headway.client.feed import SLICE, Feed, window
 from headway.client.open_requests import OpenRequests
-from headway.client.pending_request import MAX_UPDATES, PendingRequest, Update
+from headway.client.pending_request import PendingRequest
 from headway.errors import QueueFullError, RequestError
 from headway.request import FinishReason, NewRequest
 from headway.sampling import MAX_N, SamplingParams
@@ -188,20 +188,6 @@ def test_a_feed_puts_what_was_not_taken_back_in_its_order() -> None:
     feed.take()
     feed.advance()
     assert sent == [[0, 1, 2, 3, 4], [2, 3, 4]] and feed.num_waiting == 0
-
-
-async def test_updates_that_have_piled_up_are_read_in_pieces() -> None:
-    pending = PendingRequest(lambda _: None, [str(i) for i in range(600)])
-    pending.accept()
-    client, link = fake_client(silent=True)
-    with submit(client, 1, stream=True) as source:
-        end(link, slices(link)[0])
-        (update,) = await anext(source)
-    for index in range(600):
-        pending.take(Update(index, update.output))
-    sizes = [len(await anext(pending)) for _ in range(3)]
-    assert sizes == [MAX_UPDATES, MAX_UPDATES, 600 - 2 * MAX_UPDATES]
-    await client.shutdown()
 
 
 async def test_messages_that_wait_are_taken_one_a_turn(engine: tuple[EngineClient, FakeLink]) -> None:

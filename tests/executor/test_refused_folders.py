@@ -134,9 +134,9 @@ CASES: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
         change_config(intermediate_size=80),
         ("other sizes", "model.layers.0.mlp.", WEIGHTS, "[64, 96] there, [64, 80] by config.json", "same model"),
     ),
-    "weights that are no numbers": (change_weights(_nan), (UP, WEIGHTS, "NaN")),
-    "weights that are all zero": (change_weights(_all_zero), (WEIGHTS, "all zero")),
-    "no weights": (without(WEIGHTS), ("no weights", "model*.safetensors")),
+    "weights that are no numbers": (change_weights(_nan), (UP, WEIGHTS, "NaN", "fetch it again")),
+    "weights that are all zero": (change_weights(_all_zero), (WEIGHTS, "all zero", "fetch it again")),
+    "no weights": (without(WEIGHTS), ("no weights", "model*.safetensors", "copy them there")),
     "damaged weights": (
         lambda folder: (folder / WEIGHTS).write_bytes(b"nonsense"),
         (WEIGHTS, "damaged", "fetch it again"),
@@ -165,7 +165,7 @@ CASES: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "an unknown kind": (change_config(model_type="mine"), ("'mine'", "not known", "update transformers")),
     "a kind that generates no text for a prompt of text": (
         change_config(**VoxtralConfig(architectures=["VoxtralForConditionalGeneration"]).to_dict()),
-        ("no class that generates text", "'voxtral'"),
+        ("no class that generates text", "'voxtral'", "answer a text with a text"),
     ),
     "no kind": (change_config(model_type=None), ("model_type", "config.json")),
     "a rope of unknown type": (

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from headway.bench.costly_bodies import BODIES
+from headway.client.prompt_encoder import LONGEST_TOKENIZED
 from headway.server.errors import ApiError
 from headway.server.json_census import JsonCensus
 from tests.server.conftest import Api
@@ -26,7 +28,7 @@ def never(*args: object, **options: object) -> Any:
     [
         ("/v1/completions", {"prompt": "a" * (MAX_MODEL_LEN * LONGEST + 1)}),
         ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a" * (MAX_MODEL_LEN * LONGEST + 1)}]}),
-        ("/tokenize", {"prompt": "a" * (2**20 + 1)}),
+        ("/tokenize", {"prompt": "a" * (LONGEST_TOKENIZED + 1)}),
     ],
 )
 async def test_a_text_that_cannot_fit_is_refused_before_it_is_tokenised(
@@ -54,7 +56,7 @@ async def test_more_answers_than_the_engine_can_hold_are_a_400_that_names_both_n
     ("body", "message"),
     [
         ({"prompt": "a", "stop_token_ids": [""] * 100_000}, "at most 64 token ids"),
-        ({"prompt": "a", **{f"x{i}": 0 for i in range(100_000)}}, "unknown field 'x0'"),
+        ({"prompt": "a", **{f"x{i}": 0 for i in range(60_000)}}, "unknown field 'x0'"),
     ],
 )
 async def test_the_first_error_of_many_ends_it(api: Api, body: dict[str, Any], message: str) -> None:
@@ -75,12 +77,21 @@ def test_the_census_counts_the_same_however_the_text_is_cut(size: int) -> None:
     census = JsonCensus()
     for start in range(0, len(text), size):
         census.add(text[start : start + size])
-    assert (census.num_containers, census.num_strings) == (4, 5)
+    assert (census.num_containers, census.num_strings, census.num_keys) == (4, 5, 2)
 
 
-def test_the_census_ends_at_the_first_too_many() -> None:
-    with pytest.raises(ApiError, match="32768 lists and objects"):
-        JsonCensus().add(b"[" * 40_000)
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        (b"[" * 40_000, "32768 lists and objects"),
+        (b'"a",' * 140_000, "131072 strings"),
+        (b'"a":1,' * 70_000, "65536 keys"),
+        (b"1," * 2_000_000, "1048576 values"),
+    ],
+)
+def test_the_census_ends_at_the_first_too_many(text: bytes, what: str) -> None:
+    with pytest.raises(ApiError, match=what):
+        JsonCensus().add(text)
 
 
 @pytest.mark.parametrize("value", [1e308, 1e-300, 0, float("nan"), float("inf")])
@@ -97,6 +108,6 @@ def test_a_costly_body_costs_at_most_16_bytes_a_byte_and_64_mib() -> None:
         [sys.executable, "-m", "tests.server.costly_bodies"], capture_output=True, text=True, timeout=200
     )
     rows = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(rows) == 8, done.stderr
+    assert len(rows) == len(BODIES), done.stderr
     for size, status, growth in rows:
         assert status in (400, 413) and growth <= 16 * size + 64 * 2**20, rows

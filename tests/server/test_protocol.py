@@ -64,7 +64,7 @@ def test_any_other_prompt_is_refused(given: Any) -> None:
         ({"prompt": "a", "n": True}, "n: Input should be a valid integer, got True", "n"),
         ({"prompt": "a", "max_tokens": 1.5}, "max_tokens: Input should be a valid integer, got 1.5", "max_tokens"),
         ({"prompt": "a", "stop": ["x", 3]}, "stop[1]: Input should be a valid string, got 3", "stop[1]"),
-        ({"prompt": "a", "suffix": "z"}, "suffix is not supported: leave it out", None),
+        ({"prompt": "a", "suffix": "z"}, "suffix is not supported: leave it out", "suffix"),
         ("[]", "the body must be a JSON object", None),
         ("3", "the body must be a JSON object", None),
     ],

@@ -196,7 +196,7 @@ def test_sigterm_lets_running_requests_finish_within_the_grace(model: Path) -> N
         assert short.result().status_code == 200
         assert short.result().json()["usage"]["completion_tokens"] == 10
         assert long.result().status_code == 503
-        assert "shutting down" in long.result().json()["error"]["message"]
+        assert long.result().json()["error"]["code"] == "shutting_down"
         assert server.process.wait(60) == 0
         assert not is_running(engine)
         assert server.leftovers() == []

@@ -1,6 +1,8 @@
 """Benchmarks of what users run, one file each; `app` is the command `headway bench`.
 
     serve.py            a server under load: datasets.py, traces.py, workload.py, load.py, report.py
+    abuse.py            what clients notice of other clients' abuse: attacks.py, costly_bodies.py, raw_http.py,
+                        neighbour.py, neighbour_process.py, peak_memory.py
     soak.py             the memory of an engine process under very many short requests
     throughput.py       tokens per second beside transformers: shapes.py, generators.py, generator_process.py
     benchmark.py        common to all benchmarks: tables.py, plot.py, machine.py, rounds.py
@@ -19,7 +21,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from headway.bench import serve, soak, throughput
+from headway.bench import abuse, serve, soak, throughput
 
 ENTRY_POINTS = "headway.bench"
 
@@ -48,6 +50,7 @@ class _Benchmarks(TyperGroup):
 
 
 app = typer.Typer(cls=_Benchmarks, no_args_is_help=True, add_completion=False)
+app.command("abuse")(abuse.command)
 app.command("serve")(serve.command)
 app.command("soak")(soak.command)
 app.command("throughput")(throughput.command)

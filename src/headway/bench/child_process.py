@@ -60,6 +60,20 @@ class ChildProcess:
     ) -> None:
         self._stop()
 
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        """Whether the program has not ended."""
+        return self._process.poll() is None
+
+    def wait(self, timeout_s: float) -> int:
+        """The exit code, once the program has ended. Raises subprocess.TimeoutExpired."""
+        return self._process.wait(timeout_s)
+
     def printed(self) -> str:
         """The whole text of the log so far."""
         return self.log.read_text(encoding="utf-8", errors="replace")

@@ -43,7 +43,7 @@ class ServerProcess(ChildProcess):
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + self._start_timeout_s
         while True:
-            running = self._process.poll() is None
+            running = self.running
             if ready := _READY.search(self.printed()):
                 self.model, self.base_url = ready["model"], ready["url"]
                 return

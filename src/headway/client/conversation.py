@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from headway.client.field_rules import OFF, AtMost, Unsupported, any_of
+
 MAX_MESSAGES = 8192
 MAX_PARTS = 1024
 
@@ -28,28 +30,18 @@ class StrictModel(BaseModel):
         return data
 
 
-def at_most(limit: int, what: str) -> BeforeValidator:
-    """Refuses a list or an object of more items, before any item is looked at."""
-
-    def check(value: Any) -> Any:
-        if isinstance(value, list | tuple | dict) and len(value) > limit:
-            raise ValueError(f"at most {limit} {what} are taken, got {len(value)}")
-        return value
-
-    return BeforeValidator(check)
-
-
-def refuse_unsupported(unsupported: dict[str, Any]) -> None:
-    """Raise ValueError for a field that Headway does not support, unless its value is empty (None, [] or {})."""
-    for name, value in unsupported.items():
-        if value is not None and value != [] and value != {}:
-            raise ValueError(f"{name} is not supported: leave it out")
-
-
 class ContentPart(StrictModel):
     """A part of the content of a chat message. Only text is supported."""
 
-    model_config = ConfigDict(extra="allow", strict=True)  # an image part is refused for its type, not its fields
+    model_config = ConfigDict(
+        extra="allow",  # an image part is refused for its type, not its fields
+        strict=True,
+        json_schema_extra={
+            "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
+            "required": ["type", "text"],
+            "additionalProperties": False,
+        },
+    )
 
     type: str
     text: str | None = None
@@ -71,19 +63,22 @@ class ContentPart(StrictModel):
 class ChatMessage(StrictModel):
     """One message of a conversation. Only an assistant's message may have no content."""
 
+    model_config = ConfigDict(
+        json_schema_extra=any_of({"role": {"const": "assistant"}}, {"content": {"type": ["string", "array"]}})
+    )
+
     role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[str | list[ContentPart] | None, at_most(MAX_PARTS, "content parts")] = None
+    content: Annotated[str | list[ContentPart] | None, AtMost(MAX_PARTS, "content parts")] = None
     name: str | None = None
     # Fields of an assistant's message that a client sends back unchanged: only empty values are accepted.
     refusal: str | None = None
-    annotations: Annotated[list[Any] | None, at_most(MAX_PARTS, "annotations")] = None
-    audio: Any = None
-    function_call: Any = None
-    tool_calls: Any = None
+    annotations: Annotated[list[Any] | None, AtMost(MAX_PARTS, "annotations")] = None
+    audio: Annotated[Any, Unsupported()] = None
+    function_call: Annotated[Any, Unsupported()] = None
+    tool_calls: Annotated[Any, Unsupported()] = None
 
     @model_validator(mode="after")
     def _refuse(self) -> ChatMessage:
-        refuse_unsupported({"audio": self.audio, "function_call": self.function_call, "tool_calls": self.tool_calls})
         if self.content is None and self.role != "assistant":
             raise ValueError(f"a message of role {self.role!r} needs content")
         return self
@@ -125,6 +120,9 @@ def _as_dicts(messages: Any) -> Any:
     return [dict(message) if isinstance(message, Mapping) else message for message in messages]
 
 
+ONE_WAY_TO_GO_ON = any_of({"continue_final_message": OFF}, {"add_generation_prompt": {"const": False}})
+
+
 class Conversation(StrictModel):
     """Chat messages, and how to make a prompt from them.
 
@@ -134,11 +132,13 @@ class Conversation(StrictModel):
     chat_template_kwargs: more variables for the template.
     """
 
+    model_config = ConfigDict(json_schema_extra=ONE_WAY_TO_GO_ON)
+
     messages: Annotated[
         list[ChatMessage],
         FailFast(),
         BeforeValidator(_as_dicts),
-        at_most(MAX_MESSAGES, "messages"),
+        AtMost(MAX_MESSAGES, "messages"),
         Field(json_schema_extra={"minItems": 1}),
     ]
     add_generation_prompt: bool = True

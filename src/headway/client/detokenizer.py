@@ -14,6 +14,7 @@ from itertools import islice
 from headway.client.token_pieces import TokenPieces
 
 REPLACEMENT = "\ufffd"  # stands for bytes that are not (yet) a character
+_SURROGATE = b"\xed\xa0"  # the first bytes that surrogates would have: UTF-8 has none, so no character begins like this
 _LONGEST_BEGUN = 3  # bytes of a character that is not complete, and so the most U+FFFD that may stand for them
 _MAX_WINDOW = 32  # tokens that are decoded at once, at most
 _CONTEXT = 8  # tokens that stay when the window is too long: more than a begun character has
@@ -87,7 +88,10 @@ class BytesDetokenizer(Detokenizer):
         """The text that the piece completes, and the bytes of the character that is then begun."""
         data = self._begun + piece
         text, length = codecs.utf_8_decode(data, "replace", False)
-        return text, data[length:]
+        begun = data[length:]
+        if begun[:1] == _SURROGATE[:1] and begun >= _SURROGATE:  # Python waits for the third byte of it
+            return text + begun.decode(errors="replace"), b""
+        return text, begun
 
     def _less_prompt(self, text: str) -> str:
         """The text without the U+FFFD that the prompt has shown."""

@@ -24,7 +24,8 @@ class SlowReaderError(RequestFailedError):
     code = "slow_reader"
 
 
-MAX_UPDATES = 256  # that are read in one turn of the event loop
+PER_TURN = 65_536  # bytes of updates that are read in one turn of the event loop, about
+PER_UPDATE = 16_384  # bytes to which deltas of an answer that wait are put together, about
 MAX_UNREAD = 16 * 2**20  # bytes of updates that wait for a client that does not read
 _PER_DELTA, _PER_TOKEN, _PER_LOGPROB = 600, 40, 130  # bytes, about
 
@@ -55,7 +56,9 @@ class PendingRequest:
         self._unfinished = set(request_ids)
         self._accepted = False
         self._updates: deque[Update] = deque()
+        self._last: dict[tuple[int, int], RequestDelta] = {}  # the last delta of each answer that waits
         self._unread = 0  # bytes of the updates, about
+        self._has_more = False
         self._error: Exception | None = None
         self._wake = asyncio.Event()
 
@@ -67,15 +70,30 @@ class PendingRequest:
             if self._error is not None:
                 raise self._error
             if self._accepted and self._updates:
-                updates = [self._updates.popleft() for _ in range(min(MAX_UPDATES, len(self._updates)))]
-                self._unread -= sum(_size_of(update.output) for update in updates)
-                if self._updates:
-                    await asyncio.sleep(0)  # the rest in another turn of the event loop
-                return updates
+                if self._has_more:  # left by the turn before
+                    self._has_more = False
+                    await asyncio.sleep(0)
+                    continue
+                return self._read()
             if self.complete:
                 raise StopAsyncIteration
             self._wake.clear()
             await self._wake.wait()
+
+    def _read(self) -> list[Update]:
+        """The updates for one turn."""
+        updates, size = [], 0
+        while self._updates and size < PER_TURN:
+            update = self._updates.popleft()
+            size += _size_of(update.output)
+            updates.append(update)
+            if isinstance(update.output, RequestDelta):
+                answer = update.prompt_index, update.output.index
+                if self._last.get(answer) is update.output:
+                    del self._last[answer]
+        self._unread -= size
+        self._has_more = bool(self._updates)
+        return updates
 
     @property
     def complete(self) -> bool:
@@ -97,14 +115,16 @@ class PendingRequest:
     # -- for OpenRequests
 
     def take(self, update: Update) -> None:
-        """Add an update."""
+        """Add an update. A delta is put to the delta of the same answer that waits: a server that comes late with
+        thousands of answers must not take its readers for slow ones, since a delta alone takes more than a token."""
         failure = _failure_of(update.output)
         if failure is not None:
             self.fail(failure)
             return
-        self._unread += _size_of(update.output)
+        merged = self._merge(update)
         if self._unread > MAX_UNREAD:
             self._updates.clear()
+            self._last.clear()
             self.close()
             self.fail(
                 SlowReaderError(
@@ -113,10 +133,28 @@ class PendingRequest:
                 )
             )
             return
-        self._updates.append(update)
+        if not merged:
+            self._updates.append(update)
         if update.output.finished:
             self._unfinished.discard(update.output.request_id)
         self._wake.set()
+
+    def _merge(self, update: Update) -> bool:
+        """Count an update as unread; put a delta to the delta that waits, if that has room. Returns whether
+        that was done."""
+        output = update.output
+        size = _size_of(output)
+        self._unread += size
+        if not isinstance(output, RequestDelta):
+            return False
+        answer = update.prompt_index, output.index
+        last = self._last.get(answer)
+        if last is not None and _size_of(last) + size <= PER_UPDATE:
+            last.append(output)
+            self._unread -= _PER_DELTA
+            return True
+        self._last[answer] = output
+        return False
 
     def accept(self) -> None:
         """The engine has accepted the first answers. Idempotent."""

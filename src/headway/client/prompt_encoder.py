@@ -13,7 +13,7 @@ from headway.errors import RequestError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-LONGEST_TOKENIZED = 2**20  # characters that are tokenised for their own sake, if no longer prompt is taken
+LONGEST_TOKENIZED = 2**18  # characters that are tokenised for their own sake, if no longer prompt is taken; 0.2 s
 
 
 class PromptEncoder:

@@ -40,7 +40,7 @@ def choose_num_blocks(
     if num_blocks < needed:
         raise ValueError(
             f"{source} gives a KV cache of {max(num_blocks, 0)} blocks, and one request of max_model_len "
-            f"({max_model_len}) tokens needs {needed} with the padding block: {needed * block_bytes / _GIB:.3g} GiB"
+            f"({max_model_len}) tokens needs {needed} with the padding block, {needed * block_bytes} bytes"
         )
     _check_available(source, int(num_blocks), block_bytes, config, model.device)
     return int(num_blocks)

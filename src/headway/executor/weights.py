@@ -82,7 +82,9 @@ class _Weights:
     def __init__(self, path: Path) -> None:
         self._path = path
         if not any(path.glob("*.safetensors")) and not any(path.glob("*.bin")):
-            raise self.wrong("its folder has no weights, neither model*.safetensors nor pytorch_model*.bin")
+            raise self.wrong(
+                "its folder has no weights, neither model*.safetensors nor pytorch_model*.bin: copy them there"
+            )
 
     def wrong(self, what: str) -> ValueError:
         return ValueError(f"cannot load model {str(self._path)!r}: {what}")
@@ -162,8 +164,11 @@ def _check_values(module: nn.Module, checkpoint: _Weights) -> None:
         if not weight.is_floating_point():
             continue
         if not torch.isfinite(weight.sum(dtype=torch.float32)):
-            raise checkpoint.wrong(f"the weight {name} in {checkpoint.file_of(name)} holds NaN or infinity")
+            raise checkpoint.wrong(
+                f"the weight {name} in {checkpoint.file_of(name)} holds NaN or infinity: fetch it again"
+            )
     if matrices and not any(weight.any() for _, weight in matrices):
         raise checkpoint.wrong(
-            f"its weights are all zero, such as {matrices[0][0]} in {checkpoint.file_of(matrices[0][0])}"
+            f"its weights are all zero, such as {matrices[0][0]} in {checkpoint.file_of(matrices[0][0])}: fetch it "
+            "again"
         )

@@ -24,7 +24,7 @@ from headway.server.completions import CompletionFace
 from headway.server.envelope import Envelope
 from headway.server.errors import ApiError
 from headway.server.generate import Face, Prompt, respond, unless_disconnected
-from headway.server.openapi import describe_answers
+from headway.server.openapi import describe_answers, describe_model
 from headway.server.protocol import (
     ChatCompletionRequest,
     CompletionRequest,
@@ -73,11 +73,14 @@ def _describe_bodies(app: FastAPI) -> None:
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
-        schema = generate()  # made once; later calls return the same object
+        if app.openapi_schema is not None:
+            return app.openapi_schema
+        schema = generate()
         _, definitions = models_json_schema(
             [(model, "validation") for model in models], ref_template="#/components/schemas/{model}"
         )
         schema.setdefault("components", {}).setdefault("schemas", {}).update(definitions["$defs"])
+        describe_model(schema, app.state.service.model_name)
         describe_answers(schema)
         return schema
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from prometheus_client.core import CounterMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from headway.client.engine_client import EngineClient
 from headway.server.metrics import ENGINE, LABELS
 
+_SLEEP_STATES = ("awake", "weights_offloaded", "discard_all")
+
 
 class EngineHealth(Collector):
-    """Restarts of the engine process, and messages that either side of the wire has dropped."""
+    """The state and the KV cache of the engine, its restarts, and messages that either side of the wire has dropped."""
 
     def __init__(self, model_name: str, client: EngineClient) -> None:
         self._model_name = model_name
@@ -33,3 +35,30 @@ class EngineHealth(Collector):
         dropped.add_metric([self._model_name, ENGINE, "engine"], self._client.num_engine_wire_errors)
         dropped.add_metric([self._model_name, ENGINE, self._client.wire_errors.side], self._client.wire_errors.count)
         yield dropped
+        yield self._sleep_state()
+        yield self._cache_config()
+
+    def _sleep_state(self) -> Metric:
+        """An engine never sleeps; of an engine that is not healthy there is no state, which dashboards show as down."""
+        state = GaugeMetricFamily(
+            "headway:engine_sleep_state",
+            "1 for the state of the engine, which is always awake; absent while it is not healthy.",
+            labels=[*LABELS, "sleep_state"],
+        )
+        if self._client.why_unhealthy() is None:
+            for name in _SLEEP_STATES:
+                state.add_metric([self._model_name, ENGINE, name], int(name == "awake"))
+        return state
+
+    def _cache_config(self) -> Metric:
+        config = self._client.config
+        labels = {
+            "num_gpu_blocks": config.num_blocks - 1,
+            "block_size": config.block_size,
+            "enable_prefix_caching": config.enable_prefix_caching,
+        }
+        info = GaugeMetricFamily(
+            "headway:cache_config_info", "1; the labels are the sizes of the KV cache.", labels=[*LABELS, *labels]
+        )
+        info.add_metric([self._model_name, ENGINE, *map(str, labels.values())], 1)
+        return info

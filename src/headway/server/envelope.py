@@ -1,7 +1,8 @@
-"""What every answer gets, whatever its route: the header X-Request-Id, a place in `http_requests_total`."""
+"""What every answer gets, whatever its route: the header X-Request-Id, a place in the metrics of HTTP."""
 
 from __future__ import annotations
 
+import time
 import uuid
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -32,23 +33,27 @@ class Envelope:
             await self._app(scope, receive, send)
             return
         request_id = _valid(Headers(scope=scope).get(HEADER)) or uuid.uuid4().hex
-        started = False
+        begin = time.perf_counter()
+        status: int | None = None
 
         async def send_with_id(message: Message) -> None:
-            nonlocal started
+            nonlocal status
             if message["type"] == "http.response.start":
-                started = True
+                status = message["status"]
                 MutableHeaders(scope=message)[HEADER] = request_id
-                method = scope["method"] if scope["method"] in _METHODS else "other"
-                self._metrics.answered(method, getattr(scope.get("route"), "path", "none"), message["status"])
             await send(message)
 
         try:
             await self._app(scope, receive, send_with_id)
         except Exception as error:
-            if started:
+            if status is not None:
                 raise  # the status has been sent: only the end of the connection can tell
             await as_api_error(error).response()(scope, receive, send_with_id)
+        finally:
+            if status is not None:
+                method = scope["method"] if scope["method"] in _METHODS else "other"
+                path = getattr(scope.get("route"), "path", "none")
+                self._metrics.answered(method, path, status, time.perf_counter() - begin)
 
 
 def _valid(request_id: str | None) -> str | None:

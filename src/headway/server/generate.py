@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -140,23 +140,8 @@ async def _chunks(
     updates = first
     try:
         while True:
-            lines: list[bytes] = []
-            for update in updates:
-                delta = update.output
-                assert isinstance(delta, RequestDelta)
-                counts.add(update)
-                choice = update.prompt_index * face.n + delta.index
-                if choice not in opened:
-                    opened.add(choice)
-                    if (opening := face.opening(choice)) is not None:
-                        lines.append(_line(opening, include_usage))
-                if delta.text or delta.logprobs or delta.finish_reason is not None:
-                    chunk = face.chunk(choice, delta)
-                    if continuous_usage:
-                        chunk.usage = counts.usage()
-                    lines.append(_line(chunk, include_usage))
-            if lines:
-                yield b"".join(lines)
+            if lines := b"".join(_lines(updates, face, counts, opened, include_usage, continuous_usage)):
+                yield lines
             try:
                 updates = await anext(pending)
             except StopAsyncIteration:
@@ -166,6 +151,31 @@ async def _chunks(
     except Exception as error:  # the status has been sent: the error has to follow in the stream
         yield b"data: " + encode_json(as_api_error(error).body()) + b"\n\n"
     yield b"data: [DONE]\n\n"
+
+
+def _lines(
+    updates: Sequence[Update],
+    face: Face,
+    counts: Counts,
+    opened: set[int],
+    include_usage: bool,
+    continuous_usage: bool,
+) -> Iterator[bytes]:
+    """The chunks for some updates. opened: the choices that have had a chunk; it is kept up to date, as `counts` is."""
+    for update in updates:
+        delta = update.output
+        assert isinstance(delta, RequestDelta)
+        counts.add(update)
+        choice = update.prompt_index * face.n + delta.index
+        if choice not in opened:
+            opened.add(choice)
+            if (opening := face.opening(choice)) is not None:
+                yield _line(opening, include_usage)
+        if delta.text or delta.logprobs or delta.finish_reason is not None:
+            chunk = face.chunk(choice, delta)
+            if continuous_usage:
+                chunk.usage = counts.usage()
+            yield _line(chunk, include_usage)
 
 
 def _line(chunk: Any, include_usage: bool) -> bytes:

@@ -2,14 +2,15 @@
 
 Gauges and engine counters are read from the engine's last snapshot, for each page. The other metrics are counted when
 the engine's messages come. Every family appears twice, as `headway:...` and as `vllm:...`, with the same numbers.
-Only `http_requests_total` has no prefix, as in vLLM. The label `engine` is always "0": a server has one engine.
+Only the families of HTTP and of the server's process have no prefix, as in vLLM. The label `engine` is always "0": a
+server has one engine.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
@@ -37,6 +38,8 @@ _REQUEST_BUCKETS = (
 )
 _STEP_BUCKETS = (1.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16384.0)
 _COUNT_BUCKETS = (1.0, 2.0, 5.0, 10.0, 20.0)
+_HTTP_BUCKETS = (0.1, 0.5, 1.0)
+_PROBES = frozenset({"/metrics", "/health", "/ping", "/version"})  # no clients: they would hide the share of errors
 
 
 def _token_buckets(limit: int) -> tuple[float, ...]:
@@ -109,6 +112,14 @@ class ServerMetrics:
             ["method", "status", "handler"],
             registry=self._registry,
         )
+        self._http_duration = Histogram(
+            "http_request_duration_seconds",
+            "From an HTTP request to the end of its answer, by route and method.",
+            ["method", "handler"],
+            registry=self._registry,
+            buckets=_HTTP_BUCKETS,
+        )
+        ProcessCollector(registry=self._registry)
 
     def add(self, collector: Collector) -> None:
         """Put more families on the page."""
@@ -157,9 +168,12 @@ class ServerMetrics:
         if num_tokens > 1:
             self._per_token.observe(decode / (num_tokens - 1))
 
-    def answered(self, method: str, path: str, status: int) -> None:
-        """Count an HTTP request. path: of the route, with the names of its parameters."""
-        self._http.labels(method, f"{status // 100}xx", path).inc()
+    def answered(self, method: str, path: str, status: int, seconds: float) -> None:
+        """Count an HTTP request that is over. path: of the route, with the names of its parameters. seconds: its
+        duration."""
+        if path not in _PROBES:
+            self._http.labels(method, f"{status // 100}xx", path).inc()
+            self._http_duration.labels(method, path).observe(seconds)
 
     def page(self) -> bytes:
         """All metrics, in Prometheus's text format."""
@@ -175,9 +189,10 @@ class _EngineNumbers(Collector):
 
     def collect(self) -> Iterator[Metric]:
         now = self._snapshot()
+        waiting = now.num_waiting + now.num_preparing  # as in vLLM: the sum over all reasons
         gauges = {
             "num_requests_running": ("Requests that have a slot.", now.num_running),
-            "num_requests_waiting": ("Requests that wait for a slot.", now.num_waiting),
+            "num_requests_waiting": ("Requests that wait for a slot or are prepared.", waiting),
             "num_requests_preparing": ("Requests that a preprocess job works on.", now.num_preparing),
             "num_requests_reserved": ("Requests with slot and blocks that compute nothing yet.", now.num_reserved),
             "num_requests_sending": ("Requests whose KV is on its way to a decode engine.", now.num_sending),
@@ -199,21 +214,29 @@ class _EngineNumbers(Collector):
             counter = CounterMetricFamily(f"{PREFIX}:{name}", text, labels=LABELS)
             counter.add_metric([self._model_name, ENGINE], value)
             yield counter
-        waiting = GaugeMetricFamily(
+        by_reason = GaugeMetricFamily(
             f"{PREFIX}:num_requests_waiting_by_reason", "Requests that wait, by the reason.", labels=[*LABELS, "reason"]
         )
         for reason, value in (("capacity", now.num_waiting), ("deferred", now.num_preparing)):
-            waiting.add_metric([self._model_name, ENGINE, reason], value)
-        yield waiting
-        sources = CounterMetricFamily(
-            f"{PREFIX}:prompt_tokens_by_source", "Prompt tokens, by their source.", labels=[*LABELS, "source"]
+            by_reason.add_metric([self._model_name, ENGINE, reason], value)
+        yield by_reason
+        sources = {
+            "local_compute": now.num_prompt_tokens - now.num_prefix_hit_tokens,
+            "local_cache_hit": now.num_prefix_hit_tokens,
+            "external_kv_transfer": 0,  # an engine behind this API takes no KV from other engines
+        }
+        yield self._by_source("prompt_tokens_by_source", "Prompt tokens, by their source.", sources)
+        yield self._by_source(
+            "prompt_tokens_cached_by_source",
+            "Prompt tokens found in a cache, by the memory that has it.",
+            {"device": now.num_prefix_hit_tokens},
         )
-        for source, value in (
-            ("local_compute", now.num_prompt_tokens - now.num_prefix_hit_tokens),
-            ("local_cache_hit", now.num_prefix_hit_tokens),
-        ):
-            sources.add_metric([self._model_name, ENGINE, source], value)
-        yield sources
+
+    def _by_source(self, name: str, text: str, sources: dict[str, int]) -> Metric:
+        family = CounterMetricFamily(f"{PREFIX}:{name}", text, labels=[*LABELS, "source"])
+        for source, value in sources.items():
+            family.add_metric([self._model_name, ENGINE, source], value)
+        return family
 
 
 class _TwoNames(Collector):

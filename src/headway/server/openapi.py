@@ -1,4 +1,4 @@
-"""The statuses that each route may answer with, for the document at /openapi.json."""
+"""The statuses that each route may answer with, and the model, for the document at /openapi.json."""
 
 from __future__ import annotations
 
@@ -58,3 +58,13 @@ def describe_answers(document: dict[str, Any]) -> None:
                 responses["200"]["content"] = {"text/plain": {"schema": {"type": "string"}}}
             elif path in ("/v1/completions", "/v1/chat/completions"):
                 responses["200"]["content"]["text/event-stream"] = {}
+
+
+def describe_model(document: dict[str, Any], model_name: str) -> None:
+    """Write the name of the model that is served into an OpenAPI document: other names are a 404."""
+    for schema in document["components"]["schemas"].values():
+        if (field := schema.get("properties", {}).get("model")) is not None:
+            field.pop("anyOf")
+            field["enum"] = [model_name, None]
+    (parameter,) = document["paths"]["/v1/models/{model}"]["get"]["parameters"]
+    parameter["schema"]["enum"] = [model_name]

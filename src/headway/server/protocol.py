@@ -8,25 +8,28 @@ field that asks for something this server does not support. No field is ignored 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import (
     AfterValidator,
+    ConfigDict,
     Discriminator,
     FailFast,
     Field,
     PlainValidator,
     Tag,
+    WithJsonSchema,
     model_validator,
 )
 
-from headway.client.conversation import Conversation, StrictModel, at_most, refuse_unsupported
+from headway.client.conversation import ONE_WAY_TO_GO_ON, Conversation, StrictModel
+from headway.client.field_rules import NOTHING, OFF, ON, AtMost, Unsupported, any_of
 from headway.errors import RequestError
 from headway.kv_transfer_params import copied
 from headway.request import NewRequest
-from headway.sampling import MAX_LOGIT_BIAS, MAX_LOGPROBS, MAX_STOP_STRINGS, MAX_STOP_TOKEN_IDS, SamplingParams
+from headway.sampling import LIMITS, MAX_LOGIT_BIAS, MAX_LOGPROBS, MAX_STOP_STRINGS, MAX_STOP_TOKEN_IDS, SamplingParams
 
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's default for /v1/completions
 
@@ -34,14 +37,32 @@ DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's default for /v1/completions
 Int32 = Annotated[int, Field(ge=-(2**31), le=2**31 - 1)]
 Int64 = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
 
+
+def _range_of(name: str, kind: Literal["integer", "number"] = "number") -> WithJsonSchema:
+    """The range of a number in the documentation; SamplingParams refuses other numbers, in its own words."""
+    low, high = LIMITS[name]
+    return WithJsonSchema({"type": kind, "minimum": low, "maximum": 2**31 - 1 if high is None else high})
+
+
+TokenId = Annotated[Int32, WithJsonSchema({"type": "integer", "minimum": 0, "maximum": 2**31 - 1})]
+_MaxTokens = Annotated[Int32, _range_of("max_tokens", "integer")]
+_Logprobs = Annotated[Int32, _range_of("logprobs", "integer")]
+_StopString = Annotated[str, WithJsonSchema({"type": "string", "minLength": 1})]
+_Bias = Annotated[float, _range_of("logit_bias")]
+_Biases = Annotated[dict[str, _Bias], Field(json_schema_extra={"propertyNames": {"pattern": "^[0-9]{1,9}$"}})]
+
 Prompt = str | list[int]
+_TokenIds = Annotated[list[TokenId], Field(min_length=1)]
+_PromptForms = (
+    str | Annotated[list[str], Field(min_length=1)] | _TokenIds | Annotated[list[_TokenIds], Field(min_length=1)]
+)
 
 
 class _Bookkeeping(StrictModel):
     """Fields of OpenAI's API that SDKs send and that change no answer here."""
 
     user: str | None = None
-    metadata: Annotated[dict[str, str] | None, at_most(64, "entries")] = None
+    metadata: Annotated[dict[str, str] | None, AtMost(64, "entries")] = None
     store: bool | None = None
     service_tier: str | None = None
     safety_identifier: str | None = None
@@ -55,27 +76,30 @@ class StreamOptions(StrictModel):
     include_obfuscation: bool | None = None  # padding against traffic analysis; never added
 
 
+_STREAM_OPTIONS = any_of({"stream_options": NOTHING}, {"stream": ON})
+
+
 class _Generate(_Bookkeeping):
     """The fields that completions and chat completions have in common."""
 
     model: str | None = None
-    n: Int32 | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    logit_bias: Annotated[dict[str, float] | None, at_most(MAX_LOGIT_BIAS, "tokens")] = None
+    n: Annotated[Int32, _range_of("n", "integer")] | None = None
+    temperature: Annotated[float, _range_of("temperature")] | None = None
+    top_p: Annotated[float, WithJsonSchema({"type": "number", "exclusiveMinimum": 0, "maximum": 1})] | None = None
+    presence_penalty: Annotated[float, _range_of("presence_penalty")] | None = None
+    frequency_penalty: Annotated[float, _range_of("frequency_penalty")] | None = None
+    logit_bias: Annotated[_Biases | None, AtMost(MAX_LOGIT_BIAS, "tokens")] = None
     seed: Int64 | None = None
-    stop: Annotated[str | list[str] | None, at_most(MAX_STOP_STRINGS, "strings")] = None
+    stop: Annotated[_StopString | list[_StopString] | None, AtMost(MAX_STOP_STRINGS, "strings")] = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
     # fields that OpenAI does not have, with vLLM's names
-    top_k: Int32 | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
-    min_tokens: Int32 | None = None
-    stop_token_ids: Annotated[list[Int32] | None, at_most(MAX_STOP_TOKEN_IDS, "token ids")] = None
+    top_k: Annotated[Int32, _range_of("top_k", "integer")] | None = None
+    min_p: Annotated[float, _range_of("min_p")] | None = None
+    repetition_penalty: Annotated[float, _range_of("repetition_penalty")] | None = None
+    min_tokens: Annotated[Int32, _range_of("min_tokens", "integer")] | None = None
+    stop_token_ids: Annotated[list[TokenId] | None, AtMost(MAX_STOP_TOKEN_IDS, "token ids")] = None
     ignore_eos: bool | None = None
     include_stop_str_in_output: bool | None = None
     skip_special_tokens: bool | None = None
@@ -180,19 +204,22 @@ def _check_prompt(value: Any) -> list[Prompt]:
 class CompletionRequest(_Generate):
     """POST /v1/completions."""
 
+    model_config = ConfigDict(
+        json_schema_extra={"allOf": [_STREAM_OPTIONS, any_of({"echo": OFF}, {"logprobs": NOTHING})]}
+    )
+
     prompt: Annotated[
         list[Prompt],
-        PlainValidator(_check_prompt, json_schema_input_type=str | list[str] | list[int] | list[list[int]]),
+        PlainValidator(_check_prompt, json_schema_input_type=_PromptForms),
     ]
-    max_tokens: Int32 | None = DEFAULT_COMPLETION_TOKENS
-    logprobs: Int32 | None = None
+    max_tokens: _MaxTokens | None = DEFAULT_COMPLETION_TOKENS
+    logprobs: _Logprobs | None = None
     echo: bool | None = None
     best_of: Int32 | None = None
-    suffix: str | None = None
+    suffix: Annotated[Any, Unsupported()] = None
 
     @model_validator(mode="after")
     def _refuse(self) -> CompletionRequest:
-        refuse_unsupported({"suffix": self.suffix})
         if self.best_of is not None and self.best_of != (self.n or 1):
             raise ValueError(
                 f"best_of ({self.best_of}) must equal n ({self.n or 1}): answers are not ranked and dropped"
@@ -209,42 +236,38 @@ class CompletionRequest(_Generate):
 class ChatCompletionRequest(_Generate, Conversation):
     """POST /v1/chat/completions."""
 
-    max_tokens: Int32 | None = None
-    max_completion_tokens: Int32 | None = None
-    logprobs: bool | None = None
-    top_logprobs: Int32 | None = None
+    model_config = ConfigDict(
+        json_schema_extra={
+            "allOf": [
+                _STREAM_OPTIONS,
+                ONE_WAY_TO_GO_ON,
+                any_of({"top_logprobs": NOTHING}, {"logprobs": ON}),
+                any_of({"max_tokens": NOTHING}, {"max_completion_tokens": NOTHING}),
+            ]
+        }
+    )
 
-    # Fields of OpenAI's API that this server does not support. Values that ask for nothing are accepted.
-    tools: Any = None
-    tool_choice: Any = None
+    max_tokens: _MaxTokens | None = None
+    max_completion_tokens: _MaxTokens | None = None
+    logprobs: bool | None = None
+    top_logprobs: _Logprobs | None = None
+
+    # Fields of OpenAI's API that this server does not support.
+    tools: Annotated[Any, Unsupported()] = None
+    tool_choice: Annotated[Any, Unsupported("none")] = None
     parallel_tool_calls: Any = None
-    functions: Any = None
-    function_call: Any = None
-    response_format: Any = None
-    modalities: Any = None
-    audio: Any = None
-    prediction: Any = None
-    reasoning_effort: Any = None
-    verbosity: Any = None
-    web_search_options: Any = None
+    functions: Annotated[Any, Unsupported()] = None
+    function_call: Annotated[Any, Unsupported("none")] = None
+    response_format: Annotated[Any, Unsupported({"type": "text"})] = None
+    modalities: Annotated[Any, Unsupported(["text"])] = None
+    audio: Annotated[Any, Unsupported()] = None
+    prediction: Annotated[Any, Unsupported()] = None
+    reasoning_effort: Annotated[Any, Unsupported()] = None
+    verbosity: Annotated[Any, Unsupported()] = None
+    web_search_options: Annotated[Any, Unsupported()] = None
 
     @model_validator(mode="after")
     def _refuse(self) -> ChatCompletionRequest:
-        refuse_unsupported(
-            {
-                "tools": self.tools,
-                "tool_choice": None if self.tool_choice == "none" else self.tool_choice,
-                "functions": self.functions,
-                "function_call": None if self.function_call == "none" else self.function_call,
-                "response_format": None if self.response_format == {"type": "text"} else self.response_format,
-                "modalities": None if self.modalities == ["text"] else self.modalities,
-                "audio": self.audio,
-                "prediction": self.prediction,
-                "reasoning_effort": self.reasoning_effort,
-                "verbosity": self.verbosity,
-                "web_search_options": self.web_search_options,
-            }
-        )
         if self.top_logprobs is not None:
             if not self.logprobs:
                 raise ValueError("top_logprobs needs logprobs to be true")
@@ -287,7 +310,7 @@ class DetokenizeRequest(StrictModel):
     """POST /detokenize."""
 
     model: str | None = None
-    tokens: Annotated[list[Int32], FailFast()]
+    tokens: Annotated[list[TokenId], FailFast()]
 
 
 TokenizeBody = Annotated[

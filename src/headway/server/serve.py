@@ -36,7 +36,7 @@ BAD_START = 2  # exit status when the server cannot start with these arguments
 _BACKLOG = 2048  # the most connections that wait to be accepted
 _KEEP_ALIVE_S = 30  # seconds; longer than clients keep an idle connection, so that the clients close it
 _POLL_S = 0.02  # seconds
-_SLOW_READER_S = 3  # seconds for a client to read the end of its answer
+_SLOW_CLIENT_S = 3  # seconds for a client to read the end of its answer, or to send the end of its request
 
 
 def serve(
@@ -161,7 +161,7 @@ async def _run(
             lifespan="off",
             proxy_headers=False,  # nothing here depends on the client's address
             timeout_keep_alive=_KEEP_ALIVE_S,
-            timeout_graceful_shutdown=_SLOW_READER_S,
+            timeout_graceful_shutdown=2 * _SLOW_CLIENT_S,  # there is nothing left to wait for by then
         )
     )
     serving = asyncio.ensure_future(server.serve(sockets=[listening]))
@@ -179,18 +179,20 @@ async def _run(
             task.cancel()
         await _drain(app.state.service, stop, shutdown_grace)
         server.should_exit = True
-        _cut_off_slow_readers(server)
+        _close(server, unread_only=True)  # their clients had the grace time to read
+        await asyncio.wait({serving}, timeout=_SLOW_CLIENT_S)
+        _close(server)
     await serving
 
 
-def _cut_off_slow_readers(server: uvicorn.Server) -> None:
-    """End the connections whose clients have not read their answers; they had the grace time."""
+def _close(server: uvicorn.Server, *, unread_only: bool = False) -> None:
+    """End the connections that are open. unread_only: only the connections with an answer that is not read."""
     open_ones = [one for one in server.server_state.connections if isinstance(one, BoundedProtocol)]
-    stuck = [connection for connection in open_ones if connection.flow.write_paused]
-    for connection in stuck:
+    closed = [connection for connection in open_ones if connection.flow.write_paused or not unread_only]
+    for connection in closed:
         connection.transport.abort()
-    if stuck:
-        logger.warning("closed %d connections whose clients did not read their answers", len(stuck))
+    if closed:
+        logger.warning("closed %d connections whose clients did not read or send in time", len(closed))
 
 
 async def _drain(service: Service, stop: asyncio.Event, grace: float) -> None:

@@ -13,6 +13,7 @@ from headway.client.conversation import Conversation
 from headway.client.engine_client import EngineClient
 from headway.client.special_tokens import SpecialTokenEscape
 from headway.errors import ShuttingDownError
+from headway.server.body_budget import BodyBudget
 from headway.server.engine_health import EngineHealth
 from headway.server.errors import ApiError
 from headway.server.generate import encode_json
@@ -26,6 +27,7 @@ class Service:
     admin_api: see `admin.py`. chat_template: see `ChatTemplate`.
     trust_request_chat_template: requests may bring templates.
     escape_special_tokens: special tokens that chat messages spell are text, see `SpecialTokenEscape`.
+    bodies: the bytes of all bodies that are being read.
     loop_monitor: `watch` is for the server to start.
     draining: the server is about to stop and takes no new requests.
 
@@ -51,6 +53,7 @@ class Service:
         self.created = int(time.time())
         self.metrics = ServerMetrics(model_name, lambda: client.snapshot, client.config.max_model_len)
         self.metrics.add(EngineHealth(model_name, client))
+        self.bodies = BodyBudget()
         self.loop_monitor = LoopMonitor(model_name)
         self.metrics.add(self.loop_monitor)
         self.draining = False

@@ -1,0 +1,115 @@
+"""The documentation at /openapi.json says of each body what the server says: it is valid, or it is refused.
+
+Rules that no schema can say are in `tests/fuzz/valid_bodies.py`.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import jsonschema_rs
+import pytest
+
+from headway.sampling import LIMITS
+from tests.fuzz.valid_bodies import cannot_be_described
+from tests.server.conftest import Api
+
+COMPLETIONS, CHAT, TOKENIZE, DETOKENIZE = "/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize"
+USER = {"role": "user", "content": "hi"}
+USED: dict[str, dict[str, Any]] = {
+    COMPLETIONS: {"prompt": "a"},
+    CHAT: {"messages": [USER]},
+    TOKENIZE: {"prompt": "a"},
+    DETOKENIZE: {"tokens": [97]},
+}
+
+
+_validators: dict[str, jsonschema_rs.Validator] = {}  # by path; the document is the same for all tests
+
+
+async def is_documented(api: Api, path: str, body: Any) -> bool:
+    if not _validators:
+        document = (await api.get("/openapi.json")).json()
+        for known in USED:
+            content = document["paths"][known]["post"]["requestBody"]["content"]["application/json"]
+            schema = content["schema"] | {"components": document["components"]}
+            _validators[known] = jsonschema_rs.validator_for(schema)
+    return _validators[path].is_valid(body)
+
+
+async def refusal(api: Api, path: str, body: Any) -> str | None:
+    """The message of a refusal; None if the body is taken."""
+    response = await api.post(path, content=json.dumps(body), headers={"Content-Type": "application/json"})
+    assert response.status_code in (200, 400, 404), response.text
+    return None if response.status_code == 200 else str(response.json()["error"]["message"])
+
+
+async def is_taken(api: Api, path: str, body: Any) -> bool:
+    """Whether a body is taken, or is refused for a reason that no schema can say."""
+    message = await refusal(api, path, body)
+    return message is None or cannot_be_described(message)
+
+
+@pytest.mark.parametrize("name", sorted(LIMITS.keys() - {"logit_bias"}))
+async def test_the_documented_range_of_a_number_is_the_range_that_is_taken(api: Api, name: str) -> None:
+    low, most = LIMITS[name]
+    high = 2**31 - 1 if most is None else most
+    for value, valid in ((low, True), (high, True), (None, True), (low - 1, False), (high + 1, False)):
+        body = USED[COMPLETIONS] | {name: value}
+        assert (await is_documented(api, COMPLETIONS, body), await is_taken(api, COMPLETIONS, body)) == (valid, valid)
+
+
+@pytest.mark.parametrize(
+    ("path", "given"),
+    [
+        (COMPLETIONS, {"prompt": [[1], [2]], "logit_bias": {"97": -100, "98": 100}, "stop": ["a"] * 16}),
+        (COMPLETIONS, {"echo": True, "logprobs": None, "stop": "x", "stop_token_ids": [1] * 64, "top_p": 1}),
+        (COMPLETIONS, {"stream": True, "stream_options": {"include_usage": True}, "model": "tiny", "suffix": None}),
+        (CHAT, {"tools": [], "tool_choice": "none", "response_format": {"type": "text"}, "modalities": ["text"]}),
+        (CHAT, {"logprobs": True, "top_logprobs": 3, "max_tokens": 5, "max_completion_tokens": None}),
+        (CHAT, {"continue_final_message": True, "add_generation_prompt": False}),
+        (CHAT, {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}, {"role": "assistant"}]}),
+        (TOKENIZE, {"return_token_strs": True}),
+        (DETOKENIZE, {"tokens": []}),
+    ],
+)
+async def test_what_is_documented_is_taken(api: Api, path: str, given: dict[str, Any]) -> None:
+    body = USED[path] | given
+    assert await is_documented(api, path, body) and await is_taken(api, path, body)
+
+
+@pytest.mark.parametrize(
+    ("path", "given"),
+    [
+        *((COMPLETIONS, {"prompt": prompt}) for prompt in ([], [-1], [1.5], {}, None, [1, "a"])),
+        *((COMPLETIONS, {"stop": stop}) for stop in ("", [""], ["a"] * 17)),
+        (COMPLETIONS, {"stop_token_ids": [1] * 65}),
+        *((COMPLETIONS, {"logit_bias": bias}) for bias in ({"x": 1}, {"97": 101}, {"-1": 1})),
+        *((COMPLETIONS, {"top_p": top_p}) for top_p in (0, 1.1)),
+        (COMPLETIONS, {"model": "other"}),
+        (COMPLETIONS, {"suffix": "z"}),
+        (COMPLETIONS, {"echo": True, "logprobs": 1}),
+        (COMPLETIONS, {"stream_options": {"include_usage": True}}),
+        (COMPLETIONS, {"no_such_field": None}),
+        (CHAT, {"stream": False, "stream_options": {}}),
+        (CHAT, {"tools": [{"type": "function"}]}),
+        (CHAT, {"tool_choice": "auto"}),
+        (CHAT, {"response_format": {"type": "json_object"}}),
+        (CHAT, {"top_logprobs": 3}),
+        (CHAT, {"logprobs": True, "top_logprobs": 21}),
+        (CHAT, {"max_tokens": 1, "max_completion_tokens": 2}),
+        (CHAT, {"continue_final_message": True}),
+        (CHAT, {"messages": []}),
+        (CHAT, {"messages": [{"role": "user"}]}),
+        (CHAT, {"messages": [{"role": "robot", "content": "a"}]}),
+        (CHAT, {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}),
+        (CHAT, {"messages": [{"role": "user", "content": [{"type": "text", "text": "a", "x": 1}]}]}),
+        (CHAT, {"messages": [{"role": "assistant", "tool_calls": [{}]}]}),
+        (TOKENIZE, {"prompt": 3}),
+        (DETOKENIZE, {"tokens": [-1]}),
+    ],
+)
+async def test_what_is_refused_is_not_documented(api: Api, path: str, given: dict[str, Any]) -> None:
+    body = USED[path] | given
+    assert not await is_documented(api, path, body) and await refusal(api, path, body) is not None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 from headway.scheduler.effects import Lending, Pull
 
@@ -22,8 +22,9 @@ class Connector(Protocol):
         """D: the KV of this request is not wanted any more. `manager.receive_done` follows all the same. The uid may be
         that of a reservation (`manager.reserve_decode`), whose blocks the reserving side has told its sender."""
 
-    def lending(self, lending: Lending) -> None:
-        """P: another engine may read this much of a prompt from now on."""
+    def lending(self, lending: Lending) -> dict[str, Any] | None:
+        """P: another engine may read this much of a prompt from now on. Returns what D must be told, once the request
+        has its token: the `kv_transfer_params` of its answer."""
 
     def revoked(self, uid: int) -> None:
         """P: this lease has ended before it was consumed. What is read of it from now on is void."""

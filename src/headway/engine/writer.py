@@ -192,7 +192,9 @@ class WriterLoop:
                 manager.end_leases(leased)
             return
         for part in lending:
-            connector.lending(part)
+            params = connector.lending(part)
+            if params is not None:
+                effects.handovers.append((part.uid, params))
         for uid in revoked:  # after `lending`: both may concern one lease
             connector.revoked(uid)
         for uid in stopped_pulls:

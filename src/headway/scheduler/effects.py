@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from headway.request import FinishReason, Request
 from headway.scheduler.batch import IntArray, Logprobs, LongArray
@@ -86,6 +87,7 @@ class Effects:
     For the callers, in this order:
     started: (uid, num_cached_tokens) of each request admitted for the first time.
     tokens: one record per step result applied.
+    handovers: P: (uid, what D must be told) of prompts that are lent. The core leaves this to the connector.
     ended: requests that are over; their last token, if any, is in `tokens`.
 
     For the loop, which hands them to a worker each:
@@ -103,6 +105,7 @@ class Effects:
     started: list[tuple[int, int]] = field(default_factory=list)
     tokens: list[TokenOutputs] = field(default_factory=list)
     sending: list[Sending] = field(default_factory=list)
+    handovers: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
     ended: list[RequestEnd] = field(default_factory=list)
     pulls: list[Pull] = field(default_factory=list)
     stopped_pulls: list[int] = field(default_factory=list)
@@ -112,6 +115,6 @@ class Effects:
     awaited: list[int] = field(default_factory=list)
 
     def __bool__(self) -> bool:
-        for_callers = self.started or self.tokens or self.ended
+        for_callers = self.started or self.tokens or self.handovers or self.ended
         for_workers = self.sending or self.pulls or self.stopped_pulls or self.lending or self.revoked or self.jobs
         return bool(for_callers or for_workers or self.awaited)

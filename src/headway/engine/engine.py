@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,8 +16,10 @@ from headway.executor.base import Executor
 from headway.managers import MANAGERS, Manager, choose_scheduler
 from headway.model_files import ModelFiles
 from headway.model_limits import ModelLimits
-from headway.request import NewRequest, Request
+from headway.request import NewRequest, Request, Transfer
 from headway.token_ids import pack
+
+logger = logging.getLogger(__name__)
 
 Preprocess = Callable[[Request], Prepared]
 
@@ -49,6 +52,7 @@ class Engine:
         step_timeout: float = 300.0,
     ) -> None:
         self._manager = manager
+        self._connector = connector
         pool = None
         if preprocess is not None:
             pool = PreprocessPool(partial(_prepare, preprocess, manager), PREPROCESS_THREADS, manager.post_result)
@@ -152,7 +156,10 @@ class Engine:
         was added.
         """
         request = self._manager.door.make_request(new)
-        self._manager.add(request)
+        if self._connector is None or request.transfer is None:
+            self._manager.add(request)
+        else:
+            self._add_with_transfer(request, self._connector)
         return request.uid
 
     def failure(self) -> str | None:
@@ -173,6 +180,24 @@ class Engine:
         while self._manager.door.num_inside and not self._is_over() and time.monotonic() < until:
             time.sleep(_POLL_SECONDS)
         self._loop.stop()
+        if self._connector is not None:
+            self._connector.close()
+
+    def _add_with_transfer(self, request: Request, connector: Connector) -> None:
+        """Add a request after the connector knows of it. Where nothing can be pulled, the prompt is computed here."""
+        if request.transfer is Transfer.LEND:
+            connector.expect(request)
+        else:
+            try:
+                connector.want(request.uid, request.kv_transfer_params or {})
+            except ValueError as error:
+                logger.warning("request %r computes its prompt here: %s", request.request_id, error)
+                request = replace(request, transfer=None)
+        try:
+            self._manager.add(request)
+        except BaseException:
+            connector.ended([request.uid])
+            raise
 
     def _is_over(self) -> bool:
         return self._loop.failure is not None or self._manager.snapshot().paused

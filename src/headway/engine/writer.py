@@ -192,8 +192,8 @@ class WriterLoop:
                 manager.end_leases(leased)
             return
         for part in lending:
-            params = connector.lending(part)
-            if params is not None:
+            connector.lending(part)
+            if part.token is not None and (params := connector.handover(part.uid)) is not None:
                 effects.handovers.append((part.uid, params))
         for uid in revoked:  # after `lending`: both may concern one lease
             connector.revoked(uid)
@@ -201,6 +201,8 @@ class WriterLoop:
             connector.stop_pull(uid)
         for pull in pulls:
             connector.pull(pull)
+        if effects.ended:
+            connector.ended([end.uid for end in effects.ended])
 
     def _patience(self) -> float:
         """How long the writer may sleep, in seconds: not past a deadline of the core, nor of the watchdog."""

@@ -486,8 +486,8 @@ init {
         :: wish[1] = 1
         fi;
         if
-        :: small = false
         :: small = true; p_owner[1] = AWAY; d_owner[1] = AWAY
+        :: small = false
         fi;
         run prompt_of_P(0); run prompt_of_P(1);
         run request_of_D(0); run request_of_D(1);

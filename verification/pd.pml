@@ -62,7 +62,7 @@ typedef Lease {                           /* the name of a lease */
     bit generation
 };
 
-/* P. Prompts by number. A block has the KV of its owner, as far as computed; a free block has that of somebody else. */
+/* P. Prompts by number. A block has the KV of its owner, as far as computed; a free block has foreign KV. */
 mtype = { ABSENT, QUEUED, COMPUTING, LENT, CONSUMED, GONE };  /* GONE is enough but for one variant */
 mtype prompt[N] = ABSENT;                 /* COMPUTING: its first chunk is there. LENT: both are */
 byte lent_block[N];                       /* of a prompt that is COMPUTING or LENT */

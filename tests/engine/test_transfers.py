@@ -10,7 +10,7 @@ import pytest
 from headway.config import Role
 from headway.engine.writer import NO_CONNECTOR
 from headway.managers import Manager
-from headway.request import FinishReason, Transfer
+from headway.request import FinishReason, Request, Transfer
 from headway.scheduler import Effects
 from headway.scheduler.effects import Lending, Pull
 from tests.engine.running import Clock, eventually, running
@@ -37,6 +37,17 @@ class Recording:
 
     def revoked(self, uid: int) -> None:
         self._note("revoked", uid)
+
+    def handover(self, uid: int) -> dict[str, Any]:
+        return {"remote_reference": uid}
+
+    def expect(self, request: Request) -> None: ...
+
+    def want(self, uid: int, params: Any) -> None: ...
+
+    def ended(self, uids: Any) -> None: ...
+
+    def close(self) -> None: ...
 
     def _note(self, name: str, what: Any) -> None:
         self.told.append((name, what))

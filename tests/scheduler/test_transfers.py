@@ -356,13 +356,38 @@ class TestALentPrompt:
         driver.answer()
         (first,) = driver.lending
         assert first == Lending(request.uid, "r1", first.blocks, num_tokens=4, generation=0)
-        assert first.blocks.tolist() == blocks and len(blocks) == 3
+        assert first.blocks.tolist() == blocks[:1], "the others may still be exchanged for computed ones"
         driver.run()
         assert [(one.num_tokens, one.token) for one in driver.lending] == [
             (4, None),
             (8, None),
             (10, answer_of(request)[0][0]),
         ]
+
+    def test_shows_only_blocks_that_are_not_exchanged_any_more(self) -> None:
+        """A prompt skips blocks that another request has computed meanwhile: its block table changes behind them."""
+        driver = Driver(config(max_num_batched_tokens=4, num_blocks=64), depth=1)
+        other = driver.pull(range(17))
+        driver.launch()
+        request = driver.lend(range(17))
+        driver.step()
+        driver.step()
+        driver.received(other)
+        driver.run()
+        mine = [one for one in driver.lending if one.uid == request.uid]
+        assert mine[-1].token is not None
+        for one in mine:
+            assert mine[-1].blocks.tolist()[: len(one.blocks)] == one.blocks.tolist()
+            assert one.num_tokens <= len(one.blocks) * 4
+
+    def test_begins_no_lease_if_d_has_let_go_of_it_before(self) -> None:
+        driver = p_of(max_num_batched_tokens=4)
+        request = driver.lend(range(10))
+        driver.step()
+        driver.tell(LeasesEnded((request.uid,)))
+        driver.run()
+        assert driver.ended(request) == "length" and [one.num_tokens for one in driver.lending] == [4]
+        driver.assert_empty()
 
     def test_is_not_lent_if_its_step_fails(self) -> None:
         driver = p_of(max_num_batched_tokens=4)

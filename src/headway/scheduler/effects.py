@@ -66,8 +66,8 @@ class Pull:
 class Lending:
     """P: D may read the KV of the first `num_tokens` tokens of a prompt. More follows, until `token` is there.
 
-    blocks: int32, of the whole prompt, in order. generation: greater after the request has lost its blocks; what was
-        read of an earlier generation is void.
+    blocks: int32, of these tokens, in order; until `token` is there, whole blocks alone.
+    generation: greater after the request has lost its blocks; what was read of an earlier generation is void.
     token: what follows the prompt: all is computed, and a lease has begun. It lasts until `ConsumeLease`, `LeaseEnded`,
         or until it is in `Effects.revoked`. None: if the request ends before, nothing is lent.
     """

@@ -7,7 +7,7 @@ from collections.abc import Collection
 import numpy as np
 from numpy.typing import NDArray
 
-from headway.request import FinishReason, Transfer
+from headway.request import FinishReason
 from headway.scheduler.audit import Auditor
 from headway.scheduler.batch import BoolArray, IntArray, StepResult
 from headway.scheduler.effects import Effects, TokenOutputs
@@ -217,7 +217,7 @@ class Results:
         self._moves.confirm_chunk(entry, chunk.start + chunk.count, token)
         for span in chunk.spans():  # all of them end within it, as no chunk cuts a span
             self._state.encoder.done(entry.uid, span.digest)
-        if entry.request.transfer is Transfer.LEND:
+        if entry.lends:
             self._transfers.chunk_done(entry, chunk.start + chunk.count, token, now, effects)
         elif token is None:
             return

@@ -83,9 +83,17 @@ class Transfers:
     # -- P -------------------------------------------------------------------------------------------------------
 
     def chunk_done(self, entry: Entry, num_tokens: int, token: int | None, now: float, effects: Effects) -> None:
-        """The KV of these leading tokens of a request that lends is there, and perhaps its only token."""
+        """The KV of these leading tokens of a request that lends is there, and perhaps its only token. Until that,
+        whole blocks alone are shown: the others may still be exchanged for blocks that another request has computed."""
         state = self._state
-        blocks = state.table.blocks_of(entry.slot).copy()
+        num_blocks = num_tokens >> state.block_shift
+        if token is None:
+            num_tokens = num_blocks << state.block_shift
+            if not num_blocks:
+                return
+        else:
+            num_blocks = state.config.blocks_for(num_tokens)
+        blocks = state.table.blocks_of(entry.slot)[:num_blocks].copy()
         request_id, generation = entry.request.request_id, entry.num_preemptions
         effects.lending.append(Lending(entry.uid, request_id, blocks, num_tokens, generation, token))
         if token is None:
@@ -106,9 +114,13 @@ class Transfers:
                 self._state.deadlines.set(uid, now + self._state.config.lend_timeout)
 
     def end_leases(self, message: LeasesEnded) -> None:
-        """D does not want these leases any more. Other uids are ignored."""
+        """D does not want these leases any more; of a prompt that is not computed yet, none begins. Other uids are
+        ignored."""
         for uid in message.uids:
-            if self._state.leases.of(uid, Holder.BORROWER) is not None:
+            entry = self._state.entries.get(uid)
+            if entry is not None:
+                entry.lends = False
+            elif self._state.leases.of(uid, Holder.BORROWER) is not None:
                 self._end_lease(uid)
 
     def consume(self, query: ConsumeLease) -> bool:

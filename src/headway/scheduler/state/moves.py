@@ -61,6 +61,7 @@ class Moves:
             media_keys=self._media_keys(request),
             status=_NEW,
             pulls=request.transfer is Transfer.PULL,
+            lends=request.transfer is Transfer.LEND,
         )
 
     def add(self, entry: Entry) -> None:

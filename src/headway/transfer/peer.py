@@ -53,7 +53,6 @@ class Peer:
     def __init__(self, host: str, port: int, setting: PeerSetting, done: Done) -> None:
         self.host, self.port = host, port
         self.receiver = Receiver(setting.memory.layout, setting.num_token_ids, done)
-        self.block_bytes = setting.memory.layout.block_bytes
         self.bytes_read = 0
         self.num_bad_messages = 0
         self.problem: str | None = None  # why it is not connected; None while it is, and before the first attempt
@@ -126,20 +125,20 @@ class Peer:
         setting = self._setting
         channel = connect(self.host, self.port)
         readers: list[_ReaderThread] = []
-        slices: queue.SimpleQueue[Slice | None] = queue.SimpleQueue()
+        desk = _Desk(channel)
         try:
             ready = handshake.greet(channel, setting.memory.layout, setting.secret, reads=False)
             for reader in self._readers(ready):
-                readers.append(_ReaderThread(reader, slices, self))
+                readers.append(_ReaderThread(reader, desk))
             self._channel = channel
             self.problem, self._backoff = None, 0.0
             self.receiver.connected(ready.engine, ready.layout.num_blocks, ready.lease_seconds, setting.clock())
-            self._serve(channel, slices, _SLICES_PER_READER * len(readers))
+            self._serve(channel, desk, _SLICES_PER_READER * len(readers))
         finally:
             self._channel = self.transport = None
             for thread in readers:
                 thread.reader.interrupt()
-                slices.put(None)
+                desk.slices.put(None)
             for thread in readers:  # without a limit: as long as one of them could write, no block may come back
                 thread.join()
                 thread.reader.close()
@@ -166,52 +165,67 @@ class Peer:
             raise
         return readers
 
-    def _serve(self, channel: Channel, slices: queue.SimpleQueue[Slice | None], most_reading: int) -> None:
+    def _serve(self, channel: Channel, desk: _Desk, most_reading: int) -> None:
         receiver, clock = self.receiver, self._setting.clock
         while not self._closing:
             self._run_commands()
+            while not desk.done.empty():
+                part, error = desk.done.get()
+                self._read_done(part, error)
             receiver.tick(clock())
-            while receiver.num_reading < most_reading and (part := receiver.next_slice()) is not None:
-                slices.put(part)
+            while receiver.num_reading < most_reading and (part_to_read := receiver.next_slice()) is not None:
+                desk.slices.put(part_to_read)
             outbox = receiver.outbox[:]
             receiver.outbox.clear()
             for message in outbox:
                 channel.send(message)
-            for answer in channel.wait(0.0 if not self._commands.empty() else receiver.seconds_left(clock())):
+            is_busy = not (self._commands.empty() and desk.done.empty())
+            for answer in channel.wait(0.0 if is_busy else receiver.seconds_left(clock())):
                 receiver.take(answer)
         raise ChannelClosedError("this engine stops")
 
+    def _read_done(self, part: Slice, error: Exception | None) -> None:
+        if error is None:
+            self.bytes_read += len(part.targets) * self._setting.memory.layout.block_bytes
+            self.receiver.read_done(part, None)
+        elif isinstance(error, ReadError):
+            self.receiver.read_done(part, first_line(error))
+        else:  # this reader is of no use any more
+            raise ChannelClosedError(f"a reader has failed: {first_line(error)}") from error
+
+
+class _Desk:
+    """Between the thread of a peer and its readers, as long as one connection lasts. slices: None ends a reader.
+    done: with the error of each slice that a reader has taken."""
+
+    def __init__(self, channel: Channel) -> None:
+        self.slices: queue.SimpleQueue[Slice | None] = queue.SimpleQueue()
+        self.done: queue.SimpleQueue[tuple[Slice, Exception | None]] = queue.SimpleQueue()
+        self._channel = channel
+
+    def report(self, part: Slice, error: Exception | None) -> None:
+        """A reader writes no more for this slice."""
+        self.done.put((part, error))
+        self._channel.wake()
+
 
 class _ReaderThread(threading.Thread):
-    """Reads slices until None comes, and tells the thread of the peer."""
+    """Reads slices until None comes, or until its reader is of no use any more."""
 
-    def __init__(self, reader: Reader, slices: queue.SimpleQueue[Slice | None], peer: Peer) -> None:
+    def __init__(self, reader: Reader, desk: _Desk) -> None:
         super().__init__(name="headway-kv-read", daemon=True)
         self.reader = reader
-        self._slices = slices
-        self._peer = peer
+        self._desk = desk
         self.start()
 
     def run(self) -> None:
-        while (part := self._slices.get()) is not None:
-            error: str | None = None
+        while (part := self._desk.slices.get()) is not None:
             try:
                 self.reader.read(part)
-                self._peer.bytes_read += len(part.targets) * self._peer.block_bytes
-            except ReadError as failed:
-                error = str(failed)
-            except (OSError, ValueError) as failed:  # this reader is of no use any more
-                self._peer.post(_fail_with(failed))
+            except ReadError as error:
+                self._desk.report(part, error)
+            except (OSError, ValueError) as error:
+                self._desk.report(part, error)
                 return
-            self._peer.post(_tell(part, error))
-
-
-def _tell(part: Slice, error: str | None) -> Command:
-    return lambda receiver: receiver.read_done(part, error)
-
-
-def _fail_with(error: Exception) -> Command:
-    def fail(_: Receiver) -> None:
-        raise ChannelClosedError(f"a reader has failed: {first_line(error)}") from error
-
-    return fail
+            else:
+                self._desk.report(part, None)

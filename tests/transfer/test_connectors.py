@@ -306,7 +306,7 @@ def test_reads_beyond_what_is_lent_are_refused() -> None:
         text = two.expect(1)["remote_reference"]
         with pytest.raises(ValueError, match="generation 0 were asked for, and this is None"):
             two.p.lender.readable(messages.Read(text, 0, 0, 1))
-        two.lend(1, [7, 8, 9], num_tokens=8, token=None)
+        two.lend(1, [7, 8, 9], num_tokens=9, token=None)
         assert two.p.lender.readable(messages.Read(text, 0, 0, 2)).tolist() == [7, 8]
         with pytest.raises(ValueError, match="blocks 1 to 3 were asked for, and 2 can be read"):
             two.p.lender.readable(messages.Read(text, 0, 1, 2))

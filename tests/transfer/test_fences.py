@@ -150,7 +150,13 @@ def test_a_copy_of_shared_memory_that_runs_late_holds_its_blocks_until_it_has_en
         two.pull(50, params, [1, 2, 3])
         assert reached.wait(30)
         seen: list[Any] = []
-        two.d_manager.on_received = lambda: seen.append(contents(two, [1, 2, 3]))
+        told = threading.Event()
+
+        def on_received() -> None:
+            seen.append(contents(two, [1, 2, 3]))
+            told.set()
+
+        two.d_manager.on_received = on_received
         closing = threading.Thread(target=two.p.server.close if how == "peer gone" else two.d.close)
         if how == "stopped":
             two.d.stop_pull(50)
@@ -159,7 +165,7 @@ def test_a_copy_of_shared_memory_that_runs_late_holds_its_blocks_until_it_has_en
             closing.start()
         if how == "peer gone":
             until(lambda: two.d.peers[0].transport is None)
-        assert not two.d_manager.received
+        assert not told.wait(0.1)  # long enough to see it told too early
         go_on.set()
         assert two.result(50)[1] is not None
         for part, old in zip(contents(two, [1, 2, 3]), seen[0], strict=True):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from headway.transfer import shared_memory
+from headway.transfer import shared_memory, tcp
 from headway.transfer.peer import Peer
 from tests.transfer.proxy import Proxy
 from tests.transfer.rig import TOKEN, Clock, Pair, pair, until
@@ -106,20 +106,22 @@ def test_a_connection_that_is_cut_in_the_middle_ends_the_pull_and_the_peer_comes
 
 def test_a_block_that_is_damaged_on_its_way_fails_the_pull_and_only_that_pull(monkeypatch: pytest.MonkeyPatch) -> None:
     """P writes to a block between its checksum and its bytes: the lease had ended, and the block has a new owner."""
-    from headway.transfer import tcp
-
-    true_checksum = tcp._checksum
+    true_checksums = tcp._Group._checksums
     with pair(shares_memory=False) as two:
         params = two.expect(1)
         two.lend(1, [7, 8, 9])
         wrong = [1]
 
-        def checksum(block: list[memoryview]) -> int:
-            return true_checksum(block) ^ (wrong.pop() if wrong else 0)
+        def checksums(group: tcp._Group) -> Any:
+            found = true_checksums(group)
+            found[0] ^= wrong.pop() if wrong else 0
+            return found
 
-        monkeypatch.setattr(tcp, "_checksum", checksum)
+        monkeypatch.setattr(tcp._Group, "_checksums", checksums)
+        before = contents(two, [1])
         two.pull(50, params, [1, 2, 3])
         assert str(two.result(50)[1]) == "read: 1 of 3 blocks have come with a wrong checksum"
+        assert all(np.array_equal(part, old) for part, old in zip(contents(two, [1]), before, strict=True))
         params = two.expect(2)
         two.lend(2, [7, 8, 9])
         two.pull(51, params, [1, 2, 3])

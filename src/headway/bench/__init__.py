@@ -3,6 +3,7 @@
     serve.py            a server under load: datasets.py, traces.py, workload.py, load.py, report.py
     soak.py             the memory of an engine process under very many short requests
     throughput.py       tokens per second beside transformers: shapes.py, generators.py, generator_process.py
+    transfer.py         KV blocks between two processes: lending_process.py
     benchmark.py        common to all benchmarks: tables.py, plot.py, machine.py, rounds.py
     child_process.py    programs that run beside this one: answering.py (their side), server_process.py
 
@@ -19,7 +20,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from headway.bench import serve, soak, throughput
+from headway.bench import serve, soak, throughput, transfer
 
 ENTRY_POINTS = "headway.bench"
 
@@ -51,6 +52,7 @@ app = typer.Typer(cls=_Benchmarks, no_args_is_help=True, add_completion=False)
 app.command("serve")(serve.command)
 app.command("soak")(soak.command)
 app.command("throughput")(throughput.command)
+app.command("transfer")(transfer.command)
 
 
 @app.callback()

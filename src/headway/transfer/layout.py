@@ -79,6 +79,13 @@ class KVLayout(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         sizes = (size * self.num_blocks for size in self.part_bytes)
         return sum(math.ceil(size / _ALIGNMENT) * _ALIGNMENT for size in sizes)
 
+    @property
+    def planes(self) -> tuple[tuple[int, int], ...]:
+        """Parts of equal size that follow each other, as (first part, number of parts): mostly all of them."""
+        sizes = self.part_bytes
+        starts = [part for part in range(len(sizes)) if part == 0 or sizes[part] != sizes[part - 1]]
+        return tuple((start, end - start) for start, end in zip(starts, [*starts[1:], len(sizes)], strict=True))
+
     def columns_for(self, num_tokens: int) -> int:
         """Blocks that hold this many tokens."""
         return -(-num_tokens // self.block_size)

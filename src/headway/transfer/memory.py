@@ -37,7 +37,8 @@ class KVMemory:
     It lies in a memfd: no file system has it, so a process that is killed leaves nothing. Its size is sealed, so no
     peer that reads it can be killed by a shorter file; peers can map it for reading only.
 
-    parts: uint8 [num_blocks, bytes], one for each part of the layout.
+    parts: uint8 [num_blocks, bytes], one for each part of the layout. planes: the same memory, as uint8 [number of
+    parts, num_blocks, bytes] for each plane of the layout: so a block, or a run of blocks, is copied at once.
     Raises OSError if the system gives no such memory.
     """
 
@@ -55,6 +56,7 @@ class KVMemory:
             os.close(self._fd)
             raise
         self.parts = _parts(self._map, layout)
+        self.planes = _planes(self._map, layout)
 
     def handle(self) -> MemoryHandle:
         """For a peer on this host."""
@@ -68,7 +70,7 @@ class KVMemory:
 
 
 class PeerMemory:
-    """The KV memory of a peer, read-only. parts: as in `KVMemory`.
+    """The KV memory of a peer, read-only. parts, planes: as in `KVMemory`.
 
     Raises OSError if the memory is not on this host, is of another user, or is not what the handle names.
     """
@@ -88,10 +90,11 @@ class PeerMemory:
         finally:
             os.close(fd)
         self.parts = _parts(mapped, layout)
+        self.planes = _planes(mapped, layout)
 
     def close(self) -> None:
         """Unmap it, as soon as no array uses it."""
-        self.parts = ()
+        self.parts = self.planes = ()
 
 
 def _parts(mapped: mmap.mmap, layout: KVLayout) -> tuple[Bytes, ...]:
@@ -100,3 +103,13 @@ def _parts(mapped: mmap.mmap, layout: KVLayout) -> tuple[Bytes, ...]:
         whole[offset : offset + size * layout.num_blocks].reshape(layout.num_blocks, size)
         for offset, size in zip(layout.part_offsets, layout.part_bytes, strict=True)
     )
+
+
+def _planes(mapped: mmap.mmap, layout: KVLayout) -> tuple[Bytes, ...]:
+    offsets, sizes, planes = layout.part_offsets, layout.part_bytes, []
+    for first, count in layout.planes:
+        size = sizes[first]
+        apart = offsets[first + 1] - offsets[first] if count > 1 else size * layout.num_blocks
+        shape, strides = (count, layout.num_blocks, size), (apart, size, 1)
+        planes.append(np.ndarray(shape, np.uint8, mapped, offsets[first], strides))
+    return tuple(planes)

@@ -26,11 +26,11 @@ class SharedMemoryReader:
     def read(self, part: Slice) -> None:
         """See `Reader`."""
         runs = list(_runs(part.sources, part.targets))
-        for source, target in zip(self._peer.parts, self._memory.parts, strict=True):
-            if self._interrupted:
-                raise ConnectionAbortedError("the peer is gone")
+        for source, target in zip(self._peer.planes, self._memory.planes, strict=True):
             for start, to, count in runs:
-                np.copyto(target[to : to + count], source[start : start + count])
+                if self._interrupted:
+                    raise ConnectionAbortedError("the peer is gone")
+                np.copyto(target[:, to : to + count], source[:, start : start + count])
 
     def interrupt(self) -> None:
         """See `Reader`."""

@@ -1,4 +1,4 @@
-"""Reads blocks of a peer over TCP, straight into their place, with a checksum per block.
+"""Reads blocks of a peer over TCP, with a checksum per block. Only what has come whole is written to its place.
 
     D   Read            -->
           <--   Reading, and groups of blocks:  uint32 crc32 [n], little endian, then the bytes of n blocks
@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Callable, Iterator
 
 import numpy as np
+from numpy.typing import NDArray
 
 from headway.scheduler.batch import IntArray
 from headway.transfer import handshake
@@ -58,10 +59,9 @@ class TcpReader:
             raise MessageError(f"{len(part.targets)} blocks were asked for, and the answer is {answer!r:.100}")
         num_damaged = 0
         for blocks in _groups(self._memory.layout, part.targets):
-            sums = np.empty(len(blocks), "<u4")
-            views = _views(self._memory, blocks)
-            channel.receive_bytes([sums.data.cast("B"), *(view for block in views for view in block)])
-            num_damaged += sum(_checksum(block) != int(expected) for block, expected in zip(views, sums, strict=True))
+            group = _Group(self._memory, len(blocks))
+            channel.receive_bytes(group.buffers())
+            num_damaged += group.store(blocks)
         if num_damaged:
             raise ReadError(f"{num_damaged} of {len(part.targets)} blocks have come with a wrong checksum")
 
@@ -90,9 +90,9 @@ def serve_reads(
             continue
         channel.send(Reading(len(answer)))
         for blocks in _groups(memory.layout, answer):
-            views = _views(memory, blocks)
-            sums = np.array([_checksum(block) for block in views], "<u4")
-            channel.send_bytes([sums.data.cast("B"), *(view for block in views for view in block)])
+            group = _Group(memory, len(blocks))
+            group.load(blocks)
+            channel.send_bytes(group.buffers())
             on_sent(len(blocks) * memory.layout.block_bytes)
 
 
@@ -111,13 +111,42 @@ def _groups(layout: KVLayout, blocks: IntArray) -> Iterator[list[int]]:
         yield blocks[start : start + size].tolist()
 
 
-def _views(memory: KVMemory, blocks: list[int]) -> list[list[memoryview]]:
-    """The parts of each block, in order."""
-    return [[memoryview(part[block]) for part in memory.parts] for block in blocks]
+class _Group:
+    """The bytes of a few blocks, one after the other, on their way: the checksum of a block is one call then, and its
+    copy too. data: uint8 [number of blocks, block_bytes]. sums: uint32."""
 
+    def __init__(self, memory: KVMemory, count: int) -> None:
+        self._memory = memory
+        self.sums = np.empty(count, "<u4")
+        self.data = np.empty((count, memory.layout.block_bytes), np.uint8)
 
-def _checksum(block: list[memoryview]) -> int:
-    value = 0
-    for view in block:
-        value = zlib.crc32(view, value)
-    return value
+    def load(self, blocks: list[int]) -> None:
+        """Take these blocks from memory."""
+        for row, block in zip(self.data, blocks, strict=True):
+            for mine, plane in zip(self._rows(row), self._memory.planes, strict=True):
+                np.copyto(mine, plane[:, block])
+        self.sums[:] = self._checksums()
+
+    def store(self, blocks: list[int]) -> int:
+        """Put the blocks that have come into memory. Returns the number of damaged blocks, which are left out."""
+        good = self._checksums() == self.sums
+        for row, block, is_good in zip(self.data, blocks, good.tolist(), strict=True):
+            if is_good:
+                for mine, plane in zip(self._rows(row), self._memory.planes, strict=True):
+                    np.copyto(plane[:, block], mine)
+        return int(len(good) - good.sum())
+
+    def buffers(self) -> list[memoryview]:
+        """What travels, in order."""
+        return [self.sums.data.cast("B"), self.data.data.cast("B")]
+
+    def _checksums(self) -> NDArray[np.uint32]:
+        return np.array([zlib.crc32(row.data) for row in self.data], np.uint32)
+
+    def _rows(self, row: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
+        """The bytes of one block as [number of parts, bytes], for each plane."""
+        start = 0
+        for plane in self._memory.planes:
+            count, _, size = plane.shape
+            yield row[start : start + count * size].reshape(count, size)
+            start += count * size

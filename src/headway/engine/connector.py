@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
+from headway.config import EngineConfig, host_and_port
+from headway.managers import Manager
 from headway.request import Request
 from headway.scheduler.effects import Lending, Pull
+from headway.transfer.memory import KVMemory
+
+logger = logging.getLogger(__name__)
+
+SECRET_VARIABLE = "HEADWAY_KV_SECRET"  # of the environment, where `kv_secret` is not given
 
 
 class Connector(Protocol):
@@ -47,3 +56,26 @@ class Connector(Protocol):
 
     def revoked(self, uid: int) -> None:
         """P: this lease has ended before it was consumed. What is read of it from now on is void."""
+
+
+def connector_of(config: EngineConfig, memory: KVMemory, manager: Manager) -> Connector:
+    """The connector that the configuration asks for. Raises ValueError, with one line, if it cannot begin."""
+    from headway.transfer.connector import KVConnector  # not needed by engines that move no KV
+
+    secret = config.kv_secret or os.environ.get(SECRET_VARIABLE)
+    listens = ("127.0.0.1", 0) if config.kv_listen is None else host_and_port("kv_listen", config.kv_listen)
+    try:
+        connector = KVConnector(
+            manager,
+            memory,
+            num_token_ids=manager.door.num_token_ids,
+            lease_seconds=manager.config.lend_timeout,
+            peers={address: address for address in config.kv_addresses},
+            listens=listens,
+            secret=None if secret is None else secret.encode(),
+            shares_memory=config.kv_shared_memory,
+        )
+    except OSError as error:
+        raise ValueError(f"no KV can be lent at {listens[0]}:{listens[1]}: {error.strerror or error}") from None
+    logger.info("KV is lent at %s:%d; it may be pulled from %s", *connector.address, config.kv_peers or "no engine")
+    return connector

@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import partial
 
 from headway.config import EngineConfig
-from headway.engine.connector import Connector
+from headway.engine.connector import Connector, connector_of
 from headway.engine.preprocess import Prepared, PreprocessPool
 from headway.engine.writer import OnEffects, OnSending, WriterLoop
 from headway.executor.base import Executor
@@ -76,7 +76,6 @@ class Engine:
         *,
         preprocess: Preprocess | None = None,
         on_sending: OnSending | None = None,
-        connector: Connector | None = None,
     ) -> Engine:
         """Load the model, and build executor, manager and engine. Raises ValueError, with a message of one line, for
         a model or settings that cannot work."""
@@ -86,6 +85,8 @@ class Engine:
         files = ModelFiles.resolve(config)
         executor = TransformersExecutor(files, config)
         limits = replace(files.limits, encodes_media=False)
+        memory = executor.kv_memory()
+        connect = None if memory is None or not config.moves_kv else partial(connector_of, config, memory)
         engine = cls.assemble(
             config,
             executor,
@@ -94,7 +95,7 @@ class Engine:
             on_effects,
             preprocess=preprocess,
             on_sending=on_sending,
-            connector=connector,
+            connect=connect,
         )
         engine._files = files
         return engine
@@ -110,9 +111,10 @@ class Engine:
         *,
         preprocess: Preprocess | None = None,
         on_sending: OnSending | None = None,
-        connector: Connector | None = None,
+        connect: Callable[[Manager], Connector] | None = None,
     ) -> Engine:
-        """An engine of the chosen manager and any executor. num_blocks: KV blocks of the executor, block 0 included."""
+        """An engine of the chosen manager and any executor. num_blocks: KV blocks of the executor, block 0 included.
+        connect: makes the connector, once there is a manager; None: there is none."""
         scheduler_config = config.for_scheduler(
             max_model_len=limits.max_model_len,
             num_blocks=num_blocks,
@@ -129,7 +131,7 @@ class Engine:
             on_effects,
             preprocess=preprocess,
             on_sending=on_sending,
-            connector=connector,
+            connector=None if connect is None else connect(manager),
             async_scheduling=config.async_scheduling,
             step_timeout=config.step_timeout,
         )
@@ -180,8 +182,6 @@ class Engine:
         while self._manager.door.num_inside and not self._is_over() and time.monotonic() < until:
             time.sleep(_POLL_SECONDS)
         self._loop.stop()
-        if self._connector is not None:
-            self._connector.close()
 
     def _add_with_transfer(self, request: Request, connector: Connector) -> None:
         """Add a request after the connector knows of it. Where nothing can be pulled, the prompt is computed here."""

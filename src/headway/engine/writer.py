@@ -111,6 +111,8 @@ class WriterLoop:
             self._thread.join()
         if self._pool is not None:
             self._pool.shutdown()
+        if self._connector is not None:  # before the executor: it writes to the memory of the KV cache
+            self._connector.close()
         self._executor.shutdown()
 
     # -- the thread ----------------------------------------------------------------------------------------------

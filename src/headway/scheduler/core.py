@@ -248,6 +248,8 @@ class Scheduler:
             num_generation_tokens=counters.generation_tokens,
             num_prefix_query_tokens=counters.prefix_query_tokens,
             num_prefix_hit_tokens=counters.prefix_hit_tokens,
+            num_received_tokens=counters.received_tokens,
+            num_lost_pulls=counters.lost_pulls,
         )
 
     @property

@@ -36,6 +36,8 @@ class Snapshot(NamedTuple):
     num_generation_tokens: int = 0
     num_prefix_query_tokens: int = 0
     num_prefix_hit_tokens: int = 0
+    num_received_tokens: int = 0  # of prompts whose KV came from another engine
+    num_lost_pulls: int = 0  # prompts whose KV should have come, and were computed here
 
     @property
     def kv_cache_usage(self) -> float:

@@ -45,6 +45,7 @@ class Transfers:
             self.receive(entry, message.token, effects)
         elif entry.status is RequestStatus.RECEIVING:
             entry.pulls = False
+            self._state.counters.lost_pulls += 1
             self._admissions.start(entry, int(self._state.table.num_computed[entry.slot]))
         else:
             error = f"the KV of its prompt has not come: {message.error}"
@@ -61,8 +62,10 @@ class Transfers:
             self._admissions.note_start(entry, int(state.table.num_computed[entry.slot]))
         entry.pulls = entry.filled_from_outside = False
         effects.started += self._admissions.take_started()
+        num_cached_tokens = int(state.table.num_computed[entry.slot])
         self._moves.receive(entry, token)
         num_computed = int(state.table.num_computed[entry.slot])
+        state.counters.received_tokens += num_computed - num_cached_tokens
         state.store(entry, 0, num_computed)
         if token is not None:
             tokens = np.array([token], dtype=np.int32)

@@ -230,6 +230,7 @@ class Moves:
         with the connector, if that may write to them still."""
         status, state = self._after(Event.GIVE_UP, entry), self._state
         state.deadlines.clear(entry.uid)
+        state.counters.lost_pulls += 1
         entry.pulls = False
         entry.num_matched, entry.next_key = -1, None
         state.pool.release(self._kept_from_outside(entry, self._vacate(entry)))

@@ -267,7 +267,7 @@ class TestReservationsOfD:
         driver.receive_done(request, error="too late")
         assert driver.core.snapshot().num_blocks_free == 39
 
-    def test_whose_blocks_nobody_was_told_give_them_back_at_once(self) -> None:
+    def test_whose_blocks_no_connector_was_told_give_them_back_at_once(self) -> None:
         driver = d_of()
         request = driver.make(range(9))
         driver.requests[request.uid] = request

@@ -18,7 +18,7 @@ from headway.errors import (
     RequestError,
 )
 from headway.model_limits import ModelLimits
-from headway.request import FinishReason, NewRequest, Span
+from headway.request import FinishReason, NewRequest, Span, Transfer
 from headway.sampling import SamplingParams
 from headway.scheduler.audit import AuditReport, Owner
 from headway.scheduler.batch import Logprobs
@@ -58,6 +58,7 @@ def test_a_request_crosses_unchanged() -> None:
         cache_salt="salt",
         spans=(Span(0, 2, b"digest", 5),),
         preprocess=b"image",
+        transfer=Transfer.PULL,
         arrival_time=2.5,
     )
     (arrived,) = codec.decode_to_engine(codec.encode(to_engine.AddGroup([sent]))).requests

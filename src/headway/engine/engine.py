@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import partial
 
 from headway.config import EngineConfig
+from headway.engine.connector import Connector
 from headway.engine.preprocess import Prepared, PreprocessPool
 from headway.engine.writer import OnEffects, OnSending, WriterLoop
 from headway.executor.base import Executor
@@ -32,7 +33,7 @@ class Engine:
 
     preprocess: makes the prompt and the spans of requests that bring `preprocess`, on threads of the engine; see
         `PreprocessPool`. Its result is checked as at the door. None: such requests are refused.
-    on_sending, async_scheduling: see `WriterLoop`.
+    on_sending, connector, async_scheduling: see `WriterLoop`.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Engine:
         *,
         preprocess: Preprocess | None = None,
         on_sending: OnSending | None = None,
+        connector: Connector | None = None,
         async_scheduling: bool = True,
         step_timeout: float = 300.0,
     ) -> None:
@@ -55,6 +57,7 @@ class Engine:
             executor,
             on_effects,
             on_sending=on_sending,
+            connector=connector,
             pool=pool,
             async_scheduling=async_scheduling,
             step_timeout=step_timeout,
@@ -69,6 +72,7 @@ class Engine:
         *,
         preprocess: Preprocess | None = None,
         on_sending: OnSending | None = None,
+        connector: Connector | None = None,
     ) -> Engine:
         """Load the model, and build executor, manager and engine. Raises ValueError, with a message of one line, for
         a model or settings that cannot work."""
@@ -86,6 +90,7 @@ class Engine:
             on_effects,
             preprocess=preprocess,
             on_sending=on_sending,
+            connector=connector,
         )
         engine._files = files
         return engine
@@ -101,6 +106,7 @@ class Engine:
         *,
         preprocess: Preprocess | None = None,
         on_sending: OnSending | None = None,
+        connector: Connector | None = None,
     ) -> Engine:
         """An engine of the chosen manager and any executor. num_blocks: KV blocks of the executor, block 0 included."""
         scheduler_config = config.for_scheduler(
@@ -119,6 +125,7 @@ class Engine:
             on_effects,
             preprocess=preprocess,
             on_sending=on_sending,
+            connector=connector,
             async_scheduling=config.async_scheduling,
             step_timeout=config.step_timeout,
         )

@@ -67,6 +67,10 @@ class Door:
         """The size of the vocabulary: token ids go from 0 to one less."""
         return self._limits.vocab_size
 
+    def is_token_id(self, token: object) -> bool:
+        """Whether this is a token id of the vocabulary."""
+        return isinstance(token, (int, np.integer)) and 0 <= int(token) < self.num_token_ids
+
     def make_request(self, new: NewRequest) -> Request:
         """Check a request against the limits, and make the core's record of it. Claims nothing.
 

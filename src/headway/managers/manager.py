@@ -77,10 +77,13 @@ class Manager(Surface):
     def receive_done(self, uid: int, token: int | None = None, error: str | None = None) -> None:
         """D: the connector writes no more to the blocks of a request. Any thread. See `ReceiveDone`.
 
+        token: comes from another engine. If it is no token id of this one, all that came with it is void.
         Raises EngineDeadError once the engine has stopped.
         """
         self._check_open()
-        self.post_result(ReceiveDone(uid, token, error))
+        if token is not None and error is None and not self.door.is_token_id(token):
+            error = f"its first token is {token!r}; token ids are integers from 0 to {self.door.num_token_ids - 1}"
+        self.post_result(ReceiveDone(uid, None if error is not None or token is None else int(token), error))
 
     def renew_leases(self, uids: Iterable[int]) -> None:
         """P: D wants these leases still. Any thread. Raises EngineDeadError once the engine has stopped."""

@@ -8,8 +8,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from typing import Any, get_args
 
-import numpy as np
-
 from headway.config import PauseMode, SchedulerConfig
 from headway.errors import EngineDeadError, RequestError
 from headway.managers.door import Door
@@ -104,8 +102,8 @@ class Surface(ABC):
 
         Raises RequestError for a token id outside the vocabulary.
         """
-        limit = self.door.num_token_ids
-        if not isinstance(token, (int, np.integer)) or not 0 <= token < limit:
+        if not self.door.is_token_id(token):
+            limit = self.door.num_token_ids
             raise RequestError(f"the first token is {token!r}; token ids are integers from 0 to {limit - 1}")
         self._tell_of(request_id, lambda uids: StartDecode(uids[0], int(token)), "StartDecode")
 

@@ -6,6 +6,7 @@ has ended. A borrower may read at any time, and asks at the end whether its leas
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 
 from headway.request import Request, RequestStatus, Transfer
@@ -14,6 +15,7 @@ from headway.scheduler.effects import Lending, Pull
 from headway.simulation.device import OracleDevice
 from headway.simulation.digests import Words
 from headway.simulation.history import Ends, Life, require
+from headway.simulation.partner import Partner
 from headway.simulation.setting import Setting
 from headway.simulation.shapes import Shape
 from headway.simulation.watched import WatchedCore
@@ -36,17 +38,18 @@ class Connector:
 
     pulls: by uid, told and not answered. quarantined: uids of pulls, and of reservations of D, that nothing is waiting
     for any more. lent: leases by uid. receiving: uids that hold slot and blocks for KV that is on its way.
-    answered: uids of pulls that are over. arrived: as in `Partner`.
+    answered: uids of pulls that are over. counts: what came of pulls and leases.
     """
 
-    def __init__(self, setting: Setting, core: WatchedCore, device: OracleDevice, arrived: dict[int, int]) -> None:
+    def __init__(self, setting: Setting, core: WatchedCore, device: OracleDevice, partner: Partner) -> None:
         self.pulls: dict[int, Pull] = {}
         self.quarantined: set[int] = set()
         self.lent: dict[int, Lent] = {}
         self.receiving: set[int] = set()
         self.answered: set[int] = set()
         self._requests: dict[int, Request] = {}
-        self._arrived = arrived
+        self.counts: Counter[str] = Counter()
+        self._partner = partner
         self._config = setting.config
         self._core = core
         self._device = device
@@ -71,6 +74,7 @@ class Connector:
             self._note_lending(lending)
         for uid in effects.revoked:
             require(uid in self.lent, "revoked without cause", f"the lease of request {uid}")
+            self.counts["leases revoked"] += 1
             del self.lent[uid]
         self._note_receiving()
         cap, lent = self._config.max_lent_blocks, self.lent.values()
@@ -81,6 +85,7 @@ class Connector:
     def _note_lending(self, lending: Lending) -> None:
         request = self._requests[lending.uid]
         held = self._device.prompt_at(request, lending.blocks, min(lending.num_tokens, len(request.prompt)))
+        self.counts["chunks lent"] += 1
         if lending.token is not None:
             self.lent[lending.uid] = Lent(lending, held, self._core.now + self._config.lend_timeout)
 
@@ -122,19 +127,26 @@ class Connector:
         if pull is None:
             error = "never came"
             if stopped:  # of a reservation
+                reservation = self._partner.former[uid]
+                self._device.scribble(reservation.blocks, reservation.num_cached_tokens)
+                self.counts["reservations stopped"] += 1
                 self._core.tell(ReceiveDone(uid, error=error))
             elif uid not in self._core.history.live:
                 self._core.tell_in_vain(ReceiveDone(uid, error=error))
             return
         self.answered.add(uid)
+        self.counts["pulls stopped" if stopped else f"pulls {OUTCOMES[outcome]}"] += 1
         if stopped or outcome == 2:
             self._device.scribble(pull.blocks, pull.num_cached_tokens)
             self._core.tell(ReceiveDone(uid, error="P is gone"))
             return
         life = self._core.history.live[uid]
-        self._device.write(pull.request, pull.blocks, pull.num_cached_tokens, len(pull.request.prompt))
-        self._arrived[uid] = pull.num_cached_tokens
+        num_tokens = len(pull.request.prompt)
+        self._device.write(pull.request, pull.blocks, pull.num_cached_tokens, num_tokens)
+        self._partner.arrived[uid] = pull.num_cached_tokens
         token = life.answer[0] if outcome == 0 else None
+        if token is None:  # the KV of the last position is computed anew: nothing may rely on it before
+            self._device.scribble(pull.blocks, num_tokens - 1)
         self._core.tell(ReceiveDone(uid, token), Ends(natural=True))
 
     # -- events: P -----------------------------------------------------------------------------------------------
@@ -150,6 +162,7 @@ class Connector:
         valid = self._core.ask(lambda reply: ConsumeLease(reply, uid, named))
         expected = one is not None and not generation
         require(valid is expected, "bad answer", f"the lease of request {uid} is valid: {valid}")
+        self.counts["leases consumed" if valid else "leases found void"] += 1
         if one is not None and expected:
             now = self._device.read(one.lending.blocks, len(one.held))
             require(bool((now == one.held).all()), "lent and written to", f"the blocks of request {uid}")

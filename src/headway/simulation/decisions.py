@@ -50,6 +50,9 @@ class Decisions:
             self._array(sending.blocks)
         for end in effects.ended:
             self._numbers("ended", end.uid, end.reason.value, end.stop_token, end.error is not None)
+        for pull in effects.pulls:
+            self._numbers("pull", pull.request.uid, pull.num_cached_tokens)
+            self._array(pull.blocks)
         for lending in effects.lending:
             self._numbers("lending", lending.uid, lending.num_tokens, lending.generation, lending.token)
             self._array(lending.blocks)

@@ -97,8 +97,9 @@ class OracleDevice:
         _require(in_order, f"step {batch.step_id} after step {self._last_step}")
         self._last_step = batch.step_id
         self._tables[batch.table_slots, batch.table_columns] = batch.table_blocks
+        beginning = set(self._tables[batch.slots[batch.positions == 0], 0].tolist())
         for admission in batch.admissions:
-            self._admit(admission)
+            self._admit(admission, beginning)
         self._encode(batch)
         slots = batch.slots.astype(np.intp)
         starts, ends = batch.positions, batch.positions + batch.num_new_tokens
@@ -201,9 +202,12 @@ class OracleDevice:
         self._writers[places] = 0
 
     def prompt_at(self, request: Request, blocks: IntArray, num_tokens: int) -> Words:
-        """The contents of these blocks, uint64 [num_tokens], which must be the KV of the first tokens of the prompt.
-        Raises DeviceError."""
+        """The contents of these blocks, uint64 [num_tokens], which must be the KV of the first tokens of the prompt,
+        of steps that have succeeded. Raises DeviceError."""
         places = self._places_of(blocks, num_tokens)
+        for step_id, step in self._unsettled.items():
+            if np.isin(places, step.places).any():
+                raise DeviceError("read too early", f"KV of request {request.uid} that step {step_id} writes")
         held = self._kv[places]
         right = self._kv_of(request, request.prompt, self._weights_of(request, places))[:num_tokens]
         if (held != right).any():
@@ -220,7 +224,8 @@ class OracleDevice:
         """The contents of these blocks now, uint64 [num_tokens]."""
         return self._kv[self._places_of(blocks, num_tokens)]
 
-    def _admit(self, admission: Admission) -> None:
+    def _admit(self, admission: Admission, beginning: set[int]) -> None:
+        """beginning: first blocks of prompts that rows of this step begin with, which hold a former owner's KV yet."""
         slot, request, tokens = admission.slot, admission.request, admission.tokens
         num_cached, prompt = admission.num_cached_tokens, request.prompt
         _require(0 <= num_cached < len(tokens), f"{num_cached} of {len(tokens)} known tokens are cached")
@@ -228,7 +233,7 @@ class OracleDevice:
             bool((tokens[: len(prompt)] == prompt).all()), f"request {request.uid} is admitted with foreign tokens"
         )
         weights = self._weights
-        if num_cached:
+        if num_cached and int(self._tables[slot, 0]) not in beginning:
             weights = self._weights_of(request, self._tables[slot, :1] * self._config.block_size)
         self._wanted[slot, : len(tokens)] = self._kv_of(request, tokens, weights)
         self._shift[slot] = mix_one(weights)

@@ -84,15 +84,19 @@ def run_trace(trace: EventTrace) -> Run:
 
 def _run(simulation: Simulation, events: Sequence[Event], violation: Violation | None) -> Run:
     history, now = simulation.history, simulation.core.snapshot
-    counts = simulation.counts + Counter(
-        {
-            "requests accepted": len(history.ended) + len(history.live),
-            "requests completed": history.num_completed,
-            "tokens generated": history.num_tokens,
-            "tokens found in the prefix cache": now.num_prefix_hit_tokens,
-            "preemptions": now.num_preemptions,
-            "reservations": len(simulation.partner.reserved_uids),
-        }
+    counts = (
+        simulation.counts
+        + simulation.connector.counts
+        + Counter(
+            {
+                "requests accepted": len(history.ended) + len(history.live),
+                "requests completed": history.num_completed,
+                "tokens generated": history.num_tokens,
+                "tokens found in the prefix cache": now.num_prefix_hit_tokens,
+                "preemptions": now.num_preemptions,
+                "reservations": len(simulation.partner.reserved_uids),
+            }
+        )
     )
     trace = EventTrace(simulation.setting, tuple(events))
     num_steps = sum(event.name != "calm" for event in events)

@@ -78,7 +78,7 @@ class Simulation:
         self.history = self.core.history
         self.device = OracleDevice(setting.config)
         self.partner = Partner(setting, self.core, self.device)
-        self.connector = Connector(setting, self.core, self.device, self.partner.arrived)
+        self.connector = Connector(setting, self.core, self.device, self.partner)
         self.in_flight: deque[Flight] = deque()
         self.answered: deque[StepResult] = deque(maxlen=4)
         self.counts: Counter[str] = Counter()
@@ -213,6 +213,7 @@ class Simulation:
             known = self._seen | self.partner.reserved_uids | self.connector.answered
             may = {uid: ERROR for uid in may if uid in known}
         self.core.tell(DeviceLost("the device was lost"), Ends(may=may))
+        self._check_revoked()
         self._reset_if_idle()
 
     # -- requests ------------------------------------------------------------------------------------------------
@@ -273,9 +274,14 @@ class Simulation:
         self.core.tell(Pause(bool(abort), bool(reset)), self.core.must_end(over, ABORT))
         if reset:
             require(not self.connector.receiving, "not given up", f"{self.connector.receiving}")
+            self._check_revoked()
         self._forget_claims()
         self._check_preempted()
         self._reset_if_idle()
+
+    def _check_revoked(self) -> None:
+        """What is lent is gone, or out of date."""
+        require(not self.connector.lent, "not revoked", f"leases {list(self.connector.lent)}")
 
     def _resume(self) -> None:
         if self._resets_when_idle:  # a resume does not wait for steps in flight, which end with the old weights
@@ -296,6 +302,7 @@ class Simulation:
 
     def _clear(self) -> None:
         self.core.tell(Clear(), self.core.must_end(list(self.history.live), ABORT))
+        self._check_revoked()
         self.device.change_weights()
 
     def _reset_cache(self) -> None:

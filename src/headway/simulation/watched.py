@@ -167,6 +167,7 @@ class WatchedCore:
         return self._last_reply
 
     def _note(self, effects: Effects, ends: Ends) -> None:
+        effects.pulls = self.scheduler.take_pulls()
         self.history.note(effects, ends)
         self.decisions.take_effects(effects)
         for reply in effects.awaited:
@@ -174,7 +175,6 @@ class WatchedCore:
             require(not steps, "answered too early", f"reply {reply} waits for steps {steps}")
         forgotten = [reply for reply, steps in self._awaiting.items() if not steps]
         require(not forgotten, "not answered", f"replies {forgotten} wait for no step any more")
-        effects.pulls = self.scheduler.take_pulls()
         self._after(effects)
         self._check()
 

@@ -106,18 +106,16 @@ def test_a_connection_that_is_cut_in_the_middle_ends_the_pull_and_the_peer_comes
 
 def test_a_block_that_is_damaged_on_its_way_fails_the_pull_and_only_that_pull(monkeypatch: pytest.MonkeyPatch) -> None:
     """P writes to a block between its checksum and its bytes: the lease had ended, and the block has a new owner."""
-    true_checksums = tcp._Group._checksums
+    true_checksum = tcp._checksum
     with pair(shares_memory=False) as two:
         params = two.expect(1)
         two.lend(1, [7, 8, 9])
         wrong = [1]
 
-        def checksums(group: tcp._Group) -> Any:
-            found = true_checksums(group)
-            found[0] ^= wrong.pop() if wrong else 0
-            return found
+        def checksum(row: Any) -> int:
+            return true_checksum(row) ^ (wrong.pop() if wrong else 0)
 
-        monkeypatch.setattr(tcp._Group, "_checksums", checksums)
+        monkeypatch.setattr(tcp, "_checksum", checksum)
         before = contents(two, [1])
         two.pull(50, params, [1, 2, 3])
         assert str(two.result(50)[1]) == "read: 1 of 3 blocks have come with a wrong checksum"

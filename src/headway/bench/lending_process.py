@@ -2,7 +2,7 @@
 
     python -m headway.bench.lending_process LAYOUT
 
-Questions: `["lend", uid, blocks]`, answered with `kv_transfer_params`; the greeting is the port of the plain sockets.
+Questions: `["lend", uid, blocks]`, answered with `kv_transfer_params`; the greeting: see `LendingProcess.where`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from headway.sampling import SamplingParams
 from headway.scheduler.effects import Lending
 from headway.transfer.connector import KVConnector
 from headway.transfer.layout import KVLayout
-from headway.transfer.memory import KVMemory
+from headway.transfer.memory import KVMemory, MemoryHandle
 
 NUM_TOKEN_IDS = 1000
 TOKEN = 7
@@ -40,10 +40,10 @@ class LendingProcess(AnsweringProcess):
         super().__init__([sys.executable, "-m", "headway.bench.lending_process", msgspec.json.encode(layout).decode()])
 
     @property
-    def ports(self) -> tuple[int, int]:
-        """Of the connector, and of the plain sockets."""
-        connector, plain = self.hello
-        return connector, plain
+    def where(self) -> tuple[int, int, MemoryHandle]:
+        """The port of the connector, that of the plain sockets, and the memory."""
+        connector, plain, handle = self.hello
+        return connector, plain, MemoryHandle(*handle)
 
     def lend(self, uid: int, blocks: list[int]) -> dict[str, Any]:
         """Lend these blocks. Returns the parameters for D."""
@@ -79,14 +79,14 @@ def prompt_of(uid: int, num_tokens: int, params: dict[str, Any] | None = None) -
     )
 
 
-def begin(layout: KVLayout) -> tuple[tuple[int, int], Callable[[Any], Any]]:
-    """Fill the memory; returns the ports, and the function that answers a question."""
+def begin(layout: KVLayout) -> tuple[Any, Callable[[Any], Any]]:
+    """Fill the memory; returns the greeting, and the function that answers a question."""
     memory = KVMemory(layout)
     for index, part in enumerate(memory.parts):
         part[:] = np.random.default_rng(index).integers(0, 256, part.shape, np.uint8)
     connector = KVConnector(Patient(), memory, num_token_ids=NUM_TOKEN_IDS, lease_seconds=LEASE_SECONDS, address=PEER)
     plain = socket.create_server(("127.0.0.1", 0))
-    threading.Thread(target=_serve_plain, args=(plain,), daemon=True).start()
+    threading.Thread(target=_serve_plain, args=(plain, memory), daemon=True).start()
 
     def answer(question: Any) -> Any:
         match question:
@@ -98,28 +98,26 @@ def begin(layout: KVLayout) -> tuple[tuple[int, int], Callable[[Any], Any]]:
                 return params
         raise ValueError(f"unknown question {question!r}")
 
-    return (connector.server.port, plain.getsockname()[1]), answer
+    handle = memory.handle()
+    return (connector.server.port, plain.getsockname()[1], [handle.pid, handle.fd, handle.name]), answer
 
 
-# -- plain sockets: what is asked for is a number of pieces and their size, each piece comes after its checksum ------
+# -- plain sockets: first byte, number of pieces, size of a piece; each comes after its checksum -------
 
-ASKED = struct.Struct("<II")
+ASKED = struct.Struct("<QII")
 
 
-def _serve_plain(listener: socket.socket) -> None:
+def _serve_plain(listener: socket.socket, memory: KVMemory) -> None:
     while True:
         sock, _ = listener.accept()
-        threading.Thread(target=_send_plain, args=(sock,), daemon=True).start()
+        threading.Thread(target=_send_plain, args=(sock, memory.whole), daemon=True).start()
 
 
-def _send_plain(sock: socket.socket) -> None:
-    pieces = np.zeros(0, np.uint8)
+def _send_plain(sock: socket.socket, whole: memoryview) -> None:
     while asked := sock.recv(ASKED.size, socket.MSG_WAITALL):
-        count, size = ASKED.unpack(asked)
-        if len(pieces) != count * size:
-            pieces = np.random.default_rng(0).integers(0, 256, count * size, np.uint8)
-        for start in range(0, count * size, size):
-            piece = pieces.data[start : start + size]
+        first, count, size = ASKED.unpack(asked)
+        for start in range(first, first + count * size, size):
+            piece = whole[start : start + size]
             sock.sendall(struct.pack("<I", zlib.crc32(piece)))
             sock.sendall(piece)
 

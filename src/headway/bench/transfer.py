@@ -91,7 +91,8 @@ class Bench:
         self._block_bytes = layout.block_bytes
         self._memory = KVMemory(layout)
         self._lender = stack.enter_context(LendingProcess(layout))
-        port, plain = self._lender.ports
+        port, plain, handle = self._lender.where
+        self._peer = PeerMemory(handle, layout)
         self._manager = Answered()
         self._connectors = {
             shares: stack.enter_context(closing(self._connector(port, shares))) for shares in (True, False)
@@ -105,7 +106,8 @@ class Bench:
         rng = np.random.default_rng(0)
         self.consecutive: IntArray = np.arange(num_blocks, dtype=np.int32)
         self.scattered = (rng.permutation(num_blocks).astype(np.int32), rng.permutation(num_blocks).astype(np.int32))
-        self._plain_buffers = [bytearray(count * self._block_bytes) for count in self._shares()]
+        ends = np.cumsum(self._shares()) * self._block_bytes
+        self._ranges = list(zip([0, *ends[:-1].tolist()], ends.tolist(), strict=True))
 
     def memcpy(self) -> None:
         """The same bytes, within this process."""
@@ -114,7 +116,7 @@ class Bench:
 
     def plain_sockets(self) -> None:
         """As many bytes, with a checksum per block on both sides."""
-        list(self._pool.map(self._receive_plain, self._sockets, self._plain_buffers))
+        list(self._pool.map(self._receive_plain, self._sockets, self._ranges))
 
     def transfer(self, sources: IntArray, targets: IntArray, *, shares_memory: bool) -> Callable[[], None]:
         """A transfer of these blocks, to be timed."""
@@ -130,9 +132,9 @@ class Bench:
 
         return run
 
-    def check(self, peer: PeerMemory, sources: IntArray, targets: IntArray) -> None:
-        """Raises RuntimeError if the blocks of D do not hold what P's hold."""
-        for theirs, mine in zip(peer.parts, self._memory.parts, strict=True):
+    def check(self, sources: IntArray, targets: IntArray) -> None:
+        """Raises RuntimeError if these blocks of D do not hold what P's hold."""
+        for theirs, mine in zip(self._peer.parts, self._memory.parts, strict=True):
             if not np.array_equal(theirs[sources], mine[targets]):
                 raise RuntimeError("other bytes have come")
 
@@ -151,11 +153,10 @@ class Bench:
         """Blocks of each stream."""
         return [len(part) for part in np.array_split(np.arange(self.num_blocks), self.streams)]
 
-    def _receive_plain(self, sock: socket.socket, buffer: bytearray) -> None:
-        size = self._block_bytes
-        sock.sendall(ASKED.pack(len(buffer) // size, size))
-        whole, expected = memoryview(buffer), bytearray(4)
-        for start in range(0, len(buffer), size):
+    def _receive_plain(self, sock: socket.socket, part: tuple[int, int]) -> None:
+        size, whole, expected = self._block_bytes, self._own.whole, bytearray(4)
+        sock.sendall(ASKED.pack(part[0], (part[1] - part[0]) // size, size))
+        for start in range(*part, size):
             piece = whole[start : start + size]
             for view in (memoryview(expected), piece):
                 done = 0
@@ -169,6 +170,7 @@ def measure(num_blocks: int, streams: int, rounds: int) -> Iterator[Row]:
     """A row for each way. Raises ChildError, and RuntimeError for bytes that have not come, or come wrong."""
     with ExitStack() as stack:
         bench = Bench(num_blocks, streams, stack)
+        yardsticks = {"shared memory": ("memcpy", "consecutive"), "tcp": ("plain sockets", "consecutive")}
         straight, (sources, targets) = bench.consecutive, bench.scattered
 
         def ways() -> dict[tuple[str, str], Callable[[], None]]:
@@ -182,13 +184,16 @@ def measure(num_blocks: int, streams: int, rounds: int) -> Iterator[Row]:
             }
 
         seconds: dict[tuple[str, str], list[Samples]] = {}
+        blocks = {"consecutive": (straight, straight), "scattered": (sources, targets)}
         for number in range(rounds + 1):
             for name, run in ways().items():
                 begin = time.perf_counter()
                 run()
-                if number:  # the first round connects, and touches all memory
+                if not number:  # the first round connects, touches all memory, and is checked
+                    if name[0] in yardsticks:
+                        bench.check(*blocks[name[1]])
+                else:
                     seconds.setdefault(name, []).append({"seconds": [time.perf_counter() - begin]})
-    yardsticks = {"shared memory": ("memcpy", "consecutive"), "tcp": ("plain sockets", "consecutive")}
     for (way, placement), samples in seconds.items():
         yardstick = yardsticks.get(way)
         row: Row = {"way": way, "placement": placement, "mib": round(bench.bytes / 2**20), "rounds": rounds}

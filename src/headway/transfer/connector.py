@@ -116,6 +116,13 @@ class KVConnector:
         if peer is not None:
             peer.post(partial(self._unwant, uid))
 
+    def answered(self, uids: Iterable[int]) -> None:
+        """The writer: these requests have got a token. If one of them was wanted and never pulled, because its prompt
+        was short or in the cache, P need not keep it any longer."""
+        if self._at:
+            for uid in uids:
+                self.unwant(uid)
+
     def check_peers(self) -> None:
         """Look at the clock again."""
         for peer in list(self._peers.values()):

@@ -58,6 +58,11 @@ class KVMemory:
         self.parts = _parts(self._map, layout)
         self.planes = _planes(self._map, layout)
 
+    @property
+    def whole(self) -> memoryview:
+        """All of it, as bytes."""
+        return memoryview(self._map)
+
     def handle(self) -> MemoryHandle:
         """For a peer on this host."""
         return MemoryHandle(os.getpid(), self._fd, self._name)

@@ -100,7 +100,7 @@ class Peer:
         self.receiver.lost("this engine stops")
 
     def _lost(self, error: Exception) -> None:
-        if self.problem is None:
+        if self.problem is None and not self._closing:
             logger.warning("the KV peer %s:%d is out: %s", self.host, self.port, error)
         self.problem = first_line(error)
         self._backoff = min(max(2 * self._backoff, _FIRST_BACKOFF), _MOST_BACKOFF)

@@ -23,7 +23,7 @@ from headway.transfer.memory import KVMemory
 from headway.transfer.messages import AnyMessage, MessageError, Read, Reading, Refused
 from headway.transfer.reader import ReadError, Slice
 
-_GROUP_BYTES = 2**20  # so that one side computes checksums while the other still moves bytes
+_GROUP_BYTES = 2**19  # so that one side computes checksums while the other still moves bytes
 CONNECT_SECONDS = 5.0
 
 
@@ -47,6 +47,7 @@ class TcpReader:
             self._channel.close()
             raise
         self._channel.wait_long()
+        self._group = _Group(memory)
 
     def read(self, part: Slice) -> None:
         """See `Reader`."""
@@ -59,9 +60,8 @@ class TcpReader:
             raise MessageError(f"{len(part.targets)} blocks were asked for, and the answer is {answer!r:.100}")
         num_damaged = 0
         for blocks in _groups(self._memory.layout, part.targets):
-            group = _Group(self._memory, len(blocks))
-            channel.receive_bytes(group.buffers())
-            num_damaged += group.store(blocks)
+            channel.receive_bytes(self._group.buffers(len(blocks)))
+            num_damaged += self._group.store(blocks)
         if num_damaged:
             raise ReadError(f"{num_damaged} of {len(part.targets)} blocks have come with a wrong checksum")
 
@@ -83,6 +83,7 @@ def serve_reads(
     on_sent: gets the number of bytes. Raises OSError when the connection ends, MessageError for anything but a `Read`.
     """
     channel.wait_long()
+    group = _Group(memory)
     while True:
         answer = _answer(channel.receive(None), readable)
         if isinstance(answer, Refused):
@@ -90,9 +91,8 @@ def serve_reads(
             continue
         channel.send(Reading(len(answer)))
         for blocks in _groups(memory.layout, answer):
-            group = _Group(memory, len(blocks))
             group.load(blocks)
-            channel.send_bytes(group.buffers())
+            channel.send_bytes(group.buffers(len(blocks)))
             on_sent(len(blocks) * memory.layout.block_bytes)
 
 
@@ -106,42 +106,51 @@ def _answer(message: AnyMessage, readable: Callable[[Read], IntArray]) -> IntArr
 
 
 def _groups(layout: KVLayout, blocks: IntArray) -> Iterator[list[int]]:
-    size = max(1, _GROUP_BYTES // layout.block_bytes)
+    size = _group_size(layout)
     for start in range(0, len(blocks), size):
         yield blocks[start : start + size].tolist()
 
 
+def _group_size(layout: KVLayout) -> int:
+    return max(1, _GROUP_BYTES // layout.block_bytes)
+
+
 class _Group:
     """The bytes of a few blocks, one after the other, on their way: the checksum of a block is one call then, and its
-    copy too. data: uint8 [number of blocks, block_bytes]. sums: uint32."""
+    copy too. Used again and again: fresh memory would cost as much as the copy.
 
-    def __init__(self, memory: KVMemory, count: int) -> None:
+    data: uint8 [most blocks, block_bytes]. sums: uint32 [most blocks], little endian.
+    """
+
+    def __init__(self, memory: KVMemory) -> None:
+        size = _group_size(memory.layout)
         self._memory = memory
-        self.sums = np.empty(count, "<u4")
-        self.data = np.empty((count, memory.layout.block_bytes), np.uint8)
+        self._sums = np.empty(size, "<u4")
+        self._data = np.empty((size, memory.layout.block_bytes), np.uint8)
 
     def load(self, blocks: list[int]) -> None:
         """Take these blocks from memory."""
-        for row, block in zip(self.data, blocks, strict=True):
+        for index, block in enumerate(blocks):
+            row = self._data[index]
             for mine, plane in zip(self._rows(row), self._memory.planes, strict=True):
                 np.copyto(mine, plane[:, block])
-        self.sums[:] = self._checksums()
+            self._sums[index] = _checksum(row)
 
     def store(self, blocks: list[int]) -> int:
         """Put the blocks that have come into memory. Returns the number of damaged blocks, which are left out."""
-        good = self._checksums() == self.sums
-        for row, block, is_good in zip(self.data, blocks, good.tolist(), strict=True):
-            if is_good:
-                for mine, plane in zip(self._rows(row), self._memory.planes, strict=True):
-                    np.copyto(plane[:, block], mine)
-        return int(len(good) - good.sum())
+        num_damaged = 0
+        for index, block in enumerate(blocks):
+            row = self._data[index]
+            if _checksum(row) != int(self._sums[index]):
+                num_damaged += 1
+                continue
+            for mine, plane in zip(self._rows(row), self._memory.planes, strict=True):
+                np.copyto(plane[:, block], mine)
+        return num_damaged
 
-    def buffers(self) -> list[memoryview]:
-        """What travels, in order."""
-        return [self.sums.data.cast("B"), self.data.data.cast("B")]
-
-    def _checksums(self) -> NDArray[np.uint32]:
-        return np.array([zlib.crc32(row.data) for row in self.data], np.uint32)
+    def buffers(self, count: int) -> list[memoryview]:
+        """What travels of this many blocks, in order."""
+        return [self._sums[:count].data.cast("B"), self._data[:count].data.cast("B")]
 
     def _rows(self, row: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
         """The bytes of one block as [number of parts, bytes], for each plane."""
@@ -150,3 +159,7 @@ class _Group:
             count, _, size = plane.shape
             yield row[start : start + count * size].reshape(count, size)
             start += count * size
+
+
+def _checksum(row: NDArray[np.uint8]) -> int:
+    return zlib.crc32(row.data)

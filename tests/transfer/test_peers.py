@@ -13,11 +13,11 @@ import pytest
 
 from headway.bench.lending_process import PEER, LendingProcess, prompt_of
 from headway.scheduler.effects import Pull
-from headway.transfer import handshake, messages
+from headway.transfer import handshake, messages, shared_memory
 from headway.transfer.channel import Channel
 from headway.transfer.connector import KVConnector
 from headway.transfer.receiver import Failure
-from tests.transfer.rig import BLOCK_SIZE, FakeManager, layout, memory, pair, request, until
+from tests.transfer.rig import BLOCK_SIZE, TOKEN, FakeManager, layout, memory, pair, request, until
 
 
 def connector_for(port: int, manager: FakeManager, *, shares_memory: bool = True) -> KVConnector:
@@ -128,3 +128,36 @@ def test_more_connections_than_are_allowed_are_not_taken() -> None:
         assert two.p.server.num_refused == 1
         first.close()
         second.close()
+
+
+def test_memory_that_cannot_be_mapped_is_read_over_tcp(monkeypatch: pytest.MonkeyPatch) -> None:
+    def elsewhere(*_: object) -> None:
+        raise FileNotFoundError("no such process: P is in another container")
+
+    monkeypatch.setattr(shared_memory, "PeerMemory", elsewhere)
+    with pair() as two:
+        params = two.expect(1)
+        two.lend(1, [7, 8, 9])
+        two.pull(50, params, [1, 2, 3])
+        assert two.result(50) == (TOKEN, None)
+        assert two.d.peers[0].transport == "tcp" and two.same([7, 8, 9], [1, 2, 3])
+
+
+def test_a_read_that_p_refuses_fails_its_pull_and_leaves_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pair(shares_memory=False) as two:
+        readable = two.p.lender.readable
+        refused = [1]
+
+        def refuse_once(read: messages.Read) -> object:
+            if refused:
+                refused.pop()
+                raise ValueError("the lease has just ended")
+            return readable(read)
+
+        monkeypatch.setattr(two.p.lender, "readable", refuse_once)
+        for uid, expected in ((1, (None, "read: the lease has just ended")), (2, (TOKEN, None))):
+            params = two.expect(uid)
+            two.lend(uid, [7, 8, 9])
+            two.pull(50 + uid, params, [1, 2, 3])
+            assert two.result(50 + uid) == expected
+        assert two.p.server.num_connections == 3

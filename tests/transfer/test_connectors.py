@@ -236,6 +236,23 @@ def test_a_reference_of_another_incarnation_is_refused() -> None:
         assert "restarted" in failed(two, changed(params, engine=b"e" * 16))
 
 
+def test_after_a_new_beginning_of_p_nothing_of_before_counts_and_new_references_do() -> None:
+    with pair() as two:
+        old, waits = two.expect(1), two.expect(2)
+        two.lend(1, [7, 8, 9])
+        two.pull(50, waits, [4, 5, 6])
+        until(lambda: two.d.peers and two.d.peers[0].transport)
+        two.p.begin_anew()
+        assert two.result(50)[1] is not None
+        until(lambda: two.d.peers[0].receiver._engine == two.p.lender.seal.engine)  # D has come back by itself
+        assert "restarted" in failed(two, old, 51)
+        new = two.expect(3)
+        assert new["remote_engine_id"] != old["remote_engine_id"]
+        two.lend(3, [7, 8, 9])
+        two.pull(52, new, [1, 2, 3])
+        assert two.result(52) == (TOKEN, None)
+
+
 def test_a_reference_for_another_prompt_is_not_read_and_p_gets_its_blocks_back() -> None:
     with pair() as two:
         params = two.expect(1, num_tokens=9)

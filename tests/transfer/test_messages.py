@@ -143,6 +143,18 @@ def test_bytes_after_a_message_are_not_taken_with_it() -> None:
     channel.close()
 
 
+def test_messages_before_the_end_of_a_connection_or_before_junk_count() -> None:
+    for end, error in ((b"", ChannelClosedError), (struct.pack("<I", 0), MessageError)):
+        near, channel = ends()
+        raw = messages.encode(messages.Consumed(1, True))
+        near.sendall(struct.pack("<I", len(raw)) + raw + end)
+        near.close()
+        assert channel.wait(10.0) == [messages.Consumed(1, True)]
+        with pytest.raises(error):
+            channel.wait(10.0)
+        channel.close()
+
+
 def test_many_buffers_cross_in_order() -> None:
     near, far = socket.socketpair()
     source, sink = Channel(near), Channel(far)

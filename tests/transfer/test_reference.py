@@ -1,8 +1,10 @@
 """A reference is what P sealed, whole and in time, or it is nothing."""
 
 import base64
+from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -118,3 +120,12 @@ def test_the_digest_of_sampling_tells_all_that_a_first_token_depends_on(changed:
 )
 def test_the_digest_of_sampling_tells_nothing_of_later_tokens(changed: dict[str, object]) -> None:
     assert sampling_digest(SamplingParams(**changed)) == sampling_digest(DEFAULT)  # type: ignore[arg-type]
+
+
+def test_numbers_of_numpy_count_by_their_value() -> None:
+    def digest(bias: Any) -> bytes:
+        temperature: Any = np.float32(0.5)
+        seed: Any = np.int64(3)
+        return sampling_digest(SamplingParams(logit_bias={1: bias}, temperature=temperature, seed=seed))
+
+    assert digest(np.float64(0.5)) == digest(0.5) != digest(np.float64(0.25))

@@ -24,7 +24,7 @@ class ChannelClosedError(OSError):
 class Channel:
     """A connection to a peer. One thread uses it; any thread may `wake` or `interrupt` it.
 
-    It owns the socket. num_bad: how many frames could not be taken; the first one should be the last.
+    It owns the socket. address: the peer's, for a text.
     """
 
     def __init__(self, sock: socket.socket, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -33,6 +33,8 @@ class Channel:
         self._frame = bytearray()
         self._wanted = _HEADER.size
         self._in_header = True
+        self._failed: OSError | MessageError | None = None
+        self.address = _address(sock)
         self._heard, self._waker = socket.socketpair()
         for end in (self._heard, self._waker):
             end.setblocking(False)
@@ -40,15 +42,6 @@ class Channel:
         with contextlib.suppress(OSError):  # a Unix socket has none of them
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-
-    @property
-    def address(self) -> str:
-        """The peer's, for a text."""
-        try:
-            name = self._sock.getpeername()
-        except OSError:
-            return "a closed connection"
-        return ":".join(map(str, name[:2])) if isinstance(name, tuple) else "a local socket"
 
     @property
     def peer_host(self) -> str:
@@ -78,9 +71,17 @@ class Channel:
     def wait(self, timeout: float) -> list[AnyMessage]:
         """The messages that are there; waits for the first one, for `wake`, or for `timeout` seconds. Raises as
         `receive`, but no TimeoutError."""
+        if self._failed is not None:
+            raise self._failed
         messages: list[AnyMessage] = []
         while len(messages) < 256:
-            message = self._take(timeout)
+            try:
+                message = self._take(timeout)
+            except (OSError, MessageError) as error:
+                if not messages:
+                    raise
+                self._failed = error  # what came before counts
+                break
             if message is not None:
                 messages.append(message)
             elif not self._is_readable(0.0):
@@ -167,3 +168,11 @@ class Channel:
             with contextlib.suppress(BlockingIOError):
                 self._heard.recv(4096)
         return self._sock.fileno() in ready
+
+
+def _address(sock: socket.socket) -> str:
+    try:
+        name = sock.getpeername()
+    except OSError:
+        return "a peer that has left"
+    return ":".join(map(str, name[:2])) if isinstance(name, tuple) else "a local peer"

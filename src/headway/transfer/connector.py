@@ -148,6 +148,12 @@ class KVConnector:
             self.lender.ended(uid)
             self.unwant(uid)
 
+    def begin_anew(self) -> None:
+        """A new incarnation of this engine: what was lent is void, for example because the weights are others now. The
+        core must have ended its leases, or must end them. Any thread."""
+        self.lender.begin_anew(Seal(self._setting.clock))
+        self.server.cut()
+
     def handover(self, uid: int) -> dict[str, Any] | None:
         """The `kv_transfer_params` for the answer of a request that lends; None if nothing is lent (any more)."""
         text = self.lender.reference(uid)

@@ -106,6 +106,12 @@ class Lender:
         if lent is not None and (lent.lending is None or lent.lending.token is None):
             self.revoked(uid)
 
+    def begin_anew(self, seal: Seal) -> None:
+        """All that was lent is void. seal: of the new incarnation. Any thread."""
+        self.seal = seal
+        self._lent.clear()
+        self._tell_borrowers()
+
     def reference(self, uid: int) -> str | None:
         """The sealed reference of a request that was expected; None if nothing is lent under its uid."""
         lent = self._lent.get(uid)

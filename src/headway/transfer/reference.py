@@ -37,7 +37,7 @@ class Reference(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fie
     engine: EngineId
     uid: Count
     generation: Count | None
-    num_tokens: Count
+    num_tokens: Annotated[int, msgspec.Meta(ge=1, lt=2**31)]
     prompt: Digest
     sampling: Digest
     expires: float
@@ -88,7 +88,7 @@ def prompt_digest(request: NewRequest) -> bytes:
 
 def sampling_digest(sampling: SamplingParams) -> bytes:
     """Of all that the choice of the first token depends on. `min_tokens` counts only as far as it masks stop tokens."""
-    bias = None if sampling.logit_bias is None else sorted(sampling.logit_bias.items())
+    bias = [(int(token), float(value)) for token, value in sorted((sampling.logit_bias or {}).items())]
     masked = None if sampling.min_tokens < 1 else (sampling.ignore_eos, sorted(set(sampling.stop_token_ids)))
     numbers = [
         *(sampling.temperature, sampling.top_p, sampling.min_p),

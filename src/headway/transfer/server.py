@@ -21,6 +21,7 @@ from headway.transfer.tcp import serve_reads
 logger = logging.getLogger(__name__)
 
 MAX_CONNECTIONS = 256
+MAX_LEASE_SECONDS = 86400.0  # heartbeats of D are never further apart than a third of this
 
 
 class LenderServer:
@@ -50,7 +51,7 @@ class LenderServer:
         handshake.check_secret(secret)
         self._lender = lender
         self._memory = memory
-        self._lease_seconds = lease_seconds
+        self._lease_seconds = min(lease_seconds, MAX_LEASE_SECONDS)
         self._secret = secret
         self._handle = memory.handle() if shares_memory else None
         self._max_connections = max_connections
@@ -68,6 +69,11 @@ class LenderServer:
     def num_connections(self) -> int:
         """Connections of peers that are open."""
         return len(self._channels)
+
+    def cut(self) -> None:
+        """Cut all peers off. They may come back."""
+        for channel in list(self._channels):
+            channel.interrupt()
 
     def close(self) -> None:
         """Cut all peers off, and wait for the threads. Idempotent."""

@@ -64,7 +64,7 @@ soak: $(READY)  ## 200,000 short requests on a simulated device and 20,000 on th
 gpu-check:  ## On a machine with a CUDA device: exact tokens, preemption, share of the host, decode speed (PYTHON= its Python)
 	PYTHONPATH=src $(PYTHON) tools/gpu_check.py $(ARGS)
 
-model-check:  ## Check the models of mailbox and query exhaustively (needs Spin: apt-get install spin)
+model-check:  ## Check the models of mailbox, query and P/D exhaustively (needs Spin: apt-get install spin)
 	@verification/check
 
 clean:  ## Remove what builds, tests and linters leave (.venv stays)

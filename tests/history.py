@@ -12,7 +12,8 @@ from headway.scheduler import Effects, RequestEnd, Sending
 class History:
     """By uid. Refuses a second start, a second end, and anything about a request that has ended.
 
-    started: the number of cached tokens. tokens: in order. sent: KV that was handed to the sender.
+    started: the number of cached tokens. tokens: in order. sent: KV that was handed to the sender. stopped: pulls and
+    reservations that are over, whose connector must say that it has stopped.
     """
 
     def __init__(self) -> None:
@@ -20,6 +21,7 @@ class History:
         self.tokens: defaultdict[int, list[int]] = defaultdict(list)
         self.sent: dict[int, Sending] = {}
         self.ends: dict[int, RequestEnd] = {}
+        self.stopped: list[int] = []
 
     def take(self, effects: Effects) -> None:
         """Write down what came about. Also serves as an engine's `on_effects`."""
@@ -38,6 +40,7 @@ class History:
         for end in effects.ended:
             assert end.uid not in self.ends, f"uid {end.uid} ended twice"
             self.ends[end.uid] = end
+        self.stopped += effects.stopped_pulls
 
     def reasons(self, uids: Iterable[int]) -> list[FinishReason]:
         """Why these requests ended."""

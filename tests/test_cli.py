@@ -173,6 +173,14 @@ def test_every_command_takes_every_setting_of_the_engine(run, stdin, seen, comma
         "reservation_timeout": 2.0,
         "hold_timeout": 3.0,
         "send_timeout": 4.0,
+        "lend_timeout": 5.0,
+        "receive_timeout": 7.0,
+        "max_lent_blocks": 8,
+        "max_receiving_blocks": 9,
+        "kv_listen": "127.0.0.1:7000",
+        "kv_peers": "a:1,b:2",
+        "kv_secret": "sixteen characters",
+        "kv_shared_memory": False,
     }
     assert {"model", *values} == {field.name for field in fields(EngineConfig)}
     options = []

@@ -4,9 +4,9 @@
     python tools/golden.py --write    store the present digests: only if a decision is meant to change
 
 One digest stands for one simulated run of 2,000 events under injected faults (`headway simtest`): every batch, every
-effect, every answer. Each seed has four runs: as the seed draws it, with static allocation (v0), with dynamic
-allocation (v1 and v2 have the same core; `tests/managers/test_equivalence.py` compares the two managers), and with
-traffic of siblings.
+effect, every answer. Each seed has five runs: as the seed draws it, with static allocation (v0), with dynamic
+allocation (v1 and v2 have the same core; `tests/managers/test_equivalence.py` compares the two managers), with traffic
+of siblings, and with traffic of transfers.
 
 Exit status: 0 if all are equal; 1 if one differs.
 """
@@ -28,6 +28,7 @@ RUNS: dict[str, tuple[str, ...]] = {  # name -> options of simtest
     "v0": ("--scheduler", "v0"),
     "v2": ("--scheduler", "v2"),
     "siblings": ("--traffic", "siblings"),
+    "transfers": ("--traffic", "transfers"),
 }
 
 Digests = dict[str, str]  # name of the run -> digest, of one seed
@@ -63,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{len(found)} seeds stored")
         return 0
     changed = [seed for seed, (now, before) in enumerate(zip(found, stored(), strict=True)) if now != before]
-    print(f"{len(found) - len(changed)} of {len(found)} seeds decide as stored, under v0, v1 and v2, and with siblings")
+    print(f"{len(found) - len(changed)} of {len(found)} seeds decide as stored, in all runs: {', '.join(RUNS)}")
     if changed:
         print(f"decided otherwise: seeds {', '.join(map(str, changed))}", file=sys.stderr)
     return 1 if changed else 0

@@ -72,6 +72,12 @@ class SchedulingOptions:
     hold_timeout: the same for a reservation that only asks whether there are a slot and blocks (see
         `headway.adapters.fastdeploy`).
     send_timeout: for sending the KV of a request from P to D.
+    lend_timeout: until blocks that are lent to D come back, if D does not renew the lease.
+    receive_timeout: for the KV of a request to come from P; then its prompt is computed here.
+
+    Limits of P/D, in blocks; None: the pool is the limit
+    max_lent_blocks: that P lends. Above it the oldest lease that no D has claimed is revoked.
+    max_receiving_blocks: of D that KV is on the way to. Requests that would need more wait.
 
     Raises ValueError, naming the value and the limit, for anything that could not work.
     """
@@ -98,6 +104,10 @@ class SchedulingOptions:
     reservation_timeout: float = 60.0
     hold_timeout: float = 2.0
     send_timeout: float = 60.0
+    lend_timeout: float = 30.0
+    receive_timeout: float = 60.0
+    max_lent_blocks: int | None = None
+    max_receiving_blocks: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "role", Role(self.role))
@@ -105,10 +115,15 @@ class SchedulingOptions:
             _at_least(name, getattr(self, name), 1)
         for name in ("max_num_partial_prefills", "num_speculative_tokens", "max_bypass", "ageing_seconds"):
             _at_least(name, getattr(self, name), 0)
-        for name in ("long_prefill_token_threshold", "encoder_cache_size"):
+        for name in (
+            *("long_prefill_token_threshold", "encoder_cache_size", "max_lent_blocks", "max_receiving_blocks"),
+        ):
             if getattr(self, name) is not None:
                 _at_least(name, getattr(self, name), 0)
-        for name in ("preprocess_timeout", "reservation_timeout", "hold_timeout", "send_timeout"):
+        for name in (
+            *("preprocess_timeout", "reservation_timeout", "hold_timeout", "send_timeout"),
+            *("lend_timeout", "receive_timeout"),
+        ):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0 seconds, got {getattr(self, name)}")
         _one_of("reserve", self.reserve, get_args(ReserveName))
@@ -213,6 +228,12 @@ class EngineConfig(SchedulingOptions):
     async_scheduling: schedule and launch the next step while the present one computes, so that the device never waits
         for the scheduler. The answers are the same; the first step of a new request begins after both.
     step_timeout: seconds until the watchdog gives up a step of the device.
+    kv_listen: "HOST:PORT" where other engines may read the KV that this engine lends; port 0: any free one. Used by the
+        roles prefill and mixed. None: nothing is lent.
+    kv_peers: "HOST:PORT", with commas between: the engines whose KV this engine may pull, by the names that they give
+        themselves. Requests can name no other address.
+    kv_secret: shared by engines that are not on one host; at least 16 characters.
+    kv_shared_memory: read the KV of engines on the same host from shared memory; False: through sockets.
     """
 
     model: str | None = None
@@ -233,6 +254,10 @@ class EngineConfig(SchedulingOptions):
     async_scheduling: bool = True
     step_timeout: float = 300.0
     seed: int = 0
+    kv_listen: str | None = None
+    kv_peers: str = ""
+    kv_secret: str | None = None
+    kv_shared_memory: bool = True
 
     def __post_init__(self) -> None:
         SchedulingOptions.__post_init__(self)
@@ -243,10 +268,23 @@ class EngineConfig(SchedulingOptions):
             raise ValueError(f"kv_cache_memory_gb must be above 0, got {self.kv_cache_memory_gb}")
         if not self.step_timeout > 0:
             raise ValueError(f"step_timeout must be above 0 seconds, got {self.step_timeout}")
+        if self.kv_listen is not None:
+            host_and_port("kv_listen", self.kv_listen)
+        _ = self.kv_addresses  # raises
         if self.scheduler is not None:
             _one_of("scheduler", self.scheduler, get_args(SchedulerName))
         _one_of("dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
         _one_of("attention_backend", self.attention_backend, ("auto", "torch", "numba", "flashinfer"))
+
+    @property
+    def kv_addresses(self) -> list[tuple[str, int]]:
+        """The addresses of `kv_peers`. Raises ValueError for another text."""
+        return [host_and_port("kv_peers", peer.strip()) for peer in self.kv_peers.split(",") if peer.strip()]
+
+    @property
+    def moves_kv(self) -> bool:
+        """Whether this engine lends KV to others, or pulls it from them."""
+        return self.kv_listen is not None or bool(self.kv_addresses)
 
     def for_scheduler(self, *, max_model_len: int, num_blocks: int, reads_same_step: bool = False) -> SchedulerConfig:
         """The limits of the core, once the length of the model, the blocks and the ways of the device are known."""
@@ -254,3 +292,11 @@ class EngineConfig(SchedulingOptions):
         return SchedulerConfig(
             max_model_len=max_model_len, num_blocks=num_blocks, reads_same_step=reads_same_step, **options
         )
+
+
+def host_and_port(name: str, text: str) -> tuple[str, int]:
+    """The parts of "HOST:PORT". Raises ValueError, naming the option and the value, for another text."""
+    host, _, port = text.rpartition(":")
+    if not host or not (port.isascii() and port.isdecimal()) or int(port) >= 2**16:
+        raise ValueError(f"{name} takes HOST:PORT with a port below {2**16}, got {text!r}")
+    return host.strip("[]"), int(port)

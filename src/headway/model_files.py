@@ -100,6 +100,10 @@ class ModelFiles:
             quantisation=method,
         )
 
+    def kv_files(self) -> list[Path]:
+        """The files that the KV of a prompt depends on: the configuration and the weights."""
+        return [self.path / CONFIG, *(path for pattern in _WEIGHTS for path in self.path.glob(pattern))]
+
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer of the model. Raises ValueError if there is none or it cannot be read."""
         from transformers import AutoTokenizer

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from headway.request import FinishReason
 
@@ -52,7 +53,11 @@ class RequestMetrics:
 
 @dataclass(slots=True)
 class RequestOutput:
-    """The output of one prompt: its `n` answers. num_cached_tokens: prompt tokens found in the prefix cache."""
+    """The output of one prompt: its `n` answers.
+
+    num_cached_tokens: prompt tokens found in the prefix cache.
+    kv_transfer_params: what another engine needs to read the KV of the prompt, if that is lent.
+    """
 
     request_id: str
     prompt: str | None
@@ -60,6 +65,7 @@ class RequestOutput:
     outputs: list[CompletionOutput]
     finished: bool = False
     num_cached_tokens: int = 0
+    kv_transfer_params: dict[str, Any] | None = None
     metrics: RequestMetrics = field(default_factory=RequestMetrics)
 
 

@@ -37,7 +37,15 @@ class RequestStatus(IntEnum):
     PREPARING = 5  # a preprocess job makes its prompt; keeps its place in line
     RESERVED = 6  # has slot and blocks, computes nothing yet: P until D agrees, D until the KV has come
     SENDING = 7  # P: the prompt is computed, and its KV is on the way to D
-    NEW = 8  # not yet known to the core; never published
+    RECEIVING = 8  # D: has slot and blocks; the KV of its prompt is on the way from P
+    NEW = 9  # not yet known to the core; never published
+
+
+class Transfer(StrEnum):
+    """What becomes of the KV of a prompt between two engines."""
+
+    PULL = "pull"  # D: a connector brings it from P; if that fails, it is computed here
+    LEND = "lend"  # P: it is computed, and its blocks are lent to D; the request ends with its first token
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +81,7 @@ class NewRequest:
     spans: parts of the prompt that must not be cut, in order, without overlaps.
     preprocess: input of the engine's preprocessor, which makes prompt and spans from it; then `prompt` may be empty.
         None: nothing to prepare.
+    transfer: what becomes of the KV of the prompt; None: it is computed and used here.
     kv_transfer_params: a small JSON object for the connector that moves KV.
     arrival_time: seconds, `time.monotonic` of this host; None: when the door checks the request.
     """
@@ -85,6 +94,7 @@ class NewRequest:
     cache_salt: str | None = None
     spans: tuple[Span, ...] = ()
     preprocess: bytes | None = None
+    transfer: Transfer | None = None
     kv_transfer_params: Mapping[str, Any] | None = None
     arrival_time: float | None = None
 

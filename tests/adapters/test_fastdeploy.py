@@ -34,7 +34,7 @@ CALLS: dict[str, tuple[tuple[Any, ...], str, tuple[Any, ...], dict[str, Any]]] =
         (REQUEST, 2.5),
         "reserve_decode",
         (REQUEST,),
-        {"expires_after": HOLD_TIMEOUT, "timeout": 2.5},
+        {"expires_after": HOLD_TIMEOUT, "timeout": 2.5, "shows_blocks": False},
     ),
     "add_request_in_p": ((["a", 7],), "start_prefill", (["a", 7],), {}),
     "add_prefilled_request": (("a", 5), "start_decode", ("a", 5), {}),

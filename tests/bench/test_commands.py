@@ -37,7 +37,7 @@ def test_without_the_laboratory_one_line_says_how_to_get_it(
     assert main(["bench", "step", "--running", "2"]) == 2
     out, err = capsys.readouterr()
     assert not out and len(err.splitlines()) == 1
-    assert "no benchmark 'step' is installed (there are abuse, serve, soak, throughput)" in err
+    assert "no benchmark 'step' is installed (there are abuse, serve, soak, throughput, transfer)" in err
     assert "`make setup`" in err and "pip install ./lab" in err
 
 
@@ -47,7 +47,7 @@ def test_its_own_are_there_without_the_laboratory(
     install(monkeypatch)
     assert main(["bench", "--help"]) == 0
     out = capsys.readouterr().out
-    assert re.findall(r"│ (\w+) ", out) == ["abuse", "serve", "soak", "throughput"]
+    assert re.findall(r"│ (\w+) ", out) == ["abuse", "serve", "soak", "throughput", "transfer"]
 
 
 def test_a_command_is_found_by_its_entry_point(other: None, capsys: pytest.CaptureFixture[str]) -> None:

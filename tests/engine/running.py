@@ -8,10 +8,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from headway.engine.connector import Connector
 from headway.engine.engine import Engine, Preprocess
 from headway.engine.writer import OnSending
 from headway.executor.simulated import SimulatedExecutor, StepTimeModel
 from headway.managers import Manager
+from headway.request import Transfer
 from headway.sampling import SamplingParams
 from headway.scheduler import Batch, Effects
 from tests.history import History
@@ -38,6 +40,7 @@ class Recorder(History):
     def take(self, effects: Effects) -> None:
         assert effects, "told of nothing"
         assert not (effects.jobs or effects.sending or effects.awaited), "these are the loop's and the manager's"
+        assert not (effects.pulls or effects.stopped_pulls or effects.lending or effects.revoked), "the connector's"
         self.threads.add(threading.current_thread().name)
         super().take(effects)
 
@@ -64,11 +67,12 @@ class Running:
         *,
         max_tokens: int = 4,
         preprocess: bytes | None = None,
+        transfer: Transfer | None = None,
         **sampling: Any,
     ) -> int:
         """Hand in a request; returns its uid."""
         params = SamplingParams(max_tokens=max_tokens, **sampling)
-        return self.engine.add(new_request(request_id, prompt, params, preprocess=preprocess))
+        return self.engine.add(new_request(request_id, prompt, params, preprocess=preprocess, transfer=transfer))
 
 
 class Clock:
@@ -125,6 +129,7 @@ def running(
     start: bool = True,
     preprocess: Preprocess | None = None,
     on_sending: OnSending | None = None,
+    connector: Connector | None = None,
     make: Callable[..., Manager] = make,
     **limits: Any,
 ) -> Iterator[Running]:
@@ -137,6 +142,7 @@ def running(
         async_scheduling=depth > 1,
         preprocess=preprocess,
         on_sending=on_sending,
+        connector=connector,
     )
     if start:
         setup.engine.start()

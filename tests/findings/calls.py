@@ -63,6 +63,7 @@ QUERIES: dict[str, Callable[[Manager, float], object]] = {
     "has_resource_for_prefilled_req": lambda manager, timeout: manager.has_resource_for_prefilled_req(
         a_request(manager), timeout
     ),
+    "consume_lease": lambda manager, timeout: manager.consume_lease(1, 0, timeout),
     "progress": lambda manager, timeout: manager.progress("a", timeout),
     "audit": lambda manager, timeout: manager.audit(timeout),
     "wait_worker_inflight_requests_finish": lambda manager, timeout: manager.wait_worker_inflight_requests_finish(

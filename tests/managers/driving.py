@@ -187,7 +187,11 @@ class Driver:
         self.settle()
 
     def assert_empty(self) -> None:
-        """Nothing leaked: no request inside, every slot and block back, the books balance."""
+        """Nothing leaked once connectors have stopped: no request inside, every slot and block back, the books
+        balance."""
+        while self.history.stopped:
+            self.manager.receive_done(self.history.stopped.pop(0), error="not wanted any more")
+        self.settle()
         assert_nothing_held(self.manager)
 
 

@@ -55,6 +55,7 @@ QUESTIONS = {
     "reserve_decode for a moment": Question(
         Role.DECODE, lambda m, request, t: m.reserve_decode(request, expires_after=1.0, timeout=t)
     ),
+    "consume_lease": Question(Role.MIXED, lambda m, request, t: m.consume_lease(1, 0, timeout=t)),
     "progress": Question(Role.MIXED, lambda m, request, t: m.progress("someone", timeout=t)),
     "progress of an unknown id": Question(Role.MIXED, lambda m, request, t: m.progress("unknown", timeout=t)),
     "audit": Question(Role.MIXED, lambda m, request, t: m.audit(timeout=t)),

@@ -14,7 +14,7 @@ from headway.config import Role
 from headway.errors import DuplicateRequestError, EngineDeadError, QueueFullError, RequestError
 from headway.managers import Door
 from headway.model_limits import ModelLimits
-from headway.request import Request, Span
+from headway.request import Request, Span, Transfer
 from headway.sampling import SamplingParams
 from tests.managers.driving import PATIENCE, config, hand_made, new_request
 
@@ -430,3 +430,39 @@ def test_a_request_that_is_about_to_be_refused_was_never_inside() -> None:
     with pytest.raises(DuplicateRequestError):
         door.enter(hand_made(8, "r1"))
     assert seen == [1, 2, 3, 4, 5, 6, 1, 2, 3, 4, 5]
+
+
+# -- KV that moves between engines -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("role", "transfer", "says"),
+    [
+        (
+            Role.PREFILL,
+            Transfer.PULL,
+            "transfer='pull' decodes here, but the role of this engine is prefill: send it to",
+        ),
+        (Role.DECODE, Transfer.LEND, "for another engine, but the role of this engine is decode: send it to"),
+        (Role.MIXED, "push", "transfer must be one of pull, lend or None, got 'push'"),
+    ],
+)
+def test_a_transfer_that_an_engine_of_this_role_has_no_part_in_is_refused(role: Role, transfer: Any, says: str) -> None:
+    with pytest.raises(RequestError, match=says):
+        packed(door=a_door(role=role), request={"transfer": transfer})
+
+
+@pytest.mark.parametrize(
+    ("role", "transfer", "max_tokens"),
+    [
+        (Role.PREFILL, Transfer.LEND, 1),
+        (Role.MIXED, Transfer.LEND, 1),
+        (Role.MIXED, Transfer.PULL, 7),
+        (Role.DECODE, Transfer.PULL, 7),
+    ],
+)
+def test_a_request_that_lends_asks_for_one_token_and_a_request_that_pulls_for_its_answer(
+    role: Role, transfer: Transfer, max_tokens: int
+) -> None:
+    request = packed(door=a_door(role=role), request={"transfer": transfer}, max_tokens=7)
+    assert (request.transfer, request.max_tokens) == (transfer, max_tokens)

@@ -21,7 +21,7 @@ from headway.config import Role
 from headway.errors import EnginePausedError
 from headway.managers import lock_free, locked, surface
 from headway.managers import manager as manager_module
-from headway.request import Request
+from headway.request import Request, Transfer
 from headway.scheduler import Snapshot
 from tests.managers.driving import Asking
 from tests.managers.world import World, world
@@ -57,7 +57,7 @@ def recorded(one: World) -> list[Any]:
 
         return record
 
-    for name in ("apply", "ask", "schedule", "prefill_schedule"):
+    for name in ("apply", "ask", "schedule", "prefill_schedule", "take_pulls"):
         setattr(core, name, recording(name))
     return log
 
@@ -91,6 +91,12 @@ class Script:
             *[manager.resume] * 4,
             self._wait,
         ]
+        if role is not Role.PREFILL:
+            self._deeds += [partial(self._add, Transfer.PULL)] * 6 + [one.pulled] * 6 + [one.connectors_stop]
+            self._deeds += [lambda: one.pulled(with_token=False), lambda: one.pulled(error="P is gone")]
+        if role is not Role.DECODE:
+            self._deeds += [partial(self._add, Transfer.LEND)] * 6 + [one.consume] * 3
+            self._deeds += [lambda: manager.renew_leases(one.lent), lambda: manager.end_leases([*one.lent][:1])]
         if role is Role.MIXED:
             self._deeds += [manager.clear, one.lose_device]
         else:
@@ -119,8 +125,9 @@ class Script:
     def _prompt(self) -> list[int]:
         return [*self._dice.choice(self._stems)[: self._dice.randrange(1, 20)], self._dice.randrange(900)]
 
-    def _add(self) -> None:
+    def _add(self, transfer: Transfer | None = None) -> None:
         options: dict[str, Any] = {"preprocess": b"an image"} if self._dice.random() < 0.2 else {}
+        options["transfer"] = transfer
         options["priority"] = self._dice.choice([0, 0, 1])
         self._world.add(self._new(), self._prompt(), self._dice.randrange(1, 30), **options)
 

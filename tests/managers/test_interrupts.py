@@ -135,6 +135,7 @@ def test_an_interrupted_reservation_is_not_held(name: str, drawn: str) -> None:
             if struck:
                 assert not driver.history.ends
                 assert manager._core.requests() == []
+                assert not manager.snapshot().num_blocks_quarantined, "no connector has heard of the blocks"
             elif answer:
                 assert isinstance(answer[0], Reservation)
                 manager.drop_reservations("a")

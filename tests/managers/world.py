@@ -15,6 +15,7 @@ from headway.managers import Manager
 from headway.request import FinishReason, Request
 from headway.sampling import SamplingParams
 from headway.scheduler import DeviceLost, PreprocessDone, Reservation, Sending, StepResult
+from headway.scheduler.effects import Lending, Pull
 from headway.simulation.device import OracleDevice
 from headway.simulation.digests import answer_of
 from tests.history import History
@@ -33,6 +34,8 @@ class World:
         self.in_flight: deque[StepResult] = deque()
         self.jobs: list[Request] = []
         self.sending: dict[str, Sending] = {}
+        self.pulls: dict[int, Pull] = {}  # handed out and not answered, by uid
+        self.lent: dict[int, Lending] = {}  # leases that no word has ended, by uid
         self.asked: list[Asking[Any]] = []
         is_p = manager.config.role is Role.PREFILL
         self._pass = manager.prefill_schedule if is_p else manager.schedule
@@ -75,6 +78,33 @@ class World:
             return reservation
 
         return self.ask(question)
+
+    def connectors_stop(self) -> None:
+        """Connectors of reservations that are over write no more."""
+        while self.history.stopped:
+            uid = self.history.stopped.pop(0)
+            self.pulls.pop(uid, None)
+            self.manager.receive_done(uid, error="not wanted any more")
+
+    def pulled(self, *, with_token: bool = True, error: str | None = None) -> None:
+        """The oldest pull is over: all is there, or nothing."""
+        if not self.pulls:
+            return
+        uid, pull = next(iter(self.pulls.items()))
+        del self.pulls[uid]
+        if uid in self.history.stopped:
+            self.history.stopped.remove(uid)
+            error = "not wanted any more"
+        if error is None:
+            self.device.receive(pull.request, pull.blocks, pull.num_cached_tokens)
+        self.manager.receive_done(uid, answer_of(pull.request)[0][0] if with_token and error is None else None, error)
+
+    def consume(self) -> None:
+        """D asks for the oldest lease."""
+        if self.lent:
+            uid = next(iter(self.lent))
+            lending = self.lent.pop(uid)
+            self.ask(lambda: self.manager.consume_lease(uid, lending.generation))
 
     def receive(self, request_id: str) -> None:
         """The KV of a reserved request comes in, and its first token."""
@@ -137,6 +167,10 @@ class World:
         effects = self.manager.take_effects()
         self.jobs += effects.jobs
         self.sending |= {sending.request_id: sending for sending in effects.sending}
+        self.pulls |= {pull.request.uid: pull for pull in effects.pulls}
+        self.lent |= {lending.uid: lending for lending in effects.lending if lending.token is not None}
+        for uid in effects.revoked:
+            self.lent.pop(uid, None)
         self.history.take(effects)
         self.manager._core.audit()
 
@@ -149,9 +183,15 @@ class World:
             self.manager.drop_reservations(list(self.reservations))
             self.prepare()
             self.send()
+            self.pulled()
+            self.connectors_stop()
+            self.manager.end_leases(self.lent)
             self.drain()
             self.launch()
             self.post()
+        self.drain()
+        self.connectors_stop()
+        self.manager.end_leases(self.lent)
         self.drain()
 
     def check(self) -> None:
@@ -159,7 +199,8 @@ class World:
         for one in self.asked:
             with suppress(Exception):
                 one.answer()
-        assert {request.uid for request in self.requests.values()} == set(self.history.ends)
+        left = {request.uid for request in self.requests.values()} ^ set(self.history.ends)
+        assert not left, (left, self.manager.snapshot())
         for request_id, request in self.requests.items():
             end, (answer, reason) = self.history.ends[request.uid], answer_of(request)
             tokens = self.history.tokens.get(request.uid, [])
@@ -167,7 +208,7 @@ class World:
                 assert (tokens, end.reason) == (answer, reason), request_id
             assert tokens == answer[: len(tokens)], request_id
         assert_nothing_held(self.manager)
-        assert not self.manager._core._state.leases
+        assert not len(self.manager._core._state.leases)
         assert len(self.manager._desk) == 0
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from headway.config import Role, SchedulerConfig
-from headway.request import Request, Span
+from headway.request import Request, Span, Transfer
 from headway.sampling import SamplingParams
 from headway.scheduler import (
     AbortRequests,
@@ -27,6 +27,7 @@ from headway.scheduler import (
     PreprocessDone,
     Progress,
     Query,
+    ReceiveDone,
     Reservation,
     ReserveDecode,
     ReservePrefill,
@@ -38,12 +39,13 @@ from headway.scheduler import (
     StepResult,
     Tick,
 )
+from headway.scheduler.effects import Lending, Pull
 from headway.scheduler.state.state import State
 from headway.simulation.device import OracleDevice
 from headway.simulation.digests import Words, answer_of, prompt_of
 from tests.history import History
 
-_OF_REQUEST = ("priority", "cache_salt", "stop_token_ids", "spans", "preprocess", "arrival_time")
+_OF_REQUEST = ("priority", "cache_salt", "stop_token_ids", "spans", "preprocess", "transfer", "arrival_time")
 
 
 class Driver:
@@ -52,7 +54,8 @@ class Driver:
     requests: all that were handed in, or reserved with a yes; as they were prepared. held: what the blocks of a request
     held when they were lent to a sender, uint64 [num_tokens].
     reservations: that were answered with a yes. awaited: replies to `await_steps`, as they came.
-    jobs: requests handed out to be prepared.
+    jobs: requests handed out to be prepared. pulls: by uid, handed out and not answered. lending, revoked: all there
+    were.
     """
 
     def __init__(
@@ -74,6 +77,9 @@ class Driver:
         self.reservations: dict[int, Reservation] = {}
         self.awaited: list[int] = []
         self.jobs: list[Request] = []
+        self.pulls: dict[int, Pull] = {}
+        self.lending: list[Lending] = []
+        self.revoked: list[int] = []
         self.batches: list[Batch] = []
         self._last_uid = 0
         self._last_reply = 0
@@ -82,6 +88,11 @@ class Driver:
     def state(self) -> State:
         """The core's, for what only a look inside can tell."""
         return self.core._state
+
+    @property
+    def stopped(self) -> list[int]:
+        """uids of pulls and reservations that are over, and whose blocks a connector may still write to."""
+        return self.history.stopped
 
     # -- messages ------------------------------------------------------------------------------------------------
 
@@ -133,6 +144,36 @@ class Driver:
             self.answer()
         self.device.receive(request, reservation.blocks, reservation.num_cached_tokens)
         return self.tell(StartDecode(request.uid, answer_of(request)[0][0]))
+
+    def pull(self, prompt: Sequence[int], max_tokens: int = 8, **options: object) -> Request:
+        """D: hand in a request whose KV comes from P."""
+        return self.add(prompt, max_tokens, transfer=Transfer.PULL, **options)
+
+    def lend(self, prompt: Sequence[int], **options: object) -> Request:
+        """P: hand in a request whose KV is lent to D."""
+        return self.add(prompt, 1, transfer=Transfer.LEND, **options)
+
+    def write(self, request: Request) -> None:
+        """D: the connector writes the KV of a pull."""
+        pull = self.pulls[request.uid]
+        self.device.receive(request, pull.blocks, pull.num_cached_tokens)
+
+    def received(self, request: Request, *, with_token: bool = True) -> Effects:
+        """D: all the KV of a pull is there, with P's token or without."""
+        self.write(request)
+        return self.receive_done(request, answer_of(request)[0][0] if with_token else None)
+
+    def receive_done(self, request: Request, token: int | None = None, error: str | None = None) -> Effects:
+        """D: the connector has stopped."""
+        self.pulls.pop(request.uid, None)
+        if request.uid in self.stopped:
+            self.stopped.remove(request.uid)
+        return self.tell(ReceiveDone(request.uid, token, error))
+
+    def connectors_stop(self) -> None:
+        """D: the connectors of pulls and reservations that have ended say that they have stopped."""
+        for uid in list(self.stopped):
+            assert not self.receive_done(self.requests[uid], error="not wanted any more")
 
     def sent(self, uid: int, error: str | None = None) -> Effects:
         """P: the sender is done. What it read must have been there all the time."""
@@ -189,7 +230,9 @@ class Driver:
 
     def tell(self, message: Command | Result | Tick) -> Effects:
         """Apply a message now."""
-        return self.note(self.core.apply(message, self.now))
+        effects = self.core.apply(message, self.now)
+        effects.pulls = self.core.take_pulls()
+        return self.note(effects)
 
     # -- steps ---------------------------------------------------------------------------------------------------
 
@@ -200,6 +243,7 @@ class Driver:
         if batch is not None:
             self.batches.append(batch)
             self.in_flight.append(self.device.run(batch))
+        self.note(Effects(pulls=self.core.take_pulls()))
         return batch
 
     def answer(self, error: str | None = None) -> Effects:
@@ -238,6 +282,11 @@ class Driver:
             assert reply not in self.awaited, "answered twice"
             self.awaited.append(reply)
         self.jobs += effects.jobs
+        self.pulls |= {pull.request.uid: pull for pull in effects.pulls}
+        for lending in effects.lending:
+            self.device.prompt_at(self.requests[lending.uid], lending.blocks, lending.num_tokens)
+        self.lending += effects.lending
+        self.revoked += effects.revoked
         self._check()
         return effects
 
@@ -257,10 +306,12 @@ class Driver:
             assert answer == answer_of(request)
 
     def assert_empty(self) -> None:
-        """Nothing is held any more, and nothing is waited for."""
+        """Nothing is held any more once the connectors have stopped, and nothing is waited for."""
+        self.connectors_stop()
         snapshot = self.core.snapshot()
         assert (snapshot.num_running, snapshot.num_waiting, snapshot.num_in_flight) == (0, 0, 0)
         assert (snapshot.num_preparing, snapshot.num_reserved, snapshot.num_sending) == (0, 0, 0)
+        assert (snapshot.num_receiving, snapshot.num_blocks_lent, snapshot.num_blocks_quarantined) == (0, 0, 0)
         assert snapshot.num_blocks_free + snapshot.num_blocks_evictable == snapshot.num_blocks_total
         assert self.core.slots.num_free_slots() == snapshot.num_slots and snapshot.num_slots_spanned == 0
         assert snapshot.num_requests_added == snapshot.num_requests_ended == len(self.requests)
@@ -279,7 +330,7 @@ class Driver:
         assert self.requests.keys() >= self.history.ends.keys()
         alive = len(self.requests) - len(self.history.ends)
         by_state = (snapshot.num_running, snapshot.num_waiting, snapshot.num_preparing, snapshot.num_reserved)
-        assert sum(by_state) + snapshot.num_sending == alive == len(self.core.requests())
+        assert sum(by_state) + snapshot.num_sending + snapshot.num_receiving == alive == len(self.core.requests())
 
 
 def config(**changes: object) -> SchedulerConfig:

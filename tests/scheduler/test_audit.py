@@ -14,6 +14,7 @@ from headway.kvcache import OwnershipError
 from headway.request import RequestStatus
 from headway.scheduler import Audit, AuditReport, Owner
 from headway.scheduler.audit import BLOCKS_PER_LOOK, SLOTS_PER_LOOK, STEPS_PER_LOOK
+from headway.scheduler.state.leases import Holder, Lease
 from headway.scheduler.state.slot_table import EMPTY
 from headway.scheduler.state.state import State
 from tests.scheduler.driver import Driver, config
@@ -178,8 +179,8 @@ class TestOnDemand:
         assert report.owners == (
             Owner("r3", "slot", 0, 3),
             Owner("r4", "slot", 1, 1),
-            Owner("r1", "lease", None, 3),
-            Owner(f"uid {aborted.uid}", "lease", None, 3),
+            Owner("r1", "sender", None, 3),
+            Owner(f"uid {aborted.uid}", "sender", None, 3),
         )
         assert (report.num_requests, report.num_slots_used, report.num_leases) == (4, 2, 2)
         assert (report.num_blocks_referenced, report.num_blocks_free, report.num_blocks_evictable) == (10, 29, 0)
@@ -210,7 +211,10 @@ class TestOnDemand:
             (lambda s: s.slots._free.pop(), "2 slots have an occupant and 1 are free, of 4"),
             (lambda s: s.entries.pop(2), "2 requests in slots + 0 without one are not 1"),
             (lambda s: s.population.__setitem__(0, 5), "are not 2 in all"),
-            (lambda s: s.leases.__setitem__(1, np.zeros(0, np.int32)), "a request that has a slot has lent its blocks"),
+            (
+                lambda s: s.leases.begin(1, Lease(Holder.SENDER, np.zeros(0, np.int32))),
+                "a request that has a slot has lent its blocks",
+            ),
             (lambda s: s.table.generation.__setitem__(0, 9), "slot 0: the handle of request 'r1' is void"),
         ],
     )
@@ -229,7 +233,9 @@ class TestOnDemand:
         other = driver.make(range(20, 29), max_tokens=1)
         driver.reserve(other)
         table = driver.state.table
-        table.block_tables[0, 0] = driver.state.leases[request.uid][0]
+        lease = driver.state.leases.of(request.uid, Holder.SENDER)
+        assert lease is not None
+        table.block_tables[0, 0] = lease.blocks[0]
         with pytest.raises(OwnershipError, match=r"held by request 'r2' \(slot 0\), sender of request 'r1'"):
             driver.core.audit()
 

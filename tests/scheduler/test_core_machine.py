@@ -33,6 +33,7 @@ from headway.scheduler import (
     StaticAllocation,
     never_fits,
 )
+from headway.scheduler.state.leases import Holder
 from headway.simulation.digests import EOS, answer_of
 from tests.examples import examples
 from tests.scheduler.driver import Driver, config
@@ -199,6 +200,14 @@ class CoreMachine(RuleBasedStateMachine):
         else:
             self.driver.start_decode(request)
 
+    @precondition(lambda self: self.driver.stopped)
+    @rule(data=st.data())
+    def connector_stops(self, data: st.DataObject) -> None:
+        uid = data.draw(st.sampled_from(sorted(self.driver.stopped)))
+        reservation = self.driver.reservations[uid]
+        self.driver.device.scribble(reservation.blocks, reservation.num_cached_tokens)
+        assert not self.driver.receive_done(self.driver.requests[uid], error="stopped")
+
     @precondition(lambda self: self.sending)
     @rule(data=st.data(), error=st.sampled_from((None, None, "D is gone")))
     def sent(self, data: st.DataObject, error: str | None) -> None:
@@ -302,9 +311,11 @@ class CoreMachine(RuleBasedStateMachine):
         alive = self.alive()
         self.preparing = {uid: request for uid, request in self.preparing.items() if uid in alive}
         self.reserved = {uid: request for uid, request in self.reserved.items() if uid in alive}
-        leases = set(self.driver.state.leases)
+        leases = {uid for uid, lease in self.driver.state.leases.items() if lease.holder is Holder.SENDER}
         self.sending |= {uid for uid in leases if uid in self.driver.history.sent}
         assert leases == self.sending
+        quarantined = {uid for uid, lease in self.driver.state.leases.items() if lease.holder is Holder.RECEIVER}
+        assert quarantined == set(self.driver.stopped)
         snapshot = self.driver.core.snapshot()
         assert (snapshot.num_preparing, snapshot.num_reserved) == (len(self.preparing), len(self.reserved))
         assert snapshot.num_sending == len(self.sending & alive)
@@ -325,7 +336,8 @@ class CoreMachine(RuleBasedStateMachine):
             self.begin(request)
         for _ in range(40 * (1 + len(self.driver.requests))):  # tokens of the longest request, one after the other
             self.driver.step()
-            for uid in list(self.driver.state.leases):
+            self.driver.connectors_stop()
+            for uid, _ in self.driver.state.leases.items():
                 self.driver.sent(uid)
             if not self.alive() and not self.driver.in_flight:
                 break

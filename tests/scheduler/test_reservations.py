@@ -4,10 +4,13 @@ import pytest
 
 from headway.config import Role
 from headway.errors import QueryError
+from headway.request import FinishReason
 from headway.scheduler import (
+    AddRequest,
     DropReservations,
     Pause,
     PreemptAll,
+    ReceiveDone,
     Reservation,
     ReserveDecode,
     ReservePrefill,
@@ -251,6 +254,53 @@ class TestReservationsOfD:
         driver.run()
         driver.assert_answered(waits)
 
+    def test_whose_blocks_were_told_keep_them_after_their_end_until_the_connector_has_stopped(self) -> None:
+        driver = d_of()
+        request = driver.make(range(9))
+        driver.reserve(request, timeout=1.0)
+        driver.wait(1.0)
+        snapshot = driver.core.snapshot()
+        assert (snapshot.num_blocks_quarantined, snapshot.num_blocks_free) == (3, 36)
+        assert driver.core.slots.num_free_slots() == 4
+        assert [(owner.name, owner.kind) for owner in driver.core.audit_report().owners] == [("uid 1", "receiver")]
+        driver.device.scribble(driver.reservations[request.uid].blocks, 0)  # late, and harmless
+        driver.receive_done(request, error="too late")
+        assert driver.core.snapshot().num_blocks_free == 39
+
+    def test_whose_blocks_no_connector_was_told_give_them_back_at_once(self) -> None:
+        driver = d_of()
+        request = driver.make(range(9))
+        driver.requests[request.uid] = request
+        assert driver.ask(lambda reply: ReserveDecode(reply, request, 1.0, shows_blocks=False))
+        before = driver.core.snapshot()
+        assert not driver.receive_done(request, 3)  # of no connector: nothing has come
+        assert driver.core.snapshot() == before
+        driver.wait(1.0)
+        assert driver.stopped == [] and driver.core.snapshot().num_blocks_free == 39
+        driver.assert_empty()
+
+    def test_may_be_started_by_the_connector_which_knows_that_all_is_there(self) -> None:
+        for token in (True, False):
+            driver = d_of()
+            request = driver.make(range(9), max_tokens=4)
+            reservation = driver.reserve(request)
+            assert reservation is not None
+            driver.device.receive(request, reservation.blocks, 0)
+            driver.receive_done(request, answer_of(request)[0][0] if token else None)
+            assert driver.history.started == {request.uid: 0}
+            driver.run()
+            driver.assert_answered()
+            driver.assert_empty()
+
+    def test_end_with_what_their_connector_says_went_wrong(self) -> None:
+        driver = d_of()
+        request = driver.make(range(9))
+        driver.reserve(request)
+        driver.receive_done(request, error="P is gone")
+        assert driver.ended(request) == "error: the KV of its prompt has not come: P is gone"
+        assert driver.stopped == [] and driver.core.snapshot().num_blocks_free == 39
+        driver.assert_empty()
+
     def test_a_short_hold_lapses_before_a_long_one(self) -> None:
         driver = d_of()
         long, short = driver.make(range(5)), driver.make(range(6))
@@ -288,8 +338,10 @@ class TestReservationsOfD:
             driver.step()
         assert driver.ended(grows) is None
         driver.wait(5.0)
-        driver.run()
         assert driver.ended(held)
+        assert driver.launch() is None  # a connector may still write to the 6 blocks
+        driver.connectors_stop()
+        driver.run()
         driver.assert_answered(grows)
         driver.assert_empty()
 
@@ -345,12 +397,25 @@ class TestRoles:
             driver.core.ask(ReserveDecode(9, request, 1.0))
         assert driver.core.snapshot().num_reserved == 1
 
+    def test_a_uid_whose_former_blocks_have_not_come_back_is_an_error(self) -> None:
+        driver = d_of()
+        request = driver.make([1, 2])
+        driver.reserve(request)
+        driver.abort(request.uid)
+        message = "the blocks of a former request of uid 1 have not come back"
+        with pytest.raises(QueryError, match=message):
+            driver.core.ask(ReserveDecode(9, request, 1.0))
+        again = driver.core.apply(AddRequest(request))
+        assert [(end.reason, end.error) for end in again.ended] == [(FinishReason.ERROR, message)]
+        driver.core.audit()
+
     def test_d_never_starts_a_prefill_nor_p_a_decode(self) -> None:
         p, d = p_of(), d_of()
         for driver in (p, d):
             driver.reserve(driver.make(range(9), max_tokens=1))
         d.start_prefill(1)
         assert not p.tell(StartDecode(1, 3))
+        assert not p.tell(ReceiveDone(1, 3)) and not p.tell(ReceiveDone(1, error="broken"))
         assert p.launch() is None and d.launch() is None
         assert p.core.snapshot().num_reserved == d.core.snapshot().num_reserved == 1
 

@@ -19,9 +19,12 @@ from headway.scheduler import (
     DropReservations,
     Effects,
     FinishRequests,
+    LeasesEnded,
+    LeasesRenewed,
     Pause,
     PreprocessDone,
     PublishOutput,
+    ReceiveDone,
     Resume,
     SendDone,
     StartDecode,
@@ -146,6 +149,18 @@ def sending() -> Scene:
     return Scene(driver, request)
 
 
+def receiving() -> Scene:
+    """Its KV is on the way."""
+    driver = Driver(config(role=Role.DECODE), depth=2)
+    driver.add(OTHER, max_tokens=12)
+    driver.launch()
+    driver.answer()
+    request = driver.pull(range(9), max_tokens=12)
+    driver.launch()
+    assert request.uid in driver.pulls
+    return Scene(driver, request)
+
+
 SCENES: dict[Callable[[], Scene], RequestStatus] = {
     waiting: RequestStatus.WAITING,
     preparing: RequestStatus.PREPARING,
@@ -158,6 +173,7 @@ SCENES: dict[Callable[[], Scene], RequestStatus] = {
     reserved_in_p: RequestStatus.RESERVED,
     reserved_in_d: RequestStatus.RESERVED,
     sending: RequestStatus.SENDING,
+    receiving: RequestStatus.RECEIVING,
 }
 RUNNING = {prefill, first_token, decode, last_step, only_step}
 RESERVED = {reserved_in_p, reserved_in_d}
@@ -237,6 +253,8 @@ def everything_comes_late(driver: Driver, request: Request, flying: list[StepRes
             assert not driver.tell(result)
     if not over:
         return
+    if uid in driver.stopped:
+        assert not driver.receive_done(request, error="too late")  # which frees the blocks, and nothing else
     if uid in driver.history.sent:
         assert not driver.sent(uid)  # which frees the blocks, and nothing else
     for message in (
@@ -246,6 +264,10 @@ def everything_comes_late(driver: Driver, request: Request, flying: list[StepRes
         StartDecode(uid, 3),
         DropReservations((uid,)),
         SendDone(uid),
+        ReceiveDone(uid, 3),
+        ReceiveDone(uid, error="too late"),
+        LeasesRenewed((uid, uid)),
+        LeasesEnded((uid,)),
         FinishRequests((uid, uid)),
         AbortRequests((uid,)),
         PublishOutput((uid,)),
@@ -257,13 +279,16 @@ def everything_comes_late(driver: Driver, request: Request, flying: list[StepRes
 
 
 def go_on_to_the_end(driver: Driver) -> None:
-    """The requests that are prepared, reserved or sending get on; the steps succeed."""
+    """The requests that are prepared, reserved, receiving or sending get on; the steps succeed."""
+    driver.connectors_stop()
     for request in list(driver.requests.values()):
         progress = driver.progress(request)
         if progress is None:
             continue
         if progress.status is RequestStatus.PREPARING:
             driver.prepared(request)
+        elif progress.status is RequestStatus.RECEIVING:
+            driver.received(request)
         elif progress.status is RequestStatus.RESERVED:
             if driver.config.role is Role.PREFILL:
                 driver.start_prefill(request.uid)

@@ -17,6 +17,7 @@ from headway.scheduler import (
     Message,
     PreprocessDone,
     PublishOutput,
+    ReceiveDone,
     SendDone,
     StartDecode,
     StartPrefill,
@@ -75,11 +76,13 @@ DEEDS: dict[Event, Deed] = {
     Event.DROP: lambda moves, _, entry: moves.end(entry, REASON, event=Event.DROP),
     Event.EXPIRE: lambda moves, _, entry: moves.end(entry, REASON, event=Event.EXPIRE),
     Event.END: lambda moves, _, entry: moves.end(entry, REASON),
+    Event.PULL: lambda moves, state, entry: moves.pull(entry, blocks_for(Event.PULL, state, entry), 0, 9.0),
+    Event.GIVE_UP: lambda moves, _, entry: moves.give_up(entry),
 }
 # What says so from outside, to a request in any state.
 MESSAGES: dict[Event, Callable[[int], list[Message]]] = {
     Event.PREPARED: lambda uid: [PreprocessDone(uid), PreprocessDone(uid, error="broken")],
-    Event.RECEIVE: lambda uid: [StartDecode(uid, 3)],
+    Event.RECEIVE: lambda uid: [StartDecode(uid, 3), ReceiveDone(uid, 3), ReceiveDone(uid, error="broken")],
     Event.START: lambda uid: [StartPrefill((uid,))],
     Event.PUBLISH: lambda uid: [PublishOutput((uid,))],
     Event.SENT: lambda uid: [SendDone(uid), SendDone(uid, "broken")],

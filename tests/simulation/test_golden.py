@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pytest
 
-from headway.simulation.simulate import run_seed
+from headway.simulation.simulate import Traffic, run_seed
 from tools import golden
 
 
@@ -16,6 +16,7 @@ from tools import golden
 @pytest.mark.parametrize("name", golden.RUNS)
 def test_a_seed_decides_as_it_did(seed: int, name: str) -> None:
     static = name == "v0" if name in ("v0", "v2") else None
-    run = run_seed(seed, golden.NUM_STEPS, "liveness", static, "siblings" if name == "siblings" else "mixed")
+    traffic: Traffic = name if name in ("siblings", "transfers") else "mixed"  # type: ignore[assignment]
+    run = run_seed(seed, golden.NUM_STEPS, "liveness", static, traffic)
     assert run.violation is None
     assert run.decisions == golden.stored()[seed][name]

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,15 +18,19 @@ from headway.cli import main
 from headway.config import Role
 from headway.kvcache import BlockPool, PrefixCache
 from headway.request import FinishReason
-from headway.scheduler import Batch, Effects, Scheduler
+from headway.scheduler import Batch, ConsumeLease, Effects, Scheduler
 from headway.scheduler.batch import IntArray
+from headway.scheduler.handlers.clock import Clock
 from headway.scheduler.handlers.requests import Requests
 from headway.scheduler.handlers.results import Results
+from headway.scheduler.handlers.transfers import Transfers
+from headway.scheduler.passes.admissions import Admissions
 from headway.scheduler.passes.decode_rows import DecodeRows
 from headway.scheduler.passes.steps import Chunk, LaunchedStep
 from headway.scheduler.state.deadlines import Deadlines
 from headway.scheduler.state.encoder_cache import EncoderCache
 from headway.scheduler.state.entry import Entry
+from headway.scheduler.state.leases import Holder
 from headway.scheduler.state.moves import Moves
 from headway.scheduler.state.state import State
 from headway.scheduler.state.waiting_queue import WaitingQueue
@@ -33,6 +38,7 @@ from headway.simulation.events import EVENTS, Event, EventTrace, read_events
 from headway.simulation.minimise import minimise
 from headway.simulation.setting import Setting
 from headway.simulation.simulate import Run, run_seed, run_trace
+from headway.simulation.simulation import OF_THE_CONNECTOR
 
 
 class TestTheCore:
@@ -59,17 +65,35 @@ class TestTheCore:
         assert counts["tokens found in the prefix cache"] > counts["tokens generated"]
         assert counts["sent back by a failed step"] and counts["preemptions"] and counts["reset_cache"]
 
+    @pytest.mark.parametrize("first", range(0, 24, 6))
+    def test_keeps_its_promises_while_kv_moves_between_engines(self, first: int) -> None:
+        for seed in range(first, first + 6):
+            run = run_seed(seed, 600, traffic="transfers")
+            assert run.violation is None, f"seed {seed}: {run.violation}"
+
 
 class TestRuns:
     def test_are_not_dull(self) -> None:
-        counts = dict.fromkeys(EVENTS, 0)
+        moves = set(OF_THE_CONNECTOR) - {"received"}
+        counts = dict.fromkeys(EVENTS.keys() - moves, 0)
         for seed in range(10):
             for name, count in run_seed(seed, 600).counts.items():
                 counts[name] = counts.get(name, 0) + count
-        assert min(counts[name] for name in EVENTS) > 0, counts
+        assert min(counts[name] for name in EVENTS.keys() - moves) > 0, counts
+        assert counts["reservations stopped"] > 3
         assert counts["requests completed"] > 300 and counts["tokens found in the prefix cache"] > 300
         for kind in ("preemptions", "failed steps", "wrong token counts", "lost steps", "slow steps", "timeouts"):
             assert counts[kind] > 3, counts
+
+    def test_of_transfers_are_not_dull(self) -> None:
+        counts: Counter[str] = Counter()
+        for seed in range(20):
+            counts += Counter(run_seed(seed, 600, "liveness", traffic="transfers").counts)
+        assert min(counts[name] for name in EVENTS) > 0, counts
+        for kind in ("pulls ok", "pulls ok, and P's token", "pulls failed", "pulls stopped", "reservations stopped"):
+            assert counts[kind] > 10, counts
+        for kind in ("chunks lent", "leases consumed", "leases found void", "leases revoked", "timeouts"):
+            assert counts[kind] > 10, counts
 
     def test_of_one_seed_are_the_same_bit_for_bit(self) -> None:
         one, again, other = run_seed(7, 600), run_seed(7, 600), run_seed(8, 600)
@@ -201,8 +225,10 @@ def blocks_are_given_away_while_they_are_sent(patch: pytest.MonkeyPatch) -> None
 
     def lend_nothing(self: Moves, entry: Entry, outcome: FinishReason, until: float) -> IntArray:
         blocks = lend(self, entry, outcome, until)
+        lease = self._state.leases.of(entry.uid, Holder.SENDER)
+        assert lease is not None
         self.end_lease(entry.uid)
-        self._state.leases[entry.uid] = blocks[:0]
+        self._state.leases.begin(entry.uid, lease._replace(blocks=blocks[:0]))
         return blocks
 
     patch.setattr(Moves, "lend", lend_nothing)
@@ -310,6 +336,94 @@ def test_siblings_show_when(broken: Break, monkeypatch: pytest.MonkeyPatch) -> N
     assert violation.rule in ("foreign KV", "wrong token", "wrong batch"), violation
 
 
+def the_blocks_of_a_pull_that_is_not_wanted_are_free_at_once(patch: pytest.MonkeyPatch) -> None:
+    def keep_none(self: Moves, entry: Entry, blocks: IntArray) -> IntArray:
+        if entry.filled_from_outside:
+            entry.filled_from_outside = False
+            self._state.stopped_pulls.append(entry.uid)
+        return blocks
+
+    patch.setattr(Moves, "_kept_from_outside", keep_none)
+
+
+def every_lease_is_said_to_be_valid(patch: pytest.MonkeyPatch) -> None:
+    consume = Transfers.consume
+    patch.setattr(Transfers, "consume", lambda self, query: consume(self, query) or True)
+
+
+def no_lease_ends_by_the_clock(patch: pytest.MonkeyPatch) -> None:
+    def tick(self: Clock, now: float, effects: Effects) -> None:
+        leases = {uid for uid, lease in self._state.leases.items() if lease.holder is Holder.BORROWER}
+        kept = [uid for uid in self._state.deadlines.expired(now) if uid not in leases]
+        for uid in kept:
+            self._state.deadlines.set(uid, now)
+        tick_of_the_others(self, now, effects)
+
+    tick_of_the_others = Clock.tick
+    patch.setattr(Clock, "tick", tick)
+
+
+def leases_outlive_their_device_and_a_reset(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Transfers, "revoke_all", lambda self, effects: None)
+
+
+def kv_is_pulled_where_steps_still_write(patch: pytest.MonkeyPatch) -> None:
+    take_pulls = Admissions.take_pulls
+    patch.setattr(Admissions, "take_pulls", lambda self, oldest: take_pulls(self, 1 << 60))
+
+
+def a_last_block_is_published_before_its_last_position_is_computed(patch: pytest.MonkeyPatch) -> None:
+    store = State.store
+    patch.setattr(State, "store", lambda self, entry, start, end: store(self, entry, start, len(entry.tokens)))
+
+
+def a_chunk_is_lent_before_its_step_has_succeeded(patch: pytest.MonkeyPatch) -> None:
+    chunk_done = Transfers.chunk_done
+
+    def all_that_is_launched(
+        self: Transfers, entry: Entry, num_tokens: int, token: int | None, now: float, effects: Effects
+    ) -> None:
+        chunk_done(self, entry, int(self._state.table.num_computed[entry.slot]), token, now, effects)
+
+    patch.setattr(Transfers, "chunk_done", all_that_is_launched)
+
+
+def a_wrong_generation_is_as_good_as_the_right_one(patch: pytest.MonkeyPatch) -> None:
+    consume = Transfers.consume
+
+    def consume_any(self: Transfers, query: ConsumeLease) -> bool:
+        lease = self._state.leases.of(query.uid, Holder.BORROWER)
+        return consume(self, query if lease is None else replace(query, generation=lease.generation))
+
+    patch.setattr(Transfers, "consume", consume_any)
+
+
+def no_prompt_whose_kv_is_late_is_computed_here(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Moves, "give_up", lambda self, entry: self._state.deadlines.clear(entry.uid))
+
+
+BROKEN_TRANSFERS: list[tuple[Break, str]] = [
+    (the_blocks_of_a_pull_that_is_not_wanted_are_free_at_once, "foreign KV|two writers|wrong token"),
+    (every_lease_is_said_to_be_valid, "bad answer"),
+    (no_lease_ends_by_the_clock, "outlives its deadline|wrong deadline"),
+    (leases_outlive_their_device_and_a_reset, "not revoked|lent and written to"),
+    (kv_is_pulled_where_steps_still_write, "two writers|foreign KV"),
+    (a_last_block_is_published_before_its_last_position_is_computed, "foreign KV"),
+    (a_chunk_is_lent_before_its_step_has_succeeded, "read too early"),
+    (a_wrong_generation_is_as_good_as_the_right_one, "bad answer"),
+    (no_prompt_whose_kv_is_late_is_computed_here, "outlives its deadline|not given up|endless|wrong deadline"),
+]
+
+
+@pytest.mark.parametrize(("broken", "rules"), [pytest.param(*case, id=case[0].__name__) for case in BROKEN_TRANSFERS])
+def test_transfers_show_when(broken: Break, rules: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken(monkeypatch)
+    runs = (run_seed(seed, 600, traffic="transfers") for seed in range(60))
+    violation = next((run.violation for run in runs if run.violation is not None), None)
+    assert violation is not None, "60 seeds, and it was not noticed"
+    assert re.fullmatch(rules, violation.rule), violation
+
+
 @pytest.mark.parametrize(("broken", "rules", "start"), [pytest.param(*case, id=case[0].__name__) for case in BROKEN])
 def test_the_simulator_notices_when(broken: Break, rules: str, start: int, monkeypatch: pytest.MonkeyPatch) -> None:
     broken(monkeypatch)
@@ -398,7 +512,7 @@ class TestTheCommand:
             (["--seeds", "many"], "--seeds must be a number or a range such as 0..999, got 'many'"),
             (["--steps", "0"], "--steps must be at least 1, got 0"),
             (["--jobs", "0"], "--jobs must be at least 1, got 0"),
-            (["--traffic", "dense"], "--traffic must be one of mixed, siblings, got 'dense'"),
+            (["--traffic", "dense"], "--traffic must be one of mixed, siblings, transfers, got 'dense'"),
             (["--mode", "fast"], "--mode must be one of safety, liveness, both, got 'fast'"),
             (["--trace", "/nowhere"], "No such file or directory: '/nowhere'"),
         ],

@@ -18,7 +18,7 @@ from headway.errors import (
     RequestError,
 )
 from headway.model_limits import ModelLimits
-from headway.request import FinishReason, NewRequest, Span
+from headway.request import FinishReason, NewRequest, Span, Transfer
 from headway.sampling import SamplingParams
 from headway.scheduler.audit import AuditReport, Owner
 from headway.scheduler.batch import Logprobs
@@ -58,6 +58,7 @@ def test_a_request_crosses_unchanged() -> None:
         cache_salt="salt",
         spans=(Span(0, 2, b"digest", 5),),
         preprocess=b"image",
+        transfer=Transfer.PULL,
         arrival_time=2.5,
     )
     (arrived,) = codec.decode_to_engine(codec.encode(to_engine.AddGroup([sent]))).requests
@@ -99,7 +100,7 @@ def test_commands_cross_unchanged(message: to_engine.ToEngine) -> None:
         to_client.Status(Snapshot(num_running=3, num_preemptions=1), True, "broken"),
         to_client.Status(Snapshot(paused=True, next_deadline=1.25), False, None),
         to_client.Returned(
-            3, AuditReport(("a", "b"), 1, 2, 3, 4, 5, 6, (Owner("r", "slot", 7, 8), Owner("s", "lease", None, 9)))
+            3, AuditReport(("a", "b"), 1, 2, 3, 4, 5, 6, (Owner("r", "slot", 7, 8), Owner("s", "borrower", None, 9)))
         ),
         to_client.Returned(3, 17),
         to_client.Returned(3, True),

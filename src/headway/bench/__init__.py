@@ -5,6 +5,7 @@
                         neighbour.py, neighbour_process.py, peak_memory.py
     soak.py             the memory of an engine process under very many short requests
     throughput.py       tokens per second beside transformers: shapes.py, generators.py, generator_process.py
+    transfer.py         KV blocks between two processes: lending_process.py
     benchmark.py        common to all benchmarks: tables.py, plot.py, machine.py, rounds.py
     child_process.py    programs that run beside this one: answering.py (their side), server_process.py
 
@@ -21,7 +22,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from headway.bench import abuse, serve, soak, throughput
+from headway.bench import abuse, serve, soak, throughput, transfer
 
 ENTRY_POINTS = "headway.bench"
 
@@ -54,6 +55,7 @@ app.command("abuse")(abuse.command)
 app.command("serve")(serve.command)
 app.command("soak")(soak.command)
 app.command("throughput")(throughput.command)
+app.command("transfer")(transfer.command)
 
 
 @app.callback()

@@ -45,6 +45,7 @@ def expand(request: NewRequest, uids: Sequence[int]) -> list[NewRequest]:
             request,
             uid=uid,
             request_id=f"{request.request_id}-{i}",
+            transfer=request.transfer if i == 0 else None,  # the others find the prompt in the prefix cache
             sampling=replace(sampling, n=1, seed=_shift_seed(sampling.seed, i)),
         )
         for i, uid in enumerate(uids)
@@ -204,7 +205,7 @@ class TokenProcessor:
         now: seconds, on the clock of all calls.
         """
         processed = Processed()
-        self._note_starts(effects, now)
+        self._note_news(effects, now)
         ends = {end.uid: end for end in effects.ended}
         changed: dict[int, OpenSequence] = {}
         stopped: dict[int, str] = {}  # uid -> the stop string found
@@ -232,13 +233,16 @@ class TokenProcessor:
                 processed.deltas.append(sequence.take_delta(ONGOING))
         return processed
 
-    def _note_starts(self, effects: Effects, now: float) -> None:
+    def _note_news(self, effects: Effects, now: float) -> None:
         for uid, num_cached_tokens in effects.started:
             sequence = self._sequences.get(uid)
             # Only the first of n answers counts: the others may find cached blocks that the first has just computed.
             if sequence is not None and sequence.index == 0:
                 sequence.request.num_cached_tokens = num_cached_tokens
                 sequence.request.output.metrics.started_time = now
+        for uid, params in effects.handovers:
+            if (sequence := self._sequences.get(uid)) is not None:
+                sequence.request.output.kv_transfer_params = params
 
     def _take_tokens(
         self,

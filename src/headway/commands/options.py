@@ -76,6 +76,10 @@ _ENGINE_WORDS: dict[str, tuple[str, str | bool]] = {  # field of EngineConfig ->
     "async_scheduling": ("Schedule the next step while the present one computes.", True),
     "step_timeout": ("Seconds until the engine gives up a step that does not end.", True),
     "seed": ("Seed for requests that bring none.", True),
+    "kv_listen": ("HOST:PORT where other engines may read the KV that this engine lends.", "nothing is lent"),
+    "kv_peers": ("HOST:PORT,... of the engines whose KV this engine may pull.", "none"),
+    "kv_secret": ("Secret that the engines share; better given by the environment (HEADWAY_KV_SECRET).", "none"),
+    "kv_shared_memory": ("Read the KV of engines on the same host through sockets too.", False),
 }
 _SCHEDULING_WORDS: dict[str, tuple[str, str | bool]] = {
     "enable_output_caching": ("Do not cache generated tokens.", False),
@@ -103,6 +107,10 @@ _SCHEDULING_WORDS: dict[str, tuple[str, str | bool]] = {
     "reservation_timeout": ("Seconds until a reserved slot that is not used is released.", True),
     "hold_timeout": ("Seconds to hold the slot after a room check.", True),
     "send_timeout": ("Seconds that sending KV from prefill to decode may take.", True),
+    "lend_timeout": ("Seconds until lent KV blocks come back, if the decode engine does not ask for more.", True),
+    "receive_timeout": ("Seconds until a prompt whose KV does not come is computed here.", True),
+    "max_lent_blocks": ("The most KV blocks that are lent; then the oldest that no engine wants goes.", "the pool"),
+    "max_receiving_blocks": ("The most KV blocks that KV of other engines is on the way to.", "the pool"),
 }
 
 

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
 from headway.config import EngineConfig
+from headway.engine.connector import Connector, connector_of
 from headway.engine.preprocess import Prepared, PreprocessPool
 from headway.engine.writer import OnEffects, OnSending, WriterLoop
 from headway.executor.base import Executor
 from headway.managers import MANAGERS, Manager, choose_scheduler
 from headway.model_files import ModelFiles
 from headway.model_limits import ModelLimits
-from headway.request import NewRequest, Request
+from headway.request import NewRequest, Request, Transfer
 from headway.token_ids import pack
+
+logger = logging.getLogger(__name__)
 
 Preprocess = Callable[[Request], Prepared]
 
@@ -32,7 +36,7 @@ class Engine:
 
     preprocess: makes the prompt and the spans of requests that bring `preprocess`, on threads of the engine; see
         `PreprocessPool`. Its result is checked as at the door. None: such requests are refused.
-    on_sending, async_scheduling: see `WriterLoop`.
+    on_sending, connector, async_scheduling: see `WriterLoop`.
     """
 
     def __init__(
@@ -43,10 +47,12 @@ class Engine:
         *,
         preprocess: Preprocess | None = None,
         on_sending: OnSending | None = None,
+        connector: Connector | None = None,
         async_scheduling: bool = True,
         step_timeout: float = 300.0,
     ) -> None:
         self._manager = manager
+        self._connector = connector
         pool = None
         if preprocess is not None:
             pool = PreprocessPool(partial(_prepare, preprocess, manager), PREPROCESS_THREADS, manager.post_result)
@@ -55,6 +61,7 @@ class Engine:
             executor,
             on_effects,
             on_sending=on_sending,
+            connector=connector,
             pool=pool,
             async_scheduling=async_scheduling,
             step_timeout=step_timeout,
@@ -78,6 +85,8 @@ class Engine:
         files = ModelFiles.resolve(config)
         executor = TransformersExecutor(files, config)
         limits = replace(files.limits, encodes_media=False)
+        memory = executor.kv_memory()
+        connect = None if memory is None or not config.moves_kv else partial(connector_of, config, memory)
         engine = cls.assemble(
             config,
             executor,
@@ -86,6 +95,7 @@ class Engine:
             on_effects,
             preprocess=preprocess,
             on_sending=on_sending,
+            connect=connect,
         )
         engine._files = files
         return engine
@@ -101,8 +111,10 @@ class Engine:
         *,
         preprocess: Preprocess | None = None,
         on_sending: OnSending | None = None,
+        connect: Callable[[Manager], Connector] | None = None,
     ) -> Engine:
-        """An engine of the chosen manager and any executor. num_blocks: KV blocks of the executor, block 0 included."""
+        """An engine of the chosen manager and any executor. num_blocks: KV blocks of the executor, block 0 included.
+        connect: makes the connector, once there is a manager; None: there is none."""
         scheduler_config = config.for_scheduler(
             max_model_len=limits.max_model_len,
             num_blocks=num_blocks,
@@ -119,6 +131,7 @@ class Engine:
             on_effects,
             preprocess=preprocess,
             on_sending=on_sending,
+            connector=None if connect is None else connect(manager),
             async_scheduling=config.async_scheduling,
             step_timeout=config.step_timeout,
         )
@@ -145,7 +158,10 @@ class Engine:
         was added.
         """
         request = self._manager.door.make_request(new)
-        self._manager.add(request)
+        if self._connector is None or request.transfer is None:
+            self._manager.add(request)
+        else:
+            self._add_with_transfer(request, self._connector)
         return request.uid
 
     def failure(self) -> str | None:
@@ -166,6 +182,22 @@ class Engine:
         while self._manager.door.num_inside and not self._is_over() and time.monotonic() < until:
             time.sleep(_POLL_SECONDS)
         self._loop.stop()
+
+    def _add_with_transfer(self, request: Request, connector: Connector) -> None:
+        """Add a request after the connector knows of it. Where nothing can be pulled, the prompt is computed here."""
+        if request.transfer is Transfer.LEND:
+            connector.expect(request)
+        else:
+            try:
+                connector.want(request.uid, request.kv_transfer_params or {})
+            except ValueError as error:
+                logger.warning("request %r computes its prompt here: %s", request.request_id, error)
+                request = replace(request, transfer=None)
+        try:
+            self._manager.add(request)
+        except BaseException:
+            connector.ended([request.uid])
+            raise
 
     def _is_over(self) -> bool:
         return self._loop.failure is not None or self._manager.snapshot().paused

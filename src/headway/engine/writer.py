@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 
 from headway.config import Role
+from headway.engine.connector import Connector
 from headway.engine.preprocess import PreprocessPool
 from headway.error_text import first_line
 from headway.executor.base import Executor
@@ -40,6 +41,8 @@ class WriterLoop:
     on_effects: gets `started`, `tokens` and `ended` on this thread; must not block.
     on_sending: gets each prompt whose KV has to go to D, on this thread, after the effects with its first token. It
         must not block, and must arrange that `manager.send_done` follows. None: there is no connector.
+    connector: moves KV that is pulled or lent. None: prompts whose KV should be pulled are computed here, and leases
+        end as soon as they begin.
     pool: prepares requests; the loop starts and stops it. None: there is no preprocessor.
     async_scheduling: launch the next step while one computes, if the executor takes two. False: each launch waits for
         the result of the step before it.
@@ -54,6 +57,7 @@ class WriterLoop:
         on_effects: OnEffects,
         *,
         on_sending: OnSending | None = None,
+        connector: Connector | None = None,
         pool: PreprocessPool | None = None,
         async_scheduling: bool = True,
         step_timeout: float = 300.0,
@@ -62,6 +66,7 @@ class WriterLoop:
         self._executor = executor
         self._on_effects = on_effects
         self._on_sending = on_sending
+        self._connector = connector
         self._pool = pool
         self._max_in_flight = executor.max_in_flight if async_scheduling else 1
         self._step_timeout = step_timeout
@@ -106,6 +111,8 @@ class WriterLoop:
             self._thread.join()
         if self._pool is not None:
             self._pool.shutdown()
+        if self._connector is not None:  # before the executor: it writes to the memory of the KV cache
+            self._connector.close()
         self._executor.shutdown()
 
     # -- the thread ----------------------------------------------------------------------------------------------
@@ -131,6 +138,7 @@ class WriterLoop:
         try:
             effects = self._manager.close(reason, self._failure or SHUT_DOWN)
             effects.jobs, effects.sending = [], []  # their requests have ended
+            effects.pulls, effects.stopped_pulls, effects.lending, effects.revoked = [], [], [], []
             if effects:
                 self._on_effects(effects)
         except BaseException as error:
@@ -154,6 +162,7 @@ class WriterLoop:
 
     def _carry_out(self, effects: Effects) -> None:
         """Jobs go to the pool, KV to the connector, all other effects to `on_effects`."""
+        self._carry_out_transfers(effects)
         jobs, sending = effects.jobs, effects.sending
         effects.jobs, effects.sending = [], []
         for request in jobs:
@@ -171,6 +180,31 @@ class WriterLoop:
                 self._on_sending(one)
             else:
                 self._manager.send_done(one.uid, NO_CONNECTOR)
+
+    def _carry_out_transfers(self, effects: Effects) -> None:
+        """Tell the connector what is pulled and lent. It hears of a lease before the callers hear that the request has
+        ended: D may ask for the lease at once."""
+        connector, manager = self._connector, self._manager
+        pulls, stopped_pulls, lending, revoked = effects.pulls, effects.stopped_pulls, effects.lending, effects.revoked
+        effects.pulls, effects.stopped_pulls, effects.lending, effects.revoked = [], [], [], []
+        if connector is None:
+            for pull in pulls:
+                manager.receive_done(pull.request.uid, error=NO_CONNECTOR)
+            if leased := [one.uid for one in lending if one.token is not None]:
+                manager.end_leases(leased)
+            return
+        for part in lending:
+            connector.lending(part)
+            if part.token is not None and (params := connector.handover(part.uid)) is not None:
+                effects.handovers.append((part.uid, params))
+        for uid in revoked:  # after `lending`: both may concern one lease
+            connector.revoked(uid)
+        for uid in stopped_pulls:
+            connector.stop_pull(uid)
+        for pull in pulls:
+            connector.pull(pull)
+        if effects.ended:
+            connector.ended([end.uid for end in effects.ended])
 
     def _patience(self) -> float:
         """How long the writer may sleep, in seconds: not past a deadline of the core, nor of the watchdog."""
@@ -191,10 +225,11 @@ class WriterLoop:
             logger.warning("the writer was stopped for %.1f s: the time of the step is counted anew", late)
             self._progress_at = now
         seen = (snapshot.step_id, snapshot.num_in_flight)
-        # Nothing runs, because reserved or sending requests have the slots or blocks: the writer waits for the other
-        # engine. The core has a deadline for this.
+        # Nothing runs, because blocks or slots are held for or by another engine: the writer waits for that. The core
+        # has a deadline for this, except for blocks that a connector has not said to have left.
         idle = not (snapshot.num_in_flight or snapshot.num_running)
-        awaits_other = idle and (snapshot.num_reserved or snapshot.num_sending)
+        held = snapshot.num_reserved + snapshot.num_sending + snapshot.num_receiving
+        awaits_other = idle and (held or snapshot.num_blocks_lent or snapshot.num_blocks_quarantined)
         if seen != self._seen or awaits_other or not snapshot.has_work:
             self._seen, self._progress_at = seen, now
         elif snapshot.num_in_flight and now - self._progress_at >= self._step_timeout:

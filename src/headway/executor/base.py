@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 from headway.scheduler.batch import Batch, StepResult
+from headway.transfer.memory import KVMemory
 
 OnDone = Callable[[StepResult], None]
 
@@ -20,6 +21,11 @@ class Executor(ABC):
 
     max_in_flight: int = 1  # the most steps without a result; 2: one step waits while one runs
     reads_same_step: bool = False  # the KV of all rows of a step is written before a row reads it (SchedulerConfig)
+
+    def kv_memory(self) -> KVMemory | None:
+        """The memory of the KV cache, if other engines can read it: on a CPU, for a role that moves KV. None: they
+        cannot. It is of no use after `shutdown`."""
+        return None
 
     @abstractmethod
     def start(self, on_done: OnDone) -> None:

@@ -15,6 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from headway.transfer.layout import KVLayout, LayerSizes
+from headway.transfer.memory import KVMemory
+
 
 @dataclass(frozen=True, slots=True)
 class LayerShape:
@@ -35,8 +38,25 @@ def bytes_per_block(layers: Mapping[int, LayerShape], block_size: int, dtype: to
     return block_size * dtype.itemsize * sum(shape.size_per_token for shape in layers.values())
 
 
+def kv_layout(
+    layers: Mapping[int, LayerShape], num_blocks: int, block_size: int, dtype: torch.dtype, model: str
+) -> KVLayout:
+    """How the KV cache lies in memory that other engines can read: its tensors one after the other, layer by layer.
+    model: a digest of the model."""
+    return KVLayout(
+        block_size=block_size,
+        layers=tuple(LayerSizes(s.key_heads, s.key_dim, s.value_heads, s.value_dim) for _, s in sorted(layers.items())),
+        dtype=str(dtype).removeprefix("torch."),
+        itemsize=dtype.itemsize,
+        model=model,
+        num_blocks=num_blocks,
+    )
+
+
 class KVTensors:
     """The KV cache of every layer.
+
+    memory: where the tensors lie, see `kv_layout`; it is all zeros. None: in memory of torch.
 
     The memory starts as zeros, and `clear` zeroes the rest of a block when a sequence begins it. torch multiplies
     masked values by zero, and zero times the NaN of another request is NaN. For the same reason block 0 stays zero with
@@ -50,6 +70,7 @@ class KVTensors:
         block_size: int,
         dtype: torch.dtype,
         device: torch.device,
+        memory: KVMemory | None = None,
     ) -> None:
         self.num_blocks = num_blocks
         self.block_size = block_size
@@ -57,8 +78,18 @@ class KVTensors:
         def zeros(heads: int, dim: int) -> Tensor:
             return torch.zeros(num_blocks, block_size, heads, dim, dtype=dtype, device=device)
 
+        if memory is None:
+            self.layers = {
+                index: (zeros(s.key_heads, s.key_dim), zeros(s.value_heads, s.value_dim)) for index, s in layers.items()
+            }
+            return
+        flat = [torch.from_numpy(part).view(dtype) for part in memory.parts]
         self.layers = {
-            index: (zeros(s.key_heads, s.key_dim), zeros(s.value_heads, s.value_dim)) for index, s in layers.items()
+            index: (
+                flat[2 * row].view(num_blocks, block_size, shape.key_heads, shape.key_dim),
+                flat[2 * row + 1].view(num_blocks, block_size, shape.value_heads, shape.value_dim),
+            )
+            for row, (index, shape) in enumerate(sorted(layers.items()))
         }
 
     def write(self, layer: int, places: Tensor, keys: Tensor, values: Tensor) -> None:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from headway.config import EngineConfig
+from headway.config import EngineConfig, Role
 from headway.error_text import first_line
 from headway.executor.attention_backend import choose_backend
 from headway.executor.attention_plan import token_positions
@@ -27,13 +27,15 @@ from headway.executor.decode_graphs import CudaCapture, DecodeGraphs
 from headway.executor.device_thread import DeviceThread
 from headway.executor.flashinfer_attention import PagePlan
 from headway.executor.kv_budget import choose_num_blocks
-from headway.executor.kv_tensors import KVTensors
+from headway.executor.kv_tensors import KVTensors, kv_layout
 from headway.executor.loader import LoadedModel, choose_device, load_model
 from headway.executor.onednn_caches import bound_caches
 from headway.executor.sampling_state import Sampled, SamplingState
 from headway.executor.transfer import HostArrays, HostCopies, on
 from headway.model_files import ModelFiles
 from headway.scheduler.batch import Batch, IntArray, Logprobs, StepResult
+from headway.transfer.memory import KVMemory
+from headway.transfer.model_digest import model_digest
 
 logger = logging.getLogger(__name__)
 
@@ -90,13 +92,19 @@ class TransformersExecutor(Executor):
             if with_graphs:
                 self._graphs = DecodeGraphs(model, slots, padding_slot=slots)
             self.num_blocks = choose_num_blocks(config, model, files.limits.max_model_len, self._sampling, self._graphs)
-            model.attention.kv = KVTensors(model.layers, self.num_blocks, config.block_size, model.dtype, device)
+            self._kv_memory = self._shared_memory(files, config)
+            model.attention.kv = KVTensors(
+                model.layers, self.num_blocks, config.block_size, model.dtype, device, self._kv_memory
+            )
             if self._graphs is not None:
                 self._capture(self._graphs)
         room = f"{self.num_blocks} KV blocks of {config.block_size} tokens"
         graphs = "no graphs" if self._graphs is None else f"{len(self._graphs.sizes)} graphs"
         backend = f"attention by {self._backend.name}, {graphs}"
         logger.info("%s on %s in %s: %s, %s", files.name, device, model.dtype, room, backend)
+
+    def kv_memory(self) -> KVMemory | None:
+        return self._kv_memory
 
     def start(self, on_done: OnDone) -> None:
         if self._thread is not None or self._model is None:
@@ -126,8 +134,21 @@ class TransformersExecutor(Executor):
         model, self._model, self._graphs = self._model, None, None
         if model is not None:
             model.attention.close()
+            if self._kv_memory is not None:
+                self._kv_memory.close()
             if self._device.type == "cuda":
                 torch.cuda.empty_cache()
+
+    def _shared_memory(self, files: ModelFiles, config: EngineConfig) -> KVMemory | None:
+        """Memory for the KV cache that other engines can read, for a role that moves KV. None: it is not needed."""
+        model = self._model
+        assert model is not None
+        if config.role is Role.MIXED or self._device.type != "cpu":
+            return None
+        layout = kv_layout(
+            model.layers, self.num_blocks, config.block_size, model.dtype, model_digest(files.kv_files())
+        )
+        return KVMemory(layout)
 
     def _capture(self, graphs: DecodeGraphs) -> None:
         """Capture the graphs. If the model allows none, go on without graphs."""

@@ -14,7 +14,7 @@ from headway.config import Role, SchedulerConfig
 from headway.errors import DuplicateRequestError, EngineDeadError, EnginePausedError, QueueFullError, RequestError
 from headway.kv_transfer_params import copied
 from headway.model_limits import ModelLimits
-from headway.request import NewRequest, Request, Span
+from headway.request import NewRequest, Request, Span, Transfer
 from headway.sampling import SamplingParams
 from headway.scheduler import never_fits
 from headway.token_ids import check_token_ids, pack
@@ -67,6 +67,10 @@ class Door:
         """The size of the vocabulary: token ids go from 0 to one less."""
         return self._limits.vocab_size
 
+    def is_token_id(self, token: object) -> bool:
+        """Whether this is a token id of the vocabulary."""
+        return isinstance(token, (int, np.integer)) and 0 <= int(token) < self.num_token_ids
+
     def make_request(self, new: NewRequest) -> Request:
         """Check a request against the limits, and make the core's record of it. Claims nothing.
 
@@ -85,6 +89,7 @@ class Door:
             raise RequestError(
                 f"this engine has no preprocessor: it takes no request that has to be prepared, got {new.request_id!r}"
             )
+        self._check_transfer(new.transfer)
         spans = tuple(new.spans)
         _check_spans(spans)
         if spans and not self._limits.encodes_media:
@@ -103,7 +108,7 @@ class Door:
             sampling=sampling,
             spans=spans,
             kv_transfer_params=None if new.kv_transfer_params is None else copied(new.kv_transfer_params),
-            max_tokens=self._max_tokens(len(prompt), sampling),
+            max_tokens=self._max_tokens(len(prompt), sampling, new.transfer),
             stop_token_ids=tuple(dict.fromkeys((*eos, *sampling.stop_token_ids))),
             arrival_time=time.monotonic() if new.arrival_time is None else new.arrival_time,
         )
@@ -180,7 +185,7 @@ class Door:
         """Accept requests again."""
         self.paused = False
 
-    def _max_tokens(self, prompt_tokens: int, sampling: SamplingParams) -> int:
+    def _max_tokens(self, prompt_tokens: int, sampling: SamplingParams, transfer: Transfer | None) -> int:
         """The most output tokens of the request. Raises RequestError if `max_model_len` leaves too few."""
         left = self._config.max_model_len - prompt_tokens
         if left < 1:
@@ -191,7 +196,23 @@ class Door:
         max_tokens = left if sampling.max_tokens is None else min(sampling.max_tokens, left)
         if sampling.min_tokens > max_tokens:
             raise RequestError(f"min_tokens is {sampling.min_tokens}, but at most {max_tokens} tokens can be generated")
-        return 1 if self._config.role is Role.PREFILL else max_tokens
+        return 1 if self._config.role is Role.PREFILL or transfer is Transfer.LEND else max_tokens
+
+    def _check_transfer(self, transfer: Transfer | None) -> None:
+        """Raises RequestError for a transfer that an engine of this role does not take part in."""
+        if transfer is not None and not isinstance(transfer, Transfer):
+            raise RequestError(f"transfer must be one of {', '.join(Transfer)} or None, got {transfer!r}")
+        role = self._config.role
+        if transfer is Transfer.PULL and role is Role.PREFILL:
+            raise RequestError(
+                "a request with transfer='pull' decodes here, but the role of this engine is prefill: send it to an "
+                "engine whose role is decode or mixed"
+            )
+        if transfer is Transfer.LEND and role is Role.DECODE:
+            raise RequestError(
+                "a request with transfer='lend' computes its prompt for another engine, but the role of this engine is "
+                "decode: send it to an engine whose role is prefill or mixed"
+            )
 
     def _checked_sampling(self, sampling: SamplingParams) -> SamplingParams:
         """A copy of the parameters that the caller cannot change. Raises RequestError for a token id out of range."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import abstractmethod
+from collections.abc import Iterable
 from typing import ClassVar
 
 from headway.config import SchedulerConfig
@@ -17,9 +18,12 @@ from headway.scheduler import (
     Batch,
     DynamicAllocation,
     Effects,
+    LeasesEnded,
+    LeasesRenewed,
     Message,
     Pause,
     Query,
+    ReceiveDone,
     RequestEnd,
     Reservation,
     Result,
@@ -70,6 +74,27 @@ class Manager(Surface):
         self._check_open()
         self.post_result(SendDone(uid, error))
 
+    def receive_done(self, uid: int, token: int | None = None, error: str | None = None) -> None:
+        """D: the connector writes no more to the blocks of a request. Any thread. See `ReceiveDone`.
+
+        token: comes from another engine. If it is no token id of this one, all that came with it is void.
+        Raises EngineDeadError once the engine has stopped.
+        """
+        self._check_open()
+        if token is not None and error is None and not self.door.is_token_id(token):
+            error = f"its first token is {token!r}; token ids are integers from 0 to {self.door.num_token_ids - 1}"
+        self.post_result(ReceiveDone(uid, None if error is not None or token is None else int(token), error))
+
+    def renew_leases(self, uids: Iterable[int]) -> None:
+        """P: D wants these leases still. Any thread. Raises EngineDeadError once the engine has stopped."""
+        self._check_open()
+        self.post_result(LeasesRenewed(tuple(uids)))
+
+    def end_leases(self, uids: Iterable[int]) -> None:
+        """P: D does not want these leases any more. Any thread. Raises EngineDeadError once the engine has stopped."""
+        self._check_open()
+        self.post_result(LeasesEnded(tuple(uids)))
+
     # -- the loop ------------------------------------------------------------------------------------------------
 
     @abstractmethod
@@ -105,6 +130,7 @@ class Manager(Surface):
         """The effects since the last call. Answers to queries are not among them: the callers of the queries have got
         these."""
         effects, self._effects = self._effects, Effects()
+        effects.pulls = self._core.take_pulls()
         return effects
 
     def close(self, reason: FinishReason, message: str | None = None) -> Effects:
@@ -166,6 +192,9 @@ class Manager(Surface):
         mine.started += effects.started
         mine.tokens += effects.tokens
         mine.sending += effects.sending
+        mine.stopped_pulls += effects.stopped_pulls
+        mine.lending += effects.lending
+        mine.revoked += effects.revoked
         mine.jobs += effects.jobs
         mine.ended += [end for end in effects.ended if self.door.leave(end.uid)]
         for reply in effects.awaited:

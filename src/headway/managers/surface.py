@@ -8,8 +8,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from typing import Any, get_args
 
-import numpy as np
-
 from headway.config import PauseMode, SchedulerConfig
 from headway.errors import EngineDeadError, RequestError
 from headway.managers.door import Door
@@ -24,6 +22,7 @@ from headway.scheduler import (
     AwaitSteps,
     Clear,
     Command,
+    ConsumeLease,
     DropReservations,
     FinishRequests,
     GetProgress,
@@ -76,7 +75,7 @@ class Surface(ABC):
         try:
             self._put(AddRequest(request))
         except BaseException:  # an interrupt
-            self._take_back(request)
+            self._take_back(request, AbortRequests)
             raise
         if self._closed and self.door.leave(request.uid):  # closed while this request entered
             raise EngineDeadError(self._reason())
@@ -103,8 +102,8 @@ class Surface(ABC):
 
         Raises RequestError for a token id outside the vocabulary.
         """
-        limit = self.door.num_token_ids
-        if not isinstance(token, (int, np.integer)) or not 0 <= token < limit:
+        if not self.door.is_token_id(token):
+            limit = self.door.num_token_ids
             raise RequestError(f"the first token is {token!r}; token ids are integers from 0 to {limit - 1}")
         self._tell_of(request_id, lambda uids: StartDecode(uids[0], int(token)), "StartDecode")
 
@@ -120,24 +119,38 @@ class Surface(ABC):
 
         A reservation is an accepted request: it ends exactly once. It expires if `start_prefill` does not come within
         `reservation_timeout` seconds.
-        Raises QueryError on an engine of another role, RequestError for a request that must be prepared first, and
-        the errors of `add`.
+        Raises QueryError on an engine of another role, RequestError for a request that must be prepared first or has
+        a `transfer`, and the errors of `add`.
         """
         return self._reserve(request, lambda reply: ReservePrefill(reply, request), timeout)
 
     def reserve_decode(
-        self, request: Request, timeout: float = 5.0, *, expires_after: float | None = None
+        self,
+        request: Request,
+        timeout: float = 5.0,
+        *,
+        expires_after: float | None = None,
+        shows_blocks: bool = True,
     ) -> Reservation | None:
         """D: reserve a slot and the blocks for the prompt and the first token. None: nothing is reserved, because
         requests wait, or too few slots or blocks are free (with the headroom left over).
 
         A reservation is an accepted request: it ends exactly once. It expires if `start_decode` does not come within
         `expires_after` seconds; None: `reservation_timeout`.
-        Raises QueryError on an engine of another role, RequestError for a request that must be prepared first, and
-        the errors of `add`.
+
+        shows_blocks: whether a connector is told the blocks. Then the blocks of a reservation that ends without
+        `start_decode` or `drop_reservations` come back when `receive_done` says that the connector has stopped.
+        Raises QueryError on an engine of another role, RequestError for a request that must be prepared first or has
+        a `transfer`, and the errors of `add`.
         """
         seconds = self.config.reservation_timeout if expires_after is None else expires_after
-        return self._reserve(request, lambda reply: ReserveDecode(reply, request, seconds), timeout)
+        return self._reserve(request, lambda reply: ReserveDecode(reply, request, seconds, shows_blocks), timeout)
+
+    def consume_lease(self, uid: int, generation: int, timeout: float = 5.0) -> bool:
+        """P: D has read all that a lease lends; the lease ends. Whether it was there all the time; if not, what D has
+        read is void."""
+        valid: bool = self._ask(lambda reply: ConsumeLease(reply, uid, generation), timeout)
+        return valid
 
     def progress(self, request_id: str | int, timeout: float = 5.0) -> Progress | None:
         """How far a request is; None if it is not in the engine."""
@@ -277,6 +290,11 @@ class Surface(ABC):
             raise RequestError(
                 f"request {request.request_id!r} has to be prepared first; nothing can be reserved for it yet"
             )
+        if request.transfer is not None:
+            raise RequestError(
+                f"request {request.request_id!r} has transfer={request.transfer.value!r}: a request that pulls or "
+                "lends its KV is added; nothing is reserved for it"
+            )
         self.door.enter(request, accepted=False)
         try:
             reservation: Reservation | None = self._ask(query, timeout)
@@ -284,14 +302,14 @@ class Surface(ABC):
             self.door.leave(request.uid)
             raise
         except BaseException:  # an interrupt
-            self._take_back(request)
+            self._take_back(request, DropReservations)  # no connector has heard of its blocks
             raise
         if reservation is None:
             self.door.leave(request.uid)
         return reservation
 
-    def _take_back(self, request: Request) -> None:
-        """Undo the entry of a request whose caller was interrupted. The message may have been sent, or not: the abort
-        comes after it, and the end of the request is not reported."""
+    def _take_back(self, request: Request, end: Callable[[tuple[int, ...]], Command]) -> None:
+        """Undo the entry of a request whose caller was interrupted. The message may have been sent, or not: the command
+        that ends the request comes after it, and the end is not reported."""
         if self.door.leave(request.uid):
-            self._put(AbortRequests((request.uid,)))
+            self._put(end((request.uid,)))

@@ -15,7 +15,7 @@ from headway.scheduler.answers import Progress, Reservation
 from headway.scheduler.audit import AuditReport, Owner
 from headway.scheduler.batch import Admission, Batch, Logprobs, StepResult
 from headway.scheduler.core import Scheduler
-from headway.scheduler.effects import Effects, RequestEnd, Sending, TokenOutputs
+from headway.scheduler.effects import Effects, Lending, Pull, RequestEnd, Sending, TokenOutputs
 from headway.scheduler.fitting import never_fits
 from headway.scheduler.messages import (
     AbortRequests,
@@ -24,16 +24,20 @@ from headway.scheduler.messages import (
     AwaitSteps,
     Clear,
     Command,
+    ConsumeLease,
     DeviceLost,
     DropReservations,
     FinishRequests,
     GetProgress,
+    LeasesEnded,
+    LeasesRenewed,
     Message,
     Pause,
     PreemptAll,
     PreprocessDone,
     PublishOutput,
     Query,
+    ReceiveDone,
     ReserveDecode,
     ReservePrefill,
     ResetPrefixCache,
@@ -61,12 +65,16 @@ __all__ = [
     "Batch",
     "Clear",
     "Command",
+    "ConsumeLease",
     "DeviceLost",
     "DropReservations",
     "DynamicAllocation",
     "Effects",
     "FinishRequests",
     "GetProgress",
+    "LeasesEnded",
+    "LeasesRenewed",
+    "Lending",
     "Logprobs",
     "Message",
     "NoFreeSlotError",
@@ -77,7 +85,9 @@ __all__ = [
     "PreprocessDone",
     "Progress",
     "PublishOutput",
+    "Pull",
     "Query",
+    "ReceiveDone",
     "RequestEnd",
     "Reservation",
     "ReserveDecode",

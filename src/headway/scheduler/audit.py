@@ -9,6 +9,7 @@ import numpy as np
 
 from headway.kvcache import OwnershipError
 from headway.request import RequestStatus
+from headway.scheduler.state.leases import Holder, Lease
 from headway.scheduler.state.slot_table import EMPTY
 from headway.scheduler.state.state import State
 
@@ -21,16 +22,16 @@ SLOTS_PER_LOOK = 4
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """A holder of blocks. kind "slot": a request that has a slot; "lease": a sender that reads them."""
+    """A holder of blocks. kind "slot": a request that has a slot; otherwise the holder of a lease (`leases.py`)."""
 
     name: str
-    kind: Literal["slot", "lease"]
+    kind: Literal["slot", "sender", "borrower", "receiver"]
     slot: int | None
     num_blocks: int
 
     def __str__(self) -> str:
-        if self.kind == "lease":
-            return f"sender of request {self.name!r}"
+        if self.kind != "slot":
+            return f"{self.kind} of request {self.name!r}"
         return f"request {self.name!r} (slot {self.slot})"
 
 
@@ -112,11 +113,11 @@ class Auditor:
                 name = entry.request.request_id if entry is not None else "(no request)"
                 owners.append(Owner(name, "slot", slot, len(blocks)))
                 held.append(blocks)
-        for uid, blocks in state.leases.items():
+        for uid, lease in state.leases.items():
             entry = state.entries.get(uid)
             name = entry.request.request_id if entry is not None else f"uid {uid}"
-            owners.append(Owner(name, "lease", None, len(blocks)))
-            held.append(blocks)
+            owners.append(Owner(name, lease.holder.value, None, len(lease.blocks)))
+            held.append(lease.blocks)
         return owners, held
 
     @staticmethod
@@ -143,7 +144,8 @@ class Auditor:
             problems.append(f"{len(occupants)} requests in slots + {without} without one are not {len(state.entries)}")
         if sum(state.population) != len(state.entries) + state.population[RequestStatus.FINISHED]:
             problems.append(f"requests by status {state.population} are not {len(state.entries)} in all")
-        if any(uid in state.entries and state.entries[uid].handle is not None for uid in state.leases):
+        kept = [state.entries[uid] for uid, lease in state.leases.items() if uid in state.entries and not _left(lease)]
+        if any(entry.handle is not None for entry in kept):
             problems.append("a request that has a slot has lent its blocks")
         return problems
 
@@ -173,6 +175,11 @@ class Auditor:
                 raise OwnershipError(f"slot {slot} is free and holds {table.num_blocks[slot]} blocks")
         elif entry.handle is None or not table.owns(*entry.handle):
             raise OwnershipError(f"slot {slot}: the handle of request {entry.request.request_id!r} is void")
+
+
+def _left(lease: Lease) -> bool:
+    """Whether the request of a lease may have other blocks meanwhile."""
+    return lease.holder is Holder.RECEIVER
 
 
 def describe(report: AuditReport) -> str:

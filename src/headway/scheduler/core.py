@@ -9,12 +9,13 @@ from headway.config import Role, SchedulerConfig
 from headway.request import FinishReason, Request
 from headway.scheduler.audit import Auditor, AuditReport
 from headway.scheduler.batch import Batch, StepResult
-from headway.scheduler.effects import Effects
+from headway.scheduler.effects import Effects, Pull
 from headway.scheduler.handlers.clock import Clock
 from headway.scheduler.handlers.control import Control
 from headway.scheduler.handlers.requests import Requests
 from headway.scheduler.handlers.reservations import Reservations
 from headway.scheduler.handlers.results import Results
+from headway.scheduler.handlers.transfers import Transfers
 from headway.scheduler.messages import (
     AbortRequests,
     AddRequest,
@@ -22,15 +23,19 @@ from headway.scheduler.messages import (
     AwaitSteps,
     Clear,
     Command,
+    ConsumeLease,
     DeviceLost,
     DropReservations,
     FinishRequests,
     GetProgress,
+    LeasesEnded,
+    LeasesRenewed,
     Pause,
     PreemptAll,
     PreprocessDone,
     PublishOutput,
     Query,
+    ReceiveDone,
     ReserveDecode,
     ReservePrefill,
     ResetPrefixCache,
@@ -77,10 +82,11 @@ class Scheduler:
         self._displacement = Displacement(state, moves, admissions, self._policies)
         self._growth = Growth(state, moves, self._policies)
         self._steps = steps = Steps(state, moves, admissions, sharing)
-        self._control = control = Control(state, moves)
-        clock, requests = Clock(state, moves), Requests(state, moves)
-        reservations = Reservations(state, moves, admissions, steps)
-        results = Results(state, moves, admissions, steps, reservations, auditor)
+        transfers = Transfers(state, moves, admissions)
+        self._control = control = Control(state, moves, transfers)
+        requests, clock = Requests(state, moves), Clock(state, moves, transfers)
+        reservations = Reservations(state, moves, admissions, transfers)
+        results = Results(state, moves, admissions, steps, reservations, transfers, auditor)
         self._handlers: dict[type, Callable[[Any, float, Effects], None]] = {
             AddRequest: requests.add,
             FinishRequests: lambda message, _now, effects: requests.end(message.uids, FinishReason.STOP, effects),
@@ -99,10 +105,14 @@ class Scheduler:
             DeviceLost: lambda message, _now, effects: results.device_lost(message, effects),
             PreprocessDone: lambda message, _now, effects: requests.prepared(message, effects),
             SendDone: lambda message, _now, effects: reservations.send_done(message, effects),
+            ReceiveDone: lambda message, _now, effects: transfers.receive_done(message, effects),
+            LeasesRenewed: lambda message, now, _effects: transfers.renew(message, now),
+            LeasesEnded: lambda message, _now, _effects: transfers.end_leases(message),
         }
         self._answers: dict[type, Callable[[Any, float], object]] = {
             ReservePrefill: reservations.reserve_prefill,
             ReserveDecode: reservations.reserve_decode,
+            ConsumeLease: lambda query, _now: transfers.consume(query),
             ResetPrefixCache: lambda _query, _now: state.reset_prefix_cache(),
             GetProgress: lambda query, _now: requests.progress(query.uid),
             Audit: lambda _query, _now: auditor.report(),
@@ -113,8 +123,11 @@ class Scheduler:
     def apply(self, message: Command | Result | Tick, now: float = 0.0) -> Effects:
         """Carry out one message. It is applied whole, or it raises and nothing has changed. now: seconds."""
         effects = Effects()
+        self._state.now = now
         self._handlers[type(message)](message, now, effects)
         self._admit_on_prefill_engine()
+        if self._state.stopped_pulls:
+            effects.stopped_pulls, self._state.stopped_pulls = self._state.stopped_pulls, []
         return effects
 
     def ask(self, query: Query, now: float = 0.0) -> object:
@@ -122,6 +135,7 @@ class Scheduler:
 
         Raises QueryError for a query that cannot be answered here; nothing has changed then.
         """
+        self._state.now = now
         answer = self._answers[type(query)](query, now)
         self._admit_on_prefill_engine()
         return answer
@@ -150,6 +164,11 @@ class Scheduler:
         admits = num_preemptions == state.counters.preemptions  # else a newcomer would take the blocks just won
         chunks = self._next_chunks(budget, decodes if admits else None)
         return self._launch(decodes, places, chunks)
+
+    def take_pulls(self) -> list[Pull]:
+        """The pulls that may begin since the last call. To be asked for after every message and pass."""
+        oldest = min(self._steps.in_flight, default=self._state.last_step + 1)
+        return self._admissions.take_pulls(oldest)
 
     def prefill_schedule(self) -> Batch | None:
         """The pass of a prefill engine: running prefills alone, the whole budget, no waiting queue, no allocation.
@@ -202,7 +221,7 @@ class Scheduler:
         """The state in numbers, O(1)."""
         state, counts, counters = self._state, self._state.pool.counts, self._state.counters
         # In the order of RequestStatus; looking its members up would double what a snapshot costs.
-        _, prefilling, decoding, _, _, preparing, reserved, sending, _ = state.population
+        _, prefilling, decoding, _, _, preparing, reserved, sending, receiving, _ = state.population
         return Snapshot(
             step_id=state.last_step,
             num_running=prefilling + decoding,
@@ -210,6 +229,9 @@ class Scheduler:
             num_preparing=preparing,
             num_reserved=reserved,
             num_sending=sending,
+            num_receiving=receiving,
+            num_blocks_lent=state.leases.num_lent,
+            num_blocks_quarantined=state.leases.num_quarantined,
             num_in_flight=len(self._steps.in_flight),
             num_slots=self.config.max_num_seqs,
             num_slots_spanned=state.slots.num_spanned,
@@ -226,6 +248,8 @@ class Scheduler:
             num_generation_tokens=counters.generation_tokens,
             num_prefix_query_tokens=counters.prefix_query_tokens,
             num_prefix_hit_tokens=counters.prefix_hit_tokens,
+            num_received_tokens=counters.received_tokens,
+            num_lost_pulls=counters.lost_pulls,
         )
 
     @property

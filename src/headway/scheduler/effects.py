@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from headway.request import FinishReason, Request
 from headway.scheduler.batch import IntArray, Logprobs, LongArray
@@ -48,6 +49,37 @@ class Sending:
     token: int
 
 
+@dataclass(frozen=True, slots=True)
+class Pull:
+    """D: the KV of a prompt must come from P. Answered by `ReceiveDone`, also when the request ends meanwhile.
+
+    blocks: int32, of the whole prompt, in order; the KV of the first `num_cached_tokens` tokens, a multiple of the
+        block size, is there, and stays. No step in flight writes to the others.
+    """
+
+    request: Request
+    blocks: IntArray
+    num_cached_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Lending:
+    """P: D may read the KV of the first `num_tokens` tokens of a prompt. More follows, until `token` is there.
+
+    blocks: int32, of these tokens, in order; until `token` is there, whole blocks alone.
+    generation: greater after the request has lost its blocks; what was read of an earlier generation is void.
+    token: what follows the prompt: all is computed, and a lease has begun. It lasts until `ConsumeLease`, `LeaseEnded`,
+        or until it is in `Effects.revoked`. None: if the request ends before, nothing is lent.
+    """
+
+    uid: int
+    request_id: str
+    blocks: IntArray
+    num_tokens: int
+    generation: int
+    token: int | None = None
+
+
 @dataclass(slots=True)
 class Effects:
     """What a message brought about, to be carried outside.
@@ -55,10 +87,15 @@ class Effects:
     For the callers, in this order:
     started: (uid, num_cached_tokens) of each request admitted for the first time.
     tokens: one record per step result applied.
+    handovers: P: (uid, what D must be told) of prompts that are lent. The core leaves this to the connector.
     ended: requests that are over; their last token, if any, is in `tokens`.
 
     For the loop, which hands them to a worker each:
     sending: prompts whose KV is complete and goes to D; before their requests are in `ended`.
+    pulls: prompts whose KV is to come from P.
+    stopped_pulls: uids of pulls that are not wanted any more; each is answered all the same.
+    lending: prompts, or parts of prompts, that D may read now.
+    revoked: uids whose lease has ended before D consumed it.
     jobs: requests to be prepared; each is answered by PreprocessDone, unless it ends before.
 
     For the manager:
@@ -68,9 +105,16 @@ class Effects:
     started: list[tuple[int, int]] = field(default_factory=list)
     tokens: list[TokenOutputs] = field(default_factory=list)
     sending: list[Sending] = field(default_factory=list)
+    handovers: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
     ended: list[RequestEnd] = field(default_factory=list)
+    pulls: list[Pull] = field(default_factory=list)
+    stopped_pulls: list[int] = field(default_factory=list)
+    lending: list[Lending] = field(default_factory=list)
+    revoked: list[int] = field(default_factory=list)
     jobs: list[Request] = field(default_factory=list)
     awaited: list[int] = field(default_factory=list)
 
     def __bool__(self) -> bool:
-        return bool(self.started or self.tokens or self.sending or self.ended or self.jobs or self.awaited)
+        for_callers = self.started or self.tokens or self.handovers or self.ended
+        for_workers = self.sending or self.pulls or self.stopped_pulls or self.lending or self.revoked or self.jobs
+        return bool(for_callers or for_workers or self.awaited)

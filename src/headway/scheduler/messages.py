@@ -58,10 +58,11 @@ class StartPrefill:
 
 @dataclass(frozen=True, slots=True)
 class StartDecode:
-    """D: the KV of a reserved request's prompt is in its blocks, and `token` follows; decode from there."""
+    """D: the KV of a reserved request's prompt is in its blocks, and `token` follows; decode from there. None: the last
+    token of the prompt is computed anew, and the first token of the output is drawn here."""
 
     uid: int
-    token: int
+    token: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,11 +142,24 @@ class ReserveDecode:
     """D: slot, and blocks for the prompt and the first token, under the reserve rule; refused while requests wait.
 
     timeout: seconds until the reservation ends if it is not started. Answer: Reservation, or None (no room).
+    shows_blocks: whether the asker tells a connector the blocks, so that KV may be written to them from now on. Then
+        they come back by `StartDecode`, `DropReservations` or `ReceiveDone` alone.
     """
 
     reply: int
     request: Request
     timeout: float
+    shows_blocks: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class ConsumeLease:
+    """P: D has read its last block of a lease, which ends. Answer: bool, whether the lease was there all the time; else
+    what D has read is void. generation: see `Lending`."""
+
+    reply: int
+    uid: int
+    generation: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +186,7 @@ class Audit:
     reply: int
 
 
-Query = ReservePrefill | ReserveDecode | ResetPrefixCache | GetProgress | Audit
+Query = ReservePrefill | ReserveDecode | ConsumeLease | ResetPrefixCache | GetProgress | Audit
 
 # -- results ---------------------------------------------------------------------------------------------------------
 
@@ -205,5 +219,33 @@ class SendDone:
     error: str | None = None
 
 
-Result = StepResult | DeviceLost | PreprocessDone | SendDone
+@dataclass(frozen=True, slots=True)
+class ReceiveDone:
+    """D: the connector has stopped, and writes no more to the blocks of this request. To be told for each `Pull`, and
+    for each reservation of D that has ended without `StartDecode` or `DropReservations`.
+
+    error: why the KV of the prompt has not come, or is void; then the prompt is computed here. None: all of it is
+        there. token: the first token of the output, if P's is to be used; None: it is drawn here.
+    """
+
+    uid: int
+    token: int | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LeasesRenewed:
+    """P: D still wants these leases. Each lasts `lend_timeout` from now on, and is claimed."""
+
+    uids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LeasesEnded:
+    """P: D does not want these leases any more."""
+
+    uids: tuple[int, ...]
+
+
+Result = StepResult | DeviceLost | PreprocessDone | SendDone | ReceiveDone | LeasesRenewed | LeasesEnded
 Message = Command | Query | Result | Tick

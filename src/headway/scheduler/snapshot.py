@@ -17,12 +17,15 @@ class Snapshot(NamedTuple):
     num_preparing: int = 0
     num_reserved: int = 0  # slots held for P/D, which compute nothing yet
     num_sending: int = 0  # prompts whose KV is on its way; they hold blocks, no slot
+    num_receiving: int = 0  # requests with slot and blocks whose KV is on its way here
     num_in_flight: int = 0  # steps launched, result not yet applied
     num_slots: int = 0
     num_slots_spanned: int = 0  # highest slot in use + 1
     num_blocks_total: int = 0  # block 0 not counted
     num_blocks_free: int = 0
     num_blocks_evictable: int = 0
+    num_blocks_lent: int = 0  # that D may read
+    num_blocks_quarantined: int = 0  # of former requests, that a connector may still write to
     paused: bool = False
     next_deadline: float | None = None  # seconds, on the clock of `apply` and `schedule`
     num_requests_added: int = 0
@@ -33,6 +36,8 @@ class Snapshot(NamedTuple):
     num_generation_tokens: int = 0
     num_prefix_query_tokens: int = 0
     num_prefix_hit_tokens: int = 0
+    num_received_tokens: int = 0  # of prompts whose KV came from another engine
+    num_lost_pulls: int = 0  # prompts whose KV should have come, and were computed here
 
     @property
     def kv_cache_usage(self) -> float:

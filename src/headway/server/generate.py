@@ -126,7 +126,10 @@ async def _whole(pending: PendingRequest, face: Face, texts: TextPool) -> Respon
     usage = counts.usage()
 
     def body() -> bytes:
-        return encode_json(face.whole([outputs[i] for i in sorted(outputs)], usage))
+        answer: Any = face.whole([outputs[i] for i in sorted(outputs)], usage)
+        if (params := outputs[0].kv_transfer_params) is not None:
+            answer.kv_transfer_params = params
+        return encode_json(answer)
 
     size = usage.completion_tokens + _CHOICE_SIZE * len(outputs) * face.n
     return Response(await texts.run(size, body), media_type="application/json")

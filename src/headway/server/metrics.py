@@ -196,6 +196,12 @@ class _EngineNumbers(Collector):
             "num_requests_preparing": ("Requests that a preprocess job works on.", now.num_preparing),
             "num_requests_reserved": ("Requests with slot and blocks that compute nothing yet.", now.num_reserved),
             "num_requests_sending": ("Requests whose KV is on its way to a decode engine.", now.num_sending),
+            "num_requests_receiving": ("Requests whose KV is on its way from a prefill engine.", now.num_receiving),
+            "kv_blocks_lent": ("KV blocks that other engines may read.", now.num_blocks_lent),
+            "kv_blocks_quarantined": (
+                "KV blocks of former requests that a connector may still write to.",
+                now.num_blocks_quarantined,
+            ),
             "engine_paused": ("1 while the engine is paused, else 0.", int(now.paused)),
             "kv_cache_usage_perc": ("Share of the KV-cache blocks that requests refer to, 0 to 1.", now.kv_cache_usage),
         }
@@ -205,6 +211,7 @@ class _EngineNumbers(Collector):
             "prefix_cache_queries": ("Tokens looked up in the prefix cache.", now.num_prefix_query_tokens),
             "prefix_cache_hits": ("Tokens found in the prefix cache.", now.num_prefix_hit_tokens),
             "prompt_tokens_cached": ("Prompt tokens found in the prefix cache.", now.num_prefix_hit_tokens),
+            "lost_pulls": ("Prompts whose KV should have come from another engine.", now.num_lost_pulls),
         }
         for name, (text, value) in gauges.items():
             gauge = GaugeMetricFamily(f"{PREFIX}:{name}", text, labels=LABELS)
@@ -221,9 +228,9 @@ class _EngineNumbers(Collector):
             by_reason.add_metric([self._model_name, ENGINE, reason], value)
         yield by_reason
         sources = {
-            "local_compute": now.num_prompt_tokens - now.num_prefix_hit_tokens,
+            "local_compute": now.num_prompt_tokens - now.num_prefix_hit_tokens - now.num_received_tokens,
             "local_cache_hit": now.num_prefix_hit_tokens,
-            "external_kv_transfer": 0,  # an engine behind this API takes no KV from other engines
+            "external_kv_transfer": now.num_received_tokens,
         }
         yield self._by_source("prompt_tokens_by_source", "Prompt tokens, by their source.", sources)
         yield self._by_source(

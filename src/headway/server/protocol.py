@@ -28,7 +28,7 @@ from headway.client.conversation import ONE_WAY_TO_GO_ON, Conversation, StrictMo
 from headway.client.field_rules import NOTHING, OFF, ON, AtMost, Unsupported, any_of
 from headway.errors import RequestError
 from headway.kv_transfer_params import copied
-from headway.request import NewRequest
+from headway.request import NewRequest, Transfer
 from headway.sampling import LIMITS, MAX_LOGIT_BIAS, MAX_LOGPROBS, MAX_STOP_STRINGS, MAX_STOP_TOKEN_IDS, SamplingParams
 
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's default for /v1/completions
@@ -136,11 +136,20 @@ class _Generate(_Bookkeeping):
                 sampling=sampling,
                 priority=self.priority,
                 cache_salt=self.cache_salt,
+                transfer=None if len(prompts) > 1 else self._transfer(sampling),
                 kv_transfer_params=self.kv_transfer_params,
                 arrival_time=arrival_time,
             )
             for i, prompt in enumerate(prompts)
         ]
+
+    def _transfer(self, sampling: SamplingParams) -> Transfer | None:
+        """What a router wants of the KV of the prompt, in the words of vLLM's connectors. P lends the KV of one answer
+        alone; the first of several answers to a prompt pulls."""
+        wanted = self.kv_transfer_params or {}
+        if wanted.get("do_remote_decode") is True:
+            return Transfer.LEND if sampling.n == 1 else None
+        return Transfer.PULL if wanted.get("do_remote_prefill") is True else None
 
     def _sampling(self, *, max_tokens: int | None, logprobs: int | None, defaults: dict[str, Any]) -> SamplingParams:
         given: dict[str, Any] = dict(defaults)

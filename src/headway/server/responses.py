@@ -5,7 +5,7 @@ A field with the value UNSET is left out. None is written as null, as in OpenAI'
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from msgspec import UNSET, Struct, UnsetType, field
 
@@ -54,6 +54,7 @@ class Completion(Struct):
     model: str
     choices: list[CompletionChoice]
     usage: Usage | UnsetType | None = UNSET
+    kv_transfer_params: dict[str, Any] | UnsetType = UNSET
     object: Literal["text_completion"] = "text_completion"
 
 
@@ -97,6 +98,7 @@ class ChatCompletion(Struct):
     model: str
     choices: list[ChatChoice]
     usage: Usage
+    kv_transfer_params: dict[str, Any] | UnsetType = UNSET
     object: Literal["chat.completion"] = "chat.completion"
 
 

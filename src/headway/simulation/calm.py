@@ -19,7 +19,8 @@ def calm(simulation: Simulation) -> None:
     if simulation.core.paused:
         simulation.happen(Event("resume"))
     turns = _turns_enough(simulation)
-    while simulation.history.live or simulation.in_flight or simulation.partner.leases:
+    connector = simulation.connector
+    while simulation.history.live or simulation.in_flight or simulation.partner.leases or connector.holds_any:
         require(turns > 0, "endless", f"{simulation.core.snapshot}")
         turns -= 1
         _serve(simulation)
@@ -39,6 +40,11 @@ def _serve(simulation: Simulation) -> None:
             simulation.happen(Event("prepared", (uid, 0)))
     for uid in list(simulation.partner.leases):
         simulation.happen(Event("sent", (uid, 0)))
+    connector = simulation.connector
+    for uid in {*connector.pulls, *connector.quarantined}:
+        simulation.happen(Event("received", (uid, uid % 3)))
+    for uid in list(connector.lent):
+        simulation.happen(Event("consume", (uid, 0)))
     for uid in [uid for uid in simulation.partner.reservations if uid % 2]:
         simulation.happen(Event("start_prefill" if simulation.role is Role.PREFILL else "start_decode", (uid,)))
 
@@ -52,7 +58,7 @@ def _work(simulation: Simulation) -> None:
             break
     if simulation.in_flight:
         simulation.happen(Event("answer", (0,)))
-    elif simulation.history.live and not simulation.partner.leases:
+    elif simulation.history.live and not simulation.partner.leases and not simulation.connector.pulls:
         deadline = simulation.core.snapshot.next_deadline
         if deadline is None:
             raise Violation("stuck", f"there is no step, and no deadline to wait for: {simulation.core.snapshot}")

@@ -50,6 +50,14 @@ class Decisions:
             self._array(sending.blocks)
         for end in effects.ended:
             self._numbers("ended", end.uid, end.reason.value, end.stop_token, end.error is not None)
+        for pull in effects.pulls:
+            self._numbers("pull", pull.request.uid, pull.num_cached_tokens)
+            self._array(pull.blocks)
+        for lending in effects.lending:
+            self._numbers("lending", lending.uid, lending.num_tokens, lending.generation, lending.token)
+            self._array(lending.blocks)
+        for uid in (*effects.stopped_pulls, *effects.revoked):
+            self._numbers("over", uid)
         for request in effects.jobs:
             self._numbers("job", request.uid)
         for reply in effects.awaited:

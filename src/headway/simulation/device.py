@@ -17,6 +17,7 @@ from headway.request import Request, Span
 from headway.scheduler.batch import Admission, Batch, IntArray, StepResult
 from headway.simulation.digests import TERM_OF_TOKEN, VOCAB, Words, digests_of, mix, mix_one, multipliers_for
 
+_RUBBISH = np.uint64(1)
 NO_TOKEN = -1  # the token of a row whose step or encoder output is worthless
 
 
@@ -96,8 +97,9 @@ class OracleDevice:
         _require(in_order, f"step {batch.step_id} after step {self._last_step}")
         self._last_step = batch.step_id
         self._tables[batch.table_slots, batch.table_columns] = batch.table_blocks
+        beginning = set(self._tables[batch.slots[batch.positions == 0], 0].tolist())
         for admission in batch.admissions:
-            self._admit(admission)
+            self._admit(admission, beginning)
         self._encode(batch)
         slots = batch.slots.astype(np.intp)
         starts, ends = batch.positions, batch.positions + batch.num_new_tokens
@@ -175,32 +177,55 @@ class OracleDevice:
 
         The KV of the first `num_cached_tokens` is there already.
         """
-        places = self._places_of(blocks, len(request.prompt))
-        arriving = places[num_cached_tokens:]
+        self.write(request, blocks, num_cached_tokens, len(request.prompt))
+
+    def write(self, request: Request, blocks: IntArray, start: int, end: int) -> None:
+        """The KV of the tokens of a prompt from `start` up to `end` is written to its blocks, outside the stream of
+        steps."""
+        end = min(end, len(request.prompt))
+        if end <= start:
+            return
+        places = self._places_of(blocks, end)
+        arriving = places[start:]
         for step_id, step in self._unsettled.items():
             if np.isin(arriving, step.places).any():
                 raise DeviceError(
                     "two writers", f"KV of request {request.uid} arrives where step {step_id} still writes"
                 )
-        self._kv[arriving] = self._kv_of(request, request.prompt, self._weights_of(request, places))[num_cached_tokens:]
+        self._kv[arriving] = self._kv_of(request, request.prompt, self._weights_of(request, places))[start:end]
         self._writers[arriving] = 0
+
+    def scribble(self, blocks: IntArray, start: int) -> None:
+        """Rubbish is written to the places of these blocks from `start` on, outside the stream of steps."""
+        places = self._places_of(blocks, len(blocks) * self._config.block_size)[start:]
+        self._kv[places] = _RUBBISH
+        self._writers[places] = 0
+
+    def prompt_at(self, request: Request, blocks: IntArray, num_tokens: int) -> Words:
+        """The contents of these blocks, uint64 [num_tokens], which must be the KV of the first tokens of the prompt,
+        of steps that have succeeded. Raises DeviceError."""
+        places = self._places_of(blocks, num_tokens)
+        for step_id, step in self._unsettled.items():
+            if np.isin(places, step.places).any():
+                raise DeviceError("read too early", f"KV of request {request.uid} that step {step_id} writes")
+        held = self._kv[places]
+        right = self._kv_of(request, request.prompt, self._weights_of(request, places))[:num_tokens]
+        if (held != right).any():
+            where = f"position {np.flatnonzero(held != right)[0]} of {num_tokens}"
+            raise DeviceError("foreign KV", f"the blocks of request {request.uid} do not hold its KV at {where}")
+        return held
 
     def send(self, request: Request, blocks: IntArray, num_tokens: int) -> Words:
         """The contents of these blocks, uint64 [num_tokens], which must be the KV of the prompt. Raises DeviceError."""
         _require(num_tokens == len(request.prompt), f"{num_tokens} tokens to send, of {len(request.prompt)}")
-        places = self._places_of(blocks, num_tokens)
-        held = self._kv[places]
-        wrong = np.flatnonzero(held != self._kv_of(request, request.prompt, self._weights_of(request, places)))
-        if len(wrong):
-            where = f"position {wrong[0]} of {num_tokens}"
-            raise DeviceError("foreign KV", f"the blocks of request {request.uid} do not hold its KV at {where}")
-        return held
+        return self.prompt_at(request, blocks, num_tokens)
 
     def read(self, blocks: IntArray, num_tokens: int) -> Words:
         """The contents of these blocks now, uint64 [num_tokens]."""
         return self._kv[self._places_of(blocks, num_tokens)]
 
-    def _admit(self, admission: Admission) -> None:
+    def _admit(self, admission: Admission, beginning: set[int]) -> None:
+        """beginning: first blocks of prompts that rows of this step begin with, which hold a former owner's KV yet."""
         slot, request, tokens = admission.slot, admission.request, admission.tokens
         num_cached, prompt = admission.num_cached_tokens, request.prompt
         _require(0 <= num_cached < len(tokens), f"{num_cached} of {len(tokens)} known tokens are cached")
@@ -208,7 +233,7 @@ class OracleDevice:
             bool((tokens[: len(prompt)] == prompt).all()), f"request {request.uid} is admitted with foreign tokens"
         )
         weights = self._weights
-        if num_cached:
+        if num_cached and int(self._tables[slot, 0]) not in beginning:
             weights = self._weights_of(request, self._tables[slot, :1] * self._config.block_size)
         self._wanted[slot, : len(tokens)] = self._kv_of(request, tokens, weights)
         self._shift[slot] = mix_one(weights)

@@ -35,6 +35,13 @@ EVENTS: dict[str, tuple[str, ...]] = {
     "start_decode": ("uid",),
     "drop": ("uids",),
     "sent": ("uid", "failed"),
+    "pull": Shape._fields,
+    "carry": ("uid", "num_blocks"),
+    "received": ("uid", "outcome"),  # one of connector.OUTCOMES
+    "lend": Shape._fields,
+    "consume": ("uid", "generation"),
+    "renew": ("uids",),
+    "release": ("uids",),
     # control
     "pause": ("abort", "reset"),
     "resume": (),

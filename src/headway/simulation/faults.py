@@ -87,6 +87,7 @@ class Faults:
             "pause": lambda: (self._dice.below(2), self._dice.below(2)),
             "progress": lambda: (self._uid(),),
             "wait": lambda: (self._dice.pick((1, 5, 20, 100, 400)),),
+            "received": lambda: (self._uid(list(self._simulation.connector.quarantined)), 2),
         }
 
     def draw(self) -> Event:
@@ -120,6 +121,8 @@ class Faults:
         rare.add("pause" if simulation.core.paused else "resume")
         for name in rare:
             likely[name] *= 0.02
+        if simulation.connector.quarantined:
+            likely["received"] = 5.0
         if len(simulation.in_flight) == simulation.setting.depth or simulation.core.paused:
             likely["launch"] *= 0.05
         if not simulation.in_flight or self._slow:

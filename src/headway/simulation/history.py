@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from headway.request import FinishReason, Request
+from headway.request import FinishReason, Request, Transfer
 from headway.scheduler.effects import Effects, RequestEnd
 from headway.simulation.digests import answer_of
 from headway.simulation.shapes import Shape
@@ -113,6 +113,10 @@ class History:
             require(life.sends and not life.sending, "sent without cause", f"request {sending.uid}")
             require(sending.token == life.answer[0], "wrong token", f"request {sending.uid} sends {sending.token}")
             life.sending = True
+        for lending in effects.lending:
+            life = self._life(lending.uid, "lends its KV")
+            lends = life.request.transfer is Transfer.LEND
+            require(lends and lending.token in (None, life.answer[0]), "lent without cause", f"request {lending.uid}")
         for end in effects.ended:
             self._end(end, ends)
         spared = [uid for uid in ends.must if uid in self.live]

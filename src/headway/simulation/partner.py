@@ -36,13 +36,14 @@ class Lease(NamedTuple):
 class Partner:
     """Asks for reservations, starts or drops them, sends KV and receives it. One method for each event.
 
-    reservations: by uid, until they start. leases: by uid, also of requests that have ended. reserved_uids: uids that
-    ever had a reservation. arrived: uids with KV from P and no step yet -> the number of tokens that were cached here
-    before.
+    reservations: by uid, until they start. former: that ended without a start. leases: by uid, also of requests that
+    have ended. reserved_uids: uids that ever had a reservation. arrived: uids with KV from P and no step yet -> the
+    number of tokens that were cached here before.
     """
 
     def __init__(self, setting: Setting, core: WatchedCore, device: OracleDevice) -> None:
         self.reservations: dict[int, Reservation] = {}
+        self.former: dict[int, Reservation] = {}
         self.leases: dict[int, Lease] = {}
         self.reserved_uids: set[int] = set()
         self.arrived: dict[int, int] = {}
@@ -53,7 +54,8 @@ class Partner:
     def after(self, effects: Effects) -> None:
         """Drop the reservations of ended requests, and check blocks that are to be sent."""
         for end in effects.ended:
-            self.reservations.pop(end.uid, None)
+            if end.uid in self.reservations:
+                self.former[end.uid] = self.reservations.pop(end.uid)
         for sending in effects.sending:
             life = self._core.history.live[sending.uid]
             held = self._device.send(life.request, sending.blocks, sending.num_tokens)
@@ -76,7 +78,8 @@ class Partner:
 
         def accept(reservation: object) -> None:
             if reservation is None:
-                empty = not self._core.history.live and not self.leases and not self._core.paused
+                held = self._core.snapshot.num_blocks_quarantined + self._core.snapshot.num_blocks_lent
+                empty = not self._core.history.live and not self.leases and not held and not self._core.paused
                 require(not empty, "refused for nothing", f"request {shape.uid} gets no reservation in an empty engine")
                 return
             require(not self._core.paused, "reserved while paused", f"request {shape.uid}")

@@ -86,6 +86,21 @@ class Setting:
         return cls(config, static=dice.chance(0.2), depth=1 + dice.chance(0.6))
 
     @classmethod
+    def of_transfers(cls, seed: int) -> Setting:
+        """The setting of a seed for requests that pull or lend the KV of their prompt."""
+        drawn, dice = cls.of_seed(seed), Dice(f"{seed} setting of transfers")
+        per_request = drawn.config.blocks_per_request
+        config = replace(
+            drawn.config,
+            role=dice.pick((Role.DECODE, Role.DECODE, Role.PREFILL, Role.MIXED)),
+            lend_timeout=dice.pick((0.05, 0.4, 60.0)),
+            receive_timeout=dice.pick((0.05, 0.4, 60.0)),
+            max_lent_blocks=dice.pick((None, 0, per_request, 2 * per_request)),
+            max_receiving_blocks=dice.pick((None, 0, per_request, 2 * per_request)),
+        )
+        return cls(config, static=drawn.static, depth=drawn.depth)
+
+    @classmethod
     def of_siblings(cls, seed: int) -> Setting:
         """The setting of a seed for traffic of siblings: prompts of several blocks, which take several steps, and a
         prefix cache."""

@@ -11,6 +11,7 @@ from headway.simulation.calm import calm
 from headway.simulation.events import Event, EventTrace
 from headway.simulation.faults import Faults
 from headway.simulation.history import Violation
+from headway.simulation.movements import Movements
 from headway.simulation.setting import Setting
 from headway.simulation.siblings import Siblings
 from headway.simulation.simulation import Simulation
@@ -19,9 +20,12 @@ Mode = Literal["safety", "liveness", "both"]
 """safety: all owners are recounted after every message and pass. liveness: after the last step the faults stop, and
 every request must end. both: both."""
 
-Traffic = Literal["mixed", "siblings"]
+Traffic = Literal["mixed", "siblings", "transfers"]
 """mixed: requests of many kinds, equal by chance. siblings: families of equal prompts, and of prompts that share
-several blocks."""
+several blocks. transfers: requests that pull or lend the KV of their prompt."""
+
+_SETTINGS = {"mixed": Setting.of_seed, "siblings": Setting.of_siblings, "transfers": Setting.of_transfers}
+_FAULTS = {"mixed": Faults, "siblings": Siblings, "transfers": Movements}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +51,10 @@ def run_seed(
 
     static: whether allocation is static; None: drawn from the seed.
     """
-    drawn = Setting.of_seed(seed) if traffic == "mixed" else Setting.of_siblings(seed)
+    drawn = _SETTINGS[traffic](seed)
     setting = replace(drawn, audits=mode != "liveness", static=drawn.static if static is None else static)
     simulation = Simulation(setting)
-    faults = Faults(seed, simulation) if traffic == "mixed" else Siblings(seed, simulation)
+    faults = _FAULTS[traffic](seed, simulation)
     events: list[Event] = []
     try:
         for _ in range(num_steps):
@@ -80,15 +84,19 @@ def run_trace(trace: EventTrace) -> Run:
 
 def _run(simulation: Simulation, events: Sequence[Event], violation: Violation | None) -> Run:
     history, now = simulation.history, simulation.core.snapshot
-    counts = simulation.counts + Counter(
-        {
-            "requests accepted": len(history.ended) + len(history.live),
-            "requests completed": history.num_completed,
-            "tokens generated": history.num_tokens,
-            "tokens found in the prefix cache": now.num_prefix_hit_tokens,
-            "preemptions": now.num_preemptions,
-            "reservations": len(simulation.partner.reserved_uids),
-        }
+    counts = (
+        simulation.counts
+        + simulation.connector.counts
+        + Counter(
+            {
+                "requests accepted": len(history.ended) + len(history.live),
+                "requests completed": history.num_completed,
+                "tokens generated": history.num_tokens,
+                "tokens found in the prefix cache": now.num_prefix_hit_tokens,
+                "preemptions": now.num_preemptions,
+                "reservations": len(simulation.partner.reserved_uids),
+            }
+        )
     )
     trace = EventTrace(simulation.setting, tuple(events))
     num_steps = sum(event.name != "calm" for event in events)

@@ -9,7 +9,7 @@ import traceback
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import replace
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from headway.scheduler import (
     AuditReport,
     Clear,
     DeviceLost,
+    Effects,
     FinishRequests,
     GetProgress,
     Pause,
@@ -34,6 +35,7 @@ from headway.scheduler import (
     StepResult,
     Tick,
 )
+from headway.simulation.connector import Connector
 from headway.simulation.device import DeviceError, OracleDevice
 from headway.simulation.digests import prompt_of
 from headway.simulation.events import EVENTS, Event
@@ -46,6 +48,7 @@ from headway.simulation.watched import WatchedCore
 ABORT, ERROR, STOP = FinishReason.ABORT, FinishReason.ERROR, FinishReason.STOP
 NATURAL_ENDS = Ends(natural=True)
 OF_THE_PARTNER = ("reserve", "start_prefill", "start_decode", "drop", "sent")
+OF_THE_CONNECTOR = ("pull", "carry", "received", "lend", "consume", "renew", "release")
 SLOW = 25  # events; a step that takes longer to answer is counted as slow
 NO_TOKENS = np.zeros(0, dtype=np.int32)
 
@@ -71,10 +74,11 @@ class Simulation:
         self.setting = setting
         self.config = setting.config
         self.role = setting.config.role
-        self.core = WatchedCore(setting, after=lambda effects: self.partner.after(effects))
+        self.core = WatchedCore(setting, after=self._tell_the_others)
         self.history = self.core.history
         self.device = OracleDevice(setting.config)
         self.partner = Partner(setting, self.core, self.device)
+        self.connector = Connector(setting, self.core, self.device, self.partner)
         self.in_flight: deque[Flight] = deque()
         self.answered: deque[StepResult] = deque(maxlen=4)
         self.counts: Counter[str] = Counter()
@@ -83,10 +87,23 @@ class Simulation:
         self._seen: set[int] = set()  # uids that some batch has admitted
         self._resets_when_idle = False
         self._happenings: dict[str, Callable[..., None]] = {
-            name: getattr(self.partner, name) if name in OF_THE_PARTNER else getattr(self, f"_{name}")
+            name: self._happening(name)
             for name in EVENTS
             if name != "calm"  # which consists of other events
         }
+
+    def _happening(self, name: str) -> Callable[..., None]:
+        if name in OF_THE_PARTNER:
+            happening = getattr(self.partner, name)
+        elif name in OF_THE_CONNECTOR:
+            happening = getattr(self.connector, name)
+        else:
+            happening = getattr(self, f"_{name}")
+        return cast("Callable[..., None]", happening)
+
+    def _tell_the_others(self, effects: Effects) -> None:
+        self.partner.after(effects)
+        self.connector.after(effects)
 
     def happen(self, event: Event) -> None:
         """Carry out one event. Raises Violation if the core breaks any rule."""
@@ -130,7 +147,7 @@ class Simulation:
             return
         if now.num_running:
             raise Violation("stuck", f"{now.num_running} requests run, and there is no step: {now}")
-        if now.num_waiting and not now.num_reserved and not self.partner.leases:
+        if now.num_waiting and not now.num_reserved and not self.partner.leases and not self.connector.holds_any:
             raise Violation("stuck", f"{now.num_waiting} requests wait, and no request holds anything: {now}")
 
     def _answer(self, outcome: int) -> None:
@@ -193,8 +210,10 @@ class Simulation:
         self.partner.device_lost()
         may = dict.fromkeys(self.history.live, ERROR)
         if self.role is not Role.PREFILL:  # there a request may have a slot before its first batch
-            may = {uid: ERROR for uid in may if uid in self._seen or uid in self.partner.reserved_uids}
+            known = self._seen | self.partner.reserved_uids | self.connector.answered
+            may = {uid: ERROR for uid in may if uid in known}
         self.core.tell(DeviceLost("the device was lost"), Ends(may=may))
+        self._check_revoked()
         self._reset_if_idle()
 
     # -- requests ------------------------------------------------------------------------------------------------
@@ -253,9 +272,16 @@ class Simulation:
         self._resets_when_idle |= bool(reset)
         over = list(self.history.live) if abort else list(self.partner.reservations) if reset else []
         self.core.tell(Pause(bool(abort), bool(reset)), self.core.must_end(over, ABORT))
+        if reset:
+            require(not self.connector.receiving, "not given up", f"{self.connector.receiving}")
+            self._check_revoked()
         self._forget_claims()
         self._check_preempted()
         self._reset_if_idle()
+
+    def _check_revoked(self) -> None:
+        """What is lent is gone, or out of date."""
+        require(not self.connector.lent, "not revoked", f"leases {list(self.connector.lent)}")
 
     def _resume(self) -> None:
         if self._resets_when_idle:  # a resume does not wait for steps in flight, which end with the old weights
@@ -276,12 +302,16 @@ class Simulation:
 
     def _clear(self) -> None:
         self.core.tell(Clear(), self.core.must_end(list(self.history.live), ABORT))
+        self._check_revoked()
         self.device.change_weights()
 
     def _reset_cache(self) -> None:
         holders = [*self.partner.reservations, *self.partner.arrived, *self._in_flight_holders()]
-        if self.role is Role.PREFILL:  # there a request may have a slot before its first batch
-            holders += [uid for uid in self.history.live if self._progress_of(uid).status in _WITH_SLOT]
+        holders += self.connector.receiving
+        # On P a request may have a slot before its first batch. What is lent is looked at between two batches.
+        for uid, life in list(self.history.live.items()):
+            if self.role is Role.PREFILL or life.request.transfer is not None:
+                holders += [uid] if self._progress_of(uid).status in _WITH_SLOT else []
         num_cached = self.core.ask(ResetPrefixCache)
         require(isinstance(num_cached, int) and num_cached >= 0, "bad answer", f"{num_cached} blocks were cached")
         self.device.change_weights(holders)
@@ -306,7 +336,8 @@ class Simulation:
         """Running requests have released their blocks, and start again with the weights of that time. Exception:
         requests with a last step in flight."""
         self.partner.arrived.clear()
-        self.device.keep_only(self.partner.reservations.keys() | self._in_flight_holders())
+        reserved = self.partner.reservations.keys() | self.connector.receiving
+        self.device.keep_only(reserved | self._in_flight_holders())
 
     # -- reads and the clock -------------------------------------------------------------------------------------
 
@@ -342,6 +373,7 @@ class Simulation:
     def _wait(self, ms: int) -> None:
         self.core.now += ms / 1000
         deadlines = [life.deadline for life in self.history.live.values() if life.deadline is not None]
+        deadlines += [one.until for one in self.connector.lent.values()]
         nearest, told = min(deadlines, default=None), self.core.snapshot.next_deadline
         require(told == nearest, "wrong deadline", f"{told}, expected {nearest}")
         if nearest is not None and nearest <= self.core.now:
@@ -351,7 +383,11 @@ class Simulation:
         live, now = self.history.live.items(), self.core.now
         due = [uid for uid, life in live if life.deadline is not None and life.deadline <= now]
         self.counts["timeouts"] += len(due)
-        self.core.tell(Tick(), self.core.must_end(due, ERROR))
+        late = [uid for uid in due if uid in self.connector.receiving]  # their prompts are computed here
+        self.core.tell(Tick(), self.core.must_end([uid for uid in due if uid not in late], ERROR))
+        left = [uid for uid in late if uid in self.connector.receiving]
+        left += [uid for uid, one in self.connector.lent.items() if one.until <= now]
+        require(not left, "outlives its deadline", f"{left}")
 
 
 _WITH_SLOT = (RequestStatus.RESERVED, RequestStatus.RUNNING_PREFILL)

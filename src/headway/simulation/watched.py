@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from headway.config import Role
-from headway.request import FinishReason, Request
+from headway.request import FinishReason, Request, Transfer
 from headway.scheduler import (
     AwaitSteps,
     Batch,
@@ -28,7 +28,8 @@ NO_ENDS = Ends()
 class WatchedCore:
     """A scheduler, and the knowledge of its callers.
 
-    now: seconds. paused, in_flight (step ids): the core must have the same.
+    now: seconds. told_at: seconds; the time that the core knows.
+    paused, in_flight (step ids): the core must have the same.
     decisions: digest of every batch and effect so far; equal for equal runs.
     after: called with the effects of every message and pass, after they are checked.
     """
@@ -37,7 +38,7 @@ class WatchedCore:
         self.scheduler = Scheduler(setting.config, StaticAllocation() if setting.static else DynamicAllocation())
         self.history = History()
         self._config = setting.config
-        self.now = 0.0
+        self.now = self.told_at = 0.0
         self.paused = False
         self.in_flight: set[int] = set()
         self.snapshot = self.scheduler.snapshot()
@@ -54,12 +55,14 @@ class WatchedCore:
     def tell(self, message: Command | Result | Tick, ends: Ends = NO_ENDS) -> None:
         """Apply a message. ends: which requests it may end, or must."""
         self.num_messages += 1
+        self.told_at = self.now
         self._note(self.scheduler.apply(message, self.now), ends)
 
     def tell_in_vain(self, message: Command | Result) -> None:
         """A message that means nothing here: nothing may happen."""
         before = self.snapshot
         self.num_messages += 1
+        self.told_at = self.now
         effects = self.scheduler.apply(message, self.now)
         if effects:
             raise Violation("something of nothing", f"{type(message).__name__} has effects: {effects}")
@@ -84,6 +87,7 @@ class WatchedCore:
         before = self.snapshot
         self.num_messages += 1
         answer: object = None
+        self.told_at = self.now
         try:
             if isinstance(message, Query):
                 answer = self.scheduler.ask(message, self.now)
@@ -104,6 +108,7 @@ class WatchedCore:
         """
         message = query(self._new_reply())
         self.num_messages += 1
+        self.told_at = self.now
         answer = self.scheduler.ask(message, self.now)
         if accept is not None:
             accept(answer)
@@ -152,7 +157,8 @@ class WatchedCore:
         """Expect the answer to `request`. If it never fits, it must end at once."""
         if not self.can_serve(request):
             return self.must_end([request.uid], FinishReason.ERROR)
-        life.expect(request, num_tokens=1 if self._config.role is Role.PREFILL else None)
+        only_prefill = self._config.role is Role.PREFILL or request.transfer is Transfer.LEND
+        life.expect(request, num_tokens=1 if only_prefill else None)
         return NO_ENDS
 
     def _new_reply(self) -> int:
@@ -161,6 +167,7 @@ class WatchedCore:
         return self._last_reply
 
     def _note(self, effects: Effects, ends: Ends) -> None:
+        effects.pulls = self.scheduler.take_pulls()
         self.history.note(effects, ends)
         self.decisions.take_effects(effects)
         for reply in effects.awaited:
@@ -178,8 +185,9 @@ class WatchedCore:
         self.snapshot = now = self.scheduler.snapshot()
         num_live = len(self.history.live)
         by_state = now.num_running + now.num_waiting + now.num_preparing + now.num_reserved + now.num_sending
+        by_state += now.num_receiving
         counted = by_state == num_live == now.num_requests_added - now.num_requests_ended
-        spanned = now.num_running + now.num_reserved <= now.num_slots_spanned <= now.num_slots
+        spanned = now.num_running + now.num_reserved + now.num_receiving <= now.num_slots_spanned <= now.num_slots
         if not counted or not spanned or now.num_in_flight != len(self.in_flight) or now.paused != self.paused:
             known = f"{num_live} requests live, {len(self.in_flight)} steps in flight, paused: {self.paused}"
             raise Violation("miscounted", f"{known}; {now}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 from headway.config import SchedulerConfig
@@ -61,16 +63,17 @@ class Step(msgspec.Struct, frozen=True, tag=True, array_like=True):
     started: list[tuple[int, int]]
     tokens: list[TokenOutputs]
     ended: list[RequestEnd]
+    handovers: list[tuple[int, dict[str, Any]]] = []
 
     @classmethod
     def of(cls, effects: Effects) -> Step:
         """The message that carries `effects`."""
-        return cls(effects.started, effects.tokens, effects.ended)
+        return cls(effects.started, effects.tokens, effects.ended, effects.handovers)
 
     @property
     def effects(self) -> Effects:
         """The effects in the message. In a received message the arrays are read-only views of its bytes."""
-        return Effects(started=self.started, tokens=self.tokens, ended=self.ended)
+        return Effects(started=self.started, tokens=self.tokens, ended=self.ended, handovers=self.handovers)
 
 
 class Status(msgspec.Struct, frozen=True, tag=True, array_like=True):

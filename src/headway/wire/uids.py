@@ -23,5 +23,6 @@ def effects_of_client(effects: Effects, client: int) -> Effects:
     return Effects(
         started=[item for item in effects.started if client_of(item[0]) == client],
         tokens=tokens,
+        handovers=[item for item in effects.handovers if client_of(item[0]) == client],
         ended=[end for end in effects.ended if client_of(end.uid) == client],
     )

@@ -61,7 +61,10 @@ class OriginalCalls(Surface):
 
         True: they are reserved, as by `reserve_decode`, but only for `hold_timeout` seconds.
         """
-        return self.reserve_decode(request, expires_after=self.config.hold_timeout, timeout=timeout) is not None
+        return (
+            self.reserve_decode(request, expires_after=self.config.hold_timeout, timeout=timeout, shows_blocks=False)
+            is not None
+        )
 
     def add_request_in_p(self, ids: Ids) -> None:
         """See `start_prefill`."""

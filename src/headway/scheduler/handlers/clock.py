@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from headway.request import FinishReason, RequestStatus
 from headway.scheduler.effects import Effects
+from headway.scheduler.handlers.transfers import Transfers
 from headway.scheduler.state.moves import Moves
 from headway.scheduler.state.state import State
 from headway.scheduler.state.transitions import Event
@@ -16,15 +17,22 @@ _TIMED_OUT = {
 
 
 class Clock:
-    """Ends requests whose deadline has passed."""
+    """Ends requests and leases whose deadline has passed. A prompt whose KV has not come in time is computed here."""
 
-    def __init__(self, state: State, moves: Moves) -> None:
+    def __init__(self, state: State, moves: Moves, transfers: Transfers) -> None:
         self._state = state
         self._moves = moves
+        self._transfers = transfers
 
     def tick(self, now: float, effects: Effects) -> None:
         """It is `now`, in seconds."""
         for uid in self._state.deadlines.expired(now):
-            entry = self._state.entries[uid]
+            entry = self._state.entries.get(uid)
+            if entry is None:
+                self._transfers.revoke(uid, effects)
+                continue
+            if entry.status is RequestStatus.RECEIVING:
+                self._moves.give_up(entry)
+                continue
             error = _TIMED_OUT.get(entry.status)
             effects.ended.append(self._moves.end(entry, FinishReason.ERROR, event=Event.EXPIRE, error=error))

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from headway.request import FinishReason, RequestStatus
 from headway.scheduler.effects import Effects
+from headway.scheduler.handlers.transfers import Transfers
 from headway.scheduler.messages import Pause
 from headway.scheduler.state.entry import Entry
 from headway.scheduler.state.moves import Moves
@@ -15,9 +16,10 @@ from headway.scheduler.state.state import State
 class Control:
     """Takes effect at once, whatever is in flight. Late results are recognised and dropped."""
 
-    def __init__(self, state: State, moves: Moves) -> None:
+    def __init__(self, state: State, moves: Moves, transfers: Transfers) -> None:
         self._state = state
         self._moves = moves
+        self._transfers = transfers
 
     def pause(self, message: Pause, effects: Effects) -> None:
         """Schedule nothing more."""
@@ -30,6 +32,8 @@ class Control:
         if message.reset_prefix_cache:  # what a reservation found in the cache would be stale
             reserved = [entry for entry in entries if entry.status is RequestStatus.RESERVED]
             self._end("the engine was paused and its cache reset", reserved, effects)
+            self._transfers.give_up_all()
+            self._transfers.revoke_all(effects)
             self._state.reset_prefix_cache()
 
     def resume(self) -> None:
@@ -44,6 +48,7 @@ class Control:
     def clear(self, effects: Effects) -> None:
         """End all requests and forget what is cached."""
         self._end("the engine's data was cleared", self._state.entries.values(), effects)
+        self._transfers.revoke_all(effects)
         self._state.reset_prefix_cache()
 
     def _end(self, error: str, entries: Iterable[Entry], effects: Effects) -> None:

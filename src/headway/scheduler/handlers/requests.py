@@ -28,6 +28,11 @@ class Requests:
         if request.uid in state.entries:
             raise ValueError(f"uid {request.uid} of request {request.request_id!r} is in use")
         entry = moves.newcomer(request)
+        if request.uid in state.leases:  # a lease has the uid of its request, also when that has ended
+            moves.add(entry)
+            why = f"the blocks of a former request of uid {request.uid} have not come back"
+            effects.ended.append(moves.end(entry, FinishReason.ERROR, error=why))
+            return
         if request.preprocess is not None:
             moves.add_unprepared(entry, now + state.config.preprocess_timeout)
             effects.jobs.append(request)

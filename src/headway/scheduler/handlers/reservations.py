@@ -9,14 +9,13 @@ also when their request has ended or its time was up. So no other request's KV i
 
 from __future__ import annotations
 
-import numpy as np
-
 from headway.config import Role
 from headway.errors import QueryError
-from headway.request import FinishReason, Request
+from headway.request import FinishReason, Request, RequestStatus
 from headway.scheduler.answers import Reservation
-from headway.scheduler.effects import Effects, Sending, TokenOutputs
+from headway.scheduler.effects import Effects, Sending
 from headway.scheduler.fitting import never_fits
+from headway.scheduler.handlers.transfers import Transfers
 from headway.scheduler.messages import (
     DropReservations,
     ReserveDecode,
@@ -26,8 +25,8 @@ from headway.scheduler.messages import (
     StartPrefill,
 )
 from headway.scheduler.passes.admissions import Admissions
-from headway.scheduler.passes.steps import Steps
 from headway.scheduler.state.entry import Entry
+from headway.scheduler.state.leases import Holder
 from headway.scheduler.state.moves import Moves
 from headway.scheduler.state.state import State
 from headway.scheduler.state.transitions import Event
@@ -36,11 +35,11 @@ from headway.scheduler.state.transitions import Event
 class Reservations:
     """Slots and blocks held for the other side."""
 
-    def __init__(self, state: State, moves: Moves, admissions: Admissions, steps: Steps) -> None:
+    def __init__(self, state: State, moves: Moves, admissions: Admissions, transfers: Transfers) -> None:
         self._state = state
         self._moves = moves
         self._admissions = admissions
-        self._steps = steps
+        self._transfers = transfers
 
     def reserve_prefill(self, query: ReservePrefill, now: float) -> Reservation | None:
         """P: hold a slot and blocks for the prompt. None if they are lacking. Raises QueryError."""
@@ -51,7 +50,10 @@ class Reservations:
     def reserve_decode(self, query: ReserveDecode, now: float) -> Reservation | None:
         """D: hold a slot and blocks for the prompt and the first token. None if they are lacking. Raises QueryError."""
         self._check(query.request, Role.DECODE)
-        return self._reserve(query.request, len(query.request.prompt) + 1, now + query.timeout)
+        reservation = self._reserve(query.request, len(query.request.prompt) + 1, now + query.timeout)
+        if reservation is not None and query.shows_blocks:
+            self._state.entries[reservation.uid].filled_from_outside = True
+        return reservation
 
     def start_prefill(self, message: StartPrefill) -> None:
         """P: compute reserved requests. Their start is reported with the next result."""
@@ -66,33 +68,19 @@ class Reservations:
                 self._admissions.start(entry, num_cached_tokens)
 
     def start_decode(self, message: StartDecode, effects: Effects) -> None:
-        """D: the prompt's KV has come, and its first output token. That token is computed as a chunk of one: so the
-        device learns it like any other known token, also after a preemption. The start is reported at once, as this
-        token must come after it."""
-        state = self._state
+        """D: the prompt's KV has come."""
         entry = self._moves.heeding(message.uid, Event.RECEIVE)
-        if state.config.role is not Role.DECODE or entry is None:
-            return
-        num_prompt, token = len(entry.request.prompt), message.token
-        num_cached_tokens = int(state.table.num_computed[entry.slot])
-        state.counters.start(num_prompt, num_cached_tokens)
-        effects.started.append((entry.uid, num_cached_tokens))
-        self._moves.receive(entry, token)
-        state.store(entry, 0, num_prompt)
-        tokens = np.array([token], dtype=np.int32)
-        effects.tokens.append(TokenOutputs(np.array([entry.uid], dtype=np.int64), tokens))
-        state.counters.generation_tokens += 1
-        end = self._moves.end_by(entry, token)
-        if end is not None:
-            effects.ended.append(end)
-        else:
-            self._admissions.start(entry, num_prompt)
+        if entry is None or entry.status is not RequestStatus.RESERVED:
+            return  # on P: it is reserved, but computes its prompt itself
+        if self._state.config.role is Role.DECODE:
+            self._transfers.receive(entry, message.token, effects)
 
     def drop(self, message: DropReservations, effects: Effects) -> None:
         """Give up reservations."""
         for uid in message.uids:
             entry = self._moves.heeding(uid, Event.DROP)
             if entry is not None:
+                entry.filled_from_outside = False  # so says the caller
                 error = "the reservation was dropped"
                 effects.ended.append(self._moves.end(entry, FinishReason.ABORT, event=Event.DROP, error=error))
 
@@ -105,7 +93,7 @@ class Reservations:
 
     def send_done(self, message: SendDone, effects: Effects) -> None:
         """P: the sender is done with the blocks. They come back also when their request has ended before."""
-        if message.uid not in self._state.leases:
+        if self._state.leases.of(message.uid, Holder.SENDER) is None:
             return
         self._moves.end_lease(message.uid)
         entry = self._moves.heeding(message.uid, Event.SENT)
@@ -123,6 +111,8 @@ class Reservations:
             raise QueryError(f"a reservation for the {role} phase was asked of an engine whose role is {config.role}")
         if request.uid in self._state.entries:
             raise QueryError(f"uid {request.uid} of request {request.request_id!r} is in use")
+        if request.uid in self._state.leases:
+            raise QueryError(f"the blocks of a former request of uid {request.uid} have not come back")
         reason = never_fits(config, request)
         if reason is not None:
             raise QueryError(reason)

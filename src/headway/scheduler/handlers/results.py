@@ -12,10 +12,12 @@ from headway.scheduler.audit import Auditor
 from headway.scheduler.batch import BoolArray, IntArray, StepResult
 from headway.scheduler.effects import Effects, TokenOutputs
 from headway.scheduler.handlers.reservations import Reservations
+from headway.scheduler.handlers.transfers import Transfers
 from headway.scheduler.messages import DeviceLost
 from headway.scheduler.passes.admissions import Admissions
 from headway.scheduler.passes.steps import Chunk, LaunchedStep, Steps
 from headway.scheduler.state.entry import Entry
+from headway.scheduler.state.leases import Holder
 from headway.scheduler.state.moves import Moves
 from headway.scheduler.state.state import State
 
@@ -35,6 +37,7 @@ class Results:
         admissions: Admissions,
         steps: Steps,
         reservations: Reservations,
+        transfers: Transfers,
         auditor: Auditor,
     ) -> None:
         self._state = state
@@ -42,6 +45,7 @@ class Results:
         self._admissions = admissions
         self._steps = steps
         self._reservations = reservations
+        self._transfers = transfers
         self._auditor = auditor
         self._waiting: list[tuple[int, int]] = []  # (last step in flight when asked, reply id)
 
@@ -59,8 +63,11 @@ class Results:
         """Requests that have computed something end with an error; requests that wait go on."""
         state = self._state
         self._steps.in_flight.clear()
+        self._transfers.give_up_all()
+        self._transfers.revoke_all(effects)
         occupants = [entry for entry in state.occupants if entry is not None]
-        sending = [entry for uid in state.leases if (entry := state.entries.get(uid)) is not None]
+        leases = [uid for uid, lease in state.leases.items() if lease.holder is Holder.SENDER]
+        sending = [state.entries[uid] for uid in leases if uid in state.entries]
         effects.ended += self._moves.end_all(occupants + sending, FinishReason.ERROR, error=message.reason)
         state.encoder.clear()
         state.prefix.clear()  # its blocks held KV that is gone
@@ -210,9 +217,11 @@ class Results:
         self._moves.confirm_chunk(entry, chunk.start + chunk.count, token)
         for span in chunk.spans():  # all of them end within it, as no chunk cuts a span
             self._state.encoder.done(entry.uid, span.digest)
-        if token is None:
+        if entry.lends:
+            self._transfers.chunk_done(entry, chunk.start + chunk.count, token, now, effects)
+        elif token is None:
             return
-        if entry.sends:
+        elif entry.sends:
             self._reservations.send(entry, token, now, effects)
         elif (end := self._moves.end_by(entry, token)) is not None:
             effects.ended.append(end)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from headway.config import Role
 from headway.request import RequestStatus
 from headway.scheduler.batch import Admission, IntArray
+from headway.scheduler.effects import Pull
 from headway.scheduler.passes.chunk_plan import ChunkPlan
 from headway.scheduler.passes.headroom import Headroom
 from headway.scheduler.passes.sharing import Sharing
@@ -49,6 +50,7 @@ class Admissions:
         self._policies = policies
         self._told: list[tuple[SlotHandle, Admission]] = []
         self._started: list[tuple[int, int]] = []
+        self._pulls: list[tuple[int, Entry]] = []  # with the last step that may write to their blocks
 
     def admit(self, plan: ChunkPlan, decoding: NDArray[np.intp]) -> None:
         """Admit waiting requests, in order, as far as slots, blocks and the step's budget allow.
@@ -75,23 +77,18 @@ class Admissions:
         for entry in window:
             if not state.slots.num_free_slots() or (plan is not None and plan.budget <= 0):
                 return False
-            if plan is not None and not self.can_begin(entry, plan):
+            if not self._may_begin(entry, plan):
                 continue
-            demand = self._demand_met(entry, len(entry.tokens), headroom, self._sharing.newest)
-            if plan is not None and demand is not None and self._sharing.waits(entry):
-                continue
+            demand = self._demand(entry, headroom)
             if demand is None:
                 if entry.num_bypassed >= state.config.max_bypass:
                     return False
                 passed.append(entry)
                 continue
-            self._admit_one(entry, demand)
+            if plan is not None and not entry.pulls and self._sharing.waits(entry):
+                continue
+            self._grant(entry, demand, plan)
             num_admitted += 1
-            if plan is not None:
-                start = len(demand.cached) * state.config.block_size
-                count = plan.offer(entry.request, entry.slot, start, len(entry.tokens))
-                if count:
-                    self._sharing.announce(entry, start + count)
             for other in passed:
                 other.num_bypassed += 1
             if any(other.num_bypassed >= state.config.max_bypass for other in passed):
@@ -146,6 +143,22 @@ class Admissions:
         """Blocks that must be available: the new blocks, and the cached blocks to share that no request refers to."""
         return demand.num_new + (self._state.pool.num_idle(demand.cached) if len(demand.cached) else 0)
 
+    def take_pulls(self, oldest_in_flight: int) -> list[Pull]:
+        """The pulls that may begin now: all steps that may write to their blocks have been answered for."""
+        waiting, self._pulls = self._pulls, []
+        pulls: list[Pull] = []
+        for after_step, entry in waiting:
+            if entry.handle is None or entry.status is not RequestStatus.RECEIVING:
+                continue  # it has ended, or does not wait for its KV any more
+            if after_step >= oldest_in_flight:
+                self._pulls.append((after_step, entry))
+                continue
+            entry.filled_from_outside = True
+            table, num_blocks = self._state.table, self._state.config.blocks_for(len(entry.request.prompt))
+            blocks = table.blocks_of(entry.slot)[:num_blocks].copy()
+            pulls.append(Pull(entry.request, blocks, int(table.num_computed[entry.slot])))
+        return pulls
+
     def take_newcomers(self) -> list[Newcomer]:
         """Requests that started since the last call and still have their slot."""
         told, self._told = self._told, []
@@ -161,6 +174,45 @@ class Admissions:
         ended."""
         started, self._started = self._started, []
         return [start for start in started if start[0] in self._state.entries]
+
+    def _may_begin(self, entry: Entry, plan: ChunkPlan | None) -> bool:
+        """Whether a request may be admitted now, as far as slots and blocks are not concerned."""
+        if entry.pulls and self._has_nothing_to_pull(entry):
+            entry.pulls = False
+        if entry.pulls:
+            return not self._receives_enough(entry)
+        return plan is None or self.can_begin(entry, plan)
+
+    def _demand(self, entry: Entry, headroom: Headroom) -> BlockDemand | None:
+        """The blocks for the known tokens of a request; None if they are lacking. A request that pulls shares published
+        blocks alone, and gets a place for its first token: its KV does not come within a step."""
+        if entry.pulls:
+            return self._demand_met(entry, len(entry.tokens) + 1, headroom, newest=0)
+        return self._demand_met(entry, len(entry.tokens), headroom, self._sharing.newest)
+
+    def _grant(self, entry: Entry, demand: BlockDemand, plan: ChunkPlan | None) -> None:
+        """Admit a request; its first chunk, if there is a plan."""
+        blocks, num_cached_tokens = self._take(entry, demand)
+        if entry.status is _WAITING:
+            self.note_start(entry, num_cached_tokens)
+        if entry.pulls:
+            until = self._state.now + self._state.config.receive_timeout
+            self._moves.pull(entry, blocks, num_cached_tokens, until)
+            self._pulls.append((self._state.last_step, entry))
+            return
+        self._moves.admit(entry, blocks, num_cached_tokens)
+        self._tell_executor(entry, num_cached_tokens)
+        if plan is not None:
+            count = plan.offer(entry.request, entry.slot, num_cached_tokens, len(entry.tokens))
+            if count:
+                self._sharing.announce(entry, num_cached_tokens + count)
+
+    def _has_nothing_to_pull(self, entry: Entry) -> bool:
+        """Whether the cache has every block of a prompt but the one of its last token, which is computed anyway."""
+        num_blocks = (len(entry.tokens) - 1) >> self._state.block_shift
+        if num_blocks and self._sharing.may_match_more(entry):
+            self._match(entry, newest=0)
+        return entry.num_matched >= num_blocks or not num_blocks
 
     def _demand_met(self, entry: Entry, num_tokens: int, headroom: Headroom, newest: int) -> BlockDemand | None:
         """The blocks for `num_tokens` tokens of a request; None if they are lacking."""
@@ -201,12 +253,14 @@ class Admissions:
         entry.blocks_wanted = entry.num_bypassed = 0
         return blocks, num_cached_tokens
 
-    def _admit_one(self, entry: Entry, demand: BlockDemand) -> None:
-        blocks, num_cached_tokens = self._take(entry, demand)
-        if entry.status is _WAITING:
-            self.note_start(entry, num_cached_tokens)
-        self._moves.admit(entry, blocks, num_cached_tokens)
-        self._tell_executor(entry, num_cached_tokens)
+    def _receives_enough(self, entry: Entry) -> bool:
+        """Whether KV is on the way to so many blocks that this request must wait."""
+        state, most = self._state, self._state.config.max_receiving_blocks
+        if most is None:
+            return False
+        receiving = (state.table.status == int(RequestStatus.RECEIVING)).nonzero()[0]
+        num_blocks = int(state.table.num_blocks[receiving].sum()) + state.leases.num_quarantined
+        return num_blocks > 0 and num_blocks + state.config.blocks_for(len(entry.tokens)) > most
 
     def _tell_executor(self, entry: Entry, num_cached_tokens: int) -> None:
         assert entry.handle is not None

@@ -11,6 +11,8 @@ class Counters:
 
     prompt_tokens, prefix_query_tokens, prefix_hit_tokens: of prompts when they start; a request counts once, whatever
         it computes again after a preemption. prefill_tokens: computed in prefill chunks, also again.
+    received_tokens: of prompts whose KV came from P. lost_pulls: prompts whose KV should have come, and were computed
+        here.
     """
 
     requests_added: int = 0
@@ -21,6 +23,8 @@ class Counters:
     generation_tokens: int = 0
     prefix_query_tokens: int = 0
     prefix_hit_tokens: int = 0
+    received_tokens: int = 0
+    lost_pulls: int = 0
 
     def start(self, num_prompt_tokens: int, num_cached_tokens: int) -> None:
         """A request starts for the first time."""

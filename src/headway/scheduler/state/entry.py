@@ -32,6 +32,8 @@ class Entry:
     num_bypassed: how many requests were admitted before it while it waited for blocks.
     computes_again: a failed step was to fill blocks that it shared; it has computed nothing since.
     sends: its KV goes to D once the prompt is computed. outcome: how it will end when that is done.
+    pulls: the KV of its prompt shall come from P. lends: it shall go to D.
+    filled_from_outside: a connector may write to its blocks at any time, until it says that it has stopped.
     """
 
     request: Request
@@ -49,6 +51,9 @@ class Entry:
     num_preemptions: int = 0
     computes_again: bool = False
     sends: bool = False
+    pulls: bool = False
+    lends: bool = False
+    filled_from_outside: bool = False
     outcome: FinishReason | None = None
 
     @property

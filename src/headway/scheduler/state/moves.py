@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 from headway.config import Role
 from headway.kvcache import media_keys
 from headway.kvcache.prefix import Node
-from headway.request import FinishReason, Request, RequestStatus
+from headway.request import FinishReason, Request, RequestStatus, Transfer
 from headway.scheduler.batch import IntArray
 from headway.scheduler.effects import RequestEnd
 from headway.scheduler.state.entry import Entry
+from headway.scheduler.state.leases import Holder, Lease
 from headway.scheduler.state.slot_table import EMPTY
 from headway.scheduler.state.state import State
 from headway.scheduler.state.transitions import Event, applies, state_after
@@ -59,6 +60,8 @@ class Moves:
             node=self._state.prefix.root(request.cache_salt),
             media_keys=self._media_keys(request),
             status=_NEW,
+            pulls=request.transfer is Transfer.PULL,
+            lends=request.transfer is Transfer.LEND,
         )
 
     def add(self, entry: Entry) -> None:
@@ -101,18 +104,31 @@ class Moves:
         self._give_slot(entry, blocks, num_cached_tokens, status)
         self._state.prefilling.append(entry)
 
-    def receive(self, entry: Entry, token: int) -> None:
-        """RECEIVE: the KV of the whole prompt is in its blocks, and this token follows."""
+    def pull(self, entry: Entry, blocks: IntArray, num_cached_tokens: int, until: float) -> None:
+        """PULL: from the queue into a slot, with these blocks, whose leading ones hold KV already; the KV of the others
+        comes from P. until: seconds, its deadline for that."""
+        status = self._after(Event.PULL, entry)
+        self._state.waiting.take(entry)
+        self._state.deadlines.set(entry.uid, until)
+        self._give_slot(entry, blocks, num_cached_tokens, status)
+
+    def receive(self, entry: Entry, token: int | None) -> None:
+        """RECEIVE: the KV of the whole prompt is in its blocks, and this token follows; None: that of the last token of
+        the prompt is computed anew."""
         self._set_status(entry, self._after(Event.RECEIVE, entry))
         table, slot, prompt = self._state.table, entry.slot, entry.request.prompt
+        if token is None:
+            table.num_computed[slot] = len(prompt) - 1
+            return
         entry.tokens = np.append(prompt, np.int32(token))
         entry.tokens.flags.writeable = False
         table.num_tokens[slot] = len(entry.tokens)
         table.num_computed[slot] = len(prompt)
 
     def start(self, entry: Entry) -> None:
-        """START: a reserved request is computed from here on."""
+        """START: a request with slot and blocks is computed from here on."""
         status = self._after(Event.START, entry)
+        entry.filled_from_outside = False
         self._state.deadlines.clear(entry.uid)
         self._set_status(entry, status)
         self._state.prefilling.append(entry)
@@ -199,19 +215,38 @@ class Moves:
         blocks = state.table.blocks_of(entry.slot).copy()
         entry.tokens = state.known_tokens(entry)
         self._vacate(entry)
-        state.holder[blocks] = -1
-        state.leases[entry.uid] = blocks
-        state.num_leased_blocks += len(blocks)
+        self._lease(entry.uid, Lease(Holder.SENDER, blocks))
         entry.outcome = outcome
         self._set_status(entry, status)
         state.deadlines.set(entry.uid, until)
         return blocks
 
     def end_lease(self, uid: int) -> None:
-        """The sender of this uid's KV reads the blocks no more."""
-        blocks = self._state.leases.pop(uid)
-        self._state.num_leased_blocks -= len(blocks)
-        self._state.pool.release(blocks)
+        """The holder of this uid's lease does not touch the blocks any more, or not to any effect."""
+        self._state.pool.release(self._state.leases.end(uid))
+
+    def give_up(self, entry: Entry) -> None:
+        """GIVE_UP: its KV does not come. It goes back to its place in the queue, to be computed here. Its blocks stay
+        with the connector, if that may write to them still."""
+        status, state = self._after(Event.GIVE_UP, entry), self._state
+        state.deadlines.clear(entry.uid)
+        state.counters.lost_pulls += 1
+        entry.pulls = False
+        entry.num_matched, entry.next_key = -1, None
+        state.pool.release(self._kept_from_outside(entry, self._vacate(entry)))
+        self._set_status(entry, status)
+        state.waiting.push(entry)
+
+    def end_lent(self, entry: Entry, token: int, until: float) -> RequestEnd:
+        """END: its only token is there. Its blocks are lent to D. until: seconds, the end of the lease."""
+        state = self._state
+        reason = state.reason_to_end(entry, token)
+        assert reason is not None, "the first token of a request that lends is its last"
+        generation, blocks = entry.num_preemptions, self._take_out(entry, self._after(_END, entry))
+        self._lease(entry.uid, Lease(Holder.BORROWER, blocks.copy(), generation))
+        state.deadlines.set(entry.uid, until)
+        stop_token = token if reason is _STOP else None
+        return RequestEnd(entry.uid, entry.request.request_id, reason, stop_token)
 
     def end(
         self,
@@ -254,7 +289,8 @@ class Moves:
         return state_after(event, entry.status, entry.request.request_id)
 
     def _limit(self, request: Request) -> int:
-        return len(request.prompt) + (1 if self._state.config.role is Role.PREFILL else request.max_tokens)
+        only_prefill = self._state.config.role is Role.PREFILL or request.transfer is Transfer.LEND
+        return len(request.prompt) + (1 if only_prefill else request.max_tokens)
 
     def _media_keys(self, request: Request) -> dict[int, bytes]:
         if not request.spans:
@@ -320,11 +356,25 @@ class Moves:
             state.encoder.release(entry.uid)
         return blocks
 
+    def _lease(self, uid: int, lease: Lease) -> None:
+        self._state.holder[lease.blocks] = -1
+        self._state.leases.begin(uid, lease)
+
+    def _kept_from_outside(self, entry: Entry, blocks: IntArray) -> IntArray:
+        """The blocks that go back to the pool, of the blocks that a request gives up: none while a connector may still
+        write to them."""
+        if not entry.filled_from_outside:
+            return blocks
+        entry.filled_from_outside = False
+        self._lease(entry.uid, Lease(Holder.RECEIVER, blocks.copy()))
+        self._state.stopped_pulls.append(entry.uid)
+        return _NO_BLOCKS
+
     def _take_out(self, entry: Entry, status: RequestStatus) -> IntArray:
         """The one way out. Returns the blocks that it held, which the caller gives back."""
         was, state = entry.status, self._state
         del state.entries[entry.uid]
-        blocks = _NO_BLOCKS if entry.handle is None else self._vacate(entry)
+        blocks = _NO_BLOCKS if entry.handle is None else self._kept_from_outside(entry, self._vacate(entry))
         self._set_status(entry, status)
         if was in _QUEUED:
             state.waiting.take(entry)

@@ -16,6 +16,7 @@ from headway.scheduler.state.counters import Counters
 from headway.scheduler.state.deadlines import Deadlines
 from headway.scheduler.state.encoder_cache import EncoderCache
 from headway.scheduler.state.entry import Entry
+from headway.scheduler.state.leases import Holder, Leases
 from headway.scheduler.state.slot_pool import SlotPool
 from headway.scheduler.state.slot_table import SlotTable
 from headway.scheduler.state.waiting_queue import WaitingQueue
@@ -28,12 +29,14 @@ class State:
 
     occupants: the request in each slot.
     prefilling: the running requests with known tokens still to compute, in order of admission.
-    leases: blocks that a sender reads, by the uid of the request whose KV they hold; they stay until `SendDone`, also
-        if the request has ended.
+    leases: blocks that a sender or borrower reads, or a receiver writes to, by the uid of the request whose KV they
+        hold; the request may have ended.
     holder: int32 [num_blocks]; the slot that took a block for itself alone, -1 where it is unknown. Out of date for
         blocks without a reference.
+    now: seconds; the time of the last message or query.
     last_step: id of the last step launched; 0 before the first.
     paused: no request is admitted and no step is scheduled.
+    stopped_pulls: uids whose connector must be told to stop.
     population: requests by status. priorities: running requests by priority.
     """
 
@@ -50,12 +53,13 @@ class State:
         self.occupants: list[Entry | None] = [None] * config.max_num_seqs
         self.prefilling: list[Entry] = []
         self.holder = np.full(config.num_blocks, -1, dtype=np.int32)
-        self.leases: dict[int, IntArray] = {}
-        self.num_leased_blocks = 0
+        self.leases = Leases()
         self.population = [0] * len(RequestStatus)
         self.priorities: Counter[int] = Counter()
         self.counters = Counters()
         self.last_step = 0
+        self.now = 0.0
+        self.stopped_pulls: list[int] = []
         self.paused = False
         self.block_shift = config.block_size.bit_length() - 1  # position >> block_shift: column in the block table
         self.offset_mask = config.block_size - 1  # position & offset_mask: place within the block
@@ -146,7 +150,7 @@ class State:
     @property
     def num_held_blocks(self) -> int:
         """References to blocks, by all owners together."""
-        return self.table.num_held_blocks + self.num_leased_blocks
+        return self.table.num_held_blocks + self.leases.num_blocks
 
     def occupant(self, slot: int) -> Entry:
         """The request that runs in a slot."""
@@ -176,6 +180,10 @@ class State:
             return FinishReason.STOP
         return FinishReason.LENGTH if num_tokens == entry.limit else None
 
+    def _num_sending_blocks(self, entry: Entry) -> int:
+        lease = self.leases.of(entry.uid, Holder.SENDER)
+        return 0 if lease is None else len(lease.blocks)
+
     def progress(self, entry: Entry) -> Progress:
         """How far a request is."""
         table, request = self.table, entry.request
@@ -189,6 +197,6 @@ class State:
             num_prompt_tokens=len(request.prompt),
             num_output_tokens=num_tokens - len(request.prompt),
             num_computed_tokens=num_computed,
-            num_blocks=int(table.num_blocks[entry.slot]) if has_slot else len(self.leases.get(request.uid, ())),
+            num_blocks=int(table.num_blocks[entry.slot]) if has_slot else self._num_sending_blocks(entry),
             num_preemptions=entry.num_preemptions,
         )

@@ -20,6 +20,7 @@ PREFILL = RequestStatus.RUNNING_PREFILL
 DECODE = RequestStatus.RUNNING_DECODE
 PREEMPTED = RequestStatus.PREEMPTED
 SENDING = RequestStatus.SENDING
+RECEIVING = RequestStatus.RECEIVING
 FINISHED = RequestStatus.FINISHED
 
 
@@ -42,7 +43,9 @@ class Event(IntEnum):
     SENT = 13
     DROP = 14
     EXPIRE = 15
-    END = 16
+    PULL = 16
+    GIVE_UP = 17
+    END = 18
 
 
 class Rule(NamedTuple):
@@ -75,9 +78,15 @@ TABLE: dict[Event, Rule] = {
     Event.RESERVE: Rule("`ReservePrefill`, `ReserveDecode`: there are slot and blocks", {NEW: RESERVED}),
     Event.PREPARED: Rule("`PreprocessDone`", {PREPARING: WAITING}, _except(PREPARING)),
     Event.RECEIVE: Rule(
-        "`StartDecode`: the KV of the prompt has come, and the first token", {RESERVED: RESERVED}, _except(RESERVED)
+        "`StartDecode`, `ReceiveDone`: the KV of the prompt has come, perhaps with the first token",
+        {RESERVED: RESERVED, RECEIVING: RECEIVING},
+        _except(RESERVED, RECEIVING),
     ),
-    Event.START: Rule("`StartPrefill`; `StartDecode` after RECEIVE", {RESERVED: PREFILL}, _except(RESERVED)),
+    Event.START: Rule(
+        "`StartPrefill`; `StartDecode` after RECEIVE; `ReceiveDone`, if the KV has not come without RECEIVE",
+        {RESERVED: PREFILL, RECEIVING: PREFILL},
+        _except(RESERVED, RECEIVING),
+    ),
     Event.ADMIT: Rule("a pass gives slot and blocks", {WAITING: PREFILL, PREEMPTED: PREFILL}),
     Event.CHUNK: Rule("a step computes a part of the known tokens", {PREFILL: PREFILL}),
     Event.LAST_CHUNK: Rule("a step computes the last of the known tokens", {PREFILL: DECODE}),
@@ -90,6 +99,10 @@ TABLE: dict[Event, Rule] = {
     Event.SENT: Rule("`SendDone`", {SENDING: FINISHED}, _except(SENDING)),
     Event.DROP: Rule("`DropReservations`", {RESERVED: FINISHED}, _except(RESERVED)),
     Event.EXPIRE: Rule("`Tick`: its deadline has passed", dict.fromkeys((PREPARING, RESERVED, SENDING), FINISHED)),
+    Event.PULL: Rule("D: a pass gives slot and blocks; a connector fills them", {WAITING: RECEIVING}),
+    Event.GIVE_UP: Rule(
+        "D: the KV has not come in time, or would be out of date", {RECEIVING: PREEMPTED}, _except(RECEIVING)
+    ),
     Event.END: Rule(
         "`FinishRequests`, `AbortRequests`, `Clear`, `Pause`, `DeviceLost`; the last token; an error",
         dict.fromkeys(sorted(_except(FINISHED)), FINISHED),

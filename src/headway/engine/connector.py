@@ -1,0 +1,81 @@
+"""What moves KV between this engine and others, as the writer sees it."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
+
+from headway.config import EngineConfig, host_and_port
+from headway.managers import Manager
+from headway.request import Request
+from headway.scheduler.effects import Lending, Pull
+from headway.transfer.memory import KVMemory
+
+logger = logging.getLogger(__name__)
+
+SECRET_VARIABLE = "HEADWAY_KV_SECRET"  # of the environment, where `kv_secret` is not given
+
+
+class Connector(Protocol):
+    """Reads KV of other engines into blocks here, and lets other engines read blocks here.
+
+    The writer calls these methods on its thread, in the order of the effects; none of them may block. They say what has
+    come of them to the manager, on any thread: `receive_done`, `renew_leases`, `end_leases`, `consume_lease`. Before a
+    request is added, `expect` or `want` is called, on the thread that adds it.
+    """
+
+    def expect(self, request: Request) -> None:
+        """P: a request that lends is about to be added. If it is refused, `ended` follows."""
+
+    def want(self, uid: int, params: Mapping[str, Any]) -> None:
+        """D: a request that pulls is about to be added: P is to keep what it lends, however long the queue is here. If
+        it is refused, `ended` follows. Raises ValueError, saying why, if nothing can be pulled."""
+
+    def close(self) -> None:
+        """Stop everything, and wait for that. The engine has stopped."""
+
+    def pull(self, pull: Pull) -> None:
+        """D: read the KV of a prompt into these blocks. `manager.receive_done` must follow, exactly once, when no write
+        to the blocks can come any more: when all is there, or has failed, or was stopped."""
+
+    def stop_pull(self, uid: int) -> None:
+        """D: the KV of this request is not wanted any more. `manager.receive_done` follows all the same. The uid may be
+        that of a reservation (`manager.reserve_decode`), whose blocks the reserving side has told its sender."""
+
+    def lending(self, lending: Lending) -> None:
+        """P: another engine may read this much of a prompt from now on."""
+
+    def handover(self, uid: int) -> dict[str, Any] | None:
+        """P: what D must be told of a lease that has begun: the `kv_transfer_params` of the answer. None: nothing is
+        lent."""
+
+    def ended(self, uids: Iterable[int]) -> None:
+        """These requests have ended. Leases that have begun go on."""
+
+    def revoked(self, uid: int) -> None:
+        """P: this lease has ended before it was consumed. What is read of it from now on is void."""
+
+
+def connector_of(config: EngineConfig, memory: KVMemory, manager: Manager) -> Connector:
+    """The connector that the configuration asks for. Raises ValueError, with one line, if it cannot begin."""
+    from headway.transfer.connector import KVConnector  # not needed by engines that move no KV
+
+    secret = config.kv_secret or os.environ.get(SECRET_VARIABLE)
+    listens = ("127.0.0.1", 0) if config.kv_listen is None else host_and_port("kv_listen", config.kv_listen)
+    try:
+        connector = KVConnector(
+            manager,
+            memory,
+            num_token_ids=manager.door.num_token_ids,
+            lease_seconds=manager.config.lend_timeout,
+            peers={address: address for address in config.kv_addresses},
+            listens=listens,
+            secret=None if secret is None else secret.encode(),
+            shares_memory=config.kv_shared_memory,
+        )
+    except OSError as error:
+        raise ValueError(f"no KV can be lent at {listens[0]}:{listens[1]}: {error.strerror or error}") from None
+    logger.info("KV is lent at %s:%d; it may be pulled from %s", *connector.address, config.kv_peers or "no engine")
+    return connector

@@ -1,0 +1,88 @@
+"""Blocks that belong to no request: a reader or a writer outside the device's steps may still touch them."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import NamedTuple
+
+from headway.scheduler.batch import IntArray
+
+
+class Holder(StrEnum):
+    """Who holds a lease, and what ends it."""
+
+    SENDER = "sender"  # P: it reads the blocks here; ended by it alone
+    BORROWER = "borrower"  # P: D reads the blocks; also ended by the clock, as D asks whether its lease was valid
+    RECEIVER = "receiver"  # D: a connector may write to the blocks; ended by it alone
+
+
+class Lease(NamedTuple):
+    """blocks: int32. generation: of a borrower, see `Lending`. claimed: a borrower has asked for more time."""
+
+    holder: Holder
+    blocks: IntArray
+    generation: int = 0
+    claimed: bool = False
+
+
+class Leases:
+    """At most one lease per uid, in the order in which they began. num_blocks: that all of them hold. num_lent: that
+    borrowers hold. num_receiving: that receivers hold."""
+
+    def __init__(self) -> None:
+        self._by_uid: dict[int, Lease] = {}
+        self._counts = dict.fromkeys(Holder, 0)
+
+    def __len__(self) -> int:
+        return len(self._by_uid)
+
+    def __contains__(self, uid: int) -> bool:
+        return uid in self._by_uid
+
+    def items(self) -> list[tuple[int, Lease]]:
+        """All leases by uid."""
+        return list(self._by_uid.items())
+
+    def of(self, uid: int, holder: Holder) -> Lease | None:
+        """The lease of this uid, if it has this holder."""
+        lease = self._by_uid.get(uid)
+        return lease if lease is not None and lease.holder is holder else None
+
+    def begin(self, uid: int, lease: Lease) -> None:
+        """The references of its blocks are the lease's from here on."""
+        assert uid not in self._by_uid, f"uid {uid} has a lease"
+        self._by_uid[uid] = lease
+        self._counts[lease.holder] += len(lease.blocks)
+
+    def claim(self, uid: int) -> None:
+        """A borrower wants it still."""
+        self._by_uid[uid] = self._by_uid[uid]._replace(claimed=True)
+
+    def end(self, uid: int) -> IntArray:
+        """Returns its blocks, int32, whose references are the caller's now."""
+        lease = self._by_uid.pop(uid)
+        self._counts[lease.holder] -= len(lease.blocks)
+        return lease.blocks
+
+    def oldest_unclaimed(self) -> int | None:
+        """The uid of the first lease of a borrower that no D has claimed; None if there is none."""
+        return next((uid for uid, lease in self._by_uid.items() if _is_unclaimed(lease)), None)
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks that all leases hold."""
+        return sum(self._counts.values())
+
+    @property
+    def num_lent(self) -> int:
+        """Blocks that borrowers hold."""
+        return self._counts[Holder.BORROWER]
+
+    @property
+    def num_quarantined(self) -> int:
+        """Blocks of former requests that a connector may still write to."""
+        return self._counts[Holder.RECEIVER]
+
+
+def _is_unclaimed(lease: Lease) -> bool:
+    return lease.holder is Holder.BORROWER and not lease.claimed

@@ -1,0 +1,211 @@
+"""Both sides of an engine: what it lends, and what it pulls. It is the connector of the writer."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any, Protocol
+
+from headway.errors import EngineDeadError
+from headway.request import Request
+from headway.scheduler.effects import Lending, Pull
+from headway.transfer import handshake
+from headway.transfer.handover import Handover
+from headway.transfer.lender import Leases, Lender
+from headway.transfer.memory import KVMemory
+from headway.transfer.peer import Peer, PeerSetting
+from headway.transfer.receiver import Failure, Receiver
+from headway.transfer.reference import Seal
+from headway.transfer.server import LenderServer
+
+logger = logging.getLogger(__name__)
+
+Address = tuple[str, int]
+
+
+class Transfers(Leases, Protocol):
+    """The manager of an engine, as the connector knows it. All raise EngineDeadError once the engine has stopped."""
+
+    def receive_done(self, uid: int, token: int | None = None, error: str | None = None) -> None: ...
+
+
+class KVConnector:
+    """Moves KV between this engine and its peers.
+
+    Threads: `pull`, `stop_pull`, `lending`, `revoked` and `ended` on the writer's thread; none of them waits. `expect`
+    and `want` before the request is added. The rest on any thread.
+
+    manager: gets every outcome. num_token_ids: token ids go from 0 to one less.
+    peers: the addresses that may be connected to, by what a request calls them; everything else is refused.
+    address: where peers find this engine, as D's `peers` call it; None: where it listens.
+    listens: (host, port); port 0: any. lease_seconds: `lend_timeout` of the core.
+    Raises OSError if it cannot listen, ValueError for a secret that is too short.
+    """
+
+    def __init__(
+        self,
+        manager: Transfers,
+        memory: KVMemory,
+        *,
+        num_token_ids: int,
+        lease_seconds: float,
+        peers: Mapping[Address, Address] | None = None,
+        listens: Address = ("127.0.0.1", 0),
+        address: Address | None = None,
+        secret: bytes | None = None,
+        num_streams: int = 4,
+        shares_memory: bool = True,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        handshake.check_secret(secret)
+        self._manager = manager
+        self._setting = PeerSetting(memory, num_token_ids, secret, clock, num_streams, shares_memory)
+        self._known = dict(peers or {})
+        self._peers: dict[Address, Peer] = {}
+        self._at: dict[int, Peer] = {}  # where a request is wanted from
+        self._failures: Counter[Failure] = Counter()
+        self.lender = Lender(manager, Seal(clock), block_size=memory.layout.block_size, clock=clock)
+        self.server = LenderServer(
+            self.lender,
+            memory,
+            lease_seconds=lease_seconds,
+            host=listens[0],
+            port=listens[1],
+            secret=secret,
+            shares_memory=shares_memory,
+            clock=clock,
+        )
+        self.address: Address = address or (listens[0], self.server.port)
+
+    # -- D -------------------------------------------------------------------------------------------------------
+
+    def want(self, uid: int, params: Mapping[str, Any]) -> None:
+        """A request that pulls is about to be added: P is to keep what it lends, however long the queue is here.
+
+        Raises ValueError, saying why, if nothing can be pulled: it is better to add it as a request of its own.
+        """
+        peer, text = self._find(params)
+        self._at[uid] = peer
+        peer.post(lambda receiver: receiver.want(uid, text))
+
+    def pull(self, pull: Pull) -> None:
+        """The writer: read the KV of a prompt. `receive_done` follows exactly once, when nothing writes any more."""
+        uid = pull.request.uid
+        try:
+            peer, text = self._find(pull.request.kv_transfer_params or {})
+        except ValueError as error:
+            self._done(uid, None, str(error))
+            return
+        self._at[uid] = peer
+        peer.post(lambda receiver: receiver.pull(pull, text))
+
+    def stop_pull(self, uid: int) -> None:
+        """The writer: the KV of this request is not wanted any more. `receive_done` follows, if it has not come yet."""
+        peer = self._at.get(uid)
+        if peer is None:  # of a reservation: nothing here writes to its blocks
+            self._done(uid, None, "nothing was pulled for it")
+        else:
+            peer.post(partial(self._stop_pull, uid))
+
+    def unwant(self, uid: int) -> None:
+        """A request that was wanted has ended, or was refused. Any thread; other uids are ignored."""
+        peer = self._at.get(uid)
+        if peer is not None:
+            peer.post(partial(self._unwant, uid))
+
+    def answered(self, uids: Iterable[int]) -> None:
+        """The writer: these requests have got a token. If one of them was wanted and never pulled, because its prompt
+        was short or in the cache, P need not keep it any longer."""
+        if self._at:
+            for uid in uids:
+                self.unwant(uid)
+
+    def check_peers(self) -> None:
+        """Look at the clock again."""
+        for peer in list(self._peers.values()):
+            peer.wake()
+
+    # -- P -------------------------------------------------------------------------------------------------------
+
+    def expect(self, request: Request) -> None:
+        """A request that lends is about to be added. If it is refused, `ended` must follow."""
+        self.lender.expect(request)
+
+    def lending(self, lending: Lending) -> None:
+        """The writer: another engine may read this much of a prompt from now on."""
+        self.lender.lending(lending)
+
+    def revoked(self, uid: int) -> None:
+        """The writer: this lease has ended."""
+        self.lender.revoked(uid)
+
+    def ended(self, uids: Iterable[int]) -> None:
+        """The writer: these requests have ended. Leases that have begun go on."""
+        for uid in uids:
+            self.lender.ended(uid)
+            self.unwant(uid)
+
+    def begin_anew(self) -> None:
+        """A new incarnation of this engine: what was lent is void, for example because the weights are others now. The
+        core must have ended its leases, or must end them. Any thread."""
+        self.lender.begin_anew(Seal(self._setting.clock))
+        self.server.cut()
+
+    def handover(self, uid: int) -> dict[str, Any] | None:
+        """The `kv_transfer_params` for the answer of a request that lends; None if nothing is lent (any more)."""
+        text = self.lender.reference(uid)
+        return None if text is None else Handover(*self.address, text).params()
+
+    # -- both ----------------------------------------------------------------------------------------------------
+
+    @property
+    def peers(self) -> list[Peer]:
+        """The peers that something was wanted of."""
+        return list(self._peers.values())
+
+    def failures(self) -> Counter[Failure]:
+        """Pulls that have failed, by reason."""
+        return sum((peer.receiver.failures for peer in self.peers), Counter(self._failures))
+
+    def close(self) -> None:
+        """Stop everything, and wait for it. All pulls are answered."""
+        for peer in self.peers:
+            peer.close()
+        self.server.close()
+
+    def _find(self, params: Mapping[str, Any]) -> tuple[Peer, str]:
+        try:
+            handover = Handover.of(params)
+        except ValueError:
+            self._failures[Failure.BAD_PARAMS] += 1
+            raise
+        name = (handover.host, handover.port)
+        address = self._known.get(name)
+        if address is None:
+            self._failures[Failure.UNKNOWN_PEER] += 1
+            raise ValueError(f"{name[0]}:{name[1]} is not among the KV peers of this engine (--kv-peers)")
+        peer = self._peers.get(address)
+        if peer is None:
+            made = Peer(*address, self._setting, self._done)
+            peer = self._peers.setdefault(address, made)
+            if peer is not made:  # another thread was faster
+                made.close()
+        return peer, handover.reference
+
+    def _stop_pull(self, uid: int, receiver: Receiver) -> None:
+        if not receiver.stop(uid) and uid in self._at:  # it was wanted, and had no blocks
+            self._done(uid, None, "nothing was pulled for it")
+
+    def _unwant(self, uid: int, receiver: Receiver) -> None:
+        if not receiver.stop(uid):
+            self._at.pop(uid, None)
+
+    def _done(self, uid: int, token: int | None, error: str | None) -> None:
+        self._at.pop(uid, None)
+        try:
+            self._manager.receive_done(uid, token, error)
+        except EngineDeadError:
+            logger.debug("the engine has stopped; the pull of request %d needs no answer", uid)

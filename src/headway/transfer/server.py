@@ -1,0 +1,154 @@
+"""P: the socket on which peers find what is lent, and a thread for each connection."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+import threading
+import time
+from collections.abc import Callable
+
+from headway.errors import EngineDeadError
+from headway.transfer import handshake
+from headway.transfer.channel import Channel
+from headway.transfer.handshake import RefusedError
+from headway.transfer.lender import Lender
+from headway.transfer.memory import KVMemory
+from headway.transfer.messages import MessageError
+from headway.transfer.tcp import serve_reads
+
+logger = logging.getLogger(__name__)
+
+MAX_CONNECTIONS = 256
+MAX_LEASE_SECONDS = 86400.0  # heartbeats of D are never further apart than a third of this
+
+
+class LenderServer:
+    """Serves peers from when it is made until `close`.
+
+    host, port: where to listen; port 0: any. Without a secret only a loopback address is taken.
+    shares_memory: whether peers on this host may map the memory.
+    lease_seconds: the length of a lease; a peer that says nothing for twice as long is cut off.
+
+    num_refused, num_bad_messages: handshakes, and messages that could not be taken. bytes_sent: of blocks, over TCP.
+    Raises OSError if it cannot listen there, and ValueError for an address that needs a secret.
+    """
+
+    def __init__(
+        self,
+        lender: Lender,
+        memory: KVMemory,
+        *,
+        lease_seconds: float,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        secret: bytes | None = None,
+        shares_memory: bool = True,
+        max_connections: int = MAX_CONNECTIONS,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        handshake.check_secret(secret)
+        self._lender = lender
+        self._memory = memory
+        self._lease_seconds = min(lease_seconds, MAX_LEASE_SECONDS)
+        self._secret = secret
+        self._handle = memory.handle() if shares_memory else None
+        self._max_connections = max_connections
+        self._clock = clock
+        self._closing = False
+        self._channels: dict[Channel, threading.Thread] = {}
+        self.num_refused = self.num_bad_messages = self.bytes_sent = 0
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._socket = socket.create_server((host, port), family=family, backlog=128)
+        self.port: int = self._socket.getsockname()[1]
+        self._thread = threading.Thread(target=self._accept, name="headway-kv-lender", daemon=True)
+        self._thread.start()
+
+    @property
+    def num_connections(self) -> int:
+        """Connections of peers that are open."""
+        return len(self._channels)
+
+    def cut(self) -> None:
+        """Cut all peers off. They may come back."""
+        for channel in list(self._channels):
+            channel.interrupt()
+
+    def close(self) -> None:
+        """Cut all peers off, and wait for the threads. Idempotent."""
+        self._closing = True
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)  # wakes `accept`
+        self._thread.join()
+        self._socket.close()
+        for channel, thread in list(self._channels.items()):
+            channel.interrupt()
+            thread.join()
+
+    def _accept(self) -> None:
+        while not self._closing:
+            try:
+                sock, _ = self._socket.accept()
+            except OSError as error:
+                if not self._closing:  # no file descriptor is left, or the like
+                    logger.warning("no connection of a KV peer can be taken: %s", error)
+                    time.sleep(0.1)
+                continue
+            if len(self._channels) >= self._max_connections:
+                logger.warning("%d KV peers are connected; one more is not taken", len(self._channels))
+                self.num_refused += 1
+                sock.close()
+                continue
+            channel = Channel(sock, clock=self._clock)
+            thread = threading.Thread(target=self._serve, args=(channel,), name="headway-kv-lend", daemon=True)
+            self._channels[channel] = thread
+            thread.start()
+
+    def _serve(self, channel: Channel) -> None:
+        address = channel.address
+        try:
+            hello = handshake.receive(
+                channel,
+                self._memory.layout,
+                self._secret,
+                engine=self._lender.seal.engine,
+                lease_seconds=self._lease_seconds,
+                memory=self._handle,
+            )
+            if hello.reads:
+                serve_reads(channel, self._memory, self._lender.readable, self._count_sent)
+            else:
+                self._serve_borrower(channel)
+        except RefusedError as error:
+            self.num_refused += 1
+            logger.warning("the KV peer %s was refused: %s", address, error)
+        except MessageError as error:
+            self.num_bad_messages += 1
+            logger.warning("the KV peer %s was cut off: %s", address, error)
+        except (OSError, EngineDeadError) as error:
+            logger.debug("the KV peer %s has left: %s", address, error)
+        finally:
+            channel.close()
+            del self._channels[channel]
+
+    def _serve_borrower(self, channel: Channel) -> None:
+        borrower = self._lender.borrower(channel.wake)
+        patience = 2 * self._lease_seconds
+        heard = self._clock()
+        try:
+            while self._clock() - heard < patience:
+                messages = channel.wait(patience)
+                if messages:
+                    heard = self._clock()
+                for message in messages:
+                    for answer in borrower.take(message):
+                        channel.send(answer)
+                for news in borrower.news():
+                    channel.send(news)
+            raise TimeoutError(f"{channel.address} has said nothing for {patience:g} s")
+        finally:
+            self._lender.leave(borrower)
+
+    def _count_sent(self, num_bytes: int) -> None:
+        self.bytes_sent += num_bytes  # several threads: a metric that may miss a little

@@ -1,0 +1,149 @@
+"""A prefill engine and decode engines as processes of their own, driven as vLLM's routers drive them."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from transformers import LlamaForCausalLM
+
+from tests.server.fakes import MODEL
+from tests.server.running import Server, tiny_config
+from tests.tiny_tokenizer import CHAT_TEMPLATE, byte_tokenizer
+
+ASKS_P = {"do_remote_decode": True, "do_remote_prefill": False, "remote_engine_id": None, "remote_block_ids": None}
+READERS = ("shared memory", "sockets")
+
+
+class Group(NamedTuple):
+    """decode: by the way that it reads blocks. mixed: an engine that computes everything."""
+
+    prefill: Server
+    decode: dict[str, Server]
+    mixed: Server
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Group]:
+    model = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    LlamaForCausalLM(tiny_config()).save_pretrained(model)
+    byte_tokenizer(CHAT_TEMPLATE).save_pretrained(model)
+    address = f"127.0.0.1:{free_port()}"
+    with ExitStack() as stack:
+
+        def serve(**config: object) -> Server:
+            options: dict[str, Any] = {"device": "cpu", "dtype": "float32", "num_blocks": 96, "max_num_seqs": 8}
+            return stack.enter_context(Server(model, wait=False, **options, **config))
+
+        prefill = serve(role="prefill", kv_listen=address, lend_timeout=5.0)
+        decode = [serve(role="decode", kv_peers=address, kv_shared_memory=shared) for shared in (True, False)]
+        servers = Group(prefill, dict(zip(READERS, decode, strict=True)), serve())
+        for server in (servers.prefill, *decode, servers.mixed):
+            server._wait()
+        yield servers
+
+
+def complete(server: Server, prompt: list[int], **body: Any) -> dict[str, Any]:
+    body = {"model": MODEL, "prompt": prompt, "max_tokens": 12, "temperature": 0, "ignore_eos": True, **body}
+    response = server.http.post("/v1/completions", json=body)
+    assert response.status_code == 200, response.text
+    answer: dict[str, Any] = response.json()
+    return answer
+
+
+def handed_over(group: Group, prompt: list[int], **body: Any) -> dict[str, Any]:
+    """What P tells D, as a router asks for it: some of these ask for one token at least, others do not."""
+    asked = {**body, "max_tokens": 1, "min_tokens": len(prompt) % 2, "kv_transfer_params": ASKS_P}
+    params: dict[str, Any] = complete(group.prefill, prompt, **asked)["kv_transfer_params"]
+    return params
+
+
+def prompts(seed: int, count: int) -> list[list[int]]:
+    dice = random.Random(seed)
+    return [[dice.randrange(97, 123) for _ in range(dice.choice((5, 16, 17, 32, 60, 120)))] for _ in range(count)]
+
+
+def text_of(answer: dict[str, Any]) -> str:
+    return str(answer["choices"][0]["text"])
+
+
+def received(server: Server) -> float:
+    page = server.http.get("/metrics").text
+    return sum(float(line.rsplit(" ", 1)[1]) for line in page.splitlines() if "external_kv_transfer" in line)
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("body", [{}, {"logprobs": 3}, {"temperature": 0.8, "seed": 11}, {"min_tokens": 3}], ids=str)
+def test_answers_are_those_of_one_engine_that_computes_everything(
+    group: Group, reader: str, body: dict[str, Any]
+) -> None:
+    server, before = group.decode[reader], received(group.decode[reader])
+    for prompt in prompts(len(str(body)) + len(reader), 6):
+        params = handed_over(group, prompt, **body)
+        assert text_of(complete(server, prompt, **body, kv_transfer_params=params)) == text_of(
+            complete(group.mixed, prompt, **body)
+        )
+    assert received(server) > before
+    group.prefill.wait_for("kv_blocks_lent", 0)
+
+
+def test_a_reference_counts_once_and_then_the_prompt_is_computed_by_d(group: Group) -> None:
+    server, prompt = group.decode["sockets"], prompts(90, 1)[0] + [100] * 40
+    params, lost = handed_over(group, prompt), server.metric("lost_pulls_total")
+    first = complete(server, prompt, kv_transfer_params=params)
+    other = [101, *prompt[1:]]
+    again = complete(server, other, kv_transfer_params=params)
+    assert text_of(first) == text_of(complete(group.mixed, prompt))
+    assert text_of(again) == text_of(complete(group.mixed, other))
+    assert server.metric("lost_pulls_total") == lost + 1
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"remote_host": "192.0.2.1"},
+        {"remote_port": 1},
+        {"remote_reference": "nonsense"},
+        {"remote_reference": None},
+        {"remote_engine_id": "ff" * 16},
+    ],
+    ids=str,
+)
+def test_parameters_that_do_not_count_mean_that_d_computes_the_prompt(group: Group, changed: dict[str, Any]) -> None:
+    server, prompt = group.decode["shared memory"], prompts(91, 1)[0] + [102] * 50
+    params = {**handed_over(group, prompt), **changed}
+    assert text_of(complete(server, prompt, kv_transfer_params=params)) == text_of(complete(group.mixed, prompt))
+
+
+def test_several_answers_and_several_prompts_are_answered_in_full(group: Group) -> None:
+    server, prompt = group.decode["shared memory"], prompts(92, 1)[0] + [103] * 40
+    body = {"n": 3, "temperature": 0.9, "seed": 3}
+    params = handed_over(group, prompt, temperature=0.9, seed=3)
+    answers = complete(server, prompt, **body, kv_transfer_params=params)["choices"]
+    assert answers == complete(group.mixed, prompt, **body)["choices"]
+    assert "kv_transfer_params" not in complete(group.prefill, [prompt, prompt], kv_transfer_params=ASKS_P)  # type: ignore[arg-type]
+
+
+def test_the_death_of_p_costs_no_answer(group: Group) -> None:
+    """Last: P is gone after it."""
+    prompt = prompts(93, 1)[0] + [104] * 60
+    params = handed_over(group, prompt)
+    for child in group.prefill.children():
+        os.kill(child, signal.SIGKILL)
+    for server in group.decode.values():
+        assert text_of(complete(server, prompt, kv_transfer_params=params)) == text_of(complete(group.mixed, prompt))
+        assert server.stop() == 0 and "Traceback" not in server.log(), server.log()

@@ -1,0 +1,83 @@
+"""What P tells D, and what D is asked to pull: vLLM's `kv_transfer_params` in requests and answers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from headway.request import FinishReason, NewRequest, Transfer
+from headway.scheduler.effects import Effects, RequestEnd, TokenOutputs
+from headway.wire import to_client, to_engine
+from tests.server.conftest import Api
+from tests.server.fakes import MODEL
+
+MakeApi = Callable[..., Api]
+
+LENDS: dict[str, Any] = {"do_remote_decode": True, "do_remote_prefill": False, "remote_host": None}
+PULLS: dict[str, Any] = {"do_remote_decode": False, "do_remote_prefill": True, "reference": "abc", "remote_port": 7}
+PATHS = {
+    "/v1/completions": {"prompt": "hi"},
+    "/v1/chat/completions": {"messages": [{"role": "user", "content": "hi"}]},
+}
+
+
+async def submitted(
+    api: Api, path: str = "/v1/completions", **body: Any
+) -> tuple[asyncio.Task[httpx.Response], list[NewRequest]]:
+    task = asyncio.create_task(api.post(path, json={"model": MODEL, "max_tokens": 1, **PATHS[path], **body}))
+    while not api.link.sent_of(to_engine.AddGroup):
+        await asyncio.sleep(0)
+    return task, api.link.sent_of(to_engine.AddGroup)[-1].requests
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize(
+    ("params", "transfer"), [(LENDS, Transfer.LEND), (PULLS, Transfer.PULL), ({}, None), ({"mine": 1}, None)]
+)
+async def test_a_request_says_what_becomes_of_the_kv_of_its_prompt(
+    make_api: MakeApi, path: str, params: dict[str, Any], transfer: Transfer | None
+) -> None:
+    api = make_api(silent=True)
+    task, (request,) = await submitted(api, path, kv_transfer_params=params)
+    assert request.transfer is transfer and request.kv_transfer_params == params
+    task.cancel()
+
+
+async def test_of_several_answers_the_first_pulls_and_none_is_lent(make_api: MakeApi) -> None:
+    api = make_api(silent=True)
+    task, requests = await submitted(api, n=3, kv_transfer_params=PULLS)
+    assert [request.transfer for request in requests] == [Transfer.PULL, None, None]
+    task.cancel()
+    other = make_api(silent=True)
+    task, requests = await submitted(other, n=3, kv_transfer_params=LENDS)
+    assert [request.transfer for request in requests] == [None] * 3
+    task.cancel()
+
+
+async def test_of_several_prompts_none_is_moved(make_api: MakeApi) -> None:
+    api = make_api(silent=True)
+    task, requests = await submitted(api, prompt=["a", "b"], kv_transfer_params=PULLS)
+    assert [request.transfer for request in requests] == [None, None]
+    task.cancel()
+
+
+@pytest.mark.parametrize("path", PATHS)
+async def test_an_answer_brings_what_d_must_be_told(make_api: MakeApi, path: str) -> None:
+    api = make_api(silent=True)
+    task, (request,) = await submitted(api, path, kv_transfer_params=LENDS)
+    assert request.uid is not None
+    tokens = TokenOutputs(np.array([request.uid]), np.array(api.link.tokens[:1], np.int32))
+    end = RequestEnd(request.uid, request.request_id, FinishReason.LENGTH)
+    api.link.say(to_client.Step.of(Effects(tokens=[tokens], ended=[end], handovers=[(request.uid, PULLS)])))
+    response = await task
+    assert response.status_code == 200 and response.json()["kv_transfer_params"] == PULLS
+
+
+async def test_an_answer_that_lends_nothing_brings_nothing(api: Api) -> None:
+    response = await api.post("/v1/completions", json={"prompt": "hi", "kv_transfer_params": LENDS})
+    assert response.status_code == 200 and "kv_transfer_params" not in response.json()

@@ -9,7 +9,7 @@ ARGS   ?=
 # Other engines whose schedulers `make bench` measures beside ours; vLLM's source is fetched the first time.
 PEERS  ?= vllm
 
-.PHONY: help setup demo serve test fuzz mutants golden lint format bench soak gpu-check model-check clean
+.PHONY: help setup demo serve test fuzz router-check mutants golden lint format bench soak gpu-check model-check clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1	/' | expand -t 21
@@ -60,6 +60,9 @@ bench: $(READY)  ## Run every benchmark, schedulers beside vLLM's (PEERS= : alon
 soak: $(READY)  ## 200,000 short requests on a simulated device and 20,000 on the real one: memory must not grow
 	$(BIN)/headway bench soak --executor simulated $(ARGS)
 	OMP_NUM_THREADS=1 $(BIN)/headway bench soak --executor transformers $(ARGS)
+
+router-check: $(READY)  ## vllm-router and a sidecar before prefill and decode engines, token by token (makes .peers/router)
+	$(BIN)/python tools/router_check.py $(ARGS)
 
 gpu-check:  ## On a machine with a CUDA device: exact tokens, preemption, share of the host, decode speed (PYTHON= its Python)
 	PYTHONPATH=src $(PYTHON) tools/gpu_check.py $(ARGS)

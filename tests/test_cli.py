@@ -304,6 +304,7 @@ def test_serve_passes_its_options_on_and_exits_with_the_servers_code(monkeypatch
                 "trust_request_chat_template": False,
                 "escape_special_tokens": False,
                 "engine_restarts": 0,
+                "strict_fields": False,
             },
         )
     ]

@@ -137,12 +137,16 @@ def serve(
             help="Part special tokens that chat messages spell (< |im_end|>), so that no message can end its turn.",
         ),
     ] = False,
+    strict_fields: Annotated[
+        bool,
+        typer.Option("--strict-fields", help="Refuse request fields that are not known, instead of ignoring them."),
+    ] = False,
 ) -> None:
     """Serve a model by OpenAI's HTTP API."""
     from headway.server.serve import serve
 
     options: dict[str, Any] = {"shutdown_grace": shutdown_grace, "access_log": access_log, "admin_api": admin_api}
-    options["engine_restarts"] = engine_restarts
+    options |= {"engine_restarts": engine_restarts, "strict_fields": strict_fields}
     templates: dict[str, Any] = {
         "chat_template": chat_template,
         "trust_request_chat_template": trust_request_chat_template,

@@ -10,7 +10,13 @@ from headway.client.engine_client import EngineClient
 from headway.server.api import create_app
 from tests.server.fakes import MODEL, FakeLink, fake_client
 
-_SERVICE_OPTIONS = ("admin_api", "chat_template", "trust_request_chat_template", "escape_special_tokens")
+_SERVICE_OPTIONS = (
+    "admin_api",
+    "chat_template",
+    "trust_request_chat_template",
+    "escape_special_tokens",
+    "strict_fields",
+)
 
 
 class Api:

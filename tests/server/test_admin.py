@@ -17,7 +17,7 @@ from tests.server.fakes import settled, status
 
 MakeApi = Callable[..., Api]
 
-REPORT = AuditReport((), 2, 1, 5, 6, 88, 1, (Owner("a", "slot", 0, 3), Owner("b", "lease", None, 2)))
+REPORT = AuditReport((), 2, 1, 5, 6, 88, 1, (Owner("a", "slot", 0, 3), Owner("b", "sender", None, 2)))
 ROUTES = [("POST", "/pause"), ("POST", "/resume"), ("GET", "/is_paused"), ("POST", "/reset_prefix_cache")]
 
 
@@ -219,7 +219,7 @@ async def test_ownership_is_the_whole_report(api: Api, engine: Engine) -> None:
         "num_leases": 1,
         "owners": [
             {"name": "a", "kind": "slot", "slot": 0, "num_blocks": 3},
-            {"name": "b", "kind": "lease", "slot": None, "num_blocks": 2},
+            {"name": "b", "kind": "sender", "slot": None, "num_blocks": 2},
         ],
     }
     assert engine.asked == [to_engine.AuditEngine(30.0)]

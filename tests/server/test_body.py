@@ -116,7 +116,7 @@ async def test_the_bytes_of_a_body_are_given_back(
 async def test_a_body_whose_client_has_left_is_not_parsed(api: Api, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     parsed: list[int] = []
     parse = body._parse
-    monkeypatch.setattr(body, "_parse", lambda data, adapter: parsed.append(len(data)) or parse(data, adapter))
+    monkeypatch.setattr(body, "_parse", lambda data, *rest: parsed.append(len(data)) or parse(data, *rest))
     free, leave = threading.Event(), asyncio.Event()
     texts = api.client.prompts.texts
     busy = asyncio.ensure_future(texts.run(size, lambda: free.wait(PATIENCE)))

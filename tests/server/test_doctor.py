@@ -187,7 +187,7 @@ REPORT = {
     "num_leases": 1,
     "owners": [
         {"name": "a", "kind": "slot", "slot": 0, "num_blocks": 3},
-        {"name": "b", "kind": "lease", "slot": None, "num_blocks": 1},
+        {"name": "b", "kind": "borrower", "slot": None, "num_blocks": 1},
     ],
 }
 
@@ -206,7 +206,7 @@ def test_problems_are_shown_and_the_exit_code_is_1(
     for problem in REPORT["problems"]:
         assert problem in out
     rows = [line.split() for line in out.splitlines()]
-    assert ["a", "slot", "0", "3"] in rows and ["b", "lease", "1"] in rows
+    assert ["a", "slot", "0", "3"] in rows and ["b", "borrower", "1"] in rows
     code, out, _ = doctor(url, "--json")
     assert (code, json.loads(out)) == (1, REPORT)
 

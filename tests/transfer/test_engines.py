@@ -93,10 +93,8 @@ class Side:
         for uid, num_cached in effects.started:
             self.cached[uid] = num_cached
         for out in effects.tokens:
-            self.connector.answered(out.uids.tolist())
             for uid, token in zip(out.uids.tolist(), out.tokens.tolist(), strict=True):
                 self.tokens[uid].append(token)
-        self.connector.ended([end.uid for end in effects.ended])
         for end in effects.ended:
             self._ends.put((end.uid, end.reason.value, end.error))
 

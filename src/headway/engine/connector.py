@@ -51,6 +51,9 @@ class Connector(Protocol):
         """P: what D must be told of a lease that has begun: the `kv_transfer_params` of the answer. None: nothing is
         lent."""
 
+    def answered(self, uids: Iterable[int]) -> None:
+        """These requests have got a token. If one was wanted of P and never pulled, P need not keep it any longer."""
+
     def ended(self, uids: Iterable[int]) -> None:
         """These requests have ended. Leases that have begun go on."""
 

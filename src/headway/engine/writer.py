@@ -203,6 +203,8 @@ class WriterLoop:
             connector.stop_pull(uid)
         for pull in pulls:
             connector.pull(pull)
+        for outputs in effects.tokens:
+            connector.answered(outputs.uids.tolist())
         if effects.ended:
             connector.ended([end.uid for end in effects.ended])
 

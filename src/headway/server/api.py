@@ -9,7 +9,6 @@ from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
-from pydantic import TypeAdapter
 from pydantic.json_schema import models_json_schema
 
 from headway import __version__
@@ -18,7 +17,7 @@ from headway.errors import RequestError
 from headway.request import NewRequest
 from headway.sampling import SamplingParams
 from headway.server import admin, errors
-from headway.server.body import read_body
+from headway.server.body import BodyForm, read_body
 from headway.server.chat import ChatFace
 from headway.server.completions import CompletionFace
 from headway.server.envelope import Envelope
@@ -37,10 +36,12 @@ from headway.server.responses import ModelCard, ModelList, Root, Text, Tokens, V
 from headway.server.service import Service, answer, service_of
 from headway.token_ids import check_token_ids
 
-_COMPLETION = TypeAdapter(CompletionRequest)
-_CHAT = TypeAdapter(ChatCompletionRequest)
-_TOKENIZE: TypeAdapter[TokenizeRequest | TokenizeChatRequest] = TypeAdapter(TokenizeBody)
-_DETOKENIZE = TypeAdapter(DetokenizeRequest)
+_COMPLETION: BodyForm[CompletionRequest] = BodyForm(CompletionRequest, CompletionRequest)
+_CHAT: BodyForm[ChatCompletionRequest] = BodyForm(ChatCompletionRequest, ChatCompletionRequest)
+_TOKENIZE: BodyForm[TokenizeRequest | TokenizeChatRequest] = BodyForm(
+    TokenizeBody, TokenizeRequest, TokenizeChatRequest
+)
+_DETOKENIZE: BodyForm[DetokenizeRequest] = BodyForm(DetokenizeRequest, DetokenizeRequest)
 
 router = APIRouter()
 
@@ -79,7 +80,10 @@ def _describe_bodies(app: FastAPI) -> None:
         _, definitions = models_json_schema(
             [(model, "validation") for model in models], ref_template="#/components/schemas/{model}"
         )
-        schema.setdefault("components", {}).setdefault("schemas", {}).update(definitions["$defs"])
+        described = definitions["$defs"]
+        for model in models:  # the fields of a body that are not known are ignored: see `UnknownFields`
+            del described[model.__name__]["additionalProperties"]
+        schema.setdefault("components", {}).setdefault("schemas", {}).update(described)
         describe_model(schema, app.state.service.model_name)
         describe_answers(schema)
         return schema

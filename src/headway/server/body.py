@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import time
 from functools import partial
-from typing import TypeVar
+from typing import Any, Generic, TypeVar
 
 from fastapi import Request
-from pydantic import TypeAdapter
+from pydantic import BaseModel, TypeAdapter
 from pydantic_core import from_json
 
 from headway.client.text_pool import MEDIUM, SHORT, TextPool
@@ -17,6 +17,7 @@ from headway.server.errors import ApiError
 from headway.server.generate import unless_disconnected
 from headway.server.json_census import JsonCensus
 from headway.server.service import service_of
+from headway.server.unknown_fields import UnknownFields
 
 B = TypeVar("B")
 
@@ -25,8 +26,16 @@ BODY_SECONDS = 120.0  # from the head of a request to the end of its body
 _PIECE = 65_536  # bytes that are counted in one turn of the event loop
 
 
-async def read_body(request: Request, adapter: TypeAdapter[B], texts: TextPool) -> B:
-    """The body of a request, validated by `adapter`. Raises ApiError, pydantic's ValidationError, or
+class BodyForm(Generic[B]):
+    """What a body must be: `kind`, which is one of these models. known: the fields that any of them has."""
+
+    def __init__(self, kind: Any, *models: type[BaseModel]) -> None:
+        self.adapter: TypeAdapter[B] = TypeAdapter(kind)
+        self.known = frozenset(name for model in models for name in model.model_fields)
+
+
+async def read_body(request: Request, form: BodyForm[B], texts: TextPool) -> B:
+    """The body of a request, in its form. Raises ApiError, pydantic's ValidationError, or
     ClientDisconnected: a long body whose client has left is not parsed."""
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json" and not media_type.endswith("+json"):
@@ -35,7 +44,7 @@ async def read_body(request: Request, adapter: TypeAdapter[B], texts: TextPool) 
     body = bytearray()
     try:
         await _receive(request, body, budget)
-        parsing = texts.run(len(body), partial(_parse, body, adapter))
+        parsing = texts.run(len(body), partial(_parse, body, form, service_of(request).unknown_fields))
         return await (parsing if len(body) <= SHORT else unless_disconnected(request, parsing))
     finally:
         budget.resize(len(body), 0)
@@ -64,7 +73,7 @@ def _check_length(num_bytes: int) -> None:
         raise ApiError(413, f"the body has more than {MAX_BODY} bytes, which is the limit")
 
 
-def _parse(body: bytearray, adapter: TypeAdapter[B]) -> B:
+def _parse(body: bytearray, form: BodyForm[B], unknown: UnknownFields) -> B:
     began = time.perf_counter()
     try:
         value = from_json(body, allow_inf_nan=True, cache_strings="none")
@@ -73,4 +82,4 @@ def _parse(body: bytearray, adapter: TypeAdapter[B]) -> B:
     if len(body) > MEDIUM:  # not on the event loop
         # The parser lets no other thread run: the event loop gets as much time before the next long body is parsed.
         time.sleep(time.perf_counter() - began)
-    return adapter.validate_python(value)
+    return form.adapter.validate_python(unknown.without(value, form.known))

@@ -51,6 +51,7 @@ def serve(
     chat_template: str | None = None,
     trust_request_chat_template: bool = False,
     escape_special_tokens: bool = False,
+    strict_fields: bool = False,
     engine_restarts: int = 0,
 ) -> int:
     """Serve until a signal comes; returns the exit status, which is 1 if the engine died for good.
@@ -65,6 +66,7 @@ def serve(
         the tokenizer.
     trust_request_chat_template: requests may bring a template, whose time and memory have no limit.
     escape_special_tokens: special tokens that chat messages spell are text, and not tokens.
+    strict_fields: refuse fields of requests that are not known, instead of ignoring them.
     engine_restarts: how often within ten minutes an engine that died is started again.
 
     If the server cannot start (the port, the model, the template), it prints one line on standard error and returns 2.
@@ -76,6 +78,7 @@ def serve(
         chat_template=chat_template,
         trust_request_chat_template=trust_request_chat_template,
         escape_special_tokens=escape_special_tokens,
+        strict_fields=strict_fields,
     )
     _log_to_standard_error()
     try:

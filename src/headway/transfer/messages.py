@@ -91,7 +91,7 @@ class Watch(Message, frozen=True):
 
 
 class Progress(Message, frozen=True):
-    """The first `num_tokens` tokens can be read. blocks: int32 as bytes, little endian, P's blocks of the prompt in
+    """The first `num_tokens` tokens can be read. blocks: int32 as bytes, little endian, P's blocks of these tokens in
     order. token: what follows the prompt; then all is there, and a lease has begun."""
 
     uid: Count

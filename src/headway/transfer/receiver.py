@@ -278,9 +278,10 @@ class Receiver:
         sources, token = job.sources, job.token
         assert sources is not None
         columns = self._layout.columns_for(job.reference.num_tokens)
-        if len(sources) < columns or job.readable > columns or (token is not None and job.readable != columns):
+        readable = sources[: job.readable]
+        if not 0 < job.readable <= min(len(sources), columns) or (token is not None and job.readable != columns):
             error = f"P says that {job.readable} of {len(sources)} blocks can be read; the prompt has {columns}"
-        elif not 0 <= int(sources[:columns].min()) <= int(sources[:columns].max()) < self._num_blocks:
+        elif not 0 <= int(readable.min()) <= int(readable.max()) < self._num_blocks:
             error = f"P names a block that is not among its {self._num_blocks}"
         elif token is not None and token >= self._num_token_ids:
             error = f"P names the token {token}; token ids are below {self._num_token_ids}"

@@ -1,5 +1,5 @@
-"""Which of several engines computes a prompt: the one that has most of it already, unless others have much less to do.
-Plain rules, without I/O."""
+"""Which of several engines computes a prompt: the engine with most of it in its cache, unless others have much less to
+do. Plain rules, without I/O."""
 
 from __future__ import annotations
 

@@ -305,6 +305,8 @@ def test_serve_passes_its_options_on_and_exits_with_the_servers_code(monkeypatch
                 "escape_special_tokens": False,
                 "engine_restarts": 0,
                 "strict_fields": False,
+                "prefill": [],
+                "max_local_prefill_tokens": 64,
             },
         )
     ]

@@ -137,6 +137,16 @@ def serve(
             help="Part special tokens that chat messages spell (< |im_end|>), so that no message can end its turn.",
         ),
     ] = False,
+    prefill: Annotated[
+        list[str],
+        typer.Option(
+            metavar="URL",
+            help="With --role decode: a prefill engine that computes prompts for this one; may be given several times.",
+        ),
+    ] = [],  # noqa: B006  typer makes a new list for each call
+    max_local_prefill_tokens: Annotated[
+        int, typer.Option(min=0, help="With --prefill: prompts of up to so many tokens are computed here.")
+    ] = 64,
     strict_fields: Annotated[
         bool,
         typer.Option("--strict-fields", help="Refuse request fields that are not known, instead of ignoring them."),
@@ -147,6 +157,7 @@ def serve(
 
     options: dict[str, Any] = {"shutdown_grace": shutdown_grace, "access_log": access_log, "admin_api": admin_api}
     options |= {"engine_restarts": engine_restarts, "strict_fields": strict_fields}
+    options |= {"prefill": prefill, "max_local_prefill_tokens": max_local_prefill_tokens}
     templates: dict[str, Any] = {
         "chat_template": chat_template,
         "trust_request_chat_template": trust_request_chat_template,

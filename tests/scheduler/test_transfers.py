@@ -324,6 +324,23 @@ class TestTheLimitOfBlocksThatReceive:
         driver.assert_answered()
         driver.assert_empty()
 
+    def test_is_granted_in_the_order_of_the_line(self) -> None:
+        driver = d_of(max_receiving_blocks=8)
+        first = pulling(driver)  # 3 blocks
+        large = driver.pull(range(40, 63), max_tokens=2)  # 6 blocks: not beside the first
+        small = driver.pull(range(80, 89), max_tokens=2)  # 3 blocks: it would have a place, and others after it
+        driver.launch()
+        assert list(driver.pulls) == [first.uid]
+        driver.received(first)
+        driver.step()
+        assert list(driver.pulls) == [large.uid]
+        driver.received(large)
+        driver.step()
+        assert list(driver.pulls) == [small.uid]
+        driver.received(small)
+        driver.run()
+        driver.assert_answered()
+
     def test_counts_what_a_connector_may_still_write_to(self) -> None:
         driver = d_of(max_receiving_blocks=5)
         first = pulling(driver)

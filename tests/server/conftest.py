@@ -16,6 +16,7 @@ _SERVICE_OPTIONS = (
     "trust_request_chat_template",
     "escape_special_tokens",
     "strict_fields",
+    "prefill",
 )
 
 

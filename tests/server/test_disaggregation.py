@@ -8,6 +8,7 @@ import signal
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -25,6 +26,8 @@ READERS = ("shared memory", "sockets")
 class Group(NamedTuple):
     """decode: by the way that it reads blocks. mixed: an engine that computes everything."""
 
+    model: Path
+    kv_peers: str
     prefill: Server
     decode: dict[str, Server]
     mixed: Server
@@ -51,7 +54,7 @@ def group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Group]:
 
         prefill = serve(role="prefill", kv_listen=address, lend_timeout=5.0)
         decode = [serve(role="decode", kv_peers=address, kv_shared_memory=shared) for shared in (True, False)]
-        servers = Group(prefill, dict(zip(READERS, decode, strict=True)), serve())
+        servers = Group(model, address, prefill, dict(zip(READERS, decode, strict=True)), serve())
         for server in (servers.prefill, *decode, servers.mixed):
             server._wait()
         yield servers
@@ -136,6 +139,18 @@ def test_several_answers_and_several_prompts_are_answered_in_full(group: Group) 
     answers = complete(server, prompt, **body, kv_transfer_params=params)["choices"]
     assert answers == complete(group.mixed, prompt, **body)["choices"]
     assert "kv_transfer_params" not in complete(group.prefill, [prompt, prompt], kv_transfer_params=ASKS_P)  # type: ignore[arg-type]
+
+
+def test_a_decode_engine_asks_prefill_engines_by_itself(group: Group) -> None:
+    options = {"prefill": ["http://127.0.0.1:1", group.prefill.url], "max_local_prefill_tokens": 20}
+    config = {"device": "cpu", "dtype": "float32", "num_blocks": 96, "role": "decode", "kv_peers": group.kv_peers}
+    with Server(group.model, options=options, **config) as server:  # type: ignore[arg-type]
+        for prompt in prompts(94, 8):
+            for body in ({}, {"temperature": 0.7, "seed": 4}):
+                assert text_of(complete(server, prompt, **body)) == text_of(complete(group.mixed, prompt, **body))
+        assert received(server) > 0 and server.metric("lost_pulls_total") == 0
+        assert "the prefill engine http://127.0.0.1:1 failed" in server.log()
+        assert server.stop() == 0 and "Traceback" not in server.log(), server.log()
 
 
 def test_the_death_of_p_costs_no_answer(group: Group) -> None:

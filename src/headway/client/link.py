@@ -138,12 +138,16 @@ class ProcessLink:
         return codec.decode_to_client(codec.only_frame(await self._outputs.recv_multipart()))
 
     async def _first_message(self) -> to_client.ToClient:
+        """The first message that is no pulse: pulses come over another connection, and may overtake it."""
         errors = WireErrors("client")
         while True:
             try:
-                return await self.receive()
+                message = await self.receive()
             except WireError as error:
                 errors.note(error)
+                continue
+            if not isinstance(message, to_client.Status):
+                return message
 
     async def ended(self) -> str:
         status = await self.process.wait()

@@ -6,7 +6,9 @@ of the server process. It reaches the engine only by the `EngineClient`, and nev
     serve.py         the process: port, engine, signals, shutdown
     api.py           the routes for clients     admin.py        the routes for operators
     service.py       shared by all routes
-    body.py, json_census.py   how a body is read      connections.py  bounds on connections
+    body.py, json_census.py, body_budget.py, unknown_fields.py   how a body is read
+    connections.py, loop_monitor.py, engine_health.py   bounds on connections; how loop and engine are
+    prefill_engines.py, prefill_choice.py   the engines that compute prompts for a decode engine
     protocol.py      request bodies             responses.py    response bodies
     generate.py      from a pending request to a response, whole or streamed
     completions.py, chat.py   the form of answers in each of the two APIs

@@ -148,6 +148,10 @@ async def _answer(
     """Submit the prompts, and answer in the form of `face`."""
     service = service_of(request)
     client = service.client
+    if service.prefill is not None and len(prompts) == 1 and not body.kv_transfer_params:
+        asked = service.prefill.ask(prompts[0].token_ids, body.for_prefill())
+        if (params := await unless_disconnected(request, asked)) is not None:
+            body = body.with_kv_transfer_params(params)
 
     def new_requests() -> list[NewRequest]:
         packed = [client.pack(prompt.token_ids) for prompt in prompts]

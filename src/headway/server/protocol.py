@@ -8,7 +8,7 @@ field that asks for something this server does not support. No field is ignored 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -143,6 +143,15 @@ class _Generate(_Bookkeeping):
             for i, prompt in enumerate(prompts)
         ]
 
+    def for_prefill(self) -> dict[str, Any]:
+        """The fields that P needs for the first token of the answer, and for the place of the prompt in its queue."""
+        fields: dict[str, Any] = self.model_dump(include=_FOR_PREFILL, exclude_none=True)
+        return {**fields, "min_tokens": min(1, self.min_tokens or 0)}
+
+    def with_kv_transfer_params(self, params: dict[str, Any]) -> Self:
+        """The same request, with what P lends."""
+        return self.model_copy(update={"kv_transfer_params": params})
+
     def _transfer(self, sampling: SamplingParams) -> Transfer | None:
         """What a router wants of the KV of the prompt, in the words of vLLM's connectors. P lends the KV of one answer
         alone; the first of several answers to a prompt pulls."""
@@ -165,6 +174,10 @@ class _Generate(_Bookkeeping):
         return SamplingParams(**given, max_tokens=max_tokens, logprobs=logprobs)
 
 
+_FOR_PREFILL = {
+    *("temperature", "top_p", "top_k", "min_p", "seed", "presence_penalty", "frequency_penalty"),
+    *("repetition_penalty", "logit_bias", "ignore_eos", "stop_token_ids", "priority", "cache_salt"),
+}
 _SAMPLING_FIELDS = (
     "n",
     "temperature",

@@ -27,6 +27,7 @@ from headway.client.restart_budget import RestartBudget
 from headway.config import EngineConfig
 from headway.server.api import create_app
 from headway.server.connections import ACCEPTS_PER_TURN, BoundedProtocol, raise_file_limit
+from headway.server.prefill_engines import PrefillEngines
 from headway.server.service import Service
 
 logger = logging.getLogger(__name__)
@@ -52,6 +53,8 @@ def serve(
     trust_request_chat_template: bool = False,
     escape_special_tokens: bool = False,
     strict_fields: bool = False,
+    prefill: Sequence[str] = (),
+    max_local_prefill_tokens: int = 64,
     engine_restarts: int = 0,
 ) -> int:
     """Serve until a signal comes; returns the exit status, which is 1 if the engine died for good.
@@ -67,6 +70,8 @@ def serve(
     trust_request_chat_template: requests may bring a template, whose time and memory have no limit.
     escape_special_tokens: special tokens that chat messages spell are text, and not tokens.
     strict_fields: refuse fields of requests that are not known, instead of ignoring them.
+    prefill: URLs of prefill engines, which this server asks to compute prompts of more than `max_local_prefill_tokens`
+        tokens. What they lend must be among `kv_peers`.
     engine_restarts: how often within ten minutes an engine that died is started again.
 
     If the server cannot start (the port, the model, the template), it prints one line on standard error and returns 2.
@@ -82,6 +87,10 @@ def serve(
     )
     _log_to_standard_error()
     try:
+        if prefill:
+            _check_prefill(config, prefill)
+            engines = PrefillEngines(prefill, timeout=config.receive_timeout, least_tokens=max_local_prefill_tokens + 1)
+            make_app = partial(make_app, prefill=engines)
         restarts = RestartBudget(engine_restarts)
         if not 0 <= shutdown_grace < math.inf:
             raise ValueError(f"shutdown_grace must be a number of seconds of at least 0, got {shutdown_grace}")
@@ -93,6 +102,14 @@ def serve(
     except (EngineStartError, ValueError) as error:
         print(f"headway: {error}", file=sys.stderr)
     return BAD_START
+
+
+def _check_prefill(config: EngineConfig, urls: Sequence[str]) -> None:
+    if not config.kv_addresses:
+        raise ValueError("prefill engines need kv_peers too: the addresses where they lend their KV")
+    for url in urls:
+        if not url.startswith(("http://", "https://")):
+            raise ValueError(f"a prefill engine is named by its URL, http://HOST:PORT, got {url!r}")
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -139,6 +156,8 @@ async def _serve(
             listening.listen(_BACKLOG)
             await _run(app, client, listening, host, stop, shutdown_grace, access_log)
             died = client.dead.is_set()
+            if app.state.service.prefill is not None:
+                await app.state.service.prefill.close()
         finally:
             await client.shutdown()
     return ENGINE_DIED if died else 0

@@ -19,6 +19,7 @@ from headway.server.errors import ApiError
 from headway.server.generate import encode_json
 from headway.server.loop_monitor import LoopMonitor
 from headway.server.metrics import ServerMetrics
+from headway.server.prefill_engines import PrefillEngines
 from headway.server.unknown_fields import UnknownFields
 
 
@@ -29,6 +30,7 @@ class Service:
     trust_request_chat_template: requests may bring templates.
     escape_special_tokens: special tokens that chat messages spell are text, see `SpecialTokenEscape`.
     strict_fields: unknown fields of requests are refused, see `UnknownFields`.
+    prefill: the engines that compute prompts for this one; None: it asks no engine by itself.
     bodies: the bytes of all bodies that are being read.
     loop_monitor: `watch` is for the server to start.
     draining: the server is about to stop and takes no new requests.
@@ -46,12 +48,14 @@ class Service:
         trust_request_chat_template: bool = False,
         escape_special_tokens: bool = False,
         strict_fields: bool = False,
+        prefill: PrefillEngines | None = None,
     ) -> None:
         self.client = client
         self.model_name = model_name
         self._chat_template = ChatTemplate(client.tokenizer, model_name, chat_template)
         self._trust_request_chat_template = trust_request_chat_template
         self._escape = SpecialTokenEscape(client.tokenizer) if escape_special_tokens else None
+        self.prefill = prefill
         self.unknown_fields = UnknownFields(strict=strict_fields)
         self.admin_api = admin_api
         self.created = int(time.time())

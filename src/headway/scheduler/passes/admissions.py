@@ -70,14 +70,15 @@ class Admissions:
 
     def _admit_some(self, plan: ChunkPlan | None, headroom: Headroom) -> bool:
         """Go once along the head of the queue. True if a request was admitted and others may follow."""
-        state, passed, num_admitted = self._state, [], 0
+        state, passed, num_admitted, pulls_wait = self._state, [], 0, False
         window = state.waiting.window() if state.slots.num_free_slots() else []
         if not window or headroom.shuts_out(window, state.pool.num_available):
             return False
         for entry in window:
             if not state.slots.num_free_slots() or (plan is not None and plan.budget <= 0):
                 return False
-            if not self._may_begin(entry, plan):
+            if (entry.pulls and pulls_wait) or not self._may_begin(entry, plan):
+                pulls_wait |= entry.pulls  # no pull passes another: the larger one would wait for ever
                 continue
             demand = self._demand(entry, headroom)
             if demand is None:

@@ -51,3 +51,16 @@ def test_settings_that_could_not_work(fields: dict[str, Any], says: str) -> None
 def test_a_role_may_be_given_by_name() -> None:
     config = EngineConfig(role="prefill")  # type: ignore[arg-type]
     assert config.for_scheduler(max_model_len=64, num_blocks=512).role is Role.PREFILL
+
+
+@pytest.mark.parametrize("option", [{"kv_listen": "127.0.0.1:1"}, {"kv_peers": "a:1,b:2"}], ids=str)
+def test_an_engine_that_computes_everything_moves_no_kv(option: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match="role is prefill or decode, got role mixed"):
+        EngineConfig(**option)  # type: ignore[arg-type]
+    assert EngineConfig(role=Role.DECODE, **option).moves_kv  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("address", ["nowhere", ":1", "a:b", "a:65536", "a:1,b"])
+def test_an_address_of_kv_is_host_and_port(address: str) -> None:
+    with pytest.raises(ValueError, match="kv_peers takes HOST:PORT"):
+        EngineConfig(role=Role.DECODE, kv_peers=address)

@@ -228,8 +228,8 @@ class EngineConfig(SchedulingOptions):
     async_scheduling: schedule and launch the next step while the present one computes, so that the device never waits
         for the scheduler. The answers are the same; the first step of a new request begins after both.
     step_timeout: seconds until the watchdog gives up a step of the device.
-    kv_listen: "HOST:PORT" where other engines may read the KV that this engine lends; port 0: any free one. Used by the
-        roles prefill and mixed. None: nothing is lent.
+    kv_listen: "HOST:PORT" where other engines may read the KV that this engine lends; port 0: any free one. None:
+        nothing is lent.
     kv_peers: "HOST:PORT", with commas between: the engines whose KV this engine may pull, by the names that they give
         themselves. Requests can name no other address.
     kv_secret: shared by engines that are not on one host; at least 16 characters.
@@ -270,7 +270,8 @@ class EngineConfig(SchedulingOptions):
             raise ValueError(f"step_timeout must be above 0 seconds, got {self.step_timeout}")
         if self.kv_listen is not None:
             host_and_port("kv_listen", self.kv_listen)
-        _ = self.kv_addresses  # raises
+        if self.moves_kv and self.role is Role.MIXED:
+            raise ValueError("kv_listen and kv_peers are for engines whose role is prefill or decode, got role mixed")
         if self.scheduler is not None:
             _one_of("scheduler", self.scheduler, get_args(SchedulerName))
         _one_of("dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))

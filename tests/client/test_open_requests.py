@@ -141,7 +141,7 @@ async def test_the_longest_prompt_is_tried_first(engine: tuple[EngineClient, Fak
 async def test_a_client_that_leaves_takes_its_waiting_answers_along(engine: tuple[EngineClient, FakeLink]) -> None:
     client, link = engine
     with submit(client, NUM_PROMPTS) as pending:
-        assert client.requests.num_waiting == NUM_PROMPTS
+        assert client.requests.num_waiting == NUM_PROMPTS - SLICE
         (uids,) = slices(link)
     assert link.sent[-1] == to_engine.Abort(uids)
     assert client.num_open == 0 and client.requests.num_waiting == 0
@@ -152,11 +152,21 @@ async def test_a_client_that_leaves_takes_its_waiting_answers_along(engine: tupl
 
 async def test_so_many_answers_wait_and_no_more(engine: tuple[EngineClient, FakeLink]) -> None:
     client, _ = engine
-    submit(client, client.capacity - 1)
+    submit(client, client.capacity)
     with pytest.raises(QueueFullError, match=f"more than {client.capacity}"):
-        submit(client, 2, name="more")
+        submit(client, SLICE + 1, name="more")
+    submit(client, SLICE, name="as many as fit")
     submit(client, 1, name="one")
-    assert client.num_open == 2
+    assert client.num_open == 3
+
+
+async def test_requests_that_compute_do_not_count_as_waiting(engine: tuple[EngineClient, FakeLink]) -> None:
+    client, _ = engine
+    for number in range(100):
+        submit(client, 1, name=f"single-{number}")
+    assert client.requests.num_waiting == 0
+    submit(client, client.capacity)
+    assert client.num_open == 101
 
 
 async def test_a_prompt_with_the_most_answers_always_gets_in_whole(engine: tuple[EngineClient, FakeLink]) -> None:

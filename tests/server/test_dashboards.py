@@ -60,7 +60,7 @@ async def test_every_count_of_a_panel_is_there_with_the_labels_that_panels_name(
 
 
 async def test_what_is_left_out_is_not_there(page: Page) -> None:
-    """A series that comes is taken from the list of those that are left out."""
+    """A series that is on the page is not on the list of series that are left out."""
     for reason, patterns in DASHBOARDS["left_out"].items():
         assert [name for name in page for pattern in patterns if fnmatchcase(name, pattern)] == [], reason
 

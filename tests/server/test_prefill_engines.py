@@ -10,9 +10,11 @@ from typing import Any
 import httpx
 import pytest
 
+from headway.config import EngineConfig
 from headway.request import Transfer
 from headway.server.prefill_choice import OUT_SECONDS, PIECE, PrefillChoice
 from headway.server.prefill_engines import MAX_TRIES, PrefillEngines
+from headway.server.serve import BAD_START, serve
 from headway.wire import to_engine
 from tests.server.conftest import Api
 
@@ -147,3 +149,18 @@ async def test_a_request_that_a_router_has_prepared_is_not_asked_for_again(make_
         "/v1/completions", json={"prompt": "long enough for it", "max_tokens": 1, "kv_transfer_params": LENT}
     )
     assert not engines.asked
+
+
+@pytest.mark.parametrize(
+    ("config", "urls", "error"),
+    [
+        ({"role": "prefill", "kv_listen": "127.0.0.1:0"}, ["http://p:1"], "whose role is decode, got role prefill"),
+        ({"role": "decode"}, ["http://p:1"], "prefill engines need kv_peers too"),
+        ({"role": "decode", "kv_peers": "p:9"}, ["p:1"], "named by its URL, http://HOST:PORT, got 'p:1'"),
+    ],
+)
+def test_a_server_that_could_not_pull_does_not_start(
+    config: dict[str, Any], urls: list[str], error: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert serve(EngineConfig(**config), prefill=urls) == BAD_START
+    assert error in capsys.readouterr().err

@@ -46,17 +46,13 @@ class Feed:
         self._slice: list[NewRequest] = []  # sent; the engine has not said yet how many it took
         self._num_inside = 0
         self.num_answers = sum(request.sampling.n for request in requests)
-        self.num_waiting = self.num_answers  # that the engine has not taken
+        self.num_waiting = self.num_answers  # neither taken nor in the slice
+        self.begun = False  # whether the engine has taken any answer
 
     @property
     def slice_uid(self) -> int | None:
         """The uid of the first answer of the slice that waits for the engine's word; None: there is no such slice."""
         return self._slice[0].uid if self._slice else None
-
-    @property
-    def begun(self) -> bool:
-        """Whether the engine has taken any answer."""
-        return self.num_waiting < self.num_answers
 
     def advance(self) -> None:
         """Send the next slice if the engine has answered for the last one, and the window has room."""
@@ -67,15 +63,18 @@ class Feed:
         while self._requests and len(self._answers) < SLICE:
             self._answers += self._register(self._requests.popleft())
         self._slice = [self._answers.popleft() for _ in range(min(SLICE, len(self._answers)))]
+        self.num_waiting -= len(self._slice)
         self._send(self._slice)
 
     def take(self, count: int | None = None) -> None:
         """The engine took the first `count` answers of the slice, None: all; the others wait again."""
         count = len(self._slice) if count is None else count
-        self._answers.extendleft(reversed(self._slice[count:]))
+        back = self._slice[count:]
+        self._answers.extendleft(reversed(back))
         self._slice = []
         self._num_inside += count
-        self.num_waiting -= count
+        self.num_waiting += len(back)
+        self.begun = self.begun or count > 0
 
     def ended(self, count: int) -> None:
         """So many answers that the engine had taken are over."""

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from headway.config import EngineConfig, host_and_port
 from headway.managers import Manager
 from headway.request import Request
+from headway.scheduler.batch import LongArray
 from headway.scheduler.effects import Lending, Pull
 from headway.transfer.memory import KVMemory
 
@@ -51,8 +52,9 @@ class Connector(Protocol):
         """P: what D must be told of a lease that has begun: the `kv_transfer_params` of the answer. None: nothing is
         lent."""
 
-    def answered(self, uids: Iterable[int]) -> None:
-        """These requests have got a token. If one was wanted of P and never pulled, P need not keep it any longer."""
+    def answered(self, uids: LongArray) -> None:
+        """These requests, int64, have got a token. If one of them was wanted and never pulled, P need not keep it any
+        longer."""
 
     def ended(self, uids: Iterable[int]) -> None:
         """These requests have ended. Leases that have begun go on."""

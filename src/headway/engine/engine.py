@@ -85,8 +85,12 @@ class Engine:
         files = ModelFiles.resolve(config)
         executor = TransformersExecutor(files, config)
         limits = replace(files.limits, encodes_media=False)
-        memory = executor.kv_memory()
-        connect = None if memory is None or not config.moves_kv else partial(connector_of, config, memory)
+        connect = None
+        if config.moves_kv:
+            memory = executor.kv_memory()
+            if memory is None:
+                raise ValueError("kv_listen and kv_peers need a KV cache on a CPU: other KV cannot travel yet")
+            connect = partial(connector_of, config, memory)
         engine = cls.assemble(
             config,
             executor,

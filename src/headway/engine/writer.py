@@ -204,7 +204,7 @@ class WriterLoop:
         for pull in pulls:
             connector.pull(pull)
         for outputs in effects.tokens:
-            connector.answered(outputs.uids.tolist())
+            connector.answered(outputs.uids)
         if effects.ended:
             connector.ended([end.uid for end in effects.ended])
 

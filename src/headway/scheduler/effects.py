@@ -68,8 +68,8 @@ class Lending:
 
     blocks: int32, of these tokens, in order; until `token` is there, whole blocks alone.
     generation: greater after the request has lost its blocks; what was read of an earlier generation is void.
-    token: what follows the prompt: all is computed, and a lease has begun. It lasts until `ConsumeLease`, `LeaseEnded`,
-        or until it is in `Effects.revoked`. None: if the request ends before, nothing is lent.
+    token: what follows the prompt: all is computed, and a lease has begun. It lasts until `ConsumeLease` or
+        `LeasesEnded`, or until it is in `Effects.revoked`. None: if the request ends before, nothing is lent.
     """
 
     uid: int

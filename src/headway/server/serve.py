@@ -24,7 +24,7 @@ from fastapi import FastAPI
 
 from headway.client.engine_client import EngineClient, EngineStartError
 from headway.client.restart_budget import RestartBudget
-from headway.config import EngineConfig
+from headway.config import EngineConfig, Role
 from headway.server.api import create_app
 from headway.server.connections import ACCEPTS_PER_TURN, BoundedProtocol, raise_file_limit
 from headway.server.prefill_engines import PrefillEngines
@@ -105,6 +105,8 @@ def serve(
 
 
 def _check_prefill(config: EngineConfig, urls: Sequence[str]) -> None:
+    if config.role is not Role.DECODE:
+        raise ValueError(f"prefill engines are asked by engines whose role is decode, got role {config.role}")
     if not config.kv_addresses:
         raise ValueError("prefill engines need kv_peers too: the addresses where they lend their KV")
     for url in urls:

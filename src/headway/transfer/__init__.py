@@ -1,7 +1,8 @@
 """KV between two engines: P lends the blocks of a prompt, and D reads them into blocks of its own.
 
 This package moves bytes and keeps to the leases. It must not know torch, the state of a scheduler, or HTTP: of the core
-it has two records (`Pull` and `Lending`), and it talks to a manager through the protocols `Leases` and `Receipts`.
+it has two records (`Pull` and `Lending`), and it talks to a manager through the protocols
+`LeaseManager` and `TransferManager`.
 Nothing is ever pickled.
 
     layout.py         KVLayout: what two engines must have in common, and where the bytes of a block lie

@@ -11,10 +11,11 @@ from typing import Any, Protocol
 
 from headway.errors import EngineDeadError
 from headway.request import Request
+from headway.scheduler.batch import LongArray
 from headway.scheduler.effects import Lending, Pull
 from headway.transfer import handshake
 from headway.transfer.handover import Handover
-from headway.transfer.lender import Leases, Lender
+from headway.transfer.lender import LeaseManager, Lender
 from headway.transfer.memory import KVMemory
 from headway.transfer.peer import Peer, PeerSetting
 from headway.transfer.receiver import Failure, Receiver
@@ -26,7 +27,7 @@ logger = logging.getLogger(__name__)
 Address = tuple[str, int]
 
 
-class Transfers(Leases, Protocol):
+class TransferManager(LeaseManager, Protocol):
     """The manager of an engine, as the connector knows it. All raise EngineDeadError once the engine has stopped."""
 
     def receive_done(self, uid: int, token: int | None = None, error: str | None = None) -> None: ...
@@ -47,7 +48,7 @@ class KVConnector:
 
     def __init__(
         self,
-        manager: Transfers,
+        manager: TransferManager,
         memory: KVMemory,
         *,
         num_token_ids: int,
@@ -116,12 +117,11 @@ class KVConnector:
         if peer is not None:
             peer.post(partial(self._unwant, uid))
 
-    def answered(self, uids: Iterable[int]) -> None:
-        """The writer: these requests have got a token. If one of them was wanted and never pulled, because its prompt
-        was short or in the cache, P need not keep it any longer."""
-        if self._at:
-            for uid in uids:
-                self.unwant(uid)
+    def answered(self, uids: LongArray) -> None:
+        """The writer: these requests, int64, have got a token. If one of them was wanted and never pulled, because its
+        prompt was short or in the cache, P need not keep it any longer."""
+        for uid in self._at.keys() & uids.tolist() if self._at else ():
+            self.unwant(uid)
 
     def check_peers(self) -> None:
         """Look at the clock again."""

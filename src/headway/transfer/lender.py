@@ -30,7 +30,7 @@ MAX_WATCHED = 4096  # references that one connection watches
 NOT_LENT = "the engine lends nothing under this reference (any more)"
 
 
-class Leases(Protocol):
+class LeaseManager(Protocol):
     """The manager of P, as a lender knows it. All raise EngineDeadError once the engine has stopped."""
 
     def consume_lease(self, uid: int, generation: int, timeout: float = ...) -> bool: ...
@@ -66,7 +66,7 @@ class Lender:
     """
 
     def __init__(
-        self, leases: Leases, seal: Seal, *, block_size: int, clock: Callable[[], float], lifetime: float = 3600.0
+        self, leases: LeaseManager, seal: Seal, *, block_size: int, clock: Callable[[], float], lifetime: float = 3600.0
     ) -> None:
         self.leases = leases
         self.seal = seal

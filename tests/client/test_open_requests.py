@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import pytest
 
@@ -189,15 +190,25 @@ async def test_a_prompt_with_the_most_answers_always_gets_in_whole(engine: tuple
 
 def test_a_feed_puts_what_was_not_taken_back_in_its_order() -> None:
     sent: list[list[int]] = []
-    requests = [NewRequest(request_id=str(i), prompt=[1], sampling=SHORT, uid=i) for i in range(5)]
-    feed = Feed(requests, lambda request: [request], lambda some: sent.append([one.uid for one in some]), 100)
+    count = SLICE + 8  # of prompts with three answers each: the slice ends within a prompt
+
+    def three(request: NewRequest) -> list[NewRequest]:
+        assert request.uid is not None
+        return [replace(request, uid=3 * request.uid + i) for i in range(3)]
+
+    sampling = SamplingParams(max_tokens=1, n=3)
+    requests = [NewRequest(request_id=str(i), prompt=[1], sampling=sampling, uid=i) for i in range(count // 3)]
+    feed = Feed(requests, three, lambda some: sent.append([one.uid for one in some]), 1_000)
     feed.advance()
     feed.advance()  # nothing, while there is no word on the slice
     feed.take(2)
     feed.advance()
     feed.take()
     feed.advance()
-    assert sent == [[0, 1, 2, 3, 4], [2, 3, 4]] and feed.num_waiting == 0
+    feed.take()
+    feed.advance()
+    assert sent == [list(range(SLICE)), list(range(2, SLICE + 2)), list(range(SLICE + 2, count))]
+    assert feed.num_waiting == 0
 
 
 async def test_messages_that_wait_are_taken_one_a_turn(engine: tuple[EngineClient, FakeLink]) -> None:

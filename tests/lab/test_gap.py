@@ -13,7 +13,7 @@ SMALL = ["bench", "gap", "--step-ms", "2", "--running", "8", "--threads", "2", "
 
 
 @pytest.mark.parametrize("contender", CONTENDERS)
-def test_requests_come_and_go_and_every_step_leaves_in_one_message(contender) -> None:
+def test_requests_come_and_go_and_the_tokens_of_every_step_leave(contender) -> None:
     sample = gap.run(contender, Traffic(running=8, step_s=0.002, rate=200.0, threads=2, seconds=0.3))
     assert len(sample.gaps) >= MIN_STEPS // ROUNDS and min(sample.gaps) >= 0
     assert sample.idle == pytest.approx(sum(sample.gaps)) and 0 <= sample.idle < sample.whole

@@ -148,7 +148,7 @@ def run(contender: Contender, traffic: Traffic) -> Sample:
         sink.least = len(sample.gaps)
     context.destroy()
     if sink.steps < sink.least:
-        raise RuntimeError(f"{sink.steps} messages came out of {len(sample.gaps)} steps")
+        raise RuntimeError(f"the tokens of {sink.steps} steps came out of {len(sample.gaps)} steps")
     return sample
 
 

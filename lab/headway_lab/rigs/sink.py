@@ -1,4 +1,4 @@
-"""A process that receives the messages of an engine process, like an API process, and only counts them."""
+"""A process that receives the messages of an engine process, like an API process, and only counts the steps in them."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ _PATIENCE_MS = 60_000  # for messages that are known to be on their way
 class Sink(AnsweringProcess):
     """The process, for the time of a `with` block. socket_dir: where it listens, as API process 0.
 
-    least: the least number of `Step` messages; the process waits for them at the end.
-    steps: the number of messages that came; known after the end.
+    least: the least number of steps; the process waits for their tokens at the end.
+    steps: the number of steps whose tokens came, of which one message may carry several; known after the end.
     """
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
@@ -67,7 +67,8 @@ def begin(socket_dir: str) -> tuple[str, Callable[[Any], int]]:
             if more:
                 least = int(more[0])
             else:
-                steps += isinstance(codec.decode_to_client(message), to_client.Step)
+                received = codec.decode_to_client(message)
+                steps += len(received.tokens) if isinstance(received, to_client.Step) else 0
         return steps
 
     return "listening", count

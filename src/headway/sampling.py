@@ -95,6 +95,19 @@ class SamplingParams:
         self._check_length()
         self._check_lists()
 
+    def most_tokens(self, prompt_tokens: int, max_model_len: int) -> int:
+        """The most output tokens after a prompt of so many. Raises RequestError if `max_model_len` leaves too few."""
+        left = max_model_len - prompt_tokens
+        if left < 1:
+            raise RequestError(
+                f"the prompt has {prompt_tokens} tokens; max_model_len is {max_model_len}, of which at least 1 must be "
+                f"left for the output"
+            )
+        most = left if self.max_tokens is None else min(self.max_tokens, left)
+        if self.min_tokens > most:
+            raise RequestError(f"min_tokens is {self.min_tokens}, but at most {most} tokens can be generated")
+        return most
+
     def _check_choice_of_tokens(self) -> None:
         for name in ("n", "top_k", "min_tokens"):
             _integer(name, getattr(self, name))

@@ -35,6 +35,12 @@ def pack(
     return tokens
 
 
+def check_not_empty(prompt: NDArray[np.int32]) -> None:
+    """Raises RequestError for a prompt without tokens."""
+    if not len(prompt):
+        raise RequestError("the prompt is empty; at least 1 token is needed")
+
+
 def check_token_ids(where: str, tokens: Sequence[int], num_token_ids: int) -> None:
     """Raises RequestError that names the first item which is no token id."""
     for token in tokens:

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from tests.server.conftest import Api
 
-PATHS = ["/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize"]
+GENERATE = ["/v1/completions", "/v1/chat/completions"]
+PATHS = [*GENERATE, *(f"{path}/render" for path in GENERATE), "/tokenize", "/detokenize"]
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
 VALUES = st.recursive(
     SCALARS, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4)

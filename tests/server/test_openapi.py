@@ -22,6 +22,8 @@ USED: dict[str, dict[str, Any]] = {
     CHAT: {"messages": [USER]},
     TOKENIZE: {"prompt": "a"},
     DETOKENIZE: {"tokens": [97]},
+    f"{COMPLETIONS}/render": {"prompt": "a"},
+    f"{CHAT}/render": {"messages": [USER]},
 }
 
 
@@ -73,6 +75,8 @@ async def test_the_documented_range_of_a_number_is_the_range_that_is_taken(api: 
         (COMPLETIONS, {"no_such_field": None}),
         (TOKENIZE, {"return_token_strs": True}),
         (DETOKENIZE, {"tokens": []}),
+        (f"{COMPLETIONS}/render", {"prompt": [[1], [2]], "stop": ["a"] * 16}),
+        (f"{CHAT}/render", {"logprobs": True, "top_logprobs": 3}),
     ],
 )
 async def test_what_is_documented_is_taken(api: Api, path: str, given: dict[str, Any]) -> None:
@@ -108,6 +112,8 @@ async def test_what_is_documented_is_taken(api: Api, path: str, given: dict[str,
         (CHAT, {"messages": [{"role": "assistant", "tool_calls": [{}]}]}),
         (TOKENIZE, {"prompt": 3}),
         (DETOKENIZE, {"tokens": [-1]}),
+        (f"{COMPLETIONS}/render", {"stop": ["a"] * 17}),
+        (f"{CHAT}/render", {"top_logprobs": 3}),
     ],
 )
 async def test_what_is_refused_is_not_documented(api: Api, path: str, given: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ from headway.model_limits import ModelLimits
 from headway.request import NewRequest, Request, Span, Transfer
 from headway.sampling import SamplingParams
 from headway.scheduler import never_fits
-from headway.token_ids import check_token_ids, pack
+from headway.token_ids import check_not_empty, check_token_ids, pack
 
 MAX_PRIORITY = 2**31  # either way; ranks are float64, which keep such priorities and some ageing exact
 
@@ -97,8 +97,8 @@ class Door:
                 f"this engine computes text alone, the prompt has {len(spans)} spans of images or videos"
             )
         prompt = pack(new.prompt, self.num_token_ids)
-        if not len(prompt) and new.preprocess is None:
-            raise RequestError("the prompt is empty; at least 1 token is needed")
+        if new.preprocess is None:
+            check_not_empty(prompt)
         sampling = self._checked_sampling(new.sampling)
         eos = () if sampling.ignore_eos else self._limits.eos_token_ids
         request = Request.of(
@@ -187,15 +187,7 @@ class Door:
 
     def _max_tokens(self, prompt_tokens: int, sampling: SamplingParams, transfer: Transfer | None) -> int:
         """The most output tokens of the request. Raises RequestError if `max_model_len` leaves too few."""
-        left = self._config.max_model_len - prompt_tokens
-        if left < 1:
-            raise RequestError(
-                f"the prompt has {prompt_tokens} tokens; max_model_len is {self._config.max_model_len}, of which at "
-                f"least 1 must be left for the output"
-            )
-        max_tokens = left if sampling.max_tokens is None else min(sampling.max_tokens, left)
-        if sampling.min_tokens > max_tokens:
-            raise RequestError(f"min_tokens is {sampling.min_tokens}, but at most {max_tokens} tokens can be generated")
+        max_tokens = sampling.most_tokens(prompt_tokens, self._config.max_model_len)
         return 1 if self._config.role is Role.PREFILL or transfer is Transfer.LEND else max_tokens
 
     def _check_transfer(self, transfer: Transfer | None) -> None:

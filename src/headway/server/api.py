@@ -16,14 +16,15 @@ from headway.client.engine_client import EngineClient
 from headway.errors import RequestError
 from headway.request import NewRequest
 from headway.sampling import SamplingParams
-from headway.server import admin, errors
+from headway.server import admin, errors, render
 from headway.server.body import BodyForm, read_body
 from headway.server.chat import ChatFace
 from headway.server.completions import CompletionFace
 from headway.server.envelope import Envelope
 from headway.server.errors import ApiError
 from headway.server.generate import Face, Prompt, respond, unless_disconnected
-from headway.server.openapi import describe_answers, describe_model
+from headway.server.openapi import body_of, describe_answers, describe_model
+from headway.server.prompt_bodies import read_chat, read_completion
 from headway.server.protocol import (
     ChatCompletionRequest,
     CompletionRequest,
@@ -36,8 +37,6 @@ from headway.server.responses import ModelCard, ModelList, Root, Text, Tokens, V
 from headway.server.service import Service, answer, service_of
 from headway.token_ids import check_token_ids
 
-_COMPLETION: BodyForm[CompletionRequest] = BodyForm(CompletionRequest, CompletionRequest)
-_CHAT: BodyForm[ChatCompletionRequest] = BodyForm(ChatCompletionRequest, ChatCompletionRequest)
 _TOKENIZE: BodyForm[TokenizeRequest | TokenizeChatRequest] = BodyForm(
     TokenizeBody, TokenizeRequest, TokenizeChatRequest
 )
@@ -54,19 +53,12 @@ def create_app(client: EngineClient, model_name: str, **options: Any) -> FastAPI
     """
     app = FastAPI(title="Headway", version=__version__)
     app.state.service = Service(client, model_name, **options)
-    for routes in (router, admin.admin, admin.debug):
+    for routes in (router, render.router, admin.admin, admin.debug):
         app.include_router(routes)
     errors.install(app)
     app.add_middleware(Envelope, metrics=app.state.service.metrics)
     _describe_bodies(app)
     return app
-
-
-def _body(model: type[Any], *more: type[Any]) -> dict[str, Any]:
-    """OpenAPI's description of a body that the route reads itself."""
-    schemas = [{"$ref": f"#/components/schemas/{body.__name__}"} for body in (model, *more)]
-    schema = schemas[0] if not more else {"anyOf": schemas}
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
 def _describe_bodies(app: FastAPI) -> None:
@@ -91,17 +83,12 @@ def _describe_bodies(app: FastAPI) -> None:
     app.openapi = openapi  # type: ignore[method-assign]
 
 
-@router.post("/v1/completions", openapi_extra=_body(CompletionRequest))
+@router.post("/v1/completions", openapi_extra=body_of(CompletionRequest))
 async def completions(request: Request) -> Response:
     """Continue one or more prompts."""
     arrival_time = time.monotonic()
     service = service_of(request)
-    service.check_open()
-    body = await read_body(request, _COMPLETION, service.client.prompts.texts)
-    service.check_model(body.model)
-    sampling = body.sampling(service.client.files.default_sampling)
-    service.client.check_num_answers(len(body.prompt), sampling.n)
-    prompts = await unless_disconnected(request, _prompts(service.client, body.prompt))
+    body, sampling, prompts = await read_completion(request)
     if body.echo:
         prompts = [_with_text(service.client, prompt) for prompt in prompts]
     face = CompletionFace(
@@ -115,17 +102,12 @@ async def completions(request: Request) -> Response:
     return await _answer(request, body, sampling, prompts, face, arrival_time)
 
 
-@router.post("/v1/chat/completions", openapi_extra=_body(ChatCompletionRequest))
+@router.post("/v1/chat/completions", openapi_extra=body_of(ChatCompletionRequest))
 async def chat_completions(request: Request) -> Response:
     """Answer a conversation."""
     arrival_time = time.monotonic()
     service = service_of(request)
-    service.check_open()
-    body = await read_body(request, _CHAT, service.client.prompts.texts)
-    service.check_model(body.model)
-    sampling = body.sampling(service.client.files.default_sampling)
-    service.client.check_num_answers(1, sampling.n)
-    prompts = [await unless_disconnected(request, _chat_prompt(service, body))]
+    body, sampling, prompts = await read_chat(request)
     face = ChatFace(
         response_id=body.request_id or f"chatcmpl-{uuid.uuid4().hex}",
         created=int(time.time()),
@@ -172,22 +154,6 @@ async def _answer(
     )
 
 
-async def _prompts(client: EngineClient, prompts: Sequence[str | list[int]]) -> list[Prompt]:
-    texts = [prompt for prompt in prompts if isinstance(prompt, str)]  # of one request: all are texts, or none
-    if not texts:
-        return [Prompt(prompt) for prompt in prompts if isinstance(prompt, list)]
-    encoded = await client.prompts.encode_prompts(texts, add_special_tokens=True)
-    return [Prompt(token_ids, text) for token_ids, text in zip(encoded, texts)]
-
-
-async def _chat_prompt(service: Service, body: ChatCompletionRequest) -> Prompt:
-    service.client.prompts.limit.check(body.num_characters)
-    text = await service.render(body)
-    # The template has written the special tokens already.
-    (token_ids,) = await service.client.prompts.encode_prompts([text], add_special_tokens=False)
-    return Prompt(token_ids, text)
-
-
 async def _tokenized(service: Service, body: TokenizeRequest | TokenizeChatRequest) -> list[int]:
     text = await service.render(body) if isinstance(body, TokenizeChatRequest) else body.prompt
     return await service.client.prompts.encode(text, add_special_tokens=body.add_special_tokens)
@@ -207,7 +173,7 @@ def _decode(client: EngineClient, tokens: Sequence[int], field: str) -> str:
     return str(client.tokenizer.decode(list(tokens), clean_up_tokenization_spaces=False))
 
 
-@router.post("/tokenize", openapi_extra=_body(TokenizeRequest, TokenizeChatRequest))
+@router.post("/tokenize", openapi_extra=body_of(TokenizeRequest, TokenizeChatRequest))
 async def tokenize(request: Request) -> Response:
     """The token ids of a text or of a conversation."""
     service = service_of(request)
@@ -219,7 +185,7 @@ async def tokenize(request: Request) -> Response:
     return answer(Tokens(len(tokens), client.config.max_model_len, tokens, strings))
 
 
-@router.post("/detokenize", openapi_extra=_body(DetokenizeRequest))
+@router.post("/detokenize", openapi_extra=body_of(DetokenizeRequest))
 async def detokenize(request: Request) -> Response:
     """The text of token ids."""
     service = service_of(request)

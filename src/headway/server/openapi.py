@@ -21,6 +21,8 @@ _ENGINE = (400, 403, 409, 503, 504)
 _STATUSES = {
     "/v1/completions": (*_BODY, 409, 500, 503),
     "/v1/chat/completions": (*_BODY, 409, 500, 503),
+    "/v1/completions/render": (*_BODY, 503),
+    "/v1/chat/completions/render": (*_BODY, 503),
     "/tokenize": _BODY,
     "/detokenize": _BODY,
     "/v1/models/{model}": (404,),
@@ -42,6 +44,13 @@ _ERROR = {
         }
     },
 }
+
+
+def body_of(model: type[Any], *more: type[Any]) -> dict[str, Any]:
+    """OpenAPI's description of a body that the route reads itself: it is one of these models."""
+    schemas = [{"$ref": f"#/components/schemas/{body.__name__}"} for body in (model, *more)]
+    schema = schemas[0] if not more else {"anyOf": schemas}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
 def describe_answers(document: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from msgspec import UNSET, Struct, UnsetType, field
 
+from headway.sampling import SamplingParams
 from headway.wire.to_client import Owner
 
 
@@ -150,6 +151,26 @@ class Tokens(Struct):
     max_model_len: int
     tokens: list[int]
     token_strs: list[str] | None = None
+
+
+class Rendered(Struct):
+    """A prompt as the engine would get it: the answer of /v1/chat/completions/render, and an item of the list that
+    /v1/completions/render answers.
+
+    sampling_params: with the model's defaults, and the `max_tokens` that the model leaves.
+    features, kv_transfer_params: fields of vLLM's form that have no value here.
+    """
+
+    request_id: str
+    token_ids: list[int]
+    sampling_params: SamplingParams
+    model: str
+    stream: bool
+    stream_options: dict[str, Any] | None
+    cache_salt: str | None
+    priority: int
+    features: None = None
+    kv_transfer_params: None = None
 
 
 class Text(Struct):

@@ -1,0 +1,71 @@
+"""Reads the body of a request for answers: its prompts as token ids, and how tokens are chosen.
+
+The routes that answer and the routes that only render read bodies here, so a prompt becomes the same tokens in both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Generic, NamedTuple, TypeVar
+
+from fastapi import Request
+
+from headway.client.engine_client import EngineClient
+from headway.sampling import SamplingParams
+from headway.server.body import BodyForm, read_body
+from headway.server.generate import Prompt, unless_disconnected
+from headway.server.protocol import ChatCompletionRequest, CompletionRequest
+from headway.server.service import Service, service_of
+
+B = TypeVar("B", CompletionRequest, ChatCompletionRequest)
+
+_COMPLETION: BodyForm[CompletionRequest] = BodyForm(CompletionRequest, CompletionRequest)
+_CHAT: BodyForm[ChatCompletionRequest] = BodyForm(ChatCompletionRequest, ChatCompletionRequest)
+
+
+class PromptBody(NamedTuple, Generic[B]):
+    """A body that has been read. prompts: at least one; of a conversation exactly one."""
+
+    body: B
+    sampling: SamplingParams
+    prompts: list[Prompt]
+
+
+async def read_completion(request: Request) -> PromptBody[CompletionRequest]:
+    """The body of a completion. Raises what `read_body` raises, RequestError, and ShuttingDownError."""
+    service = service_of(request)
+    service.check_open()
+    body = await read_body(request, _COMPLETION, service.client.prompts.texts)
+    service.check_model(body.model)
+    sampling = body.sampling(service.client.files.default_sampling)
+    service.client.check_num_answers(len(body.prompt), sampling.n)
+    prompts = await unless_disconnected(request, _prompts(service.client, body.prompt))
+    return PromptBody(body, sampling, prompts)
+
+
+async def read_chat(request: Request) -> PromptBody[ChatCompletionRequest]:
+    """The body of a chat completion. Raises what `read_completion` raises."""
+    service = service_of(request)
+    service.check_open()
+    body = await read_body(request, _CHAT, service.client.prompts.texts)
+    service.check_model(body.model)
+    sampling = body.sampling(service.client.files.default_sampling)
+    service.client.check_num_answers(1, sampling.n)
+    prompt = await unless_disconnected(request, _chat_prompt(service, body))
+    return PromptBody(body, sampling, [prompt])
+
+
+async def _prompts(client: EngineClient, prompts: Sequence[str | list[int]]) -> list[Prompt]:
+    texts = [prompt for prompt in prompts if isinstance(prompt, str)]  # of one request: all are texts, or none
+    if not texts:
+        return [Prompt(prompt) for prompt in prompts if isinstance(prompt, list)]
+    encoded = await client.prompts.encode_prompts(texts, add_special_tokens=True)
+    return [Prompt(token_ids, text) for token_ids, text in zip(encoded, texts)]
+
+
+async def _chat_prompt(service: Service, body: ChatCompletionRequest) -> Prompt:
+    service.client.prompts.limit.check(body.num_characters)
+    text = await service.render(body)
+    # The template has written the special tokens already.
+    (token_ids,) = await service.client.prompts.encode_prompts([text], add_special_tokens=False)
+    return Prompt(token_ids, text)

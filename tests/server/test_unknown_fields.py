@@ -56,7 +56,6 @@ async def test_fields_of_a_router_are_ignored_and_each_is_logged_once(
         ("bad_words", ["a"]),
         ("prompt_logprobs", 1),
         ("return_hidden_states", True),
-        ("bootstrap_room", 7),
         ("length_penalty", 0.5),
     ],
 )
@@ -65,8 +64,37 @@ async def test_a_field_that_would_change_the_answer_is_refused(api: Api, name: s
     assert response.status_code == 400 and name in response.json()["error"]["message"]
 
 
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("path", [*PATHS, *(f"{path}/render" for path in PATHS)])
 @pytest.mark.parametrize(
-    ("name", "value"), [("structured_outputs", None), ("bad_words", []), ("documents", []), ("length_penalty", 1.0)]
+    "fields",
+    [
+        {"bootstrap_host": "10.0.0.1", "bootstrap_port": 8998, "bootstrap_room": 2**62},  # as sglang-router 0.3.2
+        {"bootstrap_host": "10.0.0.1", "bootstrap_port": None, "bootstrap_room": 0},
+        {"bootstrap_room": [1, 2]},
+    ],
+    ids=str,
+)
+async def test_the_simultaneous_form_of_sglangs_router_is_refused_with_reason_and_remedy(
+    make_api: Callable[..., Api], fields: dict[str, Any], path: str, strict: bool
+) -> None:
+    api = make_api(strict_fields=strict)
+    response = await api.post(path, json={**PATHS[path.removesuffix("/render")], **fields})
+    message = response.json()["error"]["message"]
+    assert response.status_code == 400 and not api.link.sent_of(to_engine.AddGroup)
+    for part in ("sglang-router", "bootstrap_room", "at the same time", "kv_transfer_params", "--prefill URL"):
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("bootstrap_room", None),
+        ("structured_outputs", None),
+        ("bad_words", []),
+        ("documents", []),
+        ("length_penalty", 1.0),
+    ],
 )
 async def test_unless_its_value_asks_for_nothing(api: Api, name: str, value: Any) -> None:
     assert (await api.post("/v1/completions", json={"prompt": "hi", name: value})).status_code == 200

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from headway.errors import RequestError
+
 logger = logging.getLogger(__name__)
 
 _MOST_NAMES = 256  # that are logged
@@ -18,23 +20,28 @@ _CHANGE_THE_ANSWER = frozenset(
         *("regex", "ebnf", "json_schema", "use_beam_search", "length_penalty", "thinking_token_budget"),
         *("repetition_detection", "logits_processors", "echo", "documents", "prompt_embeds", "lora_path"),
         *("return_token_ids", "return_tokens_as_token_ids", "return_hidden_states", "input_ids", "image_data"),
-        *("bootstrap_host", "bootstrap_port", "bootstrap_room"),  # sglang-router asks P and D at once
     }
 )
+_SIMULTANEOUS = frozenset({"bootstrap_host", "bootstrap_port", "bootstrap_room"})
 _ASK_FOR_NOTHING: tuple[Any, ...] = (None, False, "", [], {})
 
 
 class UnknownFields:
     """Takes unknown fields out of bodies, and logs each name once. A field that would change the answer stays, and is
-    refused, unless its value asks for nothing. strict: all stay, and the first is refused."""
+    refused, unless its value asks for nothing. strict: all stay, and the first is refused. sglang-router's form of P/D
+    is refused in words of its own: its fields alone say little to whom they are sent back."""
 
     def __init__(self, *, strict: bool = False) -> None:
         self._strict = strict
         self._logged: set[str] = set()
 
     def without(self, value: Any, known: frozenset[str]) -> Any:
-        """The body without unknown fields. known: the names that its models have. Any thread."""
-        if self._strict or not isinstance(value, dict):
+        """The body without unknown fields. known: the names that its models have. Any thread. Raises RequestError for
+        sglang-router's form of P/D."""
+        if not isinstance(value, dict):
+            return value
+        _refuse_simultaneous(value)
+        if self._strict:
             return value
         dropped = [name for name in value if name not in known and _may_go(name, value[name])]
         for name in dropped:
@@ -50,8 +57,21 @@ class UnknownFields:
 
 
 def _may_go(name: str, value: Any) -> bool:
-    if name not in _CHANGE_THE_ANSWER:
+    if name not in _CHANGE_THE_ANSWER | _SIMULTANEOUS:
         return True
-    return any(type(value) is type(nothing) and value == nothing for nothing in _ASK_FOR_NOTHING) or (
-        name == "length_penalty" and value == 1
-    )
+    return _asks_for_nothing(value) or (name == "length_penalty" and value == 1)
+
+
+def _asks_for_nothing(value: Any) -> bool:
+    return any(type(value) is type(nothing) and value == nothing for nothing in _ASK_FOR_NOTHING)
+
+
+def _refuse_simultaneous(body: dict[str, Any]) -> None:
+    for name in body.keys() & _SIMULTANEOUS:
+        if not _asks_for_nothing(body[name]):
+            raise RequestError(
+                "sglang-router's form of prefill and decode (bootstrap_host, bootstrap_port, bootstrap_room) asks both "
+                "engines at the same time, and is not served: here the decode engine needs what the prefill engine "
+                "answers. Use a router with vLLM's protocol (kv_transfer_params), or let the decode engine ask by "
+                "itself (headway serve --role decode --prefill URL)"
+            )

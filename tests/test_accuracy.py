@@ -6,8 +6,22 @@ from pathlib import Path
 
 import pytest
 
-from headway.accuracy.subject import BUDGETS, EMBEDDED, MODELS, POOLS, SCHEDULERS, Setting, Subject, subjects
+from headway.accuracy.pair import TRANSPORTS
+from headway.accuracy.subject import (
+    BUDGETS,
+    EMBEDDED,
+    MODELS,
+    PAIR_MODELS,
+    POOLS,
+    SCHEDULERS,
+    Setting,
+    Subject,
+    settings,
+    subjects,
+)
 from headway.cli import main
+from headway.transfer.reader import Slice
+from headway.transfer.shared_memory import SharedMemoryReader
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +54,45 @@ def test_every_budget_pool_and_cache(
     assert (outcome.cached_tokens > 0) == prefix_caching
 
 
+@pytest.mark.parametrize(
+    ("model", "transport", "pool"),
+    [*(("llama", transport, "small") for transport in TRANSPORTS), ("gemma2", "memory", "large")],
+)
+def test_a_prefill_and_a_decode_engine_answer_as_one(
+    model: str, transport: str, pool: str, subject: Callable[[str], Subject]
+) -> None:
+    """In chunks, with prefixes that either side has, with preemptions, and sampled."""
+    outcome = subject(model).run(Setting(model, "v2", 17, pool, prefix_caching=True, transport=transport))
+    assert outcome.exact == outcome.prompts == 45  # 15 prompts twice, and once with another question each
+    assert outcome.pulled_tokens > 0 and outcome.lost_pulls == 0
+    assert outcome.cached_tokens > 0 and outcome.cached_on_p > 0
+    assert (outcome.preemptions > 0) == (pool == "small")
+
+
+def test_kv_that_is_not_that_of_the_prompt_is_found_out(
+    subject: Callable[[str], Subject], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first bytes of every block that arrives are lost."""
+    read = SharedMemoryReader.read
+
+    def read_less(reader: SharedMemoryReader, part: Slice) -> None:
+        read(reader, part)
+        for blocks in reader._memory.parts:
+            blocks[part.targets, :64] = 0
+
+    monkeypatch.setattr(SharedMemoryReader, "read", read_less)
+    outcome = subject("llama").run(Setting("llama", "v2", 2048, "large", prefix_caching=False, transport="memory"))
+    assert outcome.exact < outcome.prompts / 2
+
+
+def test_kv_goes_by_every_transport_for_the_models_that_keep_it_differently() -> None:
+    ways = {(cell.model, cell.transport) for model in MODELS for cell in settings(model, ["v2"], BUDGETS, TRANSPORTS)}
+    assert {(model, way) for model, way in ways if way is not None} == {
+        (model, way) for model in MODELS if model in PAIR_MODELS for way in TRANSPORTS
+    }
+    assert {EMBEDDED, "llama", "qwen3", "gemma2"} <= set(PAIR_MODELS)
+
+
 def test_a_wrong_token_is_found_out(subject: Callable[[str], Subject]) -> None:
     llama = subject("llama")
     token = llama.reference.outputs[3][-1]
@@ -56,6 +109,7 @@ def test_a_wrong_token_is_found_out(subject: Callable[[str], Subject]) -> None:
     [
         ("--models=llama,bert", "must be of embedded, llama,"),
         ("--schedulers=v3", "must be of v0, v1, v2,"),
+        ("--transports=pigeon", "must be of memory, tcp,"),
         ("--budgets=many", "must be whole numbers in [8, 65536]"),
     ],
 )
@@ -68,6 +122,8 @@ def test_an_unknown_choice_is_refused_in_one_line(option: str, says: str, capsys
 def test_the_command_prints_a_row_per_setting_and_says_how_many_were_exact(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert main(["accuracy", "--models", "llama", "--schedulers", "v2", "--budgets", "64"]) == 0
-    assert "4 of 4 settings exact" in capsys.readouterr().out
+    of_one = ["accuracy", "--models", "llama", "--schedulers", "v2", "--budgets", "64"]
+    assert main([*of_one, "--transports", "memory"]) == 0
+    out = capsys.readouterr().out
+    assert "6 of 6 settings exact" in out and "memory" in out and "…" not in out
     assert EMBEDDED in MODELS

@@ -27,7 +27,7 @@ from headway.errors import EngineDeadError, QueueFullError, RequestError
 from headway.model_files import ModelFiles
 from headway.outputs import RequestDelta, RequestOutput
 from headway.prompts import Messages, Prompt, as_list, ids_of, one_each, text_of
-from headway.request import NewRequest
+from headway.request import NewRequest, Transfer
 from headway.sampling import SamplingParams
 from headway.scheduler.audit import AuditReport
 from headway.scheduler.effects import Effects
@@ -36,6 +36,8 @@ from headway.token_ids import pack
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+KVTransferParams = Mapping[str, Any] | None
 
 _POLL_SECONDS = 0.05  # without effects for this long, more prompts are tried and the engine's health is checked
 _REFRESH_SECONDS = 0.1  # between two updates of the progress bar
@@ -89,11 +91,14 @@ class LLM:
         *,
         use_tqdm: bool = True,
         priority: int | Sequence[int] = 0,
+        kv_transfer_params: KVTransferParams | Sequence[KVTransferParams] = None,
     ) -> list[RequestOutput]:
         """Answer prompts; the outputs are in the order of the prompts.
 
         prompts: one prompt or several, each a text, token ids, {"prompt": text} or {"prompt_token_ids": ids}.
         sampling_params, priority: one value for all prompts, or one for each. None: `default_sampling_params()`.
+        kv_transfer_params: likewise, in the words of vLLM's connectors: an engine of role prefill lends the KV of a
+            prompt with {"do_remote_decode": True}, and what its output says is for an engine of role decode.
         use_tqdm: show a progress bar, if standard error is a terminal.
 
         The number of prompts has no limit: while the engine's queue is full, the others wait here. A request that fails
@@ -106,7 +111,8 @@ class LLM:
         texts = [text_of(prompt, index) for index, prompt in enumerate(given)]
         encoded = iter(self._encode([text for text in texts if text is not None], add_special_tokens=True))
         token_ids = [ids_of(prompt) if text is None else next(encoded) for prompt, text in zip(given, texts)]
-        return self._answer(self._make_jobs(texts, token_ids, sampling_params, priority), use_tqdm)
+        jobs = self._make_jobs(texts, token_ids, sampling_params, priority, kv_transfer_params)
+        return self._answer(jobs, use_tqdm)
 
     def chat(
         self,
@@ -231,6 +237,7 @@ class LLM:
         token_ids: Sequence[list[int]],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None,
         priority: int | Sequence[int],
+        kv_transfer_params: KVTransferParams | Sequence[KVTransferParams] = None,
     ) -> list[_Job]:
         """Check all prompts and make their jobs. Raises before any request is added."""
         count = len(token_ids)
@@ -238,12 +245,19 @@ class LLM:
             sampling_params = self.default_sampling_params()
         params = one_each("sampling_params", sampling_params, count)
         priorities = one_each("priority", priority, count)
+        transfers = one_each("kv_transfer_params", kv_transfer_params, count)
         requests = []
-        for index, (ids, sampling, its_priority) in enumerate(zip(token_ids, params, priorities)):
+        for index, (ids, sampling, its_priority, transfer) in enumerate(zip(token_ids, params, priorities, transfers)):
             try:
                 prompt = pack(ids, self.files.limits.vocab_size)
                 request = NewRequest(
-                    request_id=next(self._request_ids), prompt=prompt, sampling=sampling, uid=0, priority=its_priority
+                    request_id=next(self._request_ids),
+                    prompt=prompt,
+                    sampling=sampling,
+                    uid=0,
+                    priority=its_priority,
+                    transfer=Transfer.wanted_by(transfer, sampling.n),
+                    kv_transfer_params=transfer,
                 )
                 self._engine.manager.door.make_request(request)
             except RequestError as error:

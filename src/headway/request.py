@@ -47,6 +47,15 @@ class Transfer(StrEnum):
     PULL = "pull"  # D: a connector brings it from P; if that fails, it is computed here
     LEND = "lend"  # P: it is computed, and its blocks are lent to D; the request ends with its first token
 
+    @classmethod
+    def wanted_by(cls, params: Mapping[str, Any] | None, n: int) -> Transfer | None:
+        """What `kv_transfer_params` want, in the words of vLLM's connectors. n: answers to the prompt. P lends the KV
+        of one answer alone; the first of several answers to a prompt pulls."""
+        wanted = params or {}
+        if wanted.get("do_remote_decode") is True:
+            return cls.LEND if n == 1 else None
+        return cls.PULL if wanted.get("do_remote_prefill") is True else None
+
 
 @dataclass(frozen=True, slots=True)
 class Span:

@@ -136,7 +136,7 @@ class _Generate(_Bookkeeping):
                 sampling=sampling,
                 priority=self.priority,
                 cache_salt=self.cache_salt,
-                transfer=None if len(prompts) > 1 else self._transfer(sampling),
+                transfer=None if len(prompts) > 1 else Transfer.wanted_by(self.kv_transfer_params, sampling.n),
                 kv_transfer_params=self.kv_transfer_params,
                 arrival_time=arrival_time,
             )
@@ -151,14 +151,6 @@ class _Generate(_Bookkeeping):
     def with_kv_transfer_params(self, params: dict[str, Any]) -> Self:
         """The same request, with what P lends."""
         return self.model_copy(update={"kv_transfer_params": params})
-
-    def _transfer(self, sampling: SamplingParams) -> Transfer | None:
-        """What a router wants of the KV of the prompt, in the words of vLLM's connectors. P lends the KV of one answer
-        alone; the first of several answers to a prompt pulls."""
-        wanted = self.kv_transfer_params or {}
-        if wanted.get("do_remote_decode") is True:
-            return Transfer.LEND if sampling.n == 1 else None
-        return Transfer.PULL if wanted.get("do_remote_prefill") is True else None
 
     def _sampling(self, *, max_tokens: int | None, logprobs: int | None, defaults: dict[str, Any]) -> SamplingParams:
         given: dict[str, Any] = dict(defaults)

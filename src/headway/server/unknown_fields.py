@@ -29,7 +29,7 @@ _ASK_FOR_NOTHING: tuple[Any, ...] = (None, False, "", [], {})
 class UnknownFields:
     """Takes unknown fields out of bodies, and logs each name once. A field that would change the answer stays, and is
     refused, unless its value asks for nothing. strict: all stay, and the first is refused. sglang-router's form of P/D
-    is refused in words of its own: its fields alone say little to whom they are sent back."""
+    is refused in words of its own: the name of a field does not say what is wrong."""
 
     def __init__(self, *, strict: bool = False) -> None:
         self._strict = strict

@@ -111,6 +111,28 @@ def test_without_parameters_the_models_own_defaults_hold(folder, gate, tmp_path)
 
 
 @pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ([{}], "kv_transfer_params has 1 entries for 2 prompts"),
+        ([None, "P"], "prompt 1: kv_transfer_params must be a mapping, got str"),
+        ([None, {"do_remote_prefill": True, "x": "a" * 20_000}], "prompt 1: kv_transfer_params has 2.* at most 16384"),
+    ],
+    ids=["too few", "no mapping", "too large"],
+)
+def test_bad_parameters_of_a_transfer_are_refused_before_anything_starts(llm, params, message):
+    with pytest.raises(ValueError, match=message):
+        llm.generate(["a", "b"], LONG, kv_transfer_params=params)
+    assert llm.snapshot().num_requests_added == 0
+
+
+def test_an_engine_that_can_lend_nothing_answers_in_full_and_brings_no_parameters(llm):
+    (lent,) = llm.generate(["a"], LONG, kv_transfer_params={"do_remote_decode": True})
+    assert lent.kv_transfer_params is None and len(lent.outputs[0].token_ids) == 1
+    (pulled,) = llm.generate(["a"], LONG, kv_transfer_params={"do_remote_prefill": True})
+    assert pulled.outputs[0].token_ids == llm.generate(["a"], LONG)[0].outputs[0].token_ids
+
+
+@pytest.mark.parametrize(
     ("prompts", "message"),
     [
         (["ok", "x" * MAX_MODEL_LEN], f"prompt 1: .* {MAX_MODEL_LEN} tokens; max_model_len is {MAX_MODEL_LEN}"),

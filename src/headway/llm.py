@@ -24,6 +24,7 @@ from headway.config import EngineConfig
 from headway.engine.engine import Engine
 from headway.error_text import describe
 from headway.errors import EngineDeadError, QueueFullError, RequestError
+from headway.kv_transfer_params import copied
 from headway.model_files import ModelFiles
 from headway.outputs import RequestDelta, RequestOutput
 from headway.prompts import Messages, Prompt, as_list, ids_of, one_each, text_of
@@ -250,6 +251,7 @@ class LLM:
         for index, (ids, sampling, its_priority, transfer) in enumerate(zip(token_ids, params, priorities, transfers)):
             try:
                 prompt = pack(ids, self.files.limits.vocab_size)
+                transfer = None if transfer is None else copied(transfer)
                 request = NewRequest(
                     request_id=next(self._request_ids),
                     prompt=prompt,

@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -52,7 +53,8 @@ def group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Group]:
             options: dict[str, Any] = {"device": "cpu", "dtype": "float32", "num_blocks": 96, "max_num_seqs": 8}
             return stack.enter_context(Server(model, wait=False, **options, **config))
 
-        prefill = serve(role="prefill", kv_listen=address, lend_timeout=5.0)
+        restarts: dict[str, object] = {"engine_restarts": 1}
+        prefill = serve(role="prefill", kv_listen=address, lend_timeout=5.0, options=restarts)
         decode = [serve(role="decode", kv_peers=address, kv_shared_memory=shared) for shared in (True, False)]
         servers = Group(model, address, prefill, dict(zip(READERS, decode, strict=True)), serve())
         for server in (servers.prefill, *decode, servers.mixed):
@@ -132,6 +134,33 @@ def test_parameters_that_do_not_count_mean_that_d_computes_the_prompt(group: Gro
     assert text_of(complete(server, prompt, kv_transfer_params=params)) == text_of(complete(group.mixed, prompt))
 
 
+def test_an_address_of_a_request_is_never_connected_to(group: Group) -> None:
+    """The parameters of P are whole but for the address, at which something else listens."""
+    server, prompt = group.decode["sockets"], prompts(95, 1)[0] + [105] * 50
+    with socket.create_server(("127.0.0.1", 0)) as elsewhere:
+        params = {**handed_over(group, prompt), "remote_port": elsewhere.getsockname()[1]}
+        assert text_of(complete(server, prompt, kv_transfer_params=params)) == text_of(complete(group.mixed, prompt))
+        elsewhere.setblocking(False)
+        with pytest.raises(BlockingIOError):  # the answer is there, and nothing has knocked
+            elsewhere.accept()
+
+
+def test_an_operation_of_the_other_role_is_refused_with_the_role_that_takes_it(group: Group) -> None:
+    prompt = prompts(96, 1)[0] + [106] * 40
+    params = handed_over(group, prompt)
+    for server, wanted, mine, other in (
+        (group.prefill, params, "prefill", "decode"),
+        (group.decode["sockets"], ASKS_P, "decode", "prefill"),
+    ):
+        body = {"prompt": prompt, "max_tokens": 12, "kv_transfer_params": wanted}
+        response = server.http.post("/v1/completions", json=body)
+        assert response.status_code == 400, response.text
+        message = response.json()["error"]["message"]
+        assert f"the role of this engine is {mine}" in message and f"whose role is {other} or mixed" in message
+    answer = complete(group.decode["sockets"], prompt, kv_transfer_params=params)  # what is lent is there as before
+    assert text_of(answer) == text_of(complete(group.mixed, prompt))
+
+
 def test_several_answers_and_several_prompts_are_answered_in_full(group: Group) -> None:
     server, prompt = group.decode["shared memory"], prompts(92, 1)[0] + [103] * 40
     body = {"n": 3, "temperature": 0.9, "seed": 3}
@@ -151,6 +180,26 @@ def test_a_decode_engine_asks_prefill_engines_by_itself(group: Group) -> None:
         assert received(server) > 0 and server.metric("lost_pulls_total") == 0
         assert "the prefill engine http://127.0.0.1:1 failed" in server.log()
         assert server.stop() == 0 and "Traceback" not in server.log(), server.log()
+
+
+def test_a_reference_of_before_a_restart_of_p_counts_for_nothing_and_new_ones_do(group: Group) -> None:
+    server, prompt = group.decode["shared memory"], prompts(97, 1)[0] + [107] * 60
+    old, lost, before = handed_over(group, prompt), server.metric("lost_pulls_total"), received(server)
+    for child in group.prefill.children():
+        os.kill(child, signal.SIGKILL)
+    group.prefill.wait_for("engine_restarts_total", 1)
+    handed_over(group, [108, *prompt])  # a lease of the new engine, which may have the uid of the old one
+    assert text_of(complete(server, prompt, kv_transfer_params=old)) == text_of(complete(group.mixed, prompt))
+    assert server.metric("lost_pulls_total") == lost + 1 and received(server) == before
+    for number in range(100):  # D comes back to P by itself
+        prompt = [110 + number % 10, *prompt]
+        params = handed_over(group, prompt)
+        assert params["remote_engine_id"] != old["remote_engine_id"]
+        assert text_of(complete(server, prompt, kv_transfer_params=params)) == text_of(complete(group.mixed, prompt))
+        if received(server) > before:
+            break
+        time.sleep(0.2)
+    assert received(server) > before
 
 
 def test_the_death_of_p_costs_no_answer(group: Group) -> None:

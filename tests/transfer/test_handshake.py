@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from headway.transfer import handshake, messages
-from headway.transfer.channel import Channel
+from headway.transfer.channel import Channel, ChannelClosedError
 from headway.transfer.handshake import RefusedError
+from headway.transfer.layout import LayerSizes
 from tests.transfer.rig import LAYERS, TOKEN, Clock, Pair, layout, pair, until
 
 SECRET = b"a secret of at least 16 bytes"
@@ -54,6 +55,7 @@ def test_peers_with_different_secrets_do_not(secrets: tuple[bytes | None, bytes 
         ({"block_size": 8}, "block_size differs: 4 here, 8 there"),
         ({"dtype": "bfloat16"}, "dtype differs: 'float32' here, 'bfloat16' there"),
         ({"layers": LAYERS[:1]}, "the number of layers differs: 2 here, 1 there"),
+        ({"layers": (LayerSizes(1, 3, 1, 5), LAYERS[1])}, "the KV of layer 0 differs"),
     ],
     ids=str,
 )
@@ -74,6 +76,46 @@ def test_another_version_is_refused_with_both_numbers() -> None:
 def test_a_secret_that_could_be_guessed_is_refused() -> None:
     with pytest.raises(ValueError, match="at least 16 bytes, got 5"):
         handshake.check_secret(b"short")
+
+
+class FromHere(Channel):
+    """A connection that comes over loopback."""
+
+    @property
+    def peer_host(self) -> str:
+        return "127.0.0.1"
+
+
+def test_a_p_of_another_version_is_not_talked_to_either() -> None:
+    near, far = socket.socketpair()
+    p, d = FromHere(near), FromHere(far)
+    p.send(messages.Welcome(9, b"n" * 16, b""))
+    with pytest.raises(RefusedError, match="protocol differs: 1 here, 9 there"):
+        handshake.greet(d, layout(), None, reads=False)
+    assert isinstance(p.receive(30.0), messages.Hello)
+    d.close()
+    with pytest.raises(ChannelClosedError):  # neither a proof nor the layout was shown
+        p.receive(30.0)
+    p.close()
+
+
+@pytest.mark.parametrize("step", ["at once", "after its greeting"])
+def test_a_peer_that_skips_the_handshake_gets_nothing(step: str) -> None:
+    """It may know a reference, for example from a router's log; it does not know the secret."""
+    with pair(secrets=(SECRET, SECRET)) as two:
+        text = two.expect(1)["remote_reference"]
+        two.lend(1, [7, 8, 9])
+        channel = Channel(socket.create_connection(("127.0.0.1", two.p.server.port)))
+        if step != "at once":
+            channel.send(messages.Hello(1, b"n" * 16, False))
+            assert isinstance(channel.receive(30.0), messages.Welcome)
+        channel.send(messages.Watch(text))
+        answer = channel.receive(30.0)
+        assert isinstance(answer, messages.Refused) and "Watch came where" in answer.reason
+        with pytest.raises(ChannelClosedError):
+            channel.receive(30.0)
+        channel.close()
+        assert two.p_manager.leases == {1: 0} and not two.p_manager.renewed and two.p.server.num_refused == 1
 
 
 class Elsewhere(Channel):

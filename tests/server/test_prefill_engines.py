@@ -35,6 +35,7 @@ class Engines:
         self.answers = answers
         self.rest = rest
         self.lent: Any = LENT
+        self.num_left = 0  # requests whose connection was closed before an answer
         self.asked: list[tuple[str, dict[str, Any]]] = []
         self.now = 0.0
         self.hold: asyncio.Event | None = None
@@ -42,7 +43,11 @@ class Engines:
     async def handle(self, request: httpx.Request) -> httpx.Response:
         self.asked.append((request.url.host, json.loads(request.content)))
         if self.hold is not None:
-            await self.hold.wait()
+            try:
+                await self.hold.wait()
+            except asyncio.CancelledError:
+                self.num_left += 1
+                raise
         answer = self.answers[request.url.host]
         if isinstance(answer, Exception):
             raise answer
@@ -211,7 +216,7 @@ async def test_a_client_that_leaves_takes_its_prompt_from_p(make_api: Callable[.
     assert len(engines.asked) == 1 and len(api.client.requests._sources) == 1
     task.cancel()
     await settled()
-    assert len(api.client.requests._sources) == 0
+    assert len(api.client.requests._sources) == 0 and engines.num_left == 1
     engines.hold.set()
     await settled()
     assert not api.link.sent_of(to_engine.PullFrom)
@@ -226,7 +231,7 @@ async def test_the_end_of_a_request_ends_its_search(make_api: Callable[..., Api]
     api.link.step([request.uid], api.link.tokens[:1], [RequestEnd(request.uid, "", FinishReason.LENGTH)])
     assert (await task).status_code == 200
     await settled()
-    assert len(api.client.requests._sources) == 0
+    assert len(api.client.requests._sources) == 0 and engines.num_left == 1
 
 
 async def test_a_search_that_fails_means_that_the_prompt_is_computed_here(

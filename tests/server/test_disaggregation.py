@@ -127,11 +127,15 @@ def test_a_reference_counts_once_and_then_the_prompt_is_computed_by_d(group: Gro
     [
         {"remote_host": "192.0.2.1"},
         {"remote_port": 1},
+        {"remote_port": "port"},
+        {"remote_host": ["127.0.0.1"]},
         {"remote_reference": "nonsense"},
         {"remote_reference": None},
+        {"remote_reference": "A" * 10_000},
+        {"do_remote_prefill": "yes"},
         {"remote_engine_id": "ff" * 16},
     ],
-    ids=str,
+    ids=lambda changed: str(changed)[:40],
 )
 def test_parameters_that_do_not_count_mean_that_d_computes_the_prompt(group: Group, changed: dict[str, Any]) -> None:
     server, prompt = group.decode["shared memory"], prompts(91, 1)[0] + [102] * 50

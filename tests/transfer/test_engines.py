@@ -32,10 +32,16 @@ PATIENCE = 60.0
 class Side:
     """One engine with a connector."""
 
-    def __init__(self, folder: Path, role: Role, peers: dict[tuple[str, int], tuple[str, int]], **options: Any) -> None:
-        config = EngineConfig(
-            model=str(folder), device="cpu", role=role, max_num_seqs=8, num_blocks=100, max_num_batched_tokens=32
-        )
+    def __init__(
+        self,
+        folder: Path,
+        role: Role,
+        peers: dict[tuple[str, int], tuple[str, int]],
+        engine: dict[str, Any] | None = None,
+        **options: Any,
+    ) -> None:
+        more = {"max_num_seqs": 8, "num_blocks": 100, "max_num_batched_tokens": 32, **(engine or {})}
+        config = EngineConfig(model=str(folder), device="cpu", role=role, **more)
         files = ModelFiles.resolve(config)
         self.executor = TransformersExecutor(files, config)
         self.manager = MANAGERS["v2"](
@@ -159,6 +165,27 @@ def assert_nothing_is_held(*sides: Side) -> None:
 def _is_free(side: Side) -> bool:
     snapshot = side.manager.snapshot()
     return not snapshot.num_blocks_lent + snapshot.num_blocks_quarantined
+
+
+def test_with_pools_too_small_on_both_sides_every_answer_is_right_and_all_get_on(tmp_path: Path) -> None:
+    """D hears of prompts that P has not computed. P's blocks may be lent to prompts in D's queue, and D's be kept for a
+    prompt in P's queue: the time of a pull ends that, and D computes the prompt."""
+    folder = tiny_models.build("gemma2", tmp_path / "gemma2")
+    lengths = [LENGTHS[number % len(LENGTHS)] for number in range(24)]
+    expected = generate_greedily(folder, [prompt_of(length) for length in lengths], NUM_OUTPUT)
+    small = {"max_model_len": 104, "num_blocks": 9, "reserve": "none", "receive_timeout": 1.0}
+    with engines(folder, engine=small) as (p, d):
+        lent = [p.add(prompt, Transfer.LEND) for prompt in expected.prompts]
+        params = [p.connector.handover(uid) for uid in lent]
+        pulled = [
+            d.add(prompt, Transfer.PULL, params=one) for prompt, one in zip(expected.prompts, params, strict=True)
+        ]
+        assert [end[1:] for end in p.wait(len(lent))] == [("length", None)] * len(lent)
+        assert [end[1:] for end in d.wait(len(pulled))] == [("length", None)] * len(pulled)
+        assert [d.tokens[uid] for uid in pulled] == expected.outputs
+        snapshot = d.manager.snapshot()
+        assert snapshot.num_received_tokens + snapshot.num_lost_pulls > 0
+        assert_nothing_is_held(p, d)
 
 
 def test_d_computes_what_a_p_that_is_gone_does_not_send(tmp_path: Path) -> None:

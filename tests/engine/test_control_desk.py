@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from headway.engine import control_desk
 from headway.engine.control_desk import ControlDesk
 from headway.errors import EngineDeadError
+from headway.scheduler.audit import AuditReport, Owner
 from headway.wire import to_client, to_engine
 from tests.engine.running import Device, Hang, Running, eventually, running
 from tests.managers.driving import PATIENCE
@@ -157,6 +159,19 @@ def test_the_thread_that_brings_questions_is_not_held_up(name: str) -> None:
         asking.call(1, to_engine.PauseEngine("abort", True, PATIENCE))
         asking.call(2, to_engine.IsPaused())
         assert 2 in asking.replies
+
+
+def test_an_audit_names_the_peers_that_the_connector_knows() -> None:
+    owners = (Owner("a", "slot", 0, 3, 7), Owner("uid 8", "borrower", None, 2, 8, 1.5), Owner("", "slot", 1, 1))
+    report = AuditReport((), 1, 1, 6, 0, 0, 1, owners)
+    replies: list[to_client.Returned | to_client.Raised] = []
+    desk = ControlDesk(Odd(lambda: report), replies.append, {7: None, 8: "p:1"}.__getitem__)  # type: ignore[arg-type]
+    desk.take(to_engine.Call(1, to_engine.AuditEngine(PATIENCE)))
+    assert eventually(lambda: replies)
+    desk.close()
+    assert replies == [
+        to_client.Returned(1, replace(report, owners=(owners[0], replace(owners[1], peer="p:1"), owners[2])))
+    ]
 
 
 def test_a_call_whose_caller_has_given_up_is_not_carried_out() -> None:

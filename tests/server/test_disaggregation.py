@@ -85,8 +85,13 @@ def text_of(answer: dict[str, Any]) -> str:
 
 
 def received(server: Server) -> float:
-    page = server.http.get("/metrics").text
-    return sum(float(line.rsplit(" ", 1)[1]) for line in page.splitlines() if "external_kv_transfer" in line)
+    return total(server, "external_kv_transfer")
+
+
+def total(server: Server, *parts: str) -> float:
+    """The sum of all series whose name has these parts."""
+    lines = server.http.get("/metrics").text.splitlines()
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if all(part in line for part in parts))
 
 
 @pytest.mark.parametrize("reader", READERS)
@@ -101,6 +106,8 @@ def test_answers_are_those_of_one_engine_that_computes_everything(
             complete(group.mixed, prompt, **body)
         )
     assert received(server) > before
+    transport = {"shared memory": "shared_memory", "sockets": "tcp"}[reader]
+    assert total(server, "headway:kv_transfer_bytes_total", 'direction="received"', f'transport="{transport}"') > 0
     group.prefill.wait_for("kv_blocks_lent", 0)
 
 

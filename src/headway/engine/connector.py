@@ -12,6 +12,7 @@ from headway.managers import Manager
 from headway.request import Request
 from headway.scheduler.batch import LongArray
 from headway.scheduler.effects import Lending, Pull
+from headway.transfer.counts import TransferCounts
 from headway.transfer.memory import KVMemory
 
 logger = logging.getLogger(__name__)
@@ -61,6 +62,12 @@ class Connector(Protocol):
 
     def revoked(self, uid: int) -> None:
         """P: this lease has ended before it was consumed. What is read of it from now on is void."""
+
+    def counts(self) -> TransferCounts:
+        """What was moved since the start. Any thread."""
+
+    def peer_of(self, uid: int) -> str | None:
+        """HOST:PORT of the engine that the KV of this request comes from or goes to, where one is known. Any thread."""
 
 
 def connector_of(config: EngineConfig, memory: KVMemory, manager: Manager) -> Connector:

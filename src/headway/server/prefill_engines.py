@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from enum import StrEnum
 from typing import Any
 
 import httpx
@@ -22,11 +24,20 @@ MAX_TRIES = 2  # engines that are asked for one prompt
 _LENDS = {"do_remote_decode": True, "do_remote_prefill": False}
 
 
+class Outcome(StrEnum):
+    """What came of a request to P."""
+
+    LENT = "lent"
+    NOT_LENT = "not_lent"  # P has computed it, and can hand nothing over
+    REFUSED = "refused"  # by its contents: this engine judges it
+    FAILED = "failed"
+
+
 class PrefillEngines:
     """Asks P engines to compute prompts. For one event loop.
 
     urls: of their servers. timeout: seconds that an answer may take. least_tokens: shorter prompts are computed here.
-    num_asked, num_failed: requests to P.
+    num_asked: requests to P. outcomes: of the requests to P that were answered or have failed.
     """
 
     def __init__(
@@ -48,7 +59,12 @@ class PrefillEngines:
             transport=transport,
         )
         self.num_asked = 0
-        self.num_failed = 0
+        self.outcomes = Counter(dict.fromkeys(Outcome, 0))
+
+    @property
+    def num_failed(self) -> int:
+        """Requests to P that have failed."""
+        return self.outcomes[Outcome.FAILED]
 
     async def ask(self, token_ids: list[int], sampling: Mapping[str, Any]) -> dict[str, Any] | None:
         """What P lends of a prompt: `kv_transfer_params` for a request that pulls. None: it is computed here.
@@ -67,14 +83,16 @@ class PrefillEngines:
                 problem = None if response.status_code < 500 else f"HTTP {response.status_code}"
                 if response.status_code == 200:
                     params: dict[str, Any] | None = response.json().get("kv_transfer_params")
+                    self.outcomes[Outcome.NOT_LENT if params is None else Outcome.LENT] += 1
                     return params
                 if problem is None:  # P refuses the prompt: this engine says why, in its own words
+                    self.outcomes[Outcome.REFUSED] += 1
                     return None
             except (httpx.HTTPError, ValueError) as error:
                 problem = f"{type(error).__name__}: {error}"
             finally:
                 self._choice.end(engine, token_ids, failed=problem is not None, now=self._clock())
-            self.num_failed += 1
+            self.outcomes[Outcome.FAILED] += 1
             logger.warning("the prefill engine %s failed: %s", self._urls[engine], problem)
         return None
 

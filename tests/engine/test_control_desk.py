@@ -18,6 +18,8 @@ from headway.wire import to_client, to_engine
 from tests.engine.running import Device, Hang, Running, eventually, running
 from tests.managers.driving import PATIENCE
 
+EMPTY = AuditReport((), 0, 0, 0, 0, 0, 0, ())
+
 
 class Asking:
     """A desk, and what it has answered, by the number of the question."""
@@ -103,7 +105,7 @@ def test_an_engine_that_stops_answers_what_was_asked_before(name: str) -> None:
 def test_too_many_questions_at_once_are_refused_and_no_answer_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(control_desk, "MAX_WAITING", 2)
     let_go = threading.Event()
-    asking = Asking(Odd(lambda: let_go.wait(PATIENCE) and None))
+    asking = Asking(Odd(lambda: let_go.wait(PATIENCE) and EMPTY))
     for number in (1, 2, 3):
         asking.call(number, to_engine.AuditEngine(PATIENCE))
     assert asking.replies == {3: to_client.Raised(3, "queue_full", "2 calls are waiting for the engine")}
@@ -111,7 +113,7 @@ def test_too_many_questions_at_once_are_refused_and_no_answer_is_lost(monkeypatc
     let_go.set()
     asking.desk.close(PATIENCE)
     assert asking.replies.keys() == {1, 2, 3, 4}
-    assert asking.answer(5, to_engine.AuditEngine(PATIENCE)) is None
+    assert asking.answer(5, to_engine.AuditEngine(PATIENCE)) == EMPTY
 
 
 @pytest.mark.parametrize(
@@ -135,11 +137,11 @@ def test_a_system_without_threads_left_costs_the_answer_alone(monkeypatch: pytes
     def start(thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
-    asking = Asking(Odd(lambda: None))
+    asking = Asking(Odd(lambda: EMPTY))
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", start)
         assert asking.answer(1, to_engine.AuditEngine(1.0)) == ("internal", "can't start new thread")
-    assert asking.answer(2, to_engine.AuditEngine(1.0)) is None
+    assert asking.answer(2, to_engine.AuditEngine(1.0)) == EMPTY
     asking.desk.close()
 
 

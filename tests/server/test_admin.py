@@ -17,7 +17,9 @@ from tests.server.fakes import settled, status
 
 MakeApi = Callable[..., Api]
 
-REPORT = AuditReport((), 2, 1, 5, 6, 88, 1, (Owner("a", "slot", 0, 3), Owner("b", "sender", None, 2)))
+REPORT = AuditReport(
+    (), 2, 1, 5, 6, 88, 1, (Owner("a", "slot", 0, 3, 7), Owner("b", "borrower", None, 2, 8, 1.5, "p:1"))
+)
 ROUTES = [("POST", "/pause"), ("POST", "/resume"), ("GET", "/is_paused"), ("POST", "/reset_prefix_cache")]
 
 

@@ -7,6 +7,7 @@ at a speed that is measured in the same run, by the code of `headway bench trans
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -34,7 +35,7 @@ from headway_lab.rigs.virtual_link import Network, VirtualLink
 from headway_lab.rigs.virtual_time import VirtualTime
 
 MIN_REQUESTS = 100  # for a 99th percentile
-MEASURED_BLOCKS, MEASURED_ROUNDS, STREAMS = 128, 7, 4
+MEASURED_BLOCKS, MEASURED_ROUNDS, STREAMS = 128, 7, 4  # 64 MiB
 MESSAGES_OF_A_TRANSFER = 4  # one after the other: watch, progress, consume, consumed
 
 COLUMNS = (
@@ -42,6 +43,7 @@ COLUMNS = (
     Column("engines", "engines", ""),
     Column("tokens per step", "budget_tokens", ",d"),
     Column("blocks by", "transport", ""),
+    Column("GB/s", "gb_per_s", ".2f"),
     Column("TTFT p50, ms", "ttft_p50_ms", ",.0f"),
     Column("p99", "ttft_p99_ms", ",.0f"),
     Column("ITL p50, ms", "itl_p50_ms", ",.1f"),
@@ -177,25 +179,27 @@ def _percentiles(name: str, seconds: Sequence[float]) -> Row:
     return row
 
 
-def measured(shares_memory: bool, rounds: int = MEASURED_ROUNDS) -> Network:
-    """What `headway bench transfer` finds now: the speed of many blocks, and the time of a message, of which a transfer
-    of one block takes `MESSAGES_OF_A_TRANSFER` one after the other. Raises as `headway.bench.transfer.measure`."""
-    sizes, seconds = [], []
-    for num_blocks in (1, MEASURED_BLOCKS):
-        with ExitStack() as stack:
-            bench = Bench(num_blocks, STREAMS if num_blocks > 1 else 1, stack)
-            samples = []
-            for number in range(rounds + 1):
-                transfer = bench.transfer(bench.consecutive, bench.consecutive, shares_memory=shares_memory)
+def measured(num_blocks: int = MEASURED_BLOCKS, rounds: int = MEASURED_ROUNDS) -> list[Network]:
+    """What `headway bench transfer` finds now, for each transport: the speed of many blocks, and the time of a message,
+    of which a transfer of one block takes `MESSAGES_OF_A_TRANSFER` one after the other. Raises as
+    `headway.bench.transfer.measure`."""
+    seconds: dict[tuple[bool, int], list[float]] = {}
+    with ExitStack() as stack:
+        bench = Bench(num_blocks, STREAMS, stack)
+        for number in range(rounds + 1):
+            for shares_memory, count in itertools.product((True, False), (1, num_blocks)):
+                blocks = bench.consecutive[:count]
+                transfer = bench.transfer(blocks, blocks, shares_memory=shares_memory)
                 begin = time.perf_counter()
                 transfer()
-                if number:  # the first one connects, and touches all memory
-                    samples.append(time.perf_counter() - begin)
-            sizes.append(bench.bytes)
-            seconds.append(statistics.median(samples))
-    more = max(seconds[1] - seconds[0], 1e-9)
-    name = "shared memory" if shares_memory else "tcp"
-    return Network(name, (sizes[1] - sizes[0]) / more, seconds[0] / MESSAGES_OF_A_TRANSFER)
+                if number:  # the first round connects, and touches all memory
+                    seconds.setdefault((shares_memory, count), []).append(time.perf_counter() - begin)
+    networks = []
+    for shares_memory, name in ((True, "shared memory"), (False, "tcp")):
+        one, all_blocks = (statistics.median(seconds[shares_memory, count]) for count in (1, num_blocks))
+        speed = (num_blocks - 1) * layout_of(1).block_bytes / max(all_blocks - one, 1e-9)
+        networks.append(Network(name, speed, one / MESSAGES_OF_A_TRANSFER))
+    return networks
 
 
 def setups(budgets: Sequence[int], networks: Sequence[Network], *, routed: bool) -> list[Setup]:
@@ -211,7 +215,7 @@ def command(
         typer.Option(
             parser=numbers(0.01, 10_000), metavar="R,...", help="Requests per second, to both engines together."
         ),
-    ] = (1, 2, 4, 6, 8),
+    ] = (2, 4, 8, 12),
     requests: Annotated[int, typer.Option(help="Requests at each rate; half of them have long prompts.")] = 300,
     long_prompt: Annotated[int, typer.Option(min=1, help="Tokens of a long prompt, on average.")] = 4096,
     short_output: Annotated[int, typer.Option(min=1, help="Tokens of the answer to it.")] = 64,
@@ -224,7 +228,7 @@ def command(
             metavar="N,...",
             help="The most tokens of a step of the mixed engines, each in turn; P and D have the greatest.",
         ),
-    ] = (512, 2048),
+    ] = (256, 2048),
     base_ms: Annotated[float, typer.Option(min=0.0, help="A step takes so long, ...")] = 10.0,
     per_token_ms: Annotated[float, typer.Option(min=0.0, help="... and so much more per token, ...")] = 0.05,
     per_seq_ms: Annotated[float, typer.Option(min=0.0, help="... and so much more per request.")] = 0.02,
@@ -268,7 +272,7 @@ def command(
         if gb_per_s is not None:
             networks = [Network(f"{gb_per_s:g} GB/s", gb_per_s * 1e9, message_ms / 1e3)]
         else:
-            networks = [measured(shares_memory) for shares_memory in (True, False)]
+            networks = measured()
         for rate in rates:
             for setup in setups(budgets, networks, routed=routed):
                 yield run(setup, machine, Traffic(kinds, rate, requests, seed))

@@ -125,7 +125,7 @@ class Bench:
     def transfer(self, sources: IntArray, targets: IntArray, *, shares_memory: bool) -> Callable[[], None]:
         """A transfer of these blocks, to be timed."""
         self._uid += 1
-        num_tokens = self.num_blocks * BLOCK_SIZE
+        num_tokens = len(sources) * BLOCK_SIZE
         params = self._lender.lend(self._uid, sources.tolist())
         pull = Pull(prompt_of(self._uid, num_tokens, params), targets, 0)
         connector = self._connectors[shares_memory]

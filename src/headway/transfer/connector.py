@@ -174,10 +174,10 @@ class KVConnector:
     def counts(self) -> TransferCounts:
         """What was moved, and the state of all peers. Any thread."""
         peers, server = self.peers, self.server
-        known = set(self._known.values()) | self._peers.keys()
+        idle = set(self._known.values()) - {(peer.host, peer.port) for peer in peers}
         failures = self.failures()
         return TransferCounts(
-            peers=by_state([peer.state for peer in peers], len(known) - len(peers)),
+            peers=by_state([peer.state for peer in peers], len(idle)),
             borrowers=self.lender.num_borrowers,
             bytes_read={way.value: sum(peer.bytes_by_transport[way] for peer in peers) for way in Transport},
             bytes_sent={Transport.TCP.value: server.bytes_sent},

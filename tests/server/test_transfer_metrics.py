@@ -90,22 +90,22 @@ async def test_after_the_engines_death_counters_stay_and_nothing_is_connected(ap
 
 
 async def test_requests_to_prefill_engines_are_counted_by_what_came_of_them(make_api: MakeApi) -> None:
+    lent = json.dumps({"choices": [], "kv_transfer_params": {"remote_reference": "a"}})
     answers = {
-        1: httpx.Response(200, json={"kv_transfer_params": {"remote_reference": "a"}}),
-        2: httpx.Response(200, json={}),
+        1: httpx.Response(200, text=f"data: {lent}\n\ndata: {lent}\n\ndata: [DONE]\n\n"),
+        2: httpx.Response(200, text='data: {"choices": []}\n\n'),
         3: httpx.Response(400, json={}),
-        4: httpx.Response(500, json={}),
+        4: httpx.Response(200, text=f'data: {lent}\n\ndata: {{"error": "died"}}\n\n'),
+        5: httpx.Response(500, json={}),
     }
 
     async def answer(request: httpx.Request) -> httpx.Response:
         return answers[json.loads(request.content)["prompt"][0]]
 
-    prefill = PrefillEngines(
-        ["http://p"], timeout=5.0, least_tokens=1, transport=httpx.MockTransport(answer), clock=lambda: 0.0
-    )
-    for first in (1, 1, 1, 2, 2, 3, 4):
-        await prefill.ask([first] * 4, {})
+    transport = httpx.MockTransport(answer)
+    prefill = PrefillEngines(["http://p"], timeout=5.0, least_tokens=1, transport=transport, clock=lambda: 0.0)
+    for first in (1, 1, 1, 2, 2, 3, 4, 5):
+        await prefill.ask([first] * 4, {}, lambda params: None)
     values = await page(make_api(prefill=prefill))
     outcomes = ("lent", "not_lent", "refused", "failed")
-    counted = [values[series("prefill_requests_total", outcome=outcome)] for outcome in outcomes]
-    assert counted == [3, 2, 1, 1]
+    assert [values[series("prefill_requests_total", outcome=outcome)] for outcome in outcomes] == [3, 2, 1, 2]

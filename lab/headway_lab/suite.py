@@ -23,7 +23,7 @@ from headway.bench import plot, throughput
 from headway.bench.machine import described, machine
 from headway.bench.report import Row
 from headway.bench.tables import Column, markdown, plain_columns
-from headway_lab.benches import churn, gap, intake, memory, preempt, prefix, query, step
+from headway_lab.benches import churn, gap, intake, memory, pd, preempt, prefix, query, step
 from headway_lab.schedulers.contenders import PeerName
 
 HEADWAY = (sys.executable, "-m", "headway.cli")
@@ -132,6 +132,14 @@ SUITE = (
         "gap --step-ms 2,10,30 --running 256,1024 --seconds 12",
         options=(DRAWS,),
         tables=(gap.COLUMNS,),
+    ),
+    Entry(
+        "pd",
+        "Prefill and decode on engines of their own, on virtual time",
+        "pd --rates 2,8 --requests 200",
+        "pd",
+        options=(DRAWS,),
+        tables=(pd.COLUMNS,),
     ),
     Entry(
         "throughput",

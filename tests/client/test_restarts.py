@@ -76,6 +76,25 @@ def test_counters_go_on_over_restarts_and_gauges_are_those_of_the_present_engine
     assert not {"num_running", "num_blocks_free", "paused", "next_deadline"} & set(COUNTERS)
 
 
+def test_what_connectors_have_moved_goes_on_over_restarts_and_their_connections_do_not() -> None:
+    totals = Totals()
+    totals.take(to_client.Status(Snapshot(), False, None))
+    assert totals.transfers is None, "an engine that moves no KV"
+    totals.end(paused=False)
+    assert totals.transfers is None
+    moved = to_client.TransferCounts({"connected": 1}, 2, {"tcp": 5}, {}, {"tcp": 0.5}, {"gone": 1}, 1, 1)
+    for _ in range(2):  # a pulse says how it stands, not what is new
+        totals.take(to_client.Status(Snapshot(), False, None, 0, moved))
+    totals.end(paused=False)
+    assert totals.transfers == to_client.TransferCounts(
+        {"connected": 0}, 0, {"tcp": 5}, {}, {"tcp": 0.5}, {"gone": 1}, 1, 1
+    )
+    totals.take(to_client.Status(Snapshot(), False, None, 0, moved))
+    assert totals.transfers == to_client.TransferCounts(
+        {"connected": 1}, 2, {"tcp": 10}, {}, {"tcp": 1.0}, {"gone": 2}, 2, 2
+    )
+
+
 async def test_without_a_budget_the_engine_stays_dead_and_this_is_critical(caplog: pytest.LogCaptureFixture) -> None:
     engines = Engines(restarts=0)
     pending = engines.submit("a")

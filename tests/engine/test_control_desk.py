@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,9 +13,12 @@ import pytest
 from headway.engine import control_desk
 from headway.engine.control_desk import ControlDesk
 from headway.errors import EngineDeadError
+from headway.scheduler.audit import AuditReport, Owner
 from headway.wire import to_client, to_engine
 from tests.engine.running import Device, Hang, Running, eventually, running
 from tests.managers.driving import PATIENCE
+
+EMPTY = AuditReport((), 0, 0, 0, 0, 0, 0, ())
 
 
 class Asking:
@@ -101,7 +105,7 @@ def test_an_engine_that_stops_answers_what_was_asked_before(name: str) -> None:
 def test_too_many_questions_at_once_are_refused_and_no_answer_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(control_desk, "MAX_WAITING", 2)
     let_go = threading.Event()
-    asking = Asking(Odd(lambda: let_go.wait(PATIENCE) and None))
+    asking = Asking(Odd(lambda: let_go.wait(PATIENCE) and EMPTY))
     for number in (1, 2, 3):
         asking.call(number, to_engine.AuditEngine(PATIENCE))
     assert asking.replies == {3: to_client.Raised(3, "queue_full", "2 calls are waiting for the engine")}
@@ -109,7 +113,7 @@ def test_too_many_questions_at_once_are_refused_and_no_answer_is_lost(monkeypatc
     let_go.set()
     asking.desk.close(PATIENCE)
     assert asking.replies.keys() == {1, 2, 3, 4}
-    assert asking.answer(5, to_engine.AuditEngine(PATIENCE)) is None
+    assert asking.answer(5, to_engine.AuditEngine(PATIENCE)) == EMPTY
 
 
 @pytest.mark.parametrize(
@@ -133,11 +137,11 @@ def test_a_system_without_threads_left_costs_the_answer_alone(monkeypatch: pytes
     def start(thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
-    asking = Asking(Odd(lambda: None))
+    asking = Asking(Odd(lambda: EMPTY))
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", start)
         assert asking.answer(1, to_engine.AuditEngine(1.0)) == ("internal", "can't start new thread")
-    assert asking.answer(2, to_engine.AuditEngine(1.0)) is None
+    assert asking.answer(2, to_engine.AuditEngine(1.0)) == EMPTY
     asking.desk.close()
 
 
@@ -157,6 +161,19 @@ def test_the_thread_that_brings_questions_is_not_held_up(name: str) -> None:
         asking.call(1, to_engine.PauseEngine("abort", True, PATIENCE))
         asking.call(2, to_engine.IsPaused())
         assert 2 in asking.replies
+
+
+def test_an_audit_names_the_peers_that_the_connector_knows() -> None:
+    owners = (Owner("a", "slot", 0, 3, 7), Owner("uid 8", "borrower", None, 2, 8, 1.5), Owner("", "slot", 1, 1))
+    report = AuditReport((), 1, 1, 6, 0, 0, 1, owners)
+    replies: list[to_client.Returned | to_client.Raised] = []
+    desk = ControlDesk(Odd(lambda: report), replies.append, {7: None, 8: "p:1"}.__getitem__)  # type: ignore[arg-type]
+    desk.take(to_engine.Call(1, to_engine.AuditEngine(PATIENCE)))
+    assert eventually(lambda: replies)
+    desk.close()
+    assert replies == [
+        to_client.Returned(1, replace(report, owners=(owners[0], replace(owners[1], peer="p:1"), owners[2])))
+    ]
 
 
 def test_a_call_whose_caller_has_given_up_is_not_carried_out() -> None:

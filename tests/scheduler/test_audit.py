@@ -12,7 +12,7 @@ import pytest
 from headway.config import Role
 from headway.kvcache import OwnershipError
 from headway.request import RequestStatus
-from headway.scheduler import Audit, AuditReport, Owner
+from headway.scheduler import Audit, AuditReport, LeasesRenewed, Owner
 from headway.scheduler.audit import BLOCKS_PER_LOOK, SLOTS_PER_LOOK, STEPS_PER_LOOK
 from headway.scheduler.state.leases import Holder, Lease
 from headway.scheduler.state.slot_table import EMPTY
@@ -172,18 +172,29 @@ class TestOnDemand:
         driver.run()
         driver.abort(aborted.uid)
         driver.reserve(reserved)
-        driver.add(range(30, 34), max_tokens=1)
+        added = driver.add(range(30, 34), max_tokens=1)
         driver.add([1], max_tokens=1, preprocess=b"image")
         report = driver.ask(Audit)
         assert isinstance(report, AuditReport) and report.ok and not report.problems
         assert report.owners == (
-            Owner("r3", "slot", 0, 3),
-            Owner("r4", "slot", 1, 1),
-            Owner("r1", "sender", None, 3),
-            Owner(f"uid {aborted.uid}", "sender", None, 3),
+            Owner("r3", "slot", 0, 3, reserved.uid),
+            Owner("r4", "slot", 1, 1, added.uid),
+            Owner("r1", "sender", None, 3, sent.uid, 0.0),
+            Owner(f"uid {aborted.uid}", "sender", None, 3, aborted.uid, 0.0),
         )
         assert (report.num_requests, report.num_slots_used, report.num_leases) == (4, 2, 2)
         assert (report.num_blocks_referenced, report.num_blocks_free, report.num_blocks_evictable) == (10, 29, 0)
+
+    def test_a_report_says_how_long_a_lease_has_lasted(self) -> None:
+        driver = Driver(config(role=Role.PREFILL, lend_timeout=60.0))
+        driver.wait(100.0)
+        request = driver.lend(range(9))
+        driver.run()
+        driver.wait(2.5)
+        driver.tell(LeasesRenewed((request.uid,)))
+        driver.wait(4.0)
+        (owner,) = driver.ask(Audit).owners
+        assert owner == Owner(f"uid {request.uid}", "borrower", None, 3, request.uid, 6.5)
 
     def test_of_an_empty_engine_there_is_nothing_to_name(self) -> None:
         report = Driver(config()).ask(Audit)

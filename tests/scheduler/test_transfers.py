@@ -45,6 +45,17 @@ def num_quarantined(driver: Driver) -> int:
     return driver.core.snapshot().num_blocks_quarantined
 
 
+def states(driver: Driver) -> tuple[int, int]:
+    """Leases of borrowers: unclaimed, claimed."""
+    snapshot = driver.core.snapshot()
+    return snapshot.num_leases_unclaimed, snapshot.num_leases_claimed
+
+
+def ends(driver: Driver) -> tuple[int, ...]:
+    """Leases of borrowers that were consumed, released, expired, revoked."""
+    return driver.core.snapshot()[-4:]
+
+
 def num_lent(driver: Driver) -> int:
     return driver.core.snapshot().num_blocks_lent
 
@@ -506,6 +517,25 @@ class TestALease:
         assert not driver.tell(LeasesEnded((77, request.uid, request.uid)))
         assert consumed(driver, request) is False
         driver.assert_empty()
+
+    def test_is_counted_by_its_state_and_then_by_its_end(self) -> None:
+        driver = p_of(lend_timeout=5.0, max_lent_blocks=12)
+        consumed_one, released, expired, revoked = self.lent(driver, 0, 10, 20, 30)
+        renewed = LeasesRenewed((consumed_one.uid, released.uid, 77))
+        for _ in range(2):  # a claim counts once
+            driver.tell(renewed)
+        assert states(driver) == (2, 2)
+        assert consumed(driver, consumed_one) is True and ends(driver) == (1, 0, 0, 0)
+        driver.tell(LeasesEnded((released.uid, released.uid, 77)))
+        assert states(driver) == (2, 0) and ends(driver) == (1, 1, 0, 0)
+        driver.wait(4.0)
+        driver.tell(LeasesRenewed((revoked.uid,)))
+        driver.wait(1.0)
+        assert driver.revoked == [expired.uid]
+        assert states(driver) == (0, 1) and ends(driver) == (1, 1, 1, 0)
+        driver.tell(Clear())
+        assert states(driver) == (0, 0) and ends(driver) == (1, 1, 1, 1)
+        assert consumed(driver, revoked) is False and ends(driver) == (1, 1, 1, 1)
 
     def test_above_the_cap_the_oldest_one_that_no_d_has_claimed_is_revoked(self) -> None:
         driver = p_of(max_lent_blocks=6)

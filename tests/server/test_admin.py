@@ -17,7 +17,9 @@ from tests.server.fakes import settled, status
 
 MakeApi = Callable[..., Api]
 
-REPORT = AuditReport((), 2, 1, 5, 6, 88, 1, (Owner("a", "slot", 0, 3), Owner("b", "sender", None, 2)))
+REPORT = AuditReport(
+    (), 2, 1, 5, 6, 88, 1, (Owner("a", "slot", 0, 3, 7), Owner("b", "borrower", None, 2, 8, 1.5, "p:1"))
+)
 ROUTES = [("POST", "/pause"), ("POST", "/resume"), ("GET", "/is_paused"), ("POST", "/reset_prefix_cache")]
 
 
@@ -218,8 +220,8 @@ async def test_ownership_is_the_whole_report(api: Api, engine: Engine) -> None:
         "num_blocks_free": 6,
         "num_leases": 1,
         "owners": [
-            {"name": "a", "kind": "slot", "slot": 0, "num_blocks": 3},
-            {"name": "b", "kind": "sender", "slot": None, "num_blocks": 2},
+            {"name": "a", "kind": "slot", "slot": 0, "num_blocks": 3, "uid": 7, "seconds": None, "peer": None},
+            {"name": "b", "kind": "borrower", "slot": None, "num_blocks": 2, "uid": 8, "seconds": 1.5, "peer": "p:1"},
         ],
     }
     assert engine.asked == [to_engine.AuditEngine(30.0)]

@@ -86,10 +86,14 @@ def text_of(answer: dict[str, Any]) -> str:
     return str(answer["choices"][0]["text"])
 
 
+def total(server: Server, *parts: str) -> float:
+    """The sum of all series whose name has these parts."""
+    lines = server.http.get("/metrics").text.splitlines()
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if all(part in line for part in parts))
+
+
 def tokens_by_source(server: Server, source: str) -> float:
-    page = server.http.get("/metrics").text
-    lines = [line for line in page.splitlines() if f'source="{source}"' in line]
-    return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
+    return total(server, f'source="{source}"')
 
 
 def received(server: Server) -> float:
@@ -108,7 +112,30 @@ def test_answers_are_those_of_one_engine_that_computes_everything(
             complete(group.mixed, prompt, **body)
         )
     assert received(server) > before
+    transport = {"shared memory": "shared_memory", "sockets": "tcp"}[reader]
+    assert total(server, "headway:kv_transfer_bytes_total", 'direction="received"', f'transport="{transport}"') > 0
     group.prefill.wait_for("kv_blocks_lent", 0)
+
+
+def lent_by(server: Server) -> dict[int, dict[str, Any]]:
+    """What `headway doctor` is told of the leases of other engines, by uid."""
+    owners = server.http.get("/debug/ownership").json()["owners"]
+    return {owner["uid"]: owner for owner in owners if owner["kind"] == "borrower"}
+
+
+def test_the_doctor_hears_what_is_lent_and_for_how_long(group: Group) -> None:
+    prompt, before = [97, *range(100, 120), *range(97, 123)], lent_by(group.prefill)
+    consumed = total(group.prefill, "headway:kv_leases_ended_total", 'reason="consumed"')
+    params = handed_over(group, prompt)
+    (uid,) = lent_by(group.prefill).keys() - before.keys()
+    first, later = lent_by(group.prefill)[uid], lent_by(group.prefill)[uid]
+    assert first["num_blocks"] == 3 and 0 <= first["seconds"] < later["seconds"] and first["peer"] is None
+    complete(group.decode["sockets"], prompt, kv_transfer_params=params)
+    assert uid not in lent_by(group.prefill)
+    deadline = time.monotonic() + 60
+    while total(group.prefill, "headway:kv_leases_ended_total", 'reason="consumed"') <= consumed:
+        assert time.monotonic() < deadline
+    assert total(group.decode["sockets"], "headway:kv_peers", 'state="connected"') == 1
 
 
 def test_a_reference_counts_once_and_then_the_prompt_is_computed_by_d(group: Group) -> None:

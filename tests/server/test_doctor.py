@@ -186,8 +186,16 @@ REPORT = {
     "num_blocks_free": 5,
     "num_leases": 1,
     "owners": [
-        {"name": "a", "kind": "slot", "slot": 0, "num_blocks": 3},
-        {"name": "b", "kind": "borrower", "slot": None, "num_blocks": 1},
+        {"name": "a", "kind": "slot", "slot": 0, "num_blocks": 3, "uid": 1, "seconds": None, "peer": None},
+        {
+            "name": "uid 2",
+            "kind": "borrower",
+            "slot": None,
+            "num_blocks": 1,
+            "uid": 2,
+            "seconds": 12.345,
+            "peer": "10.0.0.2:40000",
+        },
     ],
 }
 
@@ -206,7 +214,8 @@ def test_problems_are_shown_and_the_exit_code_is_1(
     for problem in REPORT["problems"]:
         assert problem in out
     rows = [line.split() for line in out.splitlines()]
-    assert ["a", "slot", "0", "3"] in rows and ["b", "borrower", "1"] in rows
+    assert ["a", "slot", "0", "3"] in rows
+    assert ["uid", "2", "borrower", "1", "12.3", "s", "10.0.0.2:40000"] in rows
     code, out, _ = doctor(url, "--json")
     assert (code, json.loads(out)) == (1, REPORT)
 

@@ -31,7 +31,7 @@ def test_whole_blocks_come_with_the_token_and_nothing_else_is_written(shares_mem
         for part, old in zip(two.d_memory.parts, before, strict=True):
             assert np.array_equal(part[others], old[others])
         (peer,) = two.d.peers
-        assert peer.transport == ("shared memory" if shares_memory else "tcp")
+        assert peer.transport == ("shared_memory" if shares_memory else "tcp")
         assert peer.bytes_read == 3 * two.d_memory.layout.block_bytes
         assert two.p.server.bytes_sent == (0 if shares_memory else peer.bytes_read)
 

@@ -101,8 +101,14 @@ def test_commands_cross_unchanged(message: to_engine.ToEngine) -> None:
         to_client.Refused(5, 2, "invalid", "why"),
         to_client.Status(Snapshot(num_running=3, num_preemptions=1), True, "broken"),
         to_client.Status(Snapshot(paused=True, next_deadline=1.25), False, None),
+        to_client.Status(
+            Snapshot(), False, None, 1, to_client.TransferCounts({"idle": 1}, 2, {"tcp": 3}, {"tcp": 4}, {"tcp": 0.5})
+        ),
         to_client.Returned(
-            3, AuditReport(("a", "b"), 1, 2, 3, 4, 5, 6, (Owner("r", "slot", 7, 8), Owner("s", "borrower", None, 9)))
+            3,
+            AuditReport(
+                ("a", "b"), 1, 2, 3, 4, 5, 6, (Owner("r", "slot", 7, 8), Owner("s", "borrower", None, 9, 5, 1.5, "p:1"))
+            ),
         ),
         to_client.Returned(3, 17),
         to_client.Returned(3, True),

@@ -57,6 +57,18 @@ COLUMNS = (
 )
 
 
+def layout_of(num_blocks: int) -> KVLayout:
+    """The KV memory of one side."""
+    return KVLayout(
+        block_size=BLOCK_SIZE,
+        layers=(LayerSizes(HEADS, HEAD_DIM, HEADS, HEAD_DIM),) * LAYERS,
+        dtype="bfloat16",
+        itemsize=ITEMSIZE,
+        model="benchmark",
+        num_blocks=num_blocks,
+    )
+
+
 class Answered(Patient):
     """Waits for the answer of a pull."""
 
@@ -78,15 +90,7 @@ class Bench:
 
     def __init__(self, num_blocks: int, streams: int, stack: ExitStack) -> None:
         self.num_blocks, self.streams = num_blocks, streams
-        sizes = LayerSizes(HEADS, HEAD_DIM, HEADS, HEAD_DIM)
-        layout = KVLayout(
-            block_size=BLOCK_SIZE,
-            layers=(sizes,) * LAYERS,
-            dtype="bfloat16",
-            itemsize=ITEMSIZE,
-            model="benchmark",
-            num_blocks=num_blocks,
-        )
+        layout = layout_of(num_blocks)
         self.bytes = num_blocks * layout.block_bytes
         self._block_bytes = layout.block_bytes
         self._memory = KVMemory(layout)
@@ -121,7 +125,7 @@ class Bench:
     def transfer(self, sources: IntArray, targets: IntArray, *, shares_memory: bool) -> Callable[[], None]:
         """A transfer of these blocks, to be timed."""
         self._uid += 1
-        num_tokens = self.num_blocks * BLOCK_SIZE
+        num_tokens = len(sources) * BLOCK_SIZE
         params = self._lender.lend(self._uid, sources.tolist())
         pull = Pull(prompt_of(self._uid, num_tokens, params), targets, 0)
         connector = self._connectors[shares_memory]
@@ -223,6 +227,5 @@ def command(
     as_json: JsonOption = False,
 ) -> None:
     """Move KV blocks between two processes: shared memory beside memcpy, TCP beside plain sockets."""
-    block_bytes = 2 * LAYERS * BLOCK_SIZE * HEADS * HEAD_DIM * ITEMSIZE
-    num_blocks = max(streams, mib * 2**20 // block_bytes)
+    num_blocks = max(streams, mib * 2**20 // layout_of(1).block_bytes)
     run_benchmark(Table("Transfer of KV blocks", COLUMNS, measure(num_blocks, streams, rounds)), as_json=as_json)

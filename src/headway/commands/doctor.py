@@ -91,11 +91,14 @@ def _print(url: str, report: Ownership) -> None:
     )
     if report.owners:
         table = Table("owner", "kind", box=None, header_style="bold")
-        for name in ("slot", "blocks"):
+        for name in ("slot", "blocks", "held for"):
             table.add_column(name, justify="right")
+        table.add_column("peer")
         for owner in report.owners:
             slot = "" if owner.slot is None else str(owner.slot)
-            table.add_row(Text(_shown(owner.name), overflow="fold"), owner.kind, slot, str(owner.num_blocks))
+            held = "" if owner.seconds is None else f"{owner.seconds:,.1f} s"
+            whose, peer = Text(_shown(owner.name), overflow="fold"), Text(owner.peer or "")
+            table.add_row(whose, owner.kind, slot, str(owner.num_blocks), held, peer)
         console.print(table)
 
 

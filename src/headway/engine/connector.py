@@ -12,6 +12,7 @@ from headway.managers import Manager
 from headway.request import Request
 from headway.scheduler.batch import LongArray
 from headway.scheduler.effects import Lending, Pull
+from headway.transfer.counts import TransferCounts
 from headway.transfer.memory import KVMemory
 
 logger = logging.getLogger(__name__)
@@ -68,6 +69,12 @@ class Connector(Protocol):
 
     def begin_anew(self) -> None:
         """P: what was shown or lent so far is void, whatever D holds of it."""
+
+    def counts(self) -> TransferCounts:
+        """What was moved since the start. Any thread."""
+
+    def peer_of(self, uid: int) -> str | None:
+        """HOST:PORT of the engine that the KV of this request comes from or goes to, where one is known. Any thread."""
 
 
 def connector_of(config: EngineConfig, memory: KVMemory, manager: Manager) -> Connector:

@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from headway.managers import Manager
 from headway.scheduler.audit import AuditReport
@@ -24,11 +25,14 @@ class ControlDesk:
 
     `take` never waits: a call that has to wait for the writer or for a step gets its own thread. So an audit does not
     wait for a pause, and a resume can follow a pause that still waits. A call whose time is over is not carried out.
+
+    peer_of: HOST:PORT of the engine that the KV of a request comes from or goes to; the core does not know it.
     """
 
-    def __init__(self, manager: Manager, reply: Reply) -> None:
+    def __init__(self, manager: Manager, reply: Reply, peer_of: Callable[[int], str | None] = lambda _: None) -> None:
         self._manager = manager
         self._reply = reply
+        self._peer_of = peer_of
         self._waiting: set[threading.Thread] = set()
 
     def take(self, call: to_engine.Call) -> None:
@@ -81,5 +85,11 @@ class ControlDesk:
             case to_engine.ResetCache(timeout):
                 return manager.reset_prefix_cache(timeout)
             case to_engine.AuditEngine(timeout):
-                return manager.audit(timeout)
+                return self._with_peers(manager.audit(timeout))
         return None
+
+    def _with_peers(self, report: AuditReport) -> AuditReport:
+        owners = (
+            replace(owner, peer=None if owner.uid is None else self._peer_of(owner.uid)) for owner in report.owners
+        )
+        return replace(report, owners=tuple(owners))

@@ -19,6 +19,7 @@ from headway.model_files import ModelFiles
 from headway.model_limits import ModelLimits
 from headway.request import NewRequest, Request, Transfer
 from headway.token_ids import pack
+from headway.transfer.counts import TransferCounts
 
 logger = logging.getLogger(__name__)
 
@@ -183,6 +184,14 @@ class Engine:
     def failure(self) -> str | None:
         """Why the engine has failed, in one line; None while it has not."""
         return self._loop.failure
+
+    def transfer_counts(self) -> TransferCounts | None:
+        """What the connector has moved; None if there is no connector."""
+        return None if self._connector is None else self._connector.counts()
+
+    def peer_of(self, uid: int) -> str | None:
+        """HOST:PORT of the engine that the KV of this request comes from or goes to, where one is known."""
+        return None if self._connector is None else self._connector.peer_of(uid)
 
     def is_stalled(self) -> bool:
         """Whether the engine has work and makes no progress."""

@@ -67,7 +67,8 @@ class Output:
                 snapshot = engine.manager.snapshot()
                 if not snapshot.has_work:
                     interpreter.tidy()
-                status = to_client.Status(snapshot, engine.is_stalled(), engine.failure(), errors.count)
+                transfers = engine.transfer_counts()
+                status = to_client.Status(snapshot, engine.is_stalled(), engine.failure(), errors.count, transfers)
                 pulse = codec.encode(status)
                 for socket in sockets:
                     socket.send(pulse)

@@ -89,7 +89,7 @@ def run(launch: Launch, build: Build) -> int:
         tell(to_client.LoadFailed(first_line(error)))
         context.destroy(linger=LINGER_MS)
         return 2
-    desk = ControlDesk(engine.manager, output.reply)
+    desk = ControlDesk(engine.manager, output.reply, engine.peer_of)
     intake = Intake(context, launch, engine, desk)
     interpreter.settle()
     engine.start()

@@ -22,12 +22,19 @@ SLOTS_PER_LOOK = 4
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """A holder of blocks. kind "slot": a request that has a slot; otherwise the holder of a lease (`leases.py`)."""
+    """A holder of blocks. kind "slot": a request that has a slot; otherwise the holder of a lease (`leases.py`).
+
+    uid: None for blocks of no request. seconds: how long a lease has lasted. peer: the engine that the KV goes to or
+    comes from, where the connector knows one; the core does not.
+    """
 
     name: str
     kind: Literal["slot", "sender", "borrower", "receiver"]
     slot: int | None
     num_blocks: int
+    uid: int | None = None
+    seconds: float | None = None
+    peer: str | None = None
 
     def __str__(self) -> str:
         if self.kind != "slot":
@@ -110,13 +117,14 @@ class Auditor:
         for slot, entry in enumerate(state.occupants):
             blocks = state.table.blocks_of(slot)
             if entry is not None or len(blocks):
-                name = entry.request.request_id if entry is not None else "(no request)"
-                owners.append(Owner(name, "slot", slot, len(blocks)))
+                name, uid = ("(no request)", None) if entry is None else (entry.request.request_id, entry.uid)
+                owners.append(Owner(name, "slot", slot, len(blocks), uid))
                 held.append(blocks)
         for uid, lease in state.leases.items():
             entry = state.entries.get(uid)
             name = entry.request.request_id if entry is not None else f"uid {uid}"
-            owners.append(Owner(name, lease.holder.value, None, len(lease.blocks)))
+            seconds = state.now - lease.began
+            owners.append(Owner(name, lease.holder.value, None, len(lease.blocks), uid, seconds))
             held.append(lease.blocks)
         return owners, held
 

@@ -232,6 +232,8 @@ class Scheduler:
             num_receiving=receiving,
             num_blocks_lent=state.leases.num_lent,
             num_blocks_quarantined=state.leases.num_quarantined,
+            num_leases_unclaimed=state.leases.num_unclaimed,
+            num_leases_claimed=state.leases.num_claimed,
             num_in_flight=len(self._steps.in_flight),
             num_slots=self.config.max_num_seqs,
             num_slots_spanned=state.slots.num_spanned,
@@ -250,6 +252,10 @@ class Scheduler:
             num_prefix_hit_tokens=counters.prefix_hit_tokens,
             num_received_tokens=counters.received_tokens,
             num_lost_pulls=counters.lost_pulls,
+            num_leases_consumed=counters.leases_consumed,
+            num_leases_released=counters.leases_released,
+            num_leases_expired=counters.leases_expired,
+            num_leases_revoked=counters.leases_revoked,
         )
 
     @property

@@ -8,7 +8,7 @@ from typing import NamedTuple
 class Snapshot(NamedTuple):
     """The state in numbers, O(1) to make, immutable, published after every turn of the writer.
 
-    Gauges (now): num_running to num_blocks_*, paused, next_deadline. Counters (since the start): the rest.
+    Gauges (now): num_running to num_leases_claimed, paused, next_deadline. Counters (since the start): the rest.
     """
 
     step_id: int = 0
@@ -26,6 +26,8 @@ class Snapshot(NamedTuple):
     num_blocks_evictable: int = 0
     num_blocks_lent: int = 0  # that D may read
     num_blocks_quarantined: int = 0  # of former requests, that a connector may still write to
+    num_leases_unclaimed: int = 0  # of borrowers
+    num_leases_claimed: int = 0
     paused: bool = False
     next_deadline: float | None = None  # seconds, on the clock of `apply` and `schedule`
     num_requests_added: int = 0
@@ -38,6 +40,10 @@ class Snapshot(NamedTuple):
     num_prefix_hit_tokens: int = 0
     num_received_tokens: int = 0  # of prompts whose KV came from another engine
     num_lost_pulls: int = 0  # prompts whose KV should have come, and were computed here
+    num_leases_consumed: int = 0
+    num_leases_released: int = 0  # D does not want them any more
+    num_leases_expired: int = 0
+    num_leases_revoked: int = 0
 
     @property
     def kv_cache_usage(self) -> float:

@@ -10,7 +10,9 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from enum import StrEnum
 from functools import partial
 from typing import Any
 
@@ -25,12 +27,21 @@ MAX_TRIES = 2  # engines that are asked for one prompt
 _LENDS = {"do_remote_decode": True, "do_remote_prefill": False}
 
 
+class Outcome(StrEnum):
+    """What came of a request to P."""
+
+    LENT = "lent"
+    NOT_LENT = "not_lent"  # P has computed it, and can hand nothing over
+    REFUSED = "refused"  # by its contents: this engine judges it
+    FAILED = "failed"
+
+
 class PrefillEngines:
     """Asks P engines to compute prompts. For one event loop.
 
     urls: of their servers. timeout: seconds that an answer may take. least_tokens: shorter prompts are computed here.
-    num_asked, num_failed: requests to P. A failure that comes after P has taken the prompt counts too: then this engine
-        computes the prompt.
+    num_asked: requests to P. outcomes: of the requests to P that were answered or have failed. A failure that comes
+        after P has taken the prompt counts too: then this engine computes the prompt.
     """
 
     def __init__(
@@ -52,7 +63,12 @@ class PrefillEngines:
             transport=transport,
         )
         self.num_asked = 0
-        self.num_failed = 0
+        self.outcomes = Counter(dict.fromkeys(Outcome, 0))
+
+    @property
+    def num_failed(self) -> int:
+        """Requests to P that have failed."""
+        return self.outcomes[Outcome.FAILED]
 
     def source(self, token_ids: list[int], sampling: Mapping[str, Any]) -> FindSource | None:
         """Finds the engine that computes this prompt; None: the prompt is short, and is computed here.
@@ -79,12 +95,13 @@ class PrefillEngines:
                 problem = f"{type(error).__name__}: {error}"
             finally:
                 self._choice.end(engine, token_ids, failed=problem is not None, now=self._clock())
-            if problem is None and answer.told:
+            if problem is None and answer.outcome is not None:
+                self.outcomes[answer.outcome] += 1
                 return
             problem = problem or "an answer without a word"
-            self.num_failed += 1
+            self.outcomes[Outcome.FAILED] += 1
             logger.warning("the prefill engine %s failed: %s", self._urls[engine], problem)
-            if answer.told:  # this engine hears of the failure by itself, as the KV does not come
+            if answer.outcome is not None:  # this engine hears of the failure by itself, as the KV does not come
                 return
         tell(None)
 
@@ -94,18 +111,18 @@ class PrefillEngines:
 
 
 class _Answer:
-    """The answer of one P. told: whether `tell` was called."""
+    """The answer of one P. outcome: None before `tell` was called."""
 
     def __init__(self, tell: Tell) -> None:
         self._tell = tell
-        self.told = False
+        self.outcome: Outcome | None = None
 
     async def read(self, response: httpx.Response) -> None:
         """Read it to its end. Raises httpx.HTTPError or ValueError if P has failed."""
         if response.status_code >= 500:
             raise ValueError(f"HTTP {response.status_code}")
         if response.status_code != 200:  # P refuses the prompt: this engine says why, in its own words
-            self._say(None)
+            self._say(None, Outcome.REFUSED)
         async for line in response.aiter_lines():
             if response.status_code == 200 and line.startswith("data: {"):
                 self._take(json.loads(line.removeprefix("data: ")))
@@ -114,9 +131,11 @@ class _Answer:
         if "error" in chunk:
             raise ValueError(f"an error in its stream: {chunk['error']!r:.200}")
         params = chunk.get("kv_transfer_params")
-        if not self.told:
-            self._say(params if isinstance(params, dict) else None)
+        if self.outcome is None and isinstance(params, dict):
+            self._say(params, Outcome.LENT)
+        elif self.outcome is None:
+            self._say(None, Outcome.NOT_LENT)
 
-    def _say(self, params: dict[str, Any] | None) -> None:
-        self.told = True
+    def _say(self, params: dict[str, Any] | None, outcome: Outcome) -> None:
+        self.outcome = outcome
         self._tell(params)

@@ -20,6 +20,7 @@ from headway.server.generate import encode_json
 from headway.server.loop_monitor import LoopMonitor
 from headway.server.metrics import ServerMetrics
 from headway.server.prefill_engines import PrefillEngines
+from headway.server.transfer_metrics import TransferMetrics
 from headway.server.unknown_fields import UnknownFields
 
 
@@ -61,6 +62,7 @@ class Service:
         self.created = int(time.time())
         self.metrics = ServerMetrics(model_name, lambda: client.snapshot, client.config.max_model_len)
         self.metrics.add(EngineHealth(model_name, client))
+        self.metrics.add(TransferMetrics(model_name, client, prefill))
         self.bodies = BodyBudget()
         self.loop_monitor = LoopMonitor(model_name)
         self.metrics.add(self.loop_monitor)

@@ -18,6 +18,7 @@ Nothing is ever pickled.
     peer.py           D: the thread of one peer
     reader.py         one way to read blocks of a peer; its kinds: shared_memory.py and tcp.py
     connector.py      both sides, as the writer of an engine sees them
+    counts.py         what was moved, in numbers
 
 Two rules make it safe. D hands a block back (`receive_done`) only when no reader can write to it any more; a time-out
 closes readers, and blocks come back when these have stopped. And D uses what it has read only if P says after the last

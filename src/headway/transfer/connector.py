@@ -14,6 +14,7 @@ from headway.request import Request
 from headway.scheduler.batch import LongArray
 from headway.scheduler.effects import Lending, Pull
 from headway.transfer import handshake
+from headway.transfer.counts import TransferCounts, Transport, by_state
 from headway.transfer.handover import Handover
 from headway.transfer.lender import LeaseManager, Lender
 from headway.transfer.memory import KVMemory
@@ -68,7 +69,7 @@ class KVConnector:
         self._peers: dict[Address, Peer] = {}
         self._at: dict[int, Peer] = {}  # where a request is wanted from
         self._sourceless: dict[int, Pull] = {}  # what takes a pull out of here answers for it
-        self._failures: Counter[Failure] = Counter()
+        self._failures = Counter(dict.fromkeys(Failure, 0))  # every key from the start: several threads use it
         self.lender = Lender(manager, Seal(clock), block_size=memory.layout.block_size, clock=clock)
         self.server = LenderServer(
             self.lender,
@@ -191,6 +192,28 @@ class KVConnector:
     def failures(self) -> Counter[Failure]:
         """Pulls that have failed, by reason."""
         return sum((peer.receiver.failures for peer in self.peers), Counter(self._failures))
+
+    def counts(self) -> TransferCounts:
+        """What was moved, and the state of all peers. Any thread."""
+        peers, server = self.peers, self.server
+        idle = set(self._known.values()) - {(peer.host, peer.port) for peer in peers}
+        failures = self.failures()
+        return TransferCounts(
+            peers=by_state([peer.state for peer in peers], len(idle)),
+            borrowers=self.lender.num_borrowers,
+            bytes_read={way.value: sum(peer.bytes_by_transport[way] for peer in peers) for way in Transport},
+            bytes_sent={Transport.TCP.value: server.bytes_sent},
+            seconds={way.value: sum(peer.seconds_by_transport[way] for peer in peers) for way in Transport},
+            failures={failure.value: failures[failure] for failure in Failure},
+            num_refused=server.num_refused,
+            num_bad_messages=server.num_bad_messages + sum(peer.num_bad_messages for peer in peers),
+        )
+
+    def peer_of(self, uid: int) -> str | None:
+        """HOST:PORT of the engine that the KV of this request comes from or goes to; None if there is none (yet). Any
+        thread."""
+        peer = self._at.get(uid)
+        return self.lender.borrower_of(uid) if peer is None else f"{peer.host}:{peer.port}"
 
     def close(self) -> None:
         """Stop everything, and wait for it. All pulls are answered."""

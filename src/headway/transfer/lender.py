@@ -160,9 +160,19 @@ class Lender:
             return lending.num_tokens // self.block_size
         return -(-lending.num_tokens // self.block_size)
 
-    def borrower(self, on_news: Callable[[], None]) -> Borrower:
-        """The state of a new connection. on_news: called on the writer's thread when `news` may have something."""
-        borrower = Borrower(self, on_news)
+    @property
+    def num_borrowers(self) -> int:
+        """Connections of D engines."""
+        return len(self._borrowers)
+
+    def borrower_of(self, uid: int) -> str | None:
+        """The address of a D that watches this request; None if none does. Any thread."""
+        return next((one.address for one in self._borrowers if one.watches(uid)), None)
+
+    def borrower(self, on_news: Callable[[], None], address: str = "") -> Borrower:
+        """The state of a new connection. on_news: called on the writer's thread when `news` may have something.
+        address: HOST:PORT of D."""
+        borrower = Borrower(self, on_news, address)
         self._borrowers = (*self._borrowers, borrower)
         return borrower
 
@@ -186,8 +196,9 @@ class Lender:
 class Borrower:
     """What one connection of a D watches. One thread uses it."""
 
-    def __init__(self, lender: Lender, on_news: Callable[[], None]) -> None:
+    def __init__(self, lender: Lender, on_news: Callable[[], None], address: str) -> None:
         self.on_news = on_news
+        self.address = address
         self._lender = lender
         self._watched: dict[int, str] = {}
         self._told: dict[int, Lending] = {}
@@ -207,6 +218,10 @@ class Borrower:
                 self._release(self._mine(uids))
                 return []
         raise MessageError(f"{type(message).__name__} came, which D does not send here")
+
+    def watches(self, uid: int) -> bool:
+        """Whether D wants what is lent under this uid. Any thread."""
+        return uid in self._watched
 
     def news(self) -> list[AnyMessage]:
         """What D does not know yet of what it watches."""

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from headway.error_text import first_line
 from headway.transfer import handshake
 from headway.transfer.channel import Channel, ChannelClosedError
+from headway.transfer.counts import PeerState, Transport
 from headway.transfer.handshake import RefusedError
 from headway.transfer.memory import KVMemory
 from headway.transfer.messages import MessageError, Ready
 from headway.transfer.reader import Reader, ReadError, Slice
-from headway.transfer.receiver import Done, Receiver
+from headway.transfer.receiver import Done, PeerSilentError, Receiver
 from headway.transfer.shared_memory import SharedMemoryReader
 from headway.transfer.tcp import TcpReader, connect
 
@@ -53,17 +54,25 @@ class Peer:
     def __init__(self, host: str, port: int, setting: PeerSetting, done: Done) -> None:
         self.host, self.port = host, port
         self.receiver = Receiver(setting.memory.layout, setting.num_token_ids, done)
-        self.bytes_read = 0
+        self.bytes_by_transport = dict.fromkeys(Transport, 0)
+        self.seconds_by_transport = dict.fromkeys(Transport, 0.0)  # in which something was being read
         self.num_bad_messages = 0
+        self.state = PeerState.IDLE
         self.problem: str | None = None  # why it is not connected; None while it is, and before the first attempt
-        self.transport: str | None = None  # how blocks are read; None while it is not connected
+        self.transport: Transport | None = None  # how blocks are read; None while it is not connected
         self._setting = setting
         self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
         self._channel: Channel | None = None
         self._closing = False
         self._backoff = 0.0
+        self._reads_since: float | None = None
         self._thread = threading.Thread(target=self._run, name=f"headway-kv-{host}:{port}", daemon=True)
         self._thread.start()
+
+    @property
+    def bytes_read(self) -> int:
+        """Over all transports."""
+        return sum(self.bytes_by_transport.values())
 
     def post(self, command: Command) -> None:
         """Run this on the peer's thread. Any thread; never waits."""
@@ -102,7 +111,7 @@ class Peer:
     def _lost(self, error: Exception) -> None:
         if self.problem is None and not self._closing:
             logger.warning("the KV peer %s:%d is out: %s", self.host, self.port, error)
-        self.problem = first_line(error)
+        self.problem, self.state = first_line(error), _state_after(error)
         self._backoff = min(max(2 * self._backoff, _FIRST_BACKOFF), _MOST_BACKOFF)
         self.receiver.lost(f"the peer {self.host}:{self.port} is out: {self.problem}")
 
@@ -131,10 +140,11 @@ class Peer:
             for reader in self._readers(ready):
                 readers.append(_ReaderThread(reader, desk))
             self._channel = channel
-            self.problem, self._backoff = None, 0.0
+            self.problem, self.state, self._backoff = None, PeerState.CONNECTED, 0.0
             self.receiver.connected(ready.engine, ready.layout.num_blocks, ready.lease_seconds, setting.clock())
             self._serve(channel, desk, _SLICES_PER_READER * len(readers))
         finally:
+            self._note_reading(False)
             self._channel = self.transport = None
             for thread in readers:
                 thread.reader.interrupt()
@@ -152,9 +162,9 @@ class Peer:
             except OSError as error:  # another host, another user, another container
                 logger.info("the memory of the KV peer %s:%d is not shared: %s", self.host, self.port, error)
             else:
-                self.transport = "shared memory"
+                self.transport = Transport.SHARED_MEMORY
                 return [shared]
-        self.transport = "tcp"
+        self.transport = Transport.TCP
         readers: list[Reader] = []
         try:
             for _ in range(setting.num_streams):
@@ -175,6 +185,7 @@ class Peer:
             receiver.tick(clock())
             while receiver.num_reading < most_reading and (part_to_read := receiver.next_slice()) is not None:
                 desk.slices.put(part_to_read)
+            self._note_reading(receiver.num_reading > 0)
             outbox = receiver.outbox[:]
             receiver.outbox.clear()
             for message in outbox:
@@ -186,12 +197,31 @@ class Peer:
 
     def _read_done(self, part: Slice, error: Exception | None) -> None:
         if error is None:
-            self.bytes_read += len(part.targets) * self._setting.memory.layout.block_bytes
+            assert self.transport is not None, "a reader reads while the peer is connected"
+            self.bytes_by_transport[self.transport] += len(part.targets) * self._setting.memory.layout.block_bytes
             self.receiver.read_done(part, None)
         elif isinstance(error, ReadError):
             self.receiver.read_done(part, first_line(error))
         else:  # this reader is of no use any more
             raise ChannelClosedError(f"a reader has failed: {first_line(error)}") from error
+
+    def _note_reading(self, reads: bool) -> None:
+        """Readers have something to read from now on, or nothing."""
+        now = self._setting.clock()
+        if self._reads_since is not None and self.transport is not None:
+            self.seconds_by_transport[self.transport] += now - self._reads_since
+        self._reads_since = now if reads else None
+
+
+def _state_after(error: Exception) -> PeerState:
+    match error:
+        case MessageError():
+            return PeerState.BAD_MESSAGE
+        case RefusedError():
+            return PeerState.REFUSED
+        case PeerSilentError():
+            return PeerState.SILENT
+    return PeerState.UNREACHABLE
 
 
 class _Desk:

@@ -84,7 +84,7 @@ class Receiver:
 
     def __init__(self, layout: KVLayout, num_token_ids: int, done: Done) -> None:
         self.outbox: list[AnyMessage] = []
-        self.failures: Counter[Failure] = Counter()
+        self.failures = Counter(dict.fromkeys(Failure, 0))  # every key from the start: other threads read it
         self.num_received = 0
         self._layout = layout
         self._num_token_ids = num_token_ids

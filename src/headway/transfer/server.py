@@ -133,7 +133,7 @@ class LenderServer:
             del self._channels[channel]
 
     def _serve_borrower(self, channel: Channel) -> None:
-        borrower = self._lender.borrower(channel.wake)
+        borrower = self._lender.borrower(channel.wake, channel.address)
         patience = 2 * self._lease_seconds
         heard = self._clock()
         try:

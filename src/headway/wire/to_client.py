@@ -10,6 +10,7 @@ from headway.config import SchedulerConfig
 from headway.scheduler.audit import AuditReport, Owner
 from headway.scheduler.effects import Effects, RequestEnd, TokenOutputs
 from headway.scheduler.snapshot import Snapshot
+from headway.transfer.counts import TransferCounts
 
 __all__ = [
     "Accepted",
@@ -25,6 +26,7 @@ __all__ = [
     "Status",
     "Step",
     "ToClient",
+    "TransferCounts",
 ]
 
 
@@ -95,12 +97,14 @@ class Status(msgspec.Struct, frozen=True, tag=True, array_like=True):
     """The engine's pulse, sent several times a second, also while the engine is idle.
 
     num_wire_errors: messages to the engine that were dropped since it started; see `wire_errors.py`.
+    transfers: None if the engine moves no KV.
     """
 
     snapshot: Snapshot
     stalled: bool
     failure: str | None
     num_wire_errors: int = 0
+    transfers: TransferCounts | None = None
 
 
 class Returned(msgspec.Struct, frozen=True, tag=True, array_like=True):

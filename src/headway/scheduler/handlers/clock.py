@@ -29,7 +29,7 @@ class Clock:
         for uid in self._state.deadlines.expired(now):
             entry = self._state.entries.get(uid)
             if entry is None:
-                self._transfers.revoke(uid, effects)
+                self._transfers.expire(uid, effects)
                 continue
             if entry.status is RequestStatus.RECEIVING:
                 self._moves.give_up(entry)

@@ -124,6 +124,7 @@ class Transfers:
             if entry is not None:
                 entry.lends = False
             elif self._state.leases.of(uid, Holder.BORROWER) is not None:
+                self._state.counters.leases_released += 1
                 self._end_lease(uid)
 
     def consume(self, query: ConsumeLease) -> bool:
@@ -131,13 +132,19 @@ class Transfers:
         lease = self._state.leases.of(query.uid, Holder.BORROWER)
         if lease is None or lease.generation != query.generation:
             return False
+        self._state.counters.leases_consumed += 1
         self._end_lease(query.uid)
         return True
 
     def revoke(self, uid: int, effects: Effects) -> None:
-        """A lease ends before D has consumed it."""
-        self._end_lease(uid)
-        effects.revoked.append(uid)
+        """P takes the blocks of a lease back."""
+        self._state.counters.leases_revoked += 1
+        self._lose(uid, effects)
+
+    def expire(self, uid: int, effects: Effects) -> None:
+        """The time of a lease is over."""
+        self._state.counters.leases_expired += 1
+        self._lose(uid, effects)
 
     def revoke_all(self, effects: Effects) -> None:
         """All leases of borrowers end, and no other begins for what D has seen: the KV is gone, or out of date."""
@@ -145,6 +152,11 @@ class Transfers:
         for uid, lease in self._state.leases.items():
             if lease.holder is Holder.BORROWER:
                 self.revoke(uid, effects)
+
+    def _lose(self, uid: int, effects: Effects) -> None:
+        """A lease ends before D has consumed it."""
+        self._end_lease(uid)
+        effects.revoked.append(uid)
 
     def _end_lease(self, uid: int) -> None:
         self._state.deadlines.clear(uid)

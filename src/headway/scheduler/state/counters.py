@@ -13,6 +13,8 @@ class Counters:
         it computes again after a preemption. prefill_tokens: computed in prefill chunks, also again.
     received_tokens: of prompts whose KV came from P. lost_pulls: prompts whose KV should have come, and were computed
         here.
+    leases_...: leases of borrowers, by their ends: D has read all, D does not want it any more, its time was over, or
+        it was taken back.
     """
 
     requests_added: int = 0
@@ -25,6 +27,10 @@ class Counters:
     prefix_hit_tokens: int = 0
     received_tokens: int = 0
     lost_pulls: int = 0
+    leases_consumed: int = 0
+    leases_released: int = 0
+    leases_expired: int = 0
+    leases_revoked: int = 0
 
     def start(self, num_prompt_tokens: int, num_cached_tokens: int) -> None:
         """A request starts for the first time."""

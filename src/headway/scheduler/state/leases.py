@@ -17,21 +17,26 @@ class Holder(StrEnum):
 
 
 class Lease(NamedTuple):
-    """blocks: int32. generation: of a borrower, see `Lending`. claimed: a borrower has asked for more time."""
+    """blocks: int32. generation: of a borrower, see `Lending`. claimed: a borrower has asked for more time. began:
+    seconds."""
 
     holder: Holder
     blocks: IntArray
     generation: int = 0
     claimed: bool = False
+    began: float = 0.0
 
 
 class Leases:
-    """At most one lease per uid, in the order in which they began. num_blocks: that all of them hold. num_lent: that
-    borrowers hold. num_receiving: that receivers hold."""
+    """At most one lease per uid, in the order in which they began.
+
+    num_claimed, num_unclaimed: leases of borrowers.
+    """
 
     def __init__(self) -> None:
         self._by_uid: dict[int, Lease] = {}
         self._counts = dict.fromkeys(Holder, 0)
+        self.num_claimed = self.num_unclaimed = 0
 
     def __len__(self) -> int:
         return len(self._by_uid)
@@ -53,15 +58,22 @@ class Leases:
         assert uid not in self._by_uid, f"uid {uid} has a lease"
         self._by_uid[uid] = lease
         self._counts[lease.holder] += len(lease.blocks)
+        self.num_unclaimed += _is_unclaimed(lease)
 
     def claim(self, uid: int) -> None:
         """A borrower wants it still."""
-        self._by_uid[uid] = self._by_uid[uid]._replace(claimed=True)
+        lease = self._by_uid[uid]
+        if _is_unclaimed(lease):
+            self._by_uid[uid] = lease._replace(claimed=True)
+            self.num_unclaimed -= 1
+            self.num_claimed += 1
 
     def end(self, uid: int) -> IntArray:
         """Returns its blocks, int32, whose references are the caller's now."""
         lease = self._by_uid.pop(uid)
         self._counts[lease.holder] -= len(lease.blocks)
+        self.num_unclaimed -= _is_unclaimed(lease)
+        self.num_claimed -= lease.claimed
         return lease.blocks
 
     def oldest_unclaimed(self) -> int | None:

@@ -358,7 +358,7 @@ class Moves:
 
     def _lease(self, uid: int, lease: Lease) -> None:
         self._state.holder[lease.blocks] = -1
-        self._state.leases.begin(uid, lease)
+        self._state.leases.begin(uid, lease._replace(began=self._state.now))
 
     def _kept_from_outside(self, entry: Entry, blocks: IntArray) -> IntArray:
         """The blocks that go back to the pool, of the blocks that a request gives up: none while a connector may still

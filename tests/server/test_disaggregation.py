@@ -20,7 +20,7 @@ from tests.server.running import Server, tiny_config
 from tests.tiny_tokenizer import CHAT_TEMPLATE, byte_tokenizer
 
 ASKS_P = {"do_remote_decode": True, "do_remote_prefill": False, "remote_engine_id": None, "remote_block_ids": None}
-READERS = ("shared memory", "sockets")
+READERS = ("shared-memory", "tcp")
 
 
 class Group(NamedTuple):
@@ -53,7 +53,7 @@ def group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Group]:
             return stack.enter_context(Server(model, wait=False, **options, **config))
 
         prefill = serve(role="prefill", kv_listen=address, lend_timeout=5.0)
-        decode = [serve(role="decode", kv_peers=address, kv_shared_memory=shared) for shared in (True, False)]
+        decode = [serve(role="decode", kv_peers=address, kv_transport=way) for way in READERS]
         servers = Group(model, address, prefill, dict(zip(READERS, decode, strict=True)), serve())
         for server in (servers.prefill, *decode, servers.mixed):
             server._wait()

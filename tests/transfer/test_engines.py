@@ -11,7 +11,7 @@ import pytest
 
 from headway.accuracy import tiny_models
 from headway.accuracy.reference import generate_greedily
-from headway.config import EngineConfig, Role
+from headway.config import EngineConfig, KVTransport, Role
 from headway.engine.writer import WriterLoop
 from headway.executor.transformers_executor import TransformersExecutor
 from headway.managers import MANAGERS
@@ -22,7 +22,7 @@ from headway.scheduler.effects import Effects
 from headway.token_ids import pack
 from headway.transfer.connector import KVConnector
 from headway.transfer.receiver import Failure
-from tests.transfer.rig import until
+from tests.transfer.rig import every_transport, until
 
 NUM_OUTPUT = 12
 LENGTHS = (5, 16, 17, 40, 64, 90)  # blocks that are part full, and full
@@ -114,12 +114,12 @@ def prompt_of(length: int) -> Callable[[Any], list[int]]:
     return lambda rng: [rng.randrange(2, tiny_models.VOCAB_SIZE) for _ in range(length)]
 
 
-@pytest.mark.parametrize("shares_memory", [True, False], ids=["shared memory", "tcp"])
+@every_transport
 @pytest.mark.parametrize("name", ["llama", "gemma2"])
-def test_d_answers_as_one_engine_alone_does(name: str, shares_memory: bool, tmp_path: Path) -> None:
+def test_d_answers_as_one_engine_alone_does(name: str, transport: KVTransport, tmp_path: Path) -> None:
     folder = tiny_models.build(name, tmp_path / name)
     expected = generate_greedily(folder, [prompt_of(length) for length in LENGTHS], NUM_OUTPUT)
-    with engines(folder, shares_memory=shares_memory) as (p, d):
+    with engines(folder, transport=transport) as (p, d):
         lent = [p.add(prompt, Transfer.LEND) for prompt in expected.prompts]
         params = [p.connector.handover(uid) for uid in lent]  # before all is computed: chunks travel meanwhile
         pulled = [

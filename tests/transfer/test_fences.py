@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from headway.config import KVTransport
 from headway.transfer import shared_memory, tcp
 from headway.transfer.peer import Peer
 from tests.transfer.proxy import Proxy
@@ -23,7 +24,7 @@ def delayed_pair(**options: Any) -> Iterator[tuple[Pair, Proxy]]:
         proxies.append(Proxy(port))
         return proxies[0].port
 
-    with pair(shares_memory=False, at=at, **options) as two:
+    with pair(transport=KVTransport.TCP, at=at, **options) as two:
         try:
             yield two, proxies[0]
         finally:
@@ -107,7 +108,7 @@ def test_a_connection_that_is_cut_in_the_middle_ends_the_pull_and_the_peer_comes
 def test_a_block_that_is_damaged_on_its_way_fails_the_pull_and_only_that_pull(monkeypatch: pytest.MonkeyPatch) -> None:
     """P writes to a block between its checksum and its bytes: the lease had ended, and the block has a new owner."""
     true_checksum = tcp._checksum
-    with pair(shares_memory=False) as two:
+    with pair(transport=KVTransport.TCP) as two:
         params = two.expect(1)
         two.lend(1, [7, 8, 9])
         wrong = [1]

@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, Protocol
 
+from headway.config import KVTransport
 from headway.errors import EngineDeadError
 from headway.request import Request
 from headway.scheduler.batch import LongArray
 from headway.scheduler.effects import Lending, Pull
-from headway.transfer import handshake
+from headway.transfer import handshake, nixl
 from headway.transfer.handover import Handover
 from headway.transfer.lender import LeaseManager, Lender
 from headway.transfer.memory import KVMemory
@@ -43,7 +44,8 @@ class KVConnector:
     peers: the addresses that may be connected to, by what a request calls them; everything else is refused.
     address: where peers find this engine, as D's `peers` call it; None: where it listens.
     listens: (host, port); port 0: any. lease_seconds: `lend_timeout` of the core.
-    Raises OSError if it cannot listen, ValueError for a secret that is too short.
+    transport: see `LenderServer` and `PeerSetting`.
+    Raises OSError if it cannot listen, ValueError for a secret that is too short, and where NIXL is wanted and missing.
     """
 
     def __init__(
@@ -58,12 +60,14 @@ class KVConnector:
         address: Address | None = None,
         secret: bytes | None = None,
         num_streams: int = 4,
-        shares_memory: bool = True,
+        transport: KVTransport = KVTransport.AUTO,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         handshake.check_secret(secret)
+        if transport is KVTransport.NIXL:
+            nixl.prepare(on_loopback=secret is None)
         self._manager = manager
-        self._setting = PeerSetting(memory, num_token_ids, secret, clock, num_streams, shares_memory)
+        self._setting = PeerSetting(memory, num_token_ids, secret, clock, num_streams, transport)
         self._known = dict(peers or {})
         self._peers: dict[Address, Peer] = {}
         self._at: dict[int, Peer] = {}  # where a request is wanted from
@@ -76,7 +80,7 @@ class KVConnector:
             host=listens[0],
             port=listens[1],
             secret=secret,
-            shares_memory=shares_memory,
+            transport=transport,
             clock=clock,
         )
         self.address: Address = address or (listens[0], self.server.port)

@@ -65,7 +65,8 @@ def test_a_damaged_message_is_another_message_or_a_message_error(
     [
         ["Read", "x" * 513, 0, 0, 1], ["Read", "x", 0, -1, 1], ["Read", "x", 0, 0, 0], ["Read", "x", 0, 0, 1, 5],
         ["Progress", -1, 0, 0, b"", None], ["Progress", 1, 0, 0, b"", -1], ["Progress", 1, 0, 0, b"", 2**31],
-        ["Hello", 1, b"short", "tcp"], ["Hello", 1, b"n" * 16, "other"], ["Reach", b"m" * 2**17, 0], ["Ready", b"e", {}, 30.0, None], ["Renew", [2**63]], ["Renew", [0] * 70_000],
+        ["Hello", 1, b"short", "tcp"], ["Hello", 1, b"n" * 16, "other"], ["Reach", b"m" * 2**17, 0],
+        ["Ready", b"e", {}, 30.0, None], ["Renew", [2**63]], ["Renew", [0] * 70_000],
         ["Unknown"], [], {},
     ],
     ids=lambda parts: str(parts)[:30],

@@ -105,7 +105,7 @@ def test_answers_are_those_of_one_engine_that_computes_everything(
 
 
 def test_a_reference_counts_once_and_then_the_prompt_is_computed_by_d(group: Group) -> None:
-    server, prompt = group.decode["sockets"], prompts(90, 1)[0] + [100] * 40
+    server, prompt = group.decode["tcp"], prompts(90, 1)[0] + [100] * 40
     params, lost = handed_over(group, prompt), server.metric("lost_pulls_total")
     first = complete(server, prompt, kv_transfer_params=params)
     other = [101, *prompt[1:]]
@@ -127,13 +127,13 @@ def test_a_reference_counts_once_and_then_the_prompt_is_computed_by_d(group: Gro
     ids=str,
 )
 def test_parameters_that_do_not_count_mean_that_d_computes_the_prompt(group: Group, changed: dict[str, Any]) -> None:
-    server, prompt = group.decode["shared memory"], prompts(91, 1)[0] + [102] * 50
+    server, prompt = group.decode["shared-memory"], prompts(91, 1)[0] + [102] * 50
     params = {**handed_over(group, prompt), **changed}
     assert text_of(complete(server, prompt, kv_transfer_params=params)) == text_of(complete(group.mixed, prompt))
 
 
 def test_several_answers_and_several_prompts_are_answered_in_full(group: Group) -> None:
-    server, prompt = group.decode["shared memory"], prompts(92, 1)[0] + [103] * 40
+    server, prompt = group.decode["shared-memory"], prompts(92, 1)[0] + [103] * 40
     body = {"n": 3, "temperature": 0.9, "seed": 3}
     params = handed_over(group, prompt, temperature=0.9, seed=3)
     answers = complete(server, prompt, **body, kv_transfer_params=params)["choices"]

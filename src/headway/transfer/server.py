@@ -33,8 +33,8 @@ class LenderServer:
     transport: `tcp` alone: no peer may map the memory; `nixl`: it is also written to peers by NIXL.
     lease_seconds: the length of a lease; a peer that says nothing for twice as long is cut off.
 
-    num_refused, num_bad_messages: handshakes, and messages that could not be taken. bytes_sent: of blocks; not of those
-        that peers have read from shared memory.
+    num_refused, num_bad_messages: handshakes, and messages that could not be taken. bytes_sent: of blocks, over TCP and
+        by NIXL.
     Raises OSError if it cannot listen there, and ValueError for an address that needs a secret.
     """
 

@@ -129,6 +129,30 @@ def test_targets_that_are_no_blocks_of_d_cut_the_connection_and_nothing_is_writt
 
 
 @needs_nixl
+def test_a_d_that_leaves_does_not_cut_the_others() -> None:
+    """Each has an agent of its own on P."""
+    with pair(transport=KVTransport.NIXL) as two:
+        manager = FakeManager()
+        peers = {("p", 1): ("127.0.0.1", two.p.server.port)}
+        other = KVConnector(
+            manager, memory(3), num_token_ids=100, lease_seconds=1000.0, peers=peers, transport=KVTransport.NIXL
+        )
+        params = two.expect(9)
+        two.lend(9, [7, 8, 9])
+        two.pull(50, params, [1, 2, 3])
+        assert two.result(50) == (TOKEN, None)
+        for uid in (1, 2):
+            params = two.expect(uid)
+            two.lend(uid, [7, 8, 9])
+            other.pull(Pull(prompt_of(uid, 10, params), np.array([1, 2, 3], np.int32), 0))
+            until(lambda: len(manager.received) == uid)  # noqa: B023
+            assert manager.received[-1] == (uid, TOKEN, None)
+            two.d.close()
+            until(lambda: two.p.server.num_connections == 2)
+        other.close()
+
+
+@needs_nixl
 def test_metadata_that_is_none_ends_the_connection_and_p_goes_on() -> None:
     from tests.transfer.test_handshake import raw_peer
 

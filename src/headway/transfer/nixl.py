@@ -156,13 +156,13 @@ class NixlReader:
 
     def __init__(self, host: str, port: int, memory: KVMemory, secret: bytes | None) -> None:
         self._agent = Agent(memory)
+        self._num_asked = 0
         try:
             self._channel = connect_further(host, port, memory.layout, secret, Purpose.NIXL)
+            self._channel.send(Reach(self._agent.metadata, memory.address))
         except BaseException:
             self._agent.close()
             raise
-        self._channel.send(Reach(self._agent.metadata, memory.address))
-        self._num_asked = 0
 
     def read(self, part: Slice) -> None:
         """See `Reader`."""

@@ -20,7 +20,7 @@ setup: $(READY)  ## Make .venv with everything at the pinned versions
 $(READY): pyproject.toml lab/pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt torch
-	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[dev,bench,cpu]' -e lab
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[dev,bench,cpu,nixl]' -e lab
 	@touch $@
 
 demo: $(READY)  ## Serve the embedded model, ask it a few dozen questions at once, check the answers

@@ -56,7 +56,7 @@ def test_every_budget_pool_and_cache(
 
 @pytest.mark.parametrize(
     ("model", "transport", "pool"),
-    [*(("llama", transport, "small") for transport in TRANSPORTS), ("gemma2", "memory", "large")],
+    [*(("llama", transport, "small") for transport in TRANSPORTS), ("gemma2", "shared-memory", "large")],
 )
 def test_a_prefill_and_a_decode_engine_answer_as_one(
     model: str, transport: str, pool: str, subject: Callable[[str], Subject]

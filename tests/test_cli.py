@@ -15,7 +15,7 @@ import pytest
 import headway
 from headway.cli import main
 from headway.commands import options
-from headway.config import EngineConfig, Role
+from headway.config import EngineConfig, KVTransport, Role
 from tests.echo_model import MAX_MODEL_LEN, use_echo_model, write_echo_model
 
 
@@ -180,7 +180,7 @@ def test_every_command_takes_every_setting_of_the_engine(run, stdin, seen, comma
         "kv_listen": "127.0.0.1:7000",
         "kv_peers": "a:1,b:2",
         "kv_secret": "sixteen characters",
-        "kv_shared_memory": False,
+        "kv_transport": KVTransport.TCP,
     }
     assert {"model", *values} == {field.name for field in fields(EngineConfig)}
     options = []

@@ -20,6 +20,15 @@ class Role(StrEnum):
     DECODE = "decode"
 
 
+class KVTransport(StrEnum):
+    """How KV travels between engines. auto: shared memory on one host, else TCP; the others: in this way alone."""
+
+    AUTO = "auto"
+    SHARED_MEMORY = "shared-memory"
+    NIXL = "nixl"
+    TCP = "tcp"
+
+
 def _at_least(name: str, value: int | float, minimum: int | float) -> None:
     if not value >= minimum:  # also refuses NaN
         raise ValueError(f"{name} must be at least {minimum}, got {value}")
@@ -233,7 +242,8 @@ class EngineConfig(SchedulingOptions):
     kv_peers: "HOST:PORT", with commas between: the engines whose KV this engine may pull, by the names that they give
         themselves. Requests can name no other address.
     kv_secret: shared by engines that are not on one host; at least 16 characters.
-    kv_shared_memory: read the KV of engines on the same host from shared memory; False: through sockets.
+    kv_transport: how KV is read from other engines. NIXL needs an extra and must be chosen on both sides; `tcp` also
+        keeps other engines from mapping the memory of this one.
     """
 
     model: str | None = None
@@ -257,7 +267,7 @@ class EngineConfig(SchedulingOptions):
     kv_listen: str | None = None
     kv_peers: str = ""
     kv_secret: str | None = None
-    kv_shared_memory: bool = True
+    kv_transport: KVTransport = KVTransport.AUTO
 
     def __post_init__(self) -> None:
         SchedulingOptions.__post_init__(self)

@@ -21,7 +21,7 @@ from tests.server.running import Server, tiny_config
 from tests.tiny_tokenizer import CHAT_TEMPLATE, byte_tokenizer
 
 ASKS_P = {"do_remote_decode": True, "do_remote_prefill": False, "remote_engine_id": None, "remote_block_ids": None}
-READERS = ("shared memory", "sockets")
+READERS = ("shared-memory", "tcp")
 
 
 class Group(NamedTuple):
@@ -55,7 +55,7 @@ def group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Group]:
 
         restarts: dict[str, object] = {"engine_restarts": 1}
         prefill = serve(role="prefill", kv_listen=address, lend_timeout=5.0, options=restarts)
-        decode = [serve(role="decode", kv_peers=address, kv_shared_memory=shared) for shared in (True, False)]
+        decode = [serve(role="decode", kv_peers=address, kv_transport=way) for way in READERS]
         servers = Group(model, address, prefill, dict(zip(READERS, decode, strict=True)), serve())
         for server in (servers.prefill, *decode, servers.mixed):
             server._wait()
@@ -112,8 +112,7 @@ def test_answers_are_those_of_one_engine_that_computes_everything(
             complete(group.mixed, prompt, **body)
         )
     assert received(server) > before
-    transport = {"shared memory": "shared_memory", "sockets": "tcp"}[reader]
-    assert total(server, "headway:kv_transfer_bytes_total", 'direction="received"', f'transport="{transport}"') > 0
+    assert total(server, "headway:kv_transfer_bytes_total", 'direction="received"', f'transport="{reader}"') > 0
     group.prefill.wait_for("kv_blocks_lent", 0)
 
 
@@ -130,16 +129,16 @@ def test_the_doctor_hears_what_is_lent_and_for_how_long(group: Group) -> None:
     (uid,) = lent_by(group.prefill).keys() - before.keys()
     first, later = lent_by(group.prefill)[uid], lent_by(group.prefill)[uid]
     assert first["num_blocks"] == 3 and 0 <= first["seconds"] < later["seconds"] and first["peer"] is None
-    complete(group.decode["sockets"], prompt, kv_transfer_params=params)
+    complete(group.decode["tcp"], prompt, kv_transfer_params=params)
     assert uid not in lent_by(group.prefill)
     deadline = time.monotonic() + 60
     while total(group.prefill, "headway:kv_leases_ended_total", 'reason="consumed"') <= consumed:
         assert time.monotonic() < deadline
-    assert total(group.decode["sockets"], "headway:kv_peers", 'state="connected"') == 1
+    assert total(group.decode["tcp"], "headway:kv_peers", 'state="connected"') == 1
 
 
 def test_a_reference_counts_once_and_then_the_prompt_is_computed_by_d(group: Group) -> None:
-    server, prompt = group.decode["sockets"], prompts(90, 1)[0] + [100] * 40
+    server, prompt = group.decode["tcp"], prompts(90, 1)[0] + [100] * 40
     params, lost = handed_over(group, prompt), server.metric("lost_pulls_total")
     first = complete(server, prompt, kv_transfer_params=params)
     other = [101, *prompt[1:]]
@@ -165,14 +164,14 @@ def test_a_reference_counts_once_and_then_the_prompt_is_computed_by_d(group: Gro
     ids=lambda changed: str(changed)[:40],
 )
 def test_parameters_that_do_not_count_mean_that_d_computes_the_prompt(group: Group, changed: dict[str, Any]) -> None:
-    server, prompt = group.decode["shared memory"], prompts(91, 1)[0] + [102] * 50
+    server, prompt = group.decode["shared-memory"], prompts(91, 1)[0] + [102] * 50
     params = {**handed_over(group, prompt), **changed}
     assert text_of(complete(server, prompt, kv_transfer_params=params)) == text_of(complete(group.mixed, prompt))
 
 
 def test_an_address_of_a_request_is_never_connected_to(group: Group) -> None:
     """The parameters of P are whole but for the address, at which something else listens."""
-    server, prompt = group.decode["sockets"], prompts(95, 1)[0] + [105] * 50
+    server, prompt = group.decode["tcp"], prompts(95, 1)[0] + [105] * 50
     with socket.create_server(("127.0.0.1", 0)) as elsewhere:
         params = {**handed_over(group, prompt), "remote_port": elsewhere.getsockname()[1]}
         assert text_of(complete(server, prompt, kv_transfer_params=params)) == text_of(complete(group.mixed, prompt))
@@ -186,19 +185,19 @@ def test_an_operation_of_the_other_role_is_refused_with_the_role_that_takes_it(g
     params = handed_over(group, prompt)
     for server, wanted, mine, other in (
         (group.prefill, params, "prefill", "decode"),
-        (group.decode["sockets"], ASKS_P, "decode", "prefill"),
+        (group.decode["tcp"], ASKS_P, "decode", "prefill"),
     ):
         body = {"prompt": prompt, "max_tokens": 12, "kv_transfer_params": wanted}
         response = server.http.post("/v1/completions", json=body)
         assert response.status_code == 400, response.text
         message = response.json()["error"]["message"]
         assert f"the role of this engine is {mine}" in message and f"whose role is {other} or mixed" in message
-    answer = complete(group.decode["sockets"], prompt, kv_transfer_params=params)  # what is lent is there as before
+    answer = complete(group.decode["tcp"], prompt, kv_transfer_params=params)  # what is lent is there as before
     assert text_of(answer) == text_of(complete(group.mixed, prompt))
 
 
 def test_several_answers_and_several_prompts_are_answered_in_full(group: Group) -> None:
-    server, prompt = group.decode["shared memory"], prompts(92, 1)[0] + [103] * 40
+    server, prompt = group.decode["shared-memory"], prompts(92, 1)[0] + [103] * 40
     body = {"n": 3, "temperature": 0.9, "seed": 3}
     params = handed_over(group, prompt, temperature=0.9, seed=3)
     answers = complete(server, prompt, **body, kv_transfer_params=params)["choices"]
@@ -224,7 +223,7 @@ def test_a_decode_engine_asks_prefill_engines_by_itself(group: Group) -> None:
 
 
 def test_a_reference_of_before_a_restart_of_p_counts_for_nothing_and_new_ones_do(group: Group) -> None:
-    server, prompt = group.decode["shared memory"], prompts(97, 1)[0] + [107] * 60
+    server, prompt = group.decode["shared-memory"], prompts(97, 1)[0] + [107] * 60
     old, lost, before = handed_over(group, prompt), server.metric("lost_pulls_total"), received(server)
     for child in group.prefill.children():
         os.kill(child, signal.SIGKILL)

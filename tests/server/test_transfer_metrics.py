@@ -20,9 +20,9 @@ MakeApi = Callable[..., Api]
 COUNTS = TransferCounts(
     peers={state.value: number for number, state in enumerate(PeerState)},
     borrowers=2,
-    bytes_read={"shared_memory": 100, "tcp": 30},
+    bytes_read={"shared-memory": 100, "tcp": 30},
     bytes_sent={"tcp": 7},
-    seconds={"shared_memory": 0.5, "tcp": 0.25},
+    seconds={"shared-memory": 0.5, "tcp": 0.25},
     failures={"gone": 3, "peer_down": 0},
     num_refused=4,
     num_bad_messages=5,
@@ -38,10 +38,10 @@ async def test_what_the_connector_counts_is_on_the_page_by_its_labels(api: Api) 
     await settled()
     values = await page(api)
     expected = {
-        series("kv_transfer_bytes_total", transport="shared_memory", direction="received"): 100,
+        series("kv_transfer_bytes_total", transport="shared-memory", direction="received"): 100,
         series("kv_transfer_bytes_total", transport="tcp", direction="received"): 30,
         series("kv_transfer_bytes_total", transport="tcp", direction="sent"): 7,
-        series("kv_transfer_seconds_total", transport="shared_memory"): 0.5,
+        series("kv_transfer_seconds_total", transport="shared-memory"): 0.5,
         series("kv_transfer_seconds_total", transport="tcp"): 0.25,
         series("kv_transfer_failures_total", reason="gone"): 3,
         series("kv_transfer_failures_total", reason="peer_down"): 0,

@@ -10,10 +10,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pytest
 
+from headway.config import KVTransport
 from headway.request import Request
 from headway.sampling import SamplingParams
 from headway.scheduler.effects import Lending, Pull
+from headway.transfer import nixl
 from headway.transfer.connector import KVConnector
 from headway.transfer.layout import KVLayout, LayerSizes
 from headway.transfer.memory import KVMemory
@@ -22,6 +25,14 @@ BLOCK_SIZE = 4
 LAYERS = (LayerSizes(2, 3, 2, 5), LayerSizes(1, 4, 1, 4))
 PATIENCE = 30.0  # seconds; for what must happen, however slow the machine is
 TOKEN = 7
+
+needs_nixl = pytest.mark.skipif(not nixl.is_installed(), reason="NIXL is not installed: pip install 'headway[nixl]'")
+TRANSPORTS = (
+    KVTransport.SHARED_MEMORY,
+    KVTransport.TCP,
+    pytest.param(KVTransport.NIXL, marks=needs_nixl),
+)
+every_transport = pytest.mark.parametrize("transport", TRANSPORTS)
 
 
 def layout(num_blocks: int = 64, **changed: Any) -> KVLayout:
@@ -158,7 +169,7 @@ class Pair:
 @contextmanager
 def pair(
     *,
-    shares_memory: bool = True,
+    transport: KVTransport = KVTransport.AUTO,
     lease_seconds: float = 1000.0,
     secrets: tuple[bytes | None, bytes | None] = (None, None),
     d_layout: dict[str, Any] | None = None,
@@ -171,7 +182,7 @@ def pair(
     p_memory = memory(1, num_blocks, **common)
     d_memory = memory(2, num_blocks + 8, **(common | (d_layout or {})))
     p_manager, d_manager = FakeManager(), FakeManager()
-    options: dict[str, Any] = {"num_token_ids": 100, "lease_seconds": lease_seconds, "shares_memory": shares_memory}
+    options: dict[str, Any] = {"num_token_ids": 100, "lease_seconds": lease_seconds, "transport": transport}
     p = KVConnector(p_manager, p_memory, secret=secrets[0], address=("p", 1), clock=clock, **options)
     peers = {("p", 1): ("127.0.0.1", at(p.server.port)), ("nothing", 1): ("127.0.0.1", 1)}
     d = KVConnector(d_manager, d_memory, secret=secrets[1], peers=peers, clock=clock, num_streams=2, **options)

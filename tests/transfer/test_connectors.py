@@ -6,17 +6,16 @@ import msgspec
 import numpy as np
 import pytest
 
+from headway.config import KVTransport
 from headway.transfer import messages
 from headway.transfer.receiver import Failure
 from headway.transfer.reference import Reference, Seal
-from tests.transfer.rig import BLOCK_SIZE, TOKEN, Clock, Pair, pair, until
-
-READERS = pytest.mark.parametrize("shares_memory", [True, False], ids=["shared memory", "tcp"])
+from tests.transfer.rig import BLOCK_SIZE, TOKEN, Clock, Pair, every_transport, pair, until
 
 
-@READERS
-def test_whole_blocks_come_with_the_token_and_nothing_else_is_written(shares_memory: bool) -> None:
-    with pair(shares_memory=shares_memory) as two:
+@every_transport
+def test_whole_blocks_come_with_the_token_and_nothing_else_is_written(transport: KVTransport) -> None:
+    with pair(transport=transport) as two:
         sources, targets = [9, 3, 4], [5, 6, 1]
         for part in two.p_memory.parts:
             part[4, part.shape[1] // 2 :] = 0  # the zeroed tail of a block that is part full
@@ -31,14 +30,19 @@ def test_whole_blocks_come_with_the_token_and_nothing_else_is_written(shares_mem
         for part, old in zip(two.d_memory.parts, before, strict=True):
             assert np.array_equal(part[others], old[others])
         (peer,) = two.d.peers
-        assert peer.transport == ("shared_memory" if shares_memory else "tcp")
-        assert peer.bytes_read == 3 * two.d_memory.layout.block_bytes
-        assert two.p.server.bytes_sent == (0 if shares_memory else peer.bytes_read)
+        assert peer.transport is transport
+        assert (
+            sum(peer.bytes_by_transport.values())
+            == peer.bytes_by_transport[transport]
+            == 3 * two.d_memory.layout.block_bytes
+        )
+        sent = 0 if transport is KVTransport.SHARED_MEMORY else peer.bytes_by_transport[transport]
+        until(lambda: sum(two.p.server.bytes_sent.values()) == sent)
 
 
-@READERS
-def test_chunks_come_while_the_rest_is_computed(shares_memory: bool) -> None:
-    with pair(shares_memory=shares_memory) as two:
+@every_transport
+def test_chunks_come_while_the_rest_is_computed(transport: KVTransport) -> None:
+    with pair(transport=transport) as two:
         params = two.expect(1)
         two.pull(50, params, [1, 2, 3])
         two.lend(1, [7, 8, 9], num_tokens=5, token=None)  # one block of four tokens is whole
@@ -111,9 +115,9 @@ def test_a_connector_that_closes_answers_pulls_without_a_source() -> None:
         assert two.result(50)[0] is None
 
 
-@READERS
-def test_blocks_that_d_has_are_not_written_to(shares_memory: bool) -> None:
-    with pair(shares_memory=shares_memory) as two:
+@every_transport
+def test_blocks_that_d_has_are_not_written_to(transport: KVTransport) -> None:
+    with pair(transport=transport) as two:
         params = two.expect(1)
         two.lend(1, [7, 8, 9])
         before = [part[1].copy() for part in two.d_memory.parts]
@@ -123,9 +127,9 @@ def test_blocks_that_d_has_are_not_written_to(shares_memory: bool) -> None:
         assert all(np.array_equal(part[1], old) for part, old in zip(two.d_memory.parts, before, strict=True))
 
 
-@READERS
-def test_many_prompts_at_once_each_get_their_own_blocks(shares_memory: bool) -> None:
-    with pair(shares_memory=shares_memory, num_blocks=200) as two:
+@every_transport
+def test_many_prompts_at_once_each_get_their_own_blocks(transport: KVTransport) -> None:
+    with pair(transport=transport, num_blocks=200) as two:
         for uid in range(60):
             params = two.expect(uid)
             two.pull(1000 + uid, params, [1 + 3 * uid, 2 + 3 * uid, 3 + 3 * uid])
@@ -137,9 +141,9 @@ def test_many_prompts_at_once_each_get_their_own_blocks(shares_memory: bool) -> 
         assert len(two.p.lender) == 0
 
 
-@READERS
-def test_what_is_read_after_a_preemption_of_p_is_read_anew(shares_memory: bool) -> None:
-    with pair(shares_memory=shares_memory) as two:
+@every_transport
+def test_what_is_read_after_a_preemption_of_p_is_read_anew(transport: KVTransport) -> None:
+    with pair(transport=transport) as two:
         params = two.expect(1)
         two.pull(50, params, [1, 2, 3])
         two.lend(1, [7, 8, 9], num_tokens=8, token=None)
@@ -151,10 +155,10 @@ def test_what_is_read_after_a_preemption_of_p_is_read_anew(shares_memory: bool) 
         assert two.same([10, 11, 12], [1, 2, 3])
 
 
-@READERS
-def test_what_was_read_of_a_lease_that_has_ended_is_void(shares_memory: bool) -> None:
+@every_transport
+def test_what_was_read_of_a_lease_that_has_ended_is_void(transport: KVTransport) -> None:
     """All blocks have come, but P gave them to another request before D asked: `consume` is what catches it."""
-    with pair(shares_memory=shares_memory) as two:
+    with pair(transport=transport) as two:
         params = two.expect(1)
         two.p_manager.on_consume = lambda: two.p_manager.leases.clear()  # revoked at the last moment
         two.lend(1, [7, 8, 9])
@@ -164,9 +168,9 @@ def test_what_was_read_of_a_lease_that_has_ended_is_void(shares_memory: bool) ->
         assert two.d.failures() == {Failure.GONE: 1}
 
 
-@READERS
-def test_a_revoked_lease_ends_a_pull_that_waits_for_the_rest(shares_memory: bool) -> None:
-    with pair(shares_memory=shares_memory) as two:
+@every_transport
+def test_a_revoked_lease_ends_a_pull_that_waits_for_the_rest(transport: KVTransport) -> None:
+    with pair(transport=transport) as two:
         params = two.expect(1)
         two.pull(50, params, [1, 2, 3])
         two.lend(1, [7, 8, 9], num_tokens=8, token=None)
@@ -187,9 +191,9 @@ def test_a_prompt_that_fails_on_p_ends_the_pull_and_a_lease_that_has_begun_goes_
         assert two.result(51) == (TOKEN, None)
 
 
-@READERS
-def test_a_pull_that_is_stopped_is_answered_once_and_p_hears_of_it(shares_memory: bool) -> None:
-    with pair(shares_memory=shares_memory) as two:
+@every_transport
+def test_a_pull_that_is_stopped_is_answered_once_and_p_hears_of_it(transport: KVTransport) -> None:
+    with pair(transport=transport) as two:
         params = two.expect(1)
         two.lend(1, [7, 8, 9], num_tokens=8, token=None)
         two.pull(50, params, [1, 2, 3])

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from headway.transfer.counts import PeerState, TransferCounts
+from headway.config import KVTransport
+from headway.transfer.counts import WAYS, PeerState, TransferCounts
 from headway.transfer.messages import MessageError
 from headway.transfer.shared_memory import SharedMemoryReader
 from headway.transfer.tcp import TcpReader
@@ -23,12 +24,11 @@ def pulled(two: Pair, uid: int) -> None:
     assert two.result(uid + 50)[1] is None
 
 
-@pytest.mark.parametrize(
-    ("shares_memory", "mine", "other"), [(True, "shared_memory", "tcp"), (False, "tcp", "shared_memory")]
-)
+@pytest.mark.parametrize("mine", [KVTransport.SHARED_MEMORY, KVTransport.TCP])
 def test_bytes_and_seconds_are_those_of_the_transport_that_has_read(
-    shares_memory: bool, mine: str, other: str, monkeypatch: pytest.MonkeyPatch
+    mine: KVTransport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    nothing = dict.fromkeys(WAYS, 0)
     clock = Clock()
     for kind in (SharedMemoryReader, TcpReader):
         read = kind.read
@@ -38,18 +38,19 @@ def test_bytes_and_seconds_are_those_of_the_transport_that_has_read(
             clock.now += 2.5
 
         monkeypatch.setattr(kind, "read", slowly)
-    with pair(shares_memory=shares_memory, clock=clock) as two:
+    with pair(transport=mine, clock=clock) as two:
         pulled(two, 1)
         size = 3 * two.d_memory.layout.block_bytes
         d, p = two.d.counts(), two.p.counts()
-        assert d.bytes_read == {mine: size, other: 0}
-        assert d.seconds == {mine: 2.5, other: 0.0}
-        assert p.bytes_sent == {"tcp": 0 if shares_memory else size}, "P does not see what is read of its memory"
-        assert p.bytes_read == {"shared_memory": 0, "tcp": 0} and d.bytes_sent == {"tcp": 0}
+        assert d.bytes_read == nothing | {mine: size}
+        assert d.seconds == nothing | {mine: 2.5}
+        sent = 0 if mine is KVTransport.SHARED_MEMORY else size
+        assert p.bytes_sent == {"nixl": 0, "tcp": sent}, "P does not see what is read of its memory"
+        assert p.bytes_read == nothing and d.bytes_sent == {"nixl": 0, "tcp": 0}
         clock.now += 100
         pulled(two, 2)
-        assert two.d.counts().seconds == {mine: 5.0, other: 0.0}, "time in which nothing is read does not count"
-        assert two.d.counts().bytes_read == {mine: 2 * size, other: 0}
+        assert two.d.counts().seconds == nothing | {mine: 5.0}, "time in which nothing is read does not count"
+        assert two.d.counts().bytes_read == nothing | {mine: 2 * size}
 
 
 def test_every_peer_that_may_be_read_from_is_in_one_state() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from headway.accuracy import tiny_models
 from headway.accuracy.reference import generate_greedily
-from headway.config import EngineConfig, Role
+from headway.config import EngineConfig, KVTransport, Role
 from headway.engine.writer import WriterLoop
 from headway.executor.transformers_executor import TransformersExecutor
 from headway.managers import MANAGERS
@@ -22,7 +22,7 @@ from headway.scheduler.effects import Effects
 from headway.token_ids import pack
 from headway.transfer.connector import KVConnector
 from headway.transfer.receiver import Failure
-from tests.transfer.rig import until
+from tests.transfer.rig import every_transport, until
 
 NUM_OUTPUT = 12
 LENGTHS = (5, 16, 17, 40, 64, 90)  # blocks that are part full, and full
@@ -120,12 +120,12 @@ def prompt_of(length: int) -> Callable[[Any], list[int]]:
     return lambda rng: [rng.randrange(2, tiny_models.VOCAB_SIZE) for _ in range(length)]
 
 
-@pytest.mark.parametrize("shares_memory", [True, False], ids=["shared memory", "tcp"])
+@every_transport
 @pytest.mark.parametrize("name", ["llama", "gemma2"])
-def test_d_answers_as_one_engine_alone_does(name: str, shares_memory: bool, tmp_path: Path) -> None:
+def test_d_answers_as_one_engine_alone_does(name: str, transport: KVTransport, tmp_path: Path) -> None:
     folder = tiny_models.build(name, tmp_path / name)
     expected = generate_greedily(folder, [prompt_of(length) for length in LENGTHS], NUM_OUTPUT)
-    with engines(folder, shares_memory=shares_memory) as (p, d):
+    with engines(folder, transport=transport) as (p, d):
         lent = [p.add(prompt, Transfer.LEND) for prompt in expected.prompts]
         params = [p.connector.handover(uid) for uid in lent]  # before all is computed: chunks travel meanwhile
         pulled = [
@@ -144,11 +144,11 @@ def test_d_answers_as_one_engine_alone_does(name: str, shares_memory: bool, tmp_
         longer = generate_greedily(folder, [lambda rng: head + prompt_of(30)(rng)], NUM_OUTPUT)
         again = p.add(longer.prompts[0], Transfer.LEND)
         p.wait(1)
-        before = peer.bytes_read
+        before = sum(peer.bytes_by_transport.values())
         uid = d.add(longer.prompts[0], Transfer.PULL, params=p.connector.handover(again))
         d.wait(1)
         assert d.tokens[uid] == longer.outputs[0] and d.cached[uid] == p.cached[again] == 64
-        assert peer.bytes_read - before == 2 * d.executor.kv_memory().layout.block_bytes  # type: ignore[union-attr]
+        assert sum(peer.bytes_by_transport.values()) - before == 2 * d.executor.kv_memory().layout.block_bytes  # type: ignore[union-attr]
 
         alone = d.add(expected.prompts[2], Transfer.PULL, params=None)  # nothing to pull: computed here
         d.wait(1)

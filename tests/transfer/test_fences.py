@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from headway.transfer import shared_memory, tcp
+from headway.config import KVTransport
+from headway.transfer import tcp
 from headway.transfer.peer import Peer
+from tests.transfer.delays import held_pull
 from tests.transfer.proxy import Proxy
-from tests.transfer.rig import TOKEN, Clock, Pair, pair, until
+from tests.transfer.rig import TOKEN, Clock, Pair, every_transport, pair, until
 
 
 @contextmanager
@@ -23,7 +25,7 @@ def delayed_pair(**options: Any) -> Iterator[tuple[Pair, Proxy]]:
         proxies.append(Proxy(port))
         return proxies[0].port
 
-    with pair(shares_memory=False, at=at, **options) as two:
+    with pair(transport=KVTransport.TCP, at=at, **options) as two:
         try:
             yield two, proxies[0]
         finally:
@@ -107,7 +109,7 @@ def test_a_connection_that_is_cut_in_the_middle_ends_the_pull_and_the_peer_comes
 def test_a_block_that_is_damaged_on_its_way_fails_the_pull_and_only_that_pull(monkeypatch: pytest.MonkeyPatch) -> None:
     """P writes to a block between its checksum and its bytes: the lease had ended, and the block has a new owner."""
     true_checksum = tcp._checksum
-    with pair(shares_memory=False) as two:
+    with pair(transport=KVTransport.TCP) as two:
         params = two.expect(1)
         two.lend(1, [7, 8, 9])
         wrong = [1]
@@ -126,57 +128,42 @@ def test_a_block_that_is_damaged_on_its_way_fails_the_pull_and_only_that_pull(mo
         assert two.result(51) == (TOKEN, None)
 
 
+@every_transport
 @pytest.mark.parametrize("how", ["stopped", "peer gone", "connector closed"])
-def test_a_copy_of_shared_memory_that_runs_late_holds_its_blocks_until_it_has_ended(
-    how: str, monkeypatch: pytest.MonkeyPatch
+def test_nothing_that_comes_late_reaches_a_block_with_a_new_owner(
+    how: str, transport: KVTransport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reached, go_on = threading.Event(), threading.Event()
-
-    class Slow:
-        """numpy, whose copies wait."""
-
-        flatnonzero, diff = staticmethod(np.flatnonzero), staticmethod(np.diff)
-
-        @staticmethod
-        def copyto(target: Any, source: Any) -> None:
-            reached.set()
-            assert go_on.wait(30)
-            np.copyto(target, source)
-
-    monkeypatch.setattr(shared_memory, "np", Slow)
-    with pair() as two:
-        params = two.expect(1)
-        two.lend(1, [7, 8, 9])
-        two.pull(50, params, [1, 2, 3])
-        assert reached.wait(30)
-        seen: list[Any] = []
+    """D is told when nothing can write any more: at once where the reader can be closed, else when all has come."""
+    with held_pull(transport, monkeypatch) as (two, delay):
         told = threading.Event()
 
         def on_received() -> None:
-            seen.append(contents(two, [1, 2, 3]))
+            for part in two.d_memory.parts:
+                part[[1, 2, 3]] = 77  # a new owner has the blocks
             told.set()
 
         two.d_manager.on_received = on_received
-        closing = threading.Thread(target=two.p.server.close if how == "peer gone" else two.d.close)
+        ends = threading.Thread(target=two.p.server.close if how == "peer gone" else two.d.close)
         if how == "stopped":
             two.d.stop_pull(50)
             until(lambda: two.p_manager.ended == [1])
         else:
-            closing.start()
-        if how == "peer gone":
-            until(lambda: two.d.peers[0].transport is None)
-        assert not told.wait(0.1)  # long enough to see it told too early
-        go_on.set()
+            ends.start()
+        if how == "stopped" or transport is KVTransport.SHARED_MEMORY:
+            assert not told.wait(0.1)  # long enough to see it told too early
+            delay.go_on()
         assert two.result(50)[1] is not None
-        for part, old in zip(contents(two, [1, 2, 3]), seen[0], strict=True):
-            assert np.array_equal(part, old)
+        delay.go_on()
         if how != "stopped":
-            closing.join()
+            ends.join()
+            delay.came_late()
+        assert all((part[[1, 2, 3]] == 77).all() for part in two.d_memory.parts)
 
 
-def test_a_late_read_of_p_s_memory_by_shared_memory_is_void() -> None:
-    """The blocks have a new owner before D reads them: D reads the other content, and may not use it."""
-    with pair() as two:
+@every_transport
+def test_what_is_read_of_blocks_with_a_new_owner_is_void(transport: KVTransport) -> None:
+    """P's blocks have a new owner before D reads them: D gets the other content, and may not use it."""
+    with pair(transport=transport) as two:
         params = two.expect(1)
         two.lend(1, [7, 8, 9])
         with two.p_manager.lock:

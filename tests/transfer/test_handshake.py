@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 
+from headway.config import KVTransport
 from headway.transfer import handshake, messages
 from headway.transfer.channel import Channel, ChannelClosedError
 from headway.transfer.handshake import RefusedError
 from headway.transfer.layout import LayerSizes
-from tests.transfer.rig import LAYERS, TOKEN, Clock, Pair, layout, pair, until
+from headway.transfer.messages import Purpose
+from tests.transfer.rig import LAYERS, TOKEN, Clock, Pair, every_transport, layout, needs_nixl, pair, until
 
 SECRET = b"a secret of at least 16 bytes"
 
@@ -25,9 +27,9 @@ def error_of_a_pull(two: Pair) -> str:
     return error
 
 
-@pytest.mark.parametrize("shares_memory", [True, False])
-def test_peers_with_the_same_secret_talk(shares_memory: bool) -> None:
-    with pair(secrets=(SECRET, SECRET), shares_memory=shares_memory) as two:
+@every_transport
+def test_peers_with_the_same_secret_talk(transport: KVTransport) -> None:
+    with pair(secrets=(SECRET, SECRET), transport=transport) as two:
         params = two.expect(1)
         two.lend(1, [7, 8, 9])
         two.pull(50, params, [1, 2, 3])
@@ -68,8 +70,8 @@ def test_engines_that_do_not_fit_name_both_values(changed: dict[str, Any], error
 def test_another_version_is_refused_with_both_numbers() -> None:
     with pair() as two:
         channel = Channel(socket.create_connection(("127.0.0.1", two.p.server.port)))
-        channel.send(messages.Hello(9, b"n" * 16, False))
-        assert channel.receive(30.0) == messages.Refused("protocol differs: 1 here, 9 there")
+        channel.send(messages.Hello(9, b"n" * 16, Purpose.REQUESTS))
+        assert channel.receive(30.0) == messages.Refused("protocol differs: 2 here, 9 there")
         channel.close()
 
 
@@ -128,7 +130,7 @@ class Elsewhere(Channel):
 
 def test_without_a_secret_only_loopback_is_talked_to() -> None:
     for side in (
-        lambda channel: handshake.greet(channel, layout(), None, reads=False),
+        lambda channel: handshake.greet(channel, layout(), None, purpose=Purpose.REQUESTS),
         lambda channel: handshake.receive(channel, layout(), None, engine=b"e" * 16, lease_seconds=1.0, memory=None),
     ):
         near, far = socket.socketpair()
@@ -150,10 +152,10 @@ def framed(message: messages.AnyMessage) -> bytes:
     return struct.pack("<I", len(raw)) + raw
 
 
-def raw_peer(two: Pair, *, reads: bool) -> Channel:
+def raw_peer(two: Pair, *, purpose: Purpose = Purpose.REQUESTS) -> Channel:
     """A connection to P after its handshake."""
     channel = Channel(socket.create_connection(("127.0.0.1", two.p.server.port)))
-    handshake.greet(channel, two.d_memory.layout, None, reads=reads)
+    handshake.greet(channel, two.d_memory.layout, None, purpose=purpose)
     return channel
 
 
@@ -168,12 +170,12 @@ def raw_peer(two: Pair, *, reads: bool) -> Channel:
     ],
     ids=["HTTP", "oversized", "junk", "of P to D", "of P to D too"],
 )
-@pytest.mark.parametrize("reads", [True, False], ids=["for blocks", "for messages"])
-def test_a_bad_message_is_counted_the_connection_is_closed_and_nothing_is_applied(bad: bytes, reads: bool) -> None:
-    with pair() as two:
+@pytest.mark.parametrize("purpose", [Purpose.REQUESTS, Purpose.TCP, pytest.param(Purpose.NIXL, marks=needs_nixl)])
+def test_a_bad_message_is_counted_the_connection_is_closed_and_nothing_is_applied(bad: bytes, purpose: Purpose) -> None:
+    with pair(transport=KVTransport(purpose) if purpose is Purpose.NIXL else KVTransport.AUTO) as two:
         params = two.expect(1)
         two.lend(1, [7, 8, 9])
-        channel = raw_peer(two, reads=reads)
+        channel = raw_peer(two, purpose=purpose)
         channel._sock.sendall(bad)
         with pytest.raises(OSError):
             while True:
@@ -194,7 +196,7 @@ def test_a_uid_that_was_not_watched_by_its_reference_counts_for_nothing(message:
     with pair() as two:
         two.expect(1)
         two.lend(1, [7, 8, 9])
-        channel = raw_peer(two, reads=False)
+        channel = raw_peer(two)
         channel.send(message)
         channel.send(messages.Renew(()))
         answer = channel.receive(30.0)
@@ -207,7 +209,7 @@ def test_a_consume_counts_exactly_once() -> None:
     with pair() as two:
         text = two.expect(1)["remote_reference"]
         two.lend(1, [7, 8, 9])
-        channel = raw_peer(two, reads=False)
+        channel = raw_peer(two)
         channel.send(messages.Watch(text))
         assert isinstance(channel.receive(30.0), messages.Progress)
         channel.send(messages.Consume(1, 0))
@@ -222,7 +224,7 @@ def test_a_consume_of_another_generation_is_not_valid() -> None:
     with pair() as two:
         text = two.expect(1)["remote_reference"]
         two.lend(1, [7, 8, 9], gen=3)
-        channel = raw_peer(two, reads=False)
+        channel = raw_peer(two)
         channel.send(messages.Watch(text))
         channel.receive(30.0)
         channel.send(messages.Consume(1, 2))
@@ -233,7 +235,7 @@ def test_a_consume_of_another_generation_is_not_valid() -> None:
 def test_a_silent_d_is_cut_off_after_two_leases() -> None:
     clock = Clock()
     with pair(clock=clock, lease_seconds=30.0) as two:
-        channel = raw_peer(two, reads=False)
+        channel = raw_peer(two)
         clock.now += 61
         channel.send(messages.Watch("nothing"))  # it says something: it has more time
         assert isinstance(channel.receive(30.0), messages.Gone)

@@ -11,7 +11,7 @@ from tests.transfer.rig import LAYERS, layout
 @pytest.mark.parametrize(
     ("changed", "error"),
     [
-        ({"protocol": 2}, "protocol differs: 1 here, 2 there"),
+        ({"protocol": 1}, "protocol differs: 2 here, 1 there"),
         ({"model": "b"}, "model differs: 'a model' here, 'b' there"),
         ({"dtype": "bfloat16"}, "dtype differs: 'float32' here, 'bfloat16' there"),
         ({"itemsize": 2}, "itemsize differs: 4 here, 2 there"),

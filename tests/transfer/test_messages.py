@@ -16,7 +16,7 @@ from headway.transfer.messages import MessageError
 from tests.transfer.rig import layout
 
 EVERY = [
-    messages.Hello(1, b"n" * 16, False),
+    messages.Hello(1, b"n" * 16, messages.Purpose.NIXL),
     messages.Welcome(1, b"n" * 16, b""),
     messages.Proof(b"p", layout()),
     messages.Ready(b"e" * 16, layout(), 30.0, MemoryHandle(1, 2, "headway-kv-1")),
@@ -31,6 +31,9 @@ EVERY = [
     messages.Release((1,)),
     messages.Read("text", 0, 1, 2),
     messages.Reading(3),
+    messages.Reach(b"metadata", 2**47),
+    messages.Write(messages.Read("text", 0, 1, 2), 5, b"\0" * 8),
+    messages.Written(),
 ]
 
 
@@ -62,7 +65,8 @@ def test_a_damaged_message_is_another_message_or_a_message_error(
     [
         ["Read", "x" * 513, 0, 0, 1], ["Read", "x", 0, -1, 1], ["Read", "x", 0, 0, 0], ["Read", "x", 0, 0, 1, 5],
         ["Progress", -1, 0, 0, b"", None], ["Progress", 1, 0, 0, b"", -1], ["Progress", 1, 0, 0, b"", 2**31],
-        ["Hello", 1, b"short", False], ["Ready", b"e", {}, 30.0, None], ["Renew", [2**63]], ["Renew", [0] * 70_000],
+        ["Hello", 1, b"short", "tcp"], ["Hello", 1, b"n" * 16, "other"], ["Reach", b"m" * 2**17, 0],
+        ["Ready", b"e", {}, 30.0, None], ["Renew", [2**63]], ["Renew", [0] * 70_000],
         ["Unknown"], [], {},
     ],
     ids=lambda parts: str(parts)[:30],

@@ -12,15 +12,16 @@ import numpy as np
 import pytest
 
 from headway.bench.lending_process import PEER, LendingProcess, prompt_of
+from headway.config import KVTransport
 from headway.scheduler.effects import Pull
 from headway.transfer import handshake, messages, shared_memory
 from headway.transfer.channel import Channel
 from headway.transfer.connector import KVConnector
 from headway.transfer.receiver import Failure
-from tests.transfer.rig import BLOCK_SIZE, TOKEN, FakeManager, layout, memory, pair, request, until
+from tests.transfer.rig import BLOCK_SIZE, TOKEN, FakeManager, every_transport, layout, memory, pair, request, until
 
 
-def connector_for(port: int, manager: FakeManager, *, shares_memory: bool = True) -> KVConnector:
+def connector_for(port: int, manager: FakeManager, *, transport: KVTransport = KVTransport.AUTO) -> KVConnector:
     """A D that knows one peer."""
     peers = {PEER: ("127.0.0.1", port)}
     return KVConnector(
@@ -30,20 +31,20 @@ def connector_for(port: int, manager: FakeManager, *, shares_memory: bool = True
         lease_seconds=1000.0,
         peers=peers,
         num_streams=2,
-        shares_memory=shares_memory,
+        transport=transport,
     )
 
 
-@pytest.mark.parametrize("shares_memory", [True, False], ids=["shared memory", "tcp"])
-def test_a_p_that_is_killed_is_out_and_nothing_of_it_stays(shares_memory: bool) -> None:
+@every_transport
+def test_a_p_that_is_killed_is_out_and_nothing_of_it_stays(transport: KVTransport) -> None:
     manager = FakeManager()
-    with LendingProcess(layout()) as p:
+    with LendingProcess(layout(), transport) as p:
         port, _, handle = p.where
-        d = connector_for(port, manager, shares_memory=shares_memory)
+        d = connector_for(port, manager, transport=transport)
         for uid in (1, 2):
             params = p.lend(uid, [7, 8, 9])
             if uid == 2:
-                assert (handle.name in Path("/proc/self/maps").read_text()) is shares_memory
+                assert (handle.name in Path("/proc/self/maps").read_text()) is (transport is KVTransport.SHARED_MEMORY)
                 os.kill(p._process.pid, signal.SIGKILL)
                 until(lambda: d.peers[0].problem)
             d.pull(Pull(prompt_of(uid, 3 * BLOCK_SIZE, params), np.array([1, 2, 3], np.int32), 0))
@@ -140,11 +141,11 @@ def test_memory_that_cannot_be_mapped_is_read_over_tcp(monkeypatch: pytest.Monke
         two.lend(1, [7, 8, 9])
         two.pull(50, params, [1, 2, 3])
         assert two.result(50) == (TOKEN, None)
-        assert two.d.peers[0].transport == "tcp" and two.same([7, 8, 9], [1, 2, 3])
+        assert two.d.peers[0].transport is KVTransport.TCP and two.same([7, 8, 9], [1, 2, 3])
 
 
 def test_a_read_that_p_refuses_fails_its_pull_and_leaves_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pair(shares_memory=False) as two:
+    with pair(transport=KVTransport.TCP) as two:
         readable = two.p.lender.readable
         refused = [1]
 

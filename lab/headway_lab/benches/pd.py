@@ -24,7 +24,7 @@ from headway.bench.report import Row, percentile
 from headway.bench.tables import Column, JsonOption
 from headway.bench.transfer import BLOCK_SIZE, Bench, layout_of
 from headway.commands.lists import numbers, whole_numbers
-from headway.config import Role, SchedulerConfig
+from headway.config import KVTransport, Role, SchedulerConfig
 from headway.executor.simulated import StepTimeModel
 from headway.request import Request
 from headway.scheduler import AddRequest, Effects
@@ -182,22 +182,22 @@ def measured(num_blocks: int = MEASURED_BLOCKS, rounds: int = MEASURED_ROUNDS) -
     """What `headway bench transfer` finds now, for each transport: the speed of many blocks, and the time of a message,
     of which a transfer of one block takes `MESSAGES_OF_A_TRANSFER` one after the other. The fastest of all rounds: what
     else runs on the machine only slows it down. Raises as `headway.bench.transfer.measure`."""
-    seconds: dict[tuple[bool, int], list[float]] = {}
+    seconds: dict[tuple[KVTransport, int], list[float]] = {}
     with ExitStack() as stack:
         bench = Bench(num_blocks, STREAMS, stack)
         for number in range(rounds + 1):
-            for shares_memory, count in itertools.product((True, False), (1, num_blocks)):
+            for transport, count in itertools.product(bench.transports, (1, num_blocks)):
                 blocks = bench.consecutive[:count]
-                transfer = bench.transfer(blocks, blocks, shares_memory=shares_memory)
+                transfer = bench.transfer(blocks, blocks, transport)
                 begin = time.perf_counter()
                 transfer()
                 if number:  # the first round connects, and touches all memory
-                    seconds.setdefault((shares_memory, count), []).append(time.perf_counter() - begin)
+                    seconds.setdefault((transport, count), []).append(time.perf_counter() - begin)
     networks = []
-    for shares_memory, name in ((True, "shared memory"), (False, "tcp")):
-        one, all_blocks = (min(seconds[shares_memory, count]) for count in (1, num_blocks))
+    for transport in bench.transports:
+        one, all_blocks = (min(seconds[transport, count]) for count in (1, num_blocks))
         speed = (num_blocks - 1) * layout_of(1).block_bytes / max(all_blocks - one, 1e-9)
-        networks.append(Network(name, speed, one / MESSAGES_OF_A_TRANSFER))
+        networks.append(Network(transport.value, speed, one / MESSAGES_OF_A_TRANSFER))
     return networks
 
 

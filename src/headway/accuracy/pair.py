@@ -9,14 +9,14 @@ from typing import Any, NamedTuple
 
 from headway import LLM, SamplingParams
 from headway.accuracy.reference import Reference
+from headway.config import KVTransport
 from headway.outputs import CompletionOutput, RequestOutput
 from headway.scheduler.snapshot import Snapshot
+from headway.transfer.counts import WAYS
+from headway.transfer.nixl import is_installed
 
-TRANSPORTS: dict[str, dict[str, Any]] = {
-    "memory": {"kv_shared_memory": True},
-    "tcp": {"kv_shared_memory": False},
-}
-"""The ways of KV between two engines, and the settings of both for it. memory: what processes of one host share."""
+TRANSPORTS = tuple(way.value for way in WAYS if way is not KVTransport.NIXL or is_installed())
+"""The ways of KV between two engines that can be tried here."""
 
 Question = tuple[list[int], SamplingParams]
 
@@ -39,7 +39,11 @@ def ask_pair(make: Callable[..., LLM], transport: str, questions: Sequence[Quest
     make: an engine, of settings beside its own. transport: of `TRANSPORTS`. p_blocks: of P's pool.
     """
     prompts = [prompt for prompt, _ in questions]
-    common: dict[str, Any] = {**TRANSPORTS[transport], "lend_timeout": _TIMEOUT, "receive_timeout": _TIMEOUT}
+    common: dict[str, Any] = {
+        "kv_transport": KVTransport(transport),
+        "lend_timeout": _TIMEOUT,
+        "receive_timeout": _TIMEOUT,
+    }
     with ExitStack() as stack:
         p = stack.enter_context(make(role="prefill", kv_listen="127.0.0.1:0", num_blocks=p_blocks, **common))
         first = [_for_first_token(sampling, number) for number, (_, sampling) in enumerate(questions)]

@@ -1,6 +1,6 @@
 """A P in its own process, which lends blocks that are there, and sends the same bytes over plain sockets too.
 
-    python -m headway.bench.lending_process LAYOUT
+    python -m headway.bench.lending_process LAYOUT TRANSPORT
 
 Questions: `["lend", uid, blocks]`, answered with `kv_transfer_params`; the greeting: see `LendingProcess.where`.
 """
@@ -20,6 +20,7 @@ import numpy as np
 
 from headway.bench.answering import answer_questions
 from headway.bench.child_process import AnsweringProcess
+from headway.config import KVTransport
 from headway.request import Request
 from headway.sampling import SamplingParams
 from headway.scheduler.effects import Lending
@@ -36,8 +37,9 @@ LEASE_SECONDS = 600.0
 class LendingProcess(AnsweringProcess):
     """Lends for the time of a `with` block. Raises ChildError."""
 
-    def __init__(self, layout: KVLayout) -> None:
-        super().__init__([sys.executable, "-m", "headway.bench.lending_process", msgspec.json.encode(layout).decode()])
+    def __init__(self, layout: KVLayout, transport: KVTransport = KVTransport.AUTO) -> None:
+        module = [sys.executable, "-m", "headway.bench.lending_process"]
+        super().__init__([*module, msgspec.json.encode(layout).decode(), transport])
 
     @property
     def where(self) -> tuple[int, int, MemoryHandle]:
@@ -79,12 +81,19 @@ def prompt_of(uid: int, num_tokens: int, params: dict[str, Any] | None = None) -
     )
 
 
-def begin(layout: KVLayout) -> tuple[Any, Callable[[Any], Any]]:
+def begin(layout: KVLayout, transport: KVTransport) -> tuple[Any, Callable[[Any], Any]]:
     """Fill the memory; returns the greeting, and the function that answers a question."""
     memory = KVMemory(layout)
     for index, part in enumerate(memory.parts):
         part[:] = np.random.default_rng(index).integers(0, 256, part.shape, np.uint8)
-    connector = KVConnector(Patient(), memory, num_token_ids=NUM_TOKEN_IDS, lease_seconds=LEASE_SECONDS, address=PEER)
+    connector = KVConnector(
+        Patient(),
+        memory,
+        num_token_ids=NUM_TOKEN_IDS,
+        lease_seconds=LEASE_SECONDS,
+        address=PEER,
+        transport=transport,
+    )
     plain = socket.create_server(("127.0.0.1", 0))
     threading.Thread(target=_serve_plain, args=(plain, memory), daemon=True).start()
 
@@ -123,4 +132,4 @@ def _send_plain(sock: socket.socket, whole: memoryview) -> None:
 
 
 if __name__ == "__main__":
-    answer_questions(lambda: begin(msgspec.json.decode(sys.argv[1], type=KVLayout)))
+    answer_questions(lambda: begin(msgspec.json.decode(sys.argv[1], type=KVLayout), KVTransport(sys.argv[2])))

@@ -1,8 +1,8 @@
 """`headway bench transfer`: how fast KV blocks come from another process, beside what the machine can do.
 
 Shared memory is measured beside a memcpy of the same bytes, TCP beside plain sockets that compute the same checksum,
-all in turn in the same run. P is a process of its own; a transfer is timed from the order to the answer, with all that
-passes between the two connectors.
+and NIXL, where it is installed, beside the memcpy too; all in turn in the same run. P is a process of its own; a
+transfer is timed from the order to the answer, with all that passes between the two connectors.
 """
 
 from __future__ import annotations
@@ -35,11 +35,13 @@ from headway.bench.lending_process import (
 from headway.bench.report import Row
 from headway.bench.rounds import Samples, compared
 from headway.bench.tables import Column, JsonOption
+from headway.config import KVTransport
 from headway.scheduler.batch import IntArray
 from headway.scheduler.effects import Pull
 from headway.transfer.connector import KVConnector
 from headway.transfer.layout import KVLayout, LayerSizes
 from headway.transfer.memory import KVMemory, PeerMemory
+from headway.transfer.nixl import is_installed as has_nixl
 
 BLOCK_SIZE = 16  # tokens
 LAYERS, HEADS, HEAD_DIM, ITEMSIZE = 16, 8, 64, 2  # as of Llama 3.2 1B
@@ -94,12 +96,13 @@ class Bench:
         self.bytes = num_blocks * layout.block_bytes
         self._block_bytes = layout.block_bytes
         self._memory = KVMemory(layout)
-        self._lender = stack.enter_context(LendingProcess(layout))
+        self.transports = (KVTransport.SHARED_MEMORY, KVTransport.TCP, *((KVTransport.NIXL,) if has_nixl() else ()))
+        self._lender = stack.enter_context(LendingProcess(layout, self.transports[-1]))
         port, plain, handle = self._lender.where
         self._peer = PeerMemory(handle, layout)
         self._manager = Answered()
         self._connectors = {
-            shares: stack.enter_context(closing(self._connector(port, shares))) for shares in (True, False)
+            transport: stack.enter_context(closing(self._connector(port, transport))) for transport in self.transports
         }
         self._sockets = [stack.enter_context(socket.create_connection(("127.0.0.1", plain))) for _ in range(streams)]
         self._pool = stack.enter_context(ThreadPoolExecutor(streams))
@@ -122,13 +125,13 @@ class Bench:
         """As many bytes, with a checksum per block on both sides."""
         list(self._pool.map(self._receive_plain, self._sockets, self._ranges))
 
-    def transfer(self, sources: IntArray, targets: IntArray, *, shares_memory: bool) -> Callable[[], None]:
+    def transfer(self, sources: IntArray, targets: IntArray, transport: KVTransport) -> Callable[[], None]:
         """A transfer of these blocks, to be timed."""
         self._uid += 1
         num_tokens = len(sources) * BLOCK_SIZE
         params = self._lender.lend(self._uid, sources.tolist())
         pull = Pull(prompt_of(self._uid, num_tokens, params), targets, 0)
-        connector = self._connectors[shares_memory]
+        connector = self._connectors[transport]
 
         def run() -> None:
             connector.pull(pull)
@@ -142,7 +145,7 @@ class Bench:
             if not np.array_equal(theirs[sources], mine[targets]):
                 raise RuntimeError("other bytes have come")
 
-    def _connector(self, port: int, shares_memory: bool) -> KVConnector:
+    def _connector(self, port: int, transport: KVTransport) -> KVConnector:
         return KVConnector(
             self._manager,
             self._memory,
@@ -150,7 +153,7 @@ class Bench:
             lease_seconds=LEASE_SECONDS,
             peers={PEER: ("127.0.0.1", port)},
             num_streams=self.streams,
-            shares_memory=shares_memory,
+            transport=transport,
         )
 
     def _shares(self) -> list[int]:
@@ -174,34 +177,38 @@ def measure(num_blocks: int, streams: int, rounds: int) -> Iterator[Row]:
     """A row for each way. Raises ChildError, and RuntimeError for bytes that have not come, or come wrong."""
     with ExitStack() as stack:
         bench = Bench(num_blocks, streams, stack)
-        yardsticks = {"shared memory": ("memcpy", "consecutive"), "tcp": ("plain sockets", "consecutive")}
         straight, (sources, targets) = bench.consecutive, bench.scattered
+        yardsticks = {
+            KVTransport.SHARED_MEMORY: ("memcpy", "consecutive"),
+            KVTransport.TCP: ("plain sockets", "consecutive"),
+            KVTransport.NIXL: ("memcpy", "consecutive"),
+        }
+        blocks = {"consecutive": (straight, straight), "scattered": (sources, targets)}
 
         def ways() -> dict[tuple[str, str], Callable[[], None]]:
-            return {
+            all_ways = {
                 ("memcpy", "consecutive"): bench.memcpy,
-                ("shared memory", "consecutive"): bench.transfer(straight, straight, shares_memory=True),
-                ("shared memory", "scattered"): bench.transfer(sources, targets, shares_memory=True),
                 ("plain sockets", "consecutive"): bench.plain_sockets,
-                ("tcp", "consecutive"): bench.transfer(straight, straight, shares_memory=False),
-                ("tcp", "scattered"): bench.transfer(sources, targets, shares_memory=False),
             }
+            for transport in bench.transports:
+                for placement, (from_, to) in blocks.items():
+                    all_ways[transport, placement] = bench.transfer(from_, to, transport)
+            return all_ways
 
         seconds: dict[tuple[str, str], list[Samples]] = {}
-        blocks = {"consecutive": (straight, straight), "scattered": (sources, targets)}
         for number in range(rounds + 1):
             for name, run in ways().items():
                 begin = time.perf_counter()
                 run()
                 if not number:  # the first round connects, touches all memory, and is checked
-                    if name[0] in yardsticks:
+                    if name[0] in bench.transports:
                         bench.check(*blocks[name[1]])
                 else:
                     seconds.setdefault(name, []).append({"seconds": [time.perf_counter() - begin]})
     for (way, placement), samples in seconds.items():
-        yardstick = yardsticks.get(way)
+        yardstick = yardsticks.get(KVTransport(way)) if way in bench.transports else None
         row: Row = {"way": way, "placement": placement, "mib": round(bench.bytes / 2**20), "rounds": rounds}
-        if way in ("plain sockets", "tcp"):
+        if way in ("plain sockets", KVTransport.TCP):
             row["streams"] = streams
         speeds = [bench.bytes / sample["seconds"][0] / 1e9 for sample in samples]
         row |= {
@@ -226,6 +233,6 @@ def command(
     rounds: Annotated[int, typer.Option(min=MIN_ROUNDS, help="Each way once in a round.")] = 9,
     as_json: JsonOption = False,
 ) -> None:
-    """Move KV blocks between two processes: shared memory beside memcpy, TCP beside plain sockets."""
+    """Move KV blocks between two processes: shared memory and NIXL beside memcpy, TCP beside plain sockets."""
     num_blocks = max(streams, mib * 2**20 // layout_of(1).block_bytes)
     run_benchmark(Table("Transfer of KV blocks", COLUMNS, measure(num_blocks, streams, rounds)), as_json=as_json)

@@ -38,11 +38,11 @@ def command(
     transports: Annotated[
         Sequence[str],
         typer.Option(
-            parser=names(tuple(TRANSPORTS)),
+            parser=names(TRANSPORTS),
             metavar="NAME,...",
             help=f"Of {', '.join(TRANSPORTS)}: ways of KV from a prefill engine to a decode engine.",
         ),
-    ] = tuple(TRANSPORTS),
+    ] = TRANSPORTS,
     async_scheduling: Annotated[
         bool, typer.Option(help="Schedule the next step while the present one computes.")
     ] = True,

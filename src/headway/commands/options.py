@@ -19,7 +19,12 @@ MAX_TOKENS = 256  # the default for an answer
 
 _MODEL = "Local folder or hub id of the model."
 _OWN_MODEL = "Headway's own small model"
-_METAVARS = {"role": "ROLE", "reserve": "RULE", "victim": "RULE"}  # where the list of choices would be too wide
+_METAVARS = {
+    "role": "ROLE",
+    "kv_transport": "WAY",
+    "reserve": "RULE",
+    "victim": "RULE",
+}  # where the list of choices would be too wide
 # Fields that no command has a use for yet (no connector, no preprocessor, no draft model): taken, but not shown.
 _NOT_SHOWN = frozenset(
     {
@@ -79,7 +84,7 @@ _ENGINE_WORDS: dict[str, tuple[str, str | bool]] = {  # field of EngineConfig ->
     "kv_listen": ("HOST:PORT where other engines may read the KV that this engine lends.", "nothing is lent"),
     "kv_peers": ("HOST:PORT,... of the engines whose KV this engine may pull.", "none"),
     "kv_secret": ("Secret that the engines share; better given by the environment (HEADWAY_KV_SECRET).", "none"),
-    "kv_shared_memory": ("Read the KV of engines on the same host through sockets too.", False),
+    "kv_transport": ("auto (shared memory on one host, else tcp), shared-memory, nixl (an extra) or tcp.", True),
 }
 _SCHEDULING_WORDS: dict[str, tuple[str, str | bool]] = {
     "enable_output_caching": ("Do not cache generated tokens.", False),

@@ -92,7 +92,7 @@ def connector_of(config: EngineConfig, memory: KVMemory, manager: Manager) -> Co
             peers={address: address for address in config.kv_addresses},
             listens=listens,
             secret=None if secret is None else secret.encode(),
-            shares_memory=config.kv_shared_memory,
+            transport=config.kv_transport,
         )
     except OSError as error:
         raise ValueError(f"no KV can be lent at {listens[0]}:{listens[1]}: {error.strerror or error}") from None

@@ -16,7 +16,7 @@ Nothing is ever pickled.
     server.py         P: its threads and sockets
     receiver.py       D: jobs and heartbeats of one peer, without threads and sockets
     peer.py           D: the thread of one peer
-    reader.py         one way to read blocks of a peer; its kinds: shared_memory.py and tcp.py
+    reader.py         one way to read blocks of a peer; its kinds: shared_memory.py, nixl.py and tcp.py
     connector.py      both sides, as the writer of an engine sees them
     counts.py         what was moved, in numbers
 

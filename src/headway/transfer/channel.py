@@ -84,10 +84,21 @@ class Channel:
                 break
             if message is not None:
                 messages.append(message)
-            elif not self._is_readable(0.0):
+            elif not self.is_readable(0.0):
                 break
             timeout = 0.0
         return messages
+
+    def is_readable(self, timeout: float | None) -> bool:
+        """Whether bytes of the peer, or its end, are there. Waits for them, for `wake`, or for `timeout` seconds."""
+        poll = select.poll()
+        poll.register(self._sock, select.POLLIN)
+        poll.register(self._heard, select.POLLIN)
+        ready = {fd for fd, _ in poll.poll(None if timeout is None else max(0.0, timeout) * 1e3)}
+        if self._heard.fileno() in ready:
+            with contextlib.suppress(BlockingIOError):
+                self._heard.recv(4096)
+        return self._sock.fileno() in ready
 
     def wake(self) -> None:
         """Let `wait` return. Any thread."""
@@ -139,7 +150,7 @@ class Channel:
 
     def _take(self, timeout: float | None) -> AnyMessage | None:
         """Read on; the message, if it is whole now. None also after `wake` or `timeout` seconds."""
-        if not self._is_readable(timeout):
+        if not self.is_readable(timeout):
             return None
         # Not a byte more than the frame has: bytes that belong to no message may follow.
         part = self._sock.recv(self._wanted - len(self._frame))
@@ -157,17 +168,6 @@ class Channel:
             return None
         self._wanted, self._in_header = _HEADER.size, True
         return decode(frame)
-
-    def _is_readable(self, timeout: float | None) -> bool:
-        """Waits, until the peer's bytes or a `wake` are there."""
-        poll = select.poll()
-        poll.register(self._sock, select.POLLIN)
-        poll.register(self._heard, select.POLLIN)
-        ready = {fd for fd, _ in poll.poll(None if timeout is None else max(0.0, timeout) * 1e3)}
-        if self._heard.fileno() in ready:
-            with contextlib.suppress(BlockingIOError):
-                self._heard.recv(4096)
-        return self._sock.fileno() in ready
 
 
 def _address(sock: socket.socket) -> str:

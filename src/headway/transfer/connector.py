@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, Protocol
 
+from headway.config import KVTransport
 from headway.errors import EngineDeadError
 from headway.request import Request
 from headway.scheduler.batch import LongArray
 from headway.scheduler.effects import Lending, Pull
-from headway.transfer import handshake
-from headway.transfer.counts import TransferCounts, Transport, by_state
+from headway.transfer import handshake, nixl
+from headway.transfer.counts import WAYS, TransferCounts, by_state
 from headway.transfer.handover import Handover
 from headway.transfer.lender import LeaseManager, Lender
 from headway.transfer.memory import KVMemory
@@ -44,7 +45,8 @@ class KVConnector:
     peers: the addresses that may be connected to, by what a request calls them; everything else is refused.
     address: where peers find this engine, as D's `peers` call it; None: where it listens.
     listens: (host, port); port 0: any. lease_seconds: `lend_timeout` of the core.
-    Raises OSError if it cannot listen, ValueError for a secret that is too short.
+    transport: see `LenderServer` and `PeerSetting`.
+    Raises OSError if it cannot listen, ValueError for a secret that is too short, and where NIXL is wanted and missing.
     """
 
     def __init__(
@@ -59,12 +61,14 @@ class KVConnector:
         address: Address | None = None,
         secret: bytes | None = None,
         num_streams: int = 4,
-        shares_memory: bool = True,
+        transport: KVTransport = KVTransport.AUTO,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         handshake.check_secret(secret)
+        if transport is KVTransport.NIXL:
+            nixl.prepare(on_loopback=secret is None)
         self._manager = manager
-        self._setting = PeerSetting(memory, num_token_ids, secret, clock, num_streams, shares_memory)
+        self._setting = PeerSetting(memory, num_token_ids, secret, clock, num_streams, transport)
         self._known = dict(peers or {})
         self._peers: dict[Address, Peer] = {}
         self._at: dict[int, Peer] = {}  # where a request is wanted from
@@ -78,7 +82,7 @@ class KVConnector:
             host=listens[0],
             port=listens[1],
             secret=secret,
-            shares_memory=shares_memory,
+            transport=transport,
             clock=clock,
         )
         self.address: Address = address or (listens[0], self.server.port)
@@ -201,9 +205,9 @@ class KVConnector:
         return TransferCounts(
             peers=by_state([peer.state for peer in peers], len(idle)),
             borrowers=self.lender.num_borrowers,
-            bytes_read={way.value: sum(peer.bytes_by_transport[way] for peer in peers) for way in Transport},
-            bytes_sent={Transport.TCP.value: server.bytes_sent},
-            seconds={way.value: sum(peer.seconds_by_transport[way] for peer in peers) for way in Transport},
+            bytes_read={way.value: sum(peer.bytes_by_transport[way] for peer in peers) for way in WAYS},
+            bytes_sent={way.value: count for way, count in server.bytes_sent.items()},
+            seconds={way.value: sum(peer.seconds_by_transport[way] for peer in peers) for way in WAYS},
             failures={failure.value: failures[failure] for failure in Failure},
             num_refused=server.num_refused,
             num_bad_messages=server.num_bad_messages + sum(peer.num_bad_messages for peer in peers),

@@ -8,14 +8,12 @@ from typing import TypeVar
 
 import msgspec
 
+from headway.config import KVTransport
+
 Number = TypeVar("Number", int, float)
 
-
-class Transport(StrEnum):
-    """How blocks are read."""
-
-    SHARED_MEMORY = "shared_memory"
-    TCP = "tcp"
+WAYS = (KVTransport.SHARED_MEMORY, KVTransport.NIXL, KVTransport.TCP)
+SENDING_WAYS = (KVTransport.NIXL, KVTransport.TCP)  # P does not see what is read of its shared memory
 
 
 class PeerState(StrEnum):
@@ -33,8 +31,8 @@ class TransferCounts(msgspec.Struct, frozen=True, array_like=True):
     """peers: P engines that may be read from, by `PeerState`; borrowers: D engines that are connected. These are
     gauges, the rest counts since the connector was made.
 
-    bytes_read, seconds: by `Transport`; the seconds in which a reader of a peer was reading, added over peers.
-    bytes_sent: by `Transport`; P does not see what is read of its shared memory.
+    bytes_read, seconds: by `KVTransport`; the seconds in which a reader of a peer was reading, added over peers.
+    bytes_sent: by `KVTransport`, as far as P sees it.
     failures: pulls that have failed, by `Failure`. num_refused: handshakes that this engine refused.
     num_bad_messages: of peers on either side.
     """

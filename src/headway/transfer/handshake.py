@@ -15,7 +15,7 @@ from typing import TypeVar
 from headway.transfer.channel import Channel
 from headway.transfer.layout import PROTOCOL, KVLayout
 from headway.transfer.memory import MemoryHandle
-from headway.transfer.messages import Hello, Message, Proof, Ready, Refused, Welcome
+from headway.transfer.messages import Hello, Message, Proof, Purpose, Ready, Refused, Welcome
 
 SECONDS = 5.0  # that each message of a handshake may take
 MIN_SECRET_BYTES = 16
@@ -33,11 +33,11 @@ def check_secret(secret: bytes | None) -> None:
         raise ValueError(f"the secret of KV peers needs at least {MIN_SECRET_BYTES} bytes, got {len(secret)}")
 
 
-def greet(channel: Channel, layout: KVLayout, secret: bytes | None, *, reads: bool) -> Ready:
+def greet(channel: Channel, layout: KVLayout, secret: bytes | None, *, purpose: Purpose) -> Ready:
     """D's side. Raises RefusedError, or the errors of `Channel.receive`."""
     _check_host(channel, secret)
     nonce = os.urandom(16)
-    channel.send(Hello(PROTOCOL, nonce, reads))
+    channel.send(Hello(PROTOCOL, nonce, purpose))
     welcome = _expect(channel, Welcome)
     _check_protocol(welcome.protocol)
     _check_proof(welcome.proof, secret, b"P", nonce + welcome.nonce)
@@ -55,8 +55,10 @@ def receive(
     engine: bytes,
     lease_seconds: float,
     memory: MemoryHandle | None,
-) -> Hello:
-    """P's side. Tells D why, and raises RefusedError, if D cannot be served; else the errors of `Channel.receive`."""
+    has_nixl: bool = False,
+) -> tuple[Purpose, KVLayout]:
+    """P's side: what D wants, and its layout. Tells D why, and raises RefusedError, if D cannot be served; else the
+    errors of `Channel.receive`."""
     try:
         _check_host(channel, secret)
         hello = _expect(channel, Hello)
@@ -66,11 +68,13 @@ def receive(
         proof = _expect(channel, Proof)
         _check_proof(proof.proof, secret, b"D", hello.nonce + nonce)
         _check_layout(layout, proof.layout)
+        if hello.purpose is Purpose.NIXL and not has_nixl:
+            raise RefusedError("this engine has no NIXL: it needs --kv-transport nixl too")
     except RefusedError as error:
         channel.send(Refused(str(error)))
         raise
     channel.send(Ready(engine, layout, lease_seconds, memory))
-    return hello
+    return hello.purpose, proof.layout
 
 
 def _expect(channel: Channel, kind: type[_T]) -> _T:

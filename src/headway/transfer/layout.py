@@ -6,7 +6,7 @@ import math
 
 import msgspec
 
-PROTOCOL = 1  # of messages and readers; two engines of different versions do not talk
+PROTOCOL = 2  # of messages and readers; two engines of different versions do not talk
 _ALIGNMENT = 4096  # bytes; each part begins at a page
 
 

@@ -63,6 +63,11 @@ class KVMemory:
         """All of it, as bytes."""
         return memoryview(self._map)
 
+    @property
+    def address(self) -> int:
+        """Where it begins in this process."""
+        return int(np.frombuffer(self._map, np.uint8).ctypes.data)
+
     def handle(self) -> MemoryHandle:
         """For a peer on this host."""
         return MemoryHandle(os.getpid(), self._fd, self._name)

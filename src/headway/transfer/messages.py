@@ -1,14 +1,14 @@
 """What two connectors say to each other, as msgpack.
 
     D                                    P
-    Hello     protocol, nonce       -->
+    Hello     protocol, nonce, purpose -->
               <--  Welcome               protocol, nonce, proof of the secret
     Proof     of the secret; layout -->
               <--  Ready                 layout, length of leases, memory        or Refused, and the end
 
-    on the first connection, for all requests             on further connections, if memory is not shared
-    Watch     a reference           -->                   Read    of a reference   -->
-              <--  Progress, Gone                                 <--  Reading, and then the bytes; or Refused
+    on the first connection, for all requests             on further connections: see `tcp` and `nixl`
+    Watch     a reference           -->
+              <--  Progress, Gone
     Renew     all that D wants      -->
               <--  Renewed
     Consume   all is read           -->
@@ -20,6 +20,7 @@ A uid in a message is P's. It counts only after a `Watch` of the same connection
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Annotated
 
 import msgspec
@@ -30,6 +31,7 @@ from headway.transfer.memory import MemoryHandle
 from headway.transfer.reference import MAX_CHARACTERS, Count, EngineId
 
 MAX_UIDS = 2**16
+MAX_METADATA_BYTES = 2**16  # of an agent of NIXL; some hundred are usual
 
 Nonce = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
 Sealed = Annotated[str, msgspec.Meta(max_length=MAX_CHARACTERS)]
@@ -46,12 +48,20 @@ class Message(msgspec.Struct, frozen=True, array_like=True, tag=True, forbid_unk
     """A message between two connectors."""
 
 
+class Purpose(StrEnum):
+    """What a connection is for: requests, or blocks that travel in one of two ways."""
+
+    REQUESTS = "requests"
+    TCP = "tcp"
+    NIXL = "nixl"
+
+
 class Hello(Message, frozen=True):
-    """reads: this connection is for `Read`."""
+    """The first message of D."""
 
     protocol: int
     nonce: Nonce
-    reads: bool
+    purpose: Purpose
 
 
 class Welcome(Message, frozen=True):
@@ -153,6 +163,25 @@ class Reading(Message, frozen=True):
     count: Count
 
 
+class Reach(Message, frozen=True):
+    """What P needs to write to D by NIXL. metadata: of D's agent. address: where D's memory begins in its process."""
+
+    metadata: Annotated[bytes, msgspec.Meta(max_length=MAX_METADATA_BYTES)]
+    address: Count
+
+
+class Write(Message, frozen=True):
+    """Write these blocks, and then a note with this number. targets: int32 as bytes, little endian, blocks of D."""
+
+    read: Read
+    number: Count
+    targets: bytes
+
+
+class Written(Message, frozen=True):
+    """D has all of the last `Write`."""
+
+
 AnyMessage = (
     Hello
     | Welcome
@@ -169,6 +198,9 @@ AnyMessage = (
     | Release
     | Read
     | Reading
+    | Reach
+    | Write
+    | Written
 )
 
 encode = msgspec.msgpack.Encoder().encode

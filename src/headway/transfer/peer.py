@@ -9,13 +9,15 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from headway.config import KVTransport
 from headway.error_text import first_line
 from headway.transfer import handshake
 from headway.transfer.channel import Channel, ChannelClosedError
-from headway.transfer.counts import PeerState, Transport
+from headway.transfer.counts import WAYS, PeerState
 from headway.transfer.handshake import RefusedError
 from headway.transfer.memory import KVMemory
-from headway.transfer.messages import MessageError, Ready
+from headway.transfer.messages import MessageError, Purpose, Ready
+from headway.transfer.nixl import NixlReader
 from headway.transfer.reader import Reader, ReadError, Slice
 from headway.transfer.receiver import Done, PeerSilentError, Receiver
 from headway.transfer.shared_memory import SharedMemoryReader
@@ -34,7 +36,7 @@ class PeerSetting:
     """What all peers of an engine have in common.
 
     num_token_ids: see `Receiver`. num_streams: connections that read at once, where memory is not shared.
-    shares_memory: whether memory of peers on this host is mapped.
+    transport: how blocks are read; `auto`: memory of peers on this host is mapped, others are read over TCP.
     """
 
     memory: KVMemory
@@ -42,7 +44,7 @@ class PeerSetting:
     secret: bytes | None
     clock: Callable[[], float]
     num_streams: int = 4
-    shares_memory: bool = True
+    transport: KVTransport = KVTransport.AUTO
 
 
 class Peer:
@@ -54,12 +56,12 @@ class Peer:
     def __init__(self, host: str, port: int, setting: PeerSetting, done: Done) -> None:
         self.host, self.port = host, port
         self.receiver = Receiver(setting.memory.layout, setting.num_token_ids, done)
-        self.bytes_by_transport = dict.fromkeys(Transport, 0)
-        self.seconds_by_transport = dict.fromkeys(Transport, 0.0)  # in which something was being read
+        self.bytes_by_transport = dict.fromkeys(WAYS, 0)
+        self.seconds_by_transport = dict.fromkeys(WAYS, 0.0)  # in which something was being read
         self.num_bad_messages = 0
         self.state = PeerState.IDLE
         self.problem: str | None = None  # why it is not connected; None while it is, and before the first attempt
-        self.transport: Transport | None = None  # how blocks are read; None while it is not connected
+        self.transport: KVTransport | None = None  # how blocks are read; None while it is not connected
         self._setting = setting
         self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
         self._channel: Channel | None = None
@@ -136,7 +138,7 @@ class Peer:
         readers: list[_ReaderThread] = []
         desk = _Desk(channel)
         try:
-            ready = handshake.greet(channel, setting.memory.layout, setting.secret, reads=False)
+            ready = handshake.greet(channel, setting.memory.layout, setting.secret, purpose=Purpose.REQUESTS)
             for reader in self._readers(ready):
                 readers.append(_ReaderThread(reader, desk))
             self._channel = channel
@@ -156,15 +158,22 @@ class Peer:
 
     def _readers(self, ready: Ready) -> list[Reader]:
         setting = self._setting
-        if setting.shares_memory and ready.memory is not None:
+        if setting.transport is KVTransport.NIXL:
+            self.transport = KVTransport.NIXL
+            return [NixlReader(self.host, self.port, setting.memory, setting.secret)]
+        if setting.transport is not KVTransport.TCP:
             try:
+                if ready.memory is None:
+                    raise FileNotFoundError("it shares none")
                 shared = SharedMemoryReader(ready.memory, ready.layout, setting.memory)
             except OSError as error:  # another host, another user, another container
+                if setting.transport is KVTransport.SHARED_MEMORY:
+                    raise OSError(f"its memory cannot be mapped (--kv-transport shared-memory): {error}") from error
                 logger.info("the memory of the KV peer %s:%d is not shared: %s", self.host, self.port, error)
             else:
-                self.transport = Transport.SHARED_MEMORY
+                self.transport = KVTransport.SHARED_MEMORY
                 return [shared]
-        self.transport = Transport.TCP
+        self.transport = KVTransport.TCP
         readers: list[Reader] = []
         try:
             for _ in range(setting.num_streams):

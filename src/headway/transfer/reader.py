@@ -1,8 +1,10 @@
-"""One way to read blocks of a peer. The place for NIXL, Mooncake and others."""
+"""One way to read blocks of a peer. Its kinds: shared memory, NIXL, TCP."""
 
 from __future__ import annotations
 
 from typing import NamedTuple, Protocol
+
+import numpy as np
 
 from headway.scheduler.batch import IntArray
 
@@ -24,6 +26,12 @@ class Slice(NamedTuple):
     first: int
     sources: IntArray
     targets: IntArray
+
+
+def runs(sources: IntArray, targets: IntArray) -> tuple[IntArray, IntArray, IntArray]:
+    """Blocks that follow each other on both sides can travel at once: first sources, first targets, and lengths."""
+    starts = np.flatnonzero((np.diff(sources, prepend=-2) != 1) | (np.diff(targets, prepend=-2) != 1))
+    return sources[starts], targets[starts], np.diff(starts, append=len(sources)).astype(np.int32)
 
 
 class Reader(Protocol):

@@ -8,14 +8,18 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 
+from headway.config import KVTransport
 from headway.errors import EngineDeadError
 from headway.transfer import handshake
 from headway.transfer.channel import Channel
+from headway.transfer.counts import SENDING_WAYS
 from headway.transfer.handshake import RefusedError
 from headway.transfer.lender import Lender
 from headway.transfer.memory import KVMemory
-from headway.transfer.messages import MessageError
+from headway.transfer.messages import MessageError, Purpose
+from headway.transfer.nixl import NixlError, serve_writes
 from headway.transfer.tcp import serve_reads
 
 logger = logging.getLogger(__name__)
@@ -28,10 +32,11 @@ class LenderServer:
     """Serves peers from when it is made until `close`.
 
     host, port: where to listen; port 0: any. Without a secret only a loopback address is taken.
-    shares_memory: whether peers on this host may map the memory.
+    transport: `tcp` alone: no peer may map the memory; `nixl`: it is also written to peers by NIXL.
     lease_seconds: the length of a lease; a peer that says nothing for twice as long is cut off.
 
-    num_refused, num_bad_messages: handshakes, and messages that could not be taken. bytes_sent: of blocks, over TCP.
+    num_refused, num_bad_messages: handshakes, and messages that could not be taken. bytes_sent: of blocks, by
+        the way that they went.
     Raises OSError if it cannot listen there, and ValueError for an address that needs a secret.
     """
 
@@ -44,7 +49,7 @@ class LenderServer:
         host: str = "127.0.0.1",
         port: int = 0,
         secret: bytes | None = None,
-        shares_memory: bool = True,
+        transport: KVTransport = KVTransport.AUTO,
         max_connections: int = MAX_CONNECTIONS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -53,12 +58,14 @@ class LenderServer:
         self._memory = memory
         self._lease_seconds = min(lease_seconds, MAX_LEASE_SECONDS)
         self._secret = secret
-        self._handle = memory.handle() if shares_memory else None
+        self._handle = None if transport is KVTransport.TCP else memory.handle()
+        self._has_nixl = transport is KVTransport.NIXL
         self._max_connections = max_connections
         self._clock = clock
         self._closing = False
         self._channels: dict[Channel, threading.Thread] = {}
-        self.num_refused = self.num_bad_messages = self.bytes_sent = 0
+        self.num_refused = self.num_bad_messages = 0
+        self.bytes_sent = dict.fromkeys(SENDING_WAYS, 0)
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._socket = socket.create_server((host, port), family=family, backlog=128)
         self.port: int = self._socket.getsockname()[1]
@@ -108,23 +115,37 @@ class LenderServer:
     def _serve(self, channel: Channel) -> None:
         address = channel.address
         try:
-            hello = handshake.receive(
+            purpose, theirs = handshake.receive(
                 channel,
                 self._memory.layout,
                 self._secret,
                 engine=self._lender.seal.engine,
                 lease_seconds=self._lease_seconds,
                 memory=self._handle,
+                has_nixl=self._has_nixl,
             )
-            if hello.reads:
-                serve_reads(channel, self._memory, self._lender.readable, self._count_sent)
-            else:
-                self._serve_borrower(channel)
+            match purpose:
+                case Purpose.REQUESTS:
+                    self._serve_borrower(channel)
+                case Purpose.TCP:
+                    serve_reads(
+                        channel, self._memory, self._lender.readable, partial(self._count_sent, KVTransport.TCP)
+                    )
+                case Purpose.NIXL:
+                    serve_writes(
+                        channel,
+                        self._memory,
+                        theirs,
+                        self._lender.readable,
+                        partial(self._count_sent, KVTransport.NIXL),
+                    )
         except RefusedError as error:
             self.num_refused += 1
             logger.warning("the KV peer %s was refused: %s", address, error)
         except MessageError as error:
             self.num_bad_messages += 1
+            logger.warning("the KV peer %s was cut off: %s", address, error)
+        except NixlError as error:
             logger.warning("the KV peer %s was cut off: %s", address, error)
         except (OSError, EngineDeadError) as error:
             logger.debug("the KV peer %s has left: %s", address, error)
@@ -150,5 +171,5 @@ class LenderServer:
         finally:
             self._lender.leave(borrower)
 
-    def _count_sent(self, num_bytes: int) -> None:
-        self.bytes_sent += num_bytes  # several threads: a metric that may miss a little
+    def _count_sent(self, way: KVTransport, num_bytes: int) -> None:
+        self.bytes_sent[way] += num_bytes  # several threads: a metric that may miss a little

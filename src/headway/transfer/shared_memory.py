@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 
-from headway.scheduler.batch import IntArray
 from headway.transfer.layout import KVLayout
 from headway.transfer.memory import KVMemory, MemoryHandle, PeerMemory
-from headway.transfer.reader import Slice
+from headway.transfer.reader import Slice, runs
 
 
 class SharedMemoryReader:
@@ -25,12 +22,13 @@ class SharedMemoryReader:
 
     def read(self, part: Slice) -> None:
         """See `Reader`."""
-        runs = list(_runs(part.sources, part.targets))
+        first, to, count = (one.tolist() for one in runs(part.sources, part.targets))
         for source, target in zip(self._peer.planes, self._memory.planes, strict=True):
-            for start, to, count in runs:
+            for source_start, target_start, length in zip(first, to, count, strict=True):
                 if self._interrupted:
                     raise ConnectionAbortedError("the peer is gone")
-                np.copyto(target[:, to : to + count], source[:, start : start + count])
+                here, there = slice(target_start, target_start + length), slice(source_start, source_start + length)
+                np.copyto(target[:, here], source[:, there])
 
     def interrupt(self) -> None:
         """See `Reader`."""
@@ -39,11 +37,3 @@ class SharedMemoryReader:
     def close(self) -> None:
         """See `Reader`."""
         self._peer.close()
-
-
-def _runs(sources: IntArray, targets: IntArray) -> Iterator[tuple[int, int, int]]:
-    """(first source, first target, length) of blocks that follow each other on both sides: one copy each."""
-    ends = np.flatnonzero((np.diff(sources) != 1) | (np.diff(targets) != 1)) + 1
-    starts = [0, *ends.tolist()]
-    for start, end in zip(starts, [*starts[1:], len(sources)], strict=True):
-        yield int(sources[start]), int(targets[start]), end - start

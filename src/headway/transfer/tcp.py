@@ -20,7 +20,7 @@ from headway.transfer import handshake
 from headway.transfer.channel import Channel
 from headway.transfer.layout import KVLayout
 from headway.transfer.memory import KVMemory
-from headway.transfer.messages import AnyMessage, MessageError, Read, Reading, Refused
+from headway.transfer.messages import AnyMessage, MessageError, Purpose, Read, Reading, Refused
 from headway.transfer.reader import ReadError, Slice
 
 _GROUP_BYTES = 2**19  # so that one side computes checksums while the other still moves bytes
@@ -32,6 +32,21 @@ def connect(host: str, port: int) -> Channel:
     return Channel(socket.create_connection((host, port), CONNECT_SECONDS))
 
 
+def connect_further(host: str, port: int, layout: KVLayout, secret: bytes | None, purpose: Purpose) -> Channel:
+    """A further connection to a peer, after its handshake, for blocks; a transfer on it may take long.
+
+    Raises OSError, MessageError or RefusedError if the peer does not take it.
+    """
+    channel = connect(host, port)
+    try:
+        handshake.greet(channel, layout, secret, purpose=purpose)
+    except BaseException:
+        channel.close()
+        raise
+    channel.wait_long()
+    return channel
+
+
 class TcpReader:
     """A `Reader` with a connection of its own. Several of them are several streams.
 
@@ -40,13 +55,7 @@ class TcpReader:
 
     def __init__(self, host: str, port: int, memory: KVMemory, secret: bytes | None) -> None:
         self._memory = memory
-        self._channel = connect(host, port)
-        try:
-            handshake.greet(self._channel, memory.layout, secret, reads=True)
-        except BaseException:
-            self._channel.close()
-            raise
-        self._channel.wait_long()
+        self._channel = connect_further(host, port, memory.layout, secret, Purpose.TCP)
         self._group = _Group(memory)
 
     def read(self, part: Slice) -> None:

@@ -30,7 +30,7 @@ class EngineGroup:
     """Servers by their names. For one event loop.
 
     restarts: how often servers may be started again, all of them together. tell: gets name and line of all that the
-    servers print. num_deaths: of servers that nobody had asked to end.
+    servers print. num_deaths: of servers that were not asked to end.
     """
 
     def __init__(self, members: Sequence[Member], restarts: RestartBudget, tell: Tell) -> None:

@@ -77,7 +77,11 @@ _ENGINE_WORDS: dict[str, tuple[str, str | bool]] = {  # field of EngineConfig ->
     "step_timeout": ("Seconds until the engine gives up a step that does not end.", True),
     "seed": ("Seed for requests that bring none.", True),
     "kv_listen": ("HOST:PORT where other engines may read the KV that this engine lends.", "nothing is lent"),
-    "kv_peers": ("HOST:PORT,... of the engines whose KV this engine may pull.", "none"),
+    "kv_peers": (
+        "HOST:PORT,... of the engines whose KV this engine may pull, as they call themselves; NAME=HOST:PORT for an "
+        "engine that is reached at another address.",
+        "none",
+    ),
     "kv_secret": ("Secret that the engines share; better given by the environment (HEADWAY_KV_SECRET).", "none"),
     "kv_shared_memory": ("Read the KV of engines on the same host through sockets too.", False),
 }

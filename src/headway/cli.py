@@ -16,6 +16,7 @@ import typer
 
 from headway import __version__
 from headway.commands import accuracy, chat, doctor, generate, pd, serve, simtest
+from headway.commands.laboratory import LaboratoryGroup
 from headway.errors import EngineDeadError
 
 logger = logging.getLogger(__name__)
@@ -25,7 +26,13 @@ FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130  # exit codes
 # The module of click's usage errors depends on the version of typer. This is their common base in every version.
 _UsageError: Any = typer.BadParameter.__bases__[0]
 
+
+class _Commands(LaboratoryGroup):
+    entry_point_group = "headway.commands"
+
+
 app = typer.Typer(
+    cls=_Commands,
     name="headway",
     help="Serve language models with a scheduler that takes no locks.",
     epilog="Without a model, commands use the small model that comes with Headway.",

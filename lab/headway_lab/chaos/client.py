@@ -7,6 +7,7 @@ import itertools
 import json
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import httpx
@@ -17,6 +18,16 @@ from headway_lab.chaos.history import End, Event, Failure, Finish, History, Piec
 PATIENCE = 180.0  # seconds; no fault lasts a tenth of it
 ASKS_P = {"do_remote_decode": True, "do_remote_prefill": False, "remote_engine_id": None, "remote_block_ids": None}
 Note = Callable[[Event], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Router:
+    """Asks the engine `prefill` first, and passes on what it lends; after a failure of it, the decode engine computes
+    the prompt. wait: seconds between the two. drops: the client leaves before the decode engine hears of it."""
+
+    prefill: str
+    wait: float = 0.0
+    drops: bool = False
 
 
 class Client:
@@ -45,23 +56,23 @@ class Client:
         case: Case,
         decode: str,
         *,
-        prefill: str | None = None,
+        router: Router | None = None,
         stream: bool,
         leaves: float | None = None,
     ) -> History:
-        """Send a case, and return what came.
-
-        prefill: ask this engine first, as a router does, and pass on what it lends; after a failure of it, the decode
-        engine computes the prompt. None: the decode engine asks by itself. leaves: seconds until the client goes.
-        """
+        """Send a case, and return what came. router: None: the decode engine asks prefill engines by itself.
+        leaves: seconds until the client goes."""
         body = {**case.body, "stream": stream}
-        way = "alone" if prefill is None else "by a router"
-        if prefill is not None:
-            first = History(next(self._numbers), number, prefill, time.monotonic(), way, is_first_token=True)
+        way = "alone" if router is None else "by a router"
+        if router is not None:
+            first = History(next(self._numbers), number, router.prefill, time.monotonic(), way, is_first_token=True)
             asked = {**case.body, "stream": False, "max_tokens": 1, "kv_transfer_params": ASKS_P}
             params = await self._send(first, case.path, asked, None)
             if params is not None:
                 body["kv_transfer_params"] = params
+            if router.drops:
+                return first
+            await asyncio.sleep(router.wait)
         history = History(next(self._numbers), number, decode, time.monotonic(), way)
         await self._send(history, case.path, body, leaves)
         return history

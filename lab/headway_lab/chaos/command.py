@@ -7,26 +7,23 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import IO, Annotated
+from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from headway.bench.report import Row
-from headway.bench.tables import Column, JsonOption, show
-from headway_lab.chaos.plan import FaultKind, plan
-from headway_lab.chaos.storm import Outcome, run
-from headway_lab.chaos.topology import SERVERS, WIRES
+if TYPE_CHECKING:
+    from headway_lab.chaos.storm import Outcome
 
 PROBLEMS = 1  # exit code
 MOST_SHOWN = 20
-COLUMNS = (Column("", "group", ""), Column("what", "what", ""), Column("count", "count", ",.10g"))
+Row = dict[str, Any]
 
 
 def command(
     seconds: Annotated[float, typer.Option(min=1.0, help="How long faults are injected.")] = 60.0,
     seed: Annotated[int, typer.Option(help="The plan of the faults is drawn from it.")] = 0,
     log: Annotated[Path | None, typer.Option(help="File for all lines that the servers print.")] = None,
-    as_json: JsonOption = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per row and line.")] = False,
 ) -> None:
     """Inject faults into real prefill and decode engines, and check every answer.
 
@@ -35,6 +32,12 @@ def command(
     answer of a mixed engine; afterwards all slots and blocks must be free.
     The exit code is 1 if not.
     """
+    # Here, so that `headway --help`, which loads this module, is quick.
+    from headway.bench.tables import Column, show
+    from headway_lab.chaos.plan import plan
+    from headway_lab.chaos.storm import run
+    from headway_lab.chaos.topology import SERVERS, WIRES
+
     with ExitStack() as stack:
         file: IO[str] | None = None if log is None else stack.enter_context(log.open("w", encoding="utf-8"))
 
@@ -43,8 +46,9 @@ def command(
                 print(f"{name} | {line}", file=file, flush=True)
 
         faults = plan(seed, seconds, SERVERS, WIRES)
-        outcome = asyncio.run(run(faults, seconds, seed, tell, _say))
-    show(_rows(outcome), COLUMNS, f"Chaos: {seconds:g} s, seed {seed}", as_json=as_json)
+        outcome = asyncio.run(run(faults, seconds, seed, tell=tell, say=_say))
+    columns = (Column("", "group", ""), Column("what", "what", ""), Column("count", "count", ",.10g"))
+    show(_rows(outcome), columns, f"Chaos: {seconds:g} s, seed {seed}", as_json=as_json)
     for problem in outcome.problems[:MOST_SHOWN]:
         _say(problem)
     if (more := len(outcome.problems) - MOST_SHOWN) > 0:
@@ -54,10 +58,14 @@ def command(
 
 
 def _rows(outcome: Outcome) -> Iterator[Row]:
+    from headway_lab.chaos.plan import FaultKind
+
     for kind in FaultKind:
         yield {"group": "faults", "what": str(kind), "count": outcome.faults[kind]}
     yield {"group": "faults", "what": "found their process dead", "count": outcome.num_in_vain}
     yield {"group": "faults", "what": "servers started again whole", "count": outcome.num_deaths}
+    for what, counted in outcome.counted.items():
+        yield {"group": "traffic", "what": what, "count": round(counted)}
     for (way, what), count in sorted(outcome.outcomes.items()):
         yield {"group": "requests", "what": f"{way}: {what}", "count": count}
     yield {"group": "checks", "what": "seconds until all was free", "count": round(outcome.free_after_s, 1)}

@@ -42,8 +42,11 @@ class Faults:
         await self._http.aclose()
 
     async def inject(self, fault: Fault) -> None:
-        """Returns when the fault is over, and its target is well again."""
+        """Returns when the fault is over, and its target is well again. A server that is just being started again has
+        its fault when it is well."""
         try:
+            if fault.target in self._group.servers:
+                await self.wait_well(fault.target)
             match fault.kind:
                 case FaultKind.KILL_ENGINE:
                     await self._kill_engine(fault.target)

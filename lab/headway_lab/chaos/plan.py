@@ -32,7 +32,7 @@ _LENGTHS = {  # seconds
     FaultKind.STOP_ENGINE: (0.5, 6.0),
     FaultKind.STOP_API: (0.5, 6.0),
     FaultKind.CUT: (0.2, 5.0),
-    FaultKind.DELAY: (1.0, 6.0),
+    FaultKind.DELAY: (3.0, 9.0),
     FaultKind.PAUSE: (0.5, 4.0),
     FaultKind.IDLE: (IDLE_S, IDLE_S),
 }

@@ -13,8 +13,9 @@ import httpx
 from headway.client.restart_budget import RestartBudget
 from headway.cluster.engine_group import EngineGroup, Tell
 from headway.cluster.held_ports import HeldPorts
-from headway_lab.chaos.cases import Case, with_answers
-from headway_lab.chaos.client import Client
+from headway_lab.chaos.cases import NUM_CASES, Case, with_answers
+from headway_lab.chaos.client import Client, Router
+from headway_lab.chaos.counters import Counters
 from headway_lab.chaos.disturbances import Disturbances
 from headway_lab.chaos.faults import Faults
 from headway_lab.chaos.leftovers import metric, wait_until_free
@@ -24,7 +25,7 @@ from headway_lab.chaos.traffic import Traffic
 from headway_lab.chaos.verdict import Right, Verdict
 
 WELL_S = 180.0  # seconds until all servers must be well, and until every D reads from every P again
-_PULLED = "external_kv_transfer"
+_PULLED, _LOST = "external_kv_transfer", "lost_pulls_total"  # metrics
 
 
 @dataclass(slots=True)
@@ -34,6 +35,7 @@ class Outcome:
     faults: Counter[str] = field(default_factory=Counter)
     num_in_vain: int = 0
     num_deaths: int = 0
+    counted: dict[str, float] = field(default_factory=dict)
     outcomes: Counter[tuple[str, str]] = field(default_factory=Counter)
     leaks: list[str] = field(default_factory=list)
     mismatches: list[str] = field(default_factory=list)
@@ -48,21 +50,29 @@ class Outcome:
         return [*self.leaks, *self.mismatches, *self.broken_ends, *self.unexcused, *self.not_well]
 
 
-async def right_answers(tell: Tell) -> tuple[list[Case], list[dict[int, Right]]]:
+async def right_answers(tell: Tell, num_cases: int) -> tuple[list[Case], list[dict[int, Right]]]:
     """The cases, and their answers by one engine that computes everything."""
     group = EngineGroup([mixed()], RestartBudget(0), tell)
     try:
         await group.start()
-        return await with_answers(group.servers["mixed"].url)
+        return await with_answers(group.servers["mixed"].url, num_cases)
     finally:
         await group.stop()
 
 
-async def run(faults: Sequence[Fault], seconds: float, seed: int, tell: Tell, say: Callable[[str], None]) -> Outcome:
+async def run(
+    faults: Sequence[Fault],
+    seconds: float,
+    seed: int,
+    *,
+    tell: Tell,
+    say: Callable[[str], None],
+    num_cases: int = NUM_CASES,
+) -> Outcome:
     """Inject these faults under traffic that lasts `seconds`. tell: gets the lines of the servers. say: the course of
     the run. Raises GroupError if the servers do not start."""
     say("the right answers: one mixed engine")
-    cases, answers = await right_answers(tell)
+    cases, answers = await right_answers(tell, num_cases)
     outcome = Outcome()
     with HeldPorts() as ports:
         topology = Topology(ports)
@@ -121,6 +131,8 @@ class _Run:
     async def _storm(self, faults: Sequence[Fault], seconds: float) -> None:
         began = time.monotonic()
         self._traffic.start()
+        counters = Counters(self._http, [self._topology.urls[name] for name in DECODE], (_PULLED, _LOST))
+        counters.start()
         async with asyncio.TaskGroup() as injections:
             for fault in faults:
                 await asyncio.sleep(began + fault.at - time.monotonic())
@@ -129,6 +141,11 @@ class _Run:
             await asyncio.sleep(began + seconds - time.monotonic())
         self._say("the faults are over")
         await self._traffic.stop()
+        await counters.stop()
+        self._outcome.counted = {
+            "prompt tokens that came from P": counters.sums[_PULLED],
+            "prompts that should have come and were computed": counters.sums[_LOST],
+        }
         self._outcome.faults = Counter({str(kind): count for kind, count in self._faults.injected.items()})
         self._outcome.num_in_vain = self._faults.num_in_vain
         self._outcome.num_deaths = self._group.num_deaths
@@ -170,7 +187,7 @@ class _Run:
         before = await metric(self._http, url, _PULLED)
         while await metric(self._http, url, _PULLED) <= before:
             await self._http.post(f"{url}/reset_prefix_cache")
-            await self._client.ask(number, self._cases[number], decode, prefill=prefill, stream=False)
+            await self._client.ask(number, self._cases[number], decode, router=Router(prefill), stream=False)
 
     def _judge(self) -> None:
         outcome = self._outcome

@@ -7,13 +7,16 @@ import random
 from collections.abc import Sequence
 
 from headway_lab.chaos.cases import Case
-from headway_lab.chaos.client import Client
-from headway_lab.chaos.topology import DECODE, PREFILL
+from headway_lab.chaos.client import Client, Router
+from headway_lab.chaos.topology import DECODE, LEASE_S, PREFILL
 
 NUM_CLIENTS = 5
 STORM = 20  # clients
 LEAVING = 0.9  # share of them
 _AFTER_FAILURE_S = 0.3
+_WAITS = 0.2  # share of the requests that wait in a router between P and D
+_LONGEST_WAIT_S = 1.2 * LEASE_S  # some wait until nothing is lent any more
+_DROPS = 0.3  # share of the clients of a router that leave between P and D, where they leave
 
 
 class Traffic:
@@ -65,13 +68,20 @@ class Traffic:
 
     async def _ask(self, dice: random.Random, leaves: float | None) -> bool:
         """Whether the request was answered."""
-        number, decode, prefill = dice.randrange(len(self._cases)), dice.choice(DECODE), dice.choice((*PREFILL, None))
+        number, decode, router = dice.randrange(len(self._cases)), dice.choice(DECODE), self._router(dice, leaves)
         stream = dice.random() < 0.5
         self._num_asking += 1
         try:
             history = await self._client.ask(
-                number, self._cases[number], decode, prefill=prefill, stream=stream, leaves=leaves
+                number, self._cases[number], decode, router=router, stream=stream, leaves=leaves
             )
         finally:
             self._num_asking -= 1
         return history.outcome == "complete"
+
+    def _router(self, dice: random.Random, leaves: float | None) -> Router | None:
+        """None: the decode engine asks by itself."""
+        prefill = dice.choice((*PREFILL, None))
+        wait = dice.uniform(0.0, _LONGEST_WAIT_S) if dice.random() < _WAITS else 0.0
+        drops = dice.random() < _DROPS
+        return None if prefill is None else Router(prefill, wait, drops and leaves is not None)

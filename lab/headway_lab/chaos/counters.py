@@ -50,7 +50,7 @@ class Counters:
                 await asyncio.wait_for(self._stopping.wait(), _EVERY_S)
 
     def note(self, url: str, name: str, value: float) -> None:
-        """A value that was read. One that is lower than the last is of a new life."""
+        """A value that was read. If it is lower than the last one, the server has a new life."""
         last = self._last.get((url, name), 0.0)
         self.sums[name] += value - last if value >= last else value  # type: ignore[assignment]
         self._last[url, name] = value

@@ -137,7 +137,7 @@ class _Run:
             for fault in faults:
                 await asyncio.sleep(began + fault.at - time.monotonic())
                 self._say(f"{fault.at:5.1f} s: {fault.kind}, {fault.target}, {fault.seconds:.1f} s {fault.mode}")
-                injections.create_task(self._faults.inject(fault))
+                injections.create_task(self._inject(fault))
             await asyncio.sleep(began + seconds - time.monotonic())
         self._say("the faults are over")
         await self._traffic.stop()
@@ -149,6 +149,13 @@ class _Run:
         self._outcome.faults = Counter({str(kind): count for kind, count in self._faults.injected.items()})
         self._outcome.num_in_vain = self._faults.num_in_vain
         self._outcome.num_deaths = self._group.num_deaths
+
+    async def _inject(self, fault: Fault) -> None:
+        try:
+            async with asyncio.timeout(WELL_S + fault.seconds):
+                await self._faults.inject(fault)
+        except TimeoutError:
+            self._outcome.not_well.append(f"{fault.target} is not well {WELL_S:g} s after a fault ({fault.kind})")
 
     async def _become_well(self) -> bool:
         for name in SERVERS:

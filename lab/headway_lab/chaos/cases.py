@@ -16,7 +16,7 @@ MAX_TOKENS = 24
 LENGTHS = (6, 20, 70, 130, 260, 500)  # characters, which are tokens of the embedded model
 NUM_FAMILIES = 4  # prompts of a family begin with the same SHARED characters
 SHARED = 120
-MIN_MARGIN = 0.05  # between the two best log-probabilities at every position: no rounding turns the order around
+MIN_MARGIN = 0.03  # between the two best log-probabilities at every position: no rounding turns the order around
 _CHARACTERS = "0123456789+-=abcdefghijkZXY "
 _MORE: tuple[Mapping[str, Any], ...] = ({}, {"logprobs": 2}, {"n": 2}, {"stop": ["9"]}, {"ignore_eos": True})
 
@@ -44,7 +44,7 @@ def drawn() -> Iterator[Case]:
         if number % 3 == 0:
             text = dice.choice(families) + text
         more = dict(dice.choice(_MORE))
-        body = {"max_tokens": dice.choice((1, MAX_TOKENS, MAX_TOKENS)), "temperature": 0, **more}
+        body = {"max_tokens": dice.choice((1, MAX_TOKENS, 2 * MAX_TOKENS)), "temperature": 0, **more}
         if number % 4 == 3:
             if "logprobs" in body:
                 body |= {"logprobs": True, "top_logprobs": 2}

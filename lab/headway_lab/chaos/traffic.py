@@ -10,11 +10,11 @@ from headway_lab.chaos.cases import Case
 from headway_lab.chaos.client import Client, Router
 from headway_lab.chaos.topology import DECODE, LEASE_S, PREFILL
 
-NUM_CLIENTS = 5
+NUM_CLIENTS = 14
 STORM = 20  # clients
 LEAVING = 0.9  # share of them
 _AFTER_FAILURE_S = 0.3
-_WAITS = 0.2  # share of the requests that wait in a router between P and D
+_WAITS = 0.06  # share of the requests that wait in a router between P and D
 _LONGEST_WAIT_S = 1.2 * LEASE_S  # some wait until nothing is lent any more
 _DROPS = 0.3  # share of the clients of a router that leave between P and D, where they leave
 

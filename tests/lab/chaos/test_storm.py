@@ -19,6 +19,7 @@ FAULTS = [
 ]
 
 
+@pytest.mark.timeout(900)  # seven starts of an engine, on a machine that may be busy
 async def test_a_storm_costs_no_block_no_slot_and_no_wrong_token() -> None:
     lines: list[str] = []
     outcome = await storm.run(

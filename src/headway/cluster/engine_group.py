@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -37,7 +38,7 @@ class EngineGroup:
         self.servers = {member.name: _server(member, tell) for member in members}
         self.num_deaths = 0
         self._restarts = restarts
-        self._stopping = False
+        self._stopping = asyncio.Event()
         self._lives: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
@@ -52,8 +53,9 @@ class EngineGroup:
 
     async def wait_ready(self) -> None:
         """Wait until all servers take requests."""
-        for server in self.servers.values():
-            await server.ready.wait()
+        while not all(server.ready.is_set() for server in self.servers.values()):
+            for server in self.servers.values():
+                await server.ready.wait()
 
     async def run(self) -> None:
         """Go on until `stop`, or until too many servers have died: that raises GroupError."""
@@ -62,7 +64,7 @@ class EngineGroup:
 
     def terminate(self) -> None:
         """Ask all servers to end; asked again, they do not wait for running requests."""
-        self._stopping = True
+        self._stopping.set()
         for server in self.servers.values():
             server.terminate()
 
@@ -85,13 +87,13 @@ class EngineGroup:
 
     async def _keep(self, server: GroupServer) -> None:
         name, backoff, has_started = server.member.name, FIRST_BACKOFF, False
-        while not self._stopping:
+        while not self._stopping.is_set():
             was_ready = asyncio.create_task(server.ready.wait())
             code = await server.run()
             if was_ready.done():
                 has_started, backoff = True, FIRST_BACKOFF
             was_ready.cancel()
-            if self._stopping:
+            if self._stopping.is_set():
                 return
             why = server.complaint or f"exit code {code}"
             if not has_started:
@@ -103,7 +105,8 @@ class EngineGroup:
                     f"within {self._restarts.window / 60:g} minutes: the group ends"
                 )
             logger.critical("%s died (%s); it is started again in %g s", name, why, backoff)
-            await asyncio.sleep(backoff)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), backoff)
             backoff = min(2 * backoff, MOST_BACKOFF)
 
 

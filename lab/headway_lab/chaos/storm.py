@@ -25,7 +25,7 @@ from headway_lab.chaos.traffic import Traffic
 from headway_lab.chaos.verdict import Right, Verdict
 
 WELL_S = 180.0  # seconds until all servers must be well, and until every D reads from every P again
-_PULLED, _LOST = "external_kv_transfer", "lost_pulls_total"  # metrics
+_PULLED, _LOST, _PREEMPTIONS = "external_kv_transfer", "lost_pulls_total", "num_preemptions_total"  # metrics
 
 
 @dataclass(slots=True)
@@ -131,7 +131,7 @@ class _Run:
     async def _storm(self, faults: Sequence[Fault], seconds: float) -> None:
         began = time.monotonic()
         self._traffic.start()
-        counters = Counters(self._http, [self._topology.urls[name] for name in DECODE], (_PULLED, _LOST))
+        counters = Counters(self._http, [self._topology.urls[name] for name in DECODE], (_PULLED, _LOST, _PREEMPTIONS))
         counters.start()
         async with asyncio.TaskGroup() as injections:
             for fault in faults:
@@ -145,6 +145,7 @@ class _Run:
         self._outcome.counted = {
             "prompt tokens that came from P": counters.sums[_PULLED],
             "prompts that should have come and were computed": counters.sums[_LOST],
+            "preemptions on D": counters.sums[_PREEMPTIONS],
         }
         self._outcome.faults = Counter({str(kind): count for kind, count in self._faults.injected.items()})
         self._outcome.num_in_vain = self._faults.num_in_vain

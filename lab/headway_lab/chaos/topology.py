@@ -23,6 +23,7 @@ SERVERS = (*PREFILL, *DECODE)
 WIRES = tuple(f"{decode} to {PREFILL[1]}" for decode in DECODE)
 _RESTARTS_ENGINE = {"prefill-1", "decode-0"}  # without their API process; the group starts the others again whole
 _SMALL: dict[str, Any] = {"device": "cpu", "num_blocks": 300, "max_num_seqs": 12}
+_DECODE_BLOCKS = 140  # too few for all slots: decode engines preempt
 
 
 def mixed() -> Member:
@@ -47,10 +48,11 @@ class Topology:
             else:
                 proxy = self.proxies[f"{name} to {PREFILL[1]}"]
                 peers = f"{HOST}:{kv[PREFILL[0]]},{HOST}:{kv[PREFILL[1]]}={HOST}:{proxy.port}"
-                config = self._config(role=Role.DECODE, kv_peers=peers, kv_shared_memory=name == DECODE[0])
+                reads = {"kv_peers": peers, "kv_shared_memory": name == DECODE[0]}
+                config = self._config(role=Role.DECODE, num_blocks=_DECODE_BLOCKS, **reads)
                 options |= {"prefill": [self.urls[one] for one in PREFILL], "max_local_prefill_tokens": 16}
             self.members.append(Member(name, config, HOST, http[name], options))
 
     @staticmethod
     def _config(**more: Any) -> EngineConfig:
-        return EngineConfig(**_SMALL, lend_timeout=LEASE_S, receive_timeout=RECEIVE_S, **more)
+        return EngineConfig(**{**_SMALL, "lend_timeout": LEASE_S, "receive_timeout": RECEIVE_S, **more})

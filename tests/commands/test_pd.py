@@ -143,12 +143,12 @@ def test_decode_engines_have_the_ports_from_the_given_one_and_know_all_prefill_e
 
 
 def test_ports_follow_each_other_from_the_given_one() -> None:
-    with HeldPorts() as probe:
-        first = probe.take("127.0.0.1")
-    with HeldPorts() as ports:
-        members = members_of(EngineConfig(), ports, prefill=1, decode=2, host="127.0.0.1", port=first, options=OPTIONS)
-        assert {member.name: member.port - first for member in members} == {
-            "prefill-0": 2,
-            "decode-0": 0,
-            "decode-1": 1,
-        }
+    taken: list[tuple[str, int]] = []
+
+    class Noted(HeldPorts):
+        def take(self, host: str, port: int = 0) -> int:
+            taken.append((host, port))
+            return port
+
+    members_of(EngineConfig(), Noted(), prefill=1, decode=2, host="0.0.0.0", port=8000, options=OPTIONS)
+    assert taken == [("0.0.0.0", 8000), ("0.0.0.0", 8001), ("127.0.0.1", 8002), ("127.0.0.1", 0)]

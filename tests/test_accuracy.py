@@ -81,7 +81,9 @@ def test_kv_that_is_not_that_of_the_prompt_is_found_out(
             blocks[part.targets, :64] = 0
 
     monkeypatch.setattr(SharedMemoryReader, "read", read_less)
-    outcome = subject("llama").run(Setting("llama", "v2", 2048, "large", prefix_caching=False, transport="memory"))
+    outcome = subject("llama").run(
+        Setting("llama", "v2", 2048, "large", prefix_caching=False, transport="shared-memory")
+    )
     assert outcome.exact < outcome.prompts / 2
 
 
@@ -123,7 +125,7 @@ def test_the_command_prints_a_row_per_setting_and_says_how_many_were_exact(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     of_one = ["accuracy", "--models", "llama", "--schedulers", "v2", "--budgets", "64"]
-    assert main([*of_one, "--transports", "memory"]) == 0
+    assert main([*of_one, "--transports", "shared-memory"]) == 0
     out = capsys.readouterr().out
-    assert "6 of 6 settings exact" in out and "memory" in out and "…" not in out
+    assert "6 of 6 settings exact" in out and "shared-memory" in out and "…" not in out
     assert EMBEDDED in MODELS

@@ -60,7 +60,12 @@ def test_an_engine_that_computes_everything_moves_no_kv(option: dict[str, str]) 
     assert EngineConfig(role=Role.DECODE, **option).moves_kv  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("address", ["nowhere", ":1", "a:b", "a:65536", "a:1,b"])
+@pytest.mark.parametrize("address", ["nowhere", ":1", "a:b", "a:65536", "a:1,b", "a:1=b", "a=b:1"])
 def test_an_address_of_kv_is_host_and_port(address: str) -> None:
     with pytest.raises(ValueError, match="kv_peers takes HOST:PORT"):
         EngineConfig(role=Role.DECODE, kv_peers=address)
+
+
+def test_a_peer_that_is_reached_at_another_address_keeps_its_own_name() -> None:
+    config = EngineConfig(role=Role.DECODE, kv_peers="a:1, 0.0.0.0:9=[::1]:7")
+    assert config.kv_addresses == {("a", 1): ("a", 1), ("0.0.0.0", 9): ("::1", 7)}

@@ -240,7 +240,8 @@ class EngineConfig(SchedulingOptions):
     kv_listen: "HOST:PORT" where other engines may read the KV that this engine lends; port 0: any free one. None:
         nothing is lent.
     kv_peers: "HOST:PORT", with commas between: the engines whose KV this engine may pull, by the names that they give
-        themselves. Requests can name no other address.
+        themselves. "NAME=HOST:PORT" for an engine that is reached at another address than its name, which is the
+        HOST:PORT of its `kv_listen`. Requests can name no other address.
     kv_secret: shared by engines that are not on one host; at least 16 characters.
     kv_transport: how KV is read from other engines. NIXL needs an extra and must be chosen on both sides; `tcp` also
         keeps other engines from mapping the memory of this one.
@@ -288,9 +289,13 @@ class EngineConfig(SchedulingOptions):
         _one_of("attention_backend", self.attention_backend, ("auto", "torch", "numba", "flashinfer"))
 
     @property
-    def kv_addresses(self) -> list[tuple[str, int]]:
-        """The addresses of `kv_peers`. Raises ValueError for another text."""
-        return [host_and_port("kv_peers", peer.strip()) for peer in self.kv_peers.split(",") if peer.strip()]
+    def kv_addresses(self) -> dict[tuple[str, int], tuple[str, int]]:
+        """The addresses of `kv_peers`, by the names of the engines. Raises ValueError for another text."""
+        addresses = {}
+        for peer in filter(None, (peer.strip() for peer in self.kv_peers.split(","))):
+            name, _, address = peer.rpartition("=")
+            addresses[host_and_port("kv_peers", name or address)] = host_and_port("kv_peers", address)
+        return addresses
 
     @property
     def moves_kv(self) -> bool:

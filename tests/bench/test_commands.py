@@ -9,11 +9,12 @@ import pytest
 
 from headway import bench
 from headway.cli import main
+from headway.commands import laboratory
 
 
 def install(monkeypatch: pytest.MonkeyPatch, *entries: EntryPoint) -> None:
     """Make these the only benchmarks that are found."""
-    monkeypatch.setattr(bench, "entry_points", lambda group: EntryPoints(entries).select(group=group))
+    monkeypatch.setattr(laboratory, "entry_points", lambda group: EntryPoints(entries).select(group=group))
 
 
 def measure(size: int = 1) -> None:
@@ -54,6 +55,17 @@ def test_a_command_is_found_by_its_entry_point(other: None, capsys: pytest.Captu
     assert main(["bench", "other", "--size", "3"]) == 0
     assert capsys.readouterr().out == "measured 3\n"
     assert main(["bench", "--help"]) == 0
+    assert "Measure something else." in capsys.readouterr().out
+
+
+def test_a_command_beside_the_benchmarks_is_found_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(EntryPoint, "load", lambda entry: measure)
+    install(monkeypatch, EntryPoint("weigh", f"{__name__}:measure", "headway.commands"))
+    assert main(["weigh", "--size", "4"]) == 0
+    assert capsys.readouterr().out == "measured 4\n"
+    assert main(["--help"]) == 0
     assert "Measure something else." in capsys.readouterr().out
 
 

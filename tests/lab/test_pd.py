@@ -183,18 +183,18 @@ def test_a_row_for_each_rate_and_setup(capsys: pytest.CaptureFixture[str]) -> No
 
 def test_the_speed_of_the_blocks_is_measured_for_each_transport() -> None:
     networks = pd.measured(num_blocks=8, rounds=2)
-    assert [network.name for network in networks] == ["shared memory", "tcp"]
+    assert [network.name for network in networks][:2] == ["shared-memory", "tcp"]
     assert all(network.bytes_per_s > 0 and network.message_s > 0 for network in networks)
 
 
 def test_a_table_and_a_picture(tmp_path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("matplotlib").rcParams["svg.fonttype"] = "none"
-    monkeypatch.setattr(pd, "measured", lambda: [Network("shared memory", 5e9), Network("tcp", 1e9)])
+    monkeypatch.setattr(pd, "measured", lambda: [Network("shared-memory", 5e9), Network("tcp", 1e9)])
     file = tmp_path / "pd.svg"
     arguments = [part for part in SMALL if part not in ("--gb-per-s", "1")]
     assert main([*arguments, *SIZES, "--plot", str(file)]) == 0
     out = capsys.readouterr().out
-    assert "shared memory" in out and "tcp" in out and "2 mixed" in out
+    assert "shared-memory" in out and "tcp" in out and "2 mixed" in out
     assert "1P1D, tcp" in file.read_text()
 
 

@@ -31,12 +31,9 @@ def test_whole_blocks_come_with_the_token_and_nothing_else_is_written(transport:
             assert np.array_equal(part[others], old[others])
         (peer,) = two.d.peers
         assert peer.transport is transport
-        assert (
-            sum(peer.bytes_by_transport.values())
-            == peer.bytes_by_transport[transport]
-            == 3 * two.d_memory.layout.block_bytes
-        )
-        sent = 0 if transport is KVTransport.SHARED_MEMORY else peer.bytes_by_transport[transport]
+        size = 3 * two.d_memory.layout.block_bytes
+        assert peer.bytes_by_transport[transport] == sum(peer.bytes_by_transport.values()) == size
+        sent = 0 if transport is KVTransport.SHARED_MEMORY else size
         until(lambda: sum(two.p.server.bytes_sent.values()) == sent)
 
 

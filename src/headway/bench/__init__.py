@@ -16,33 +16,23 @@ The benchmarks of the scheduler are a separate package, `lab/` in the repository
 points in the group ENTRY_POINTS, and imported when they are run.
 """
 
-from importlib.metadata import entry_points
 from typing import Any
 
 import typer
-from typer.core import TyperGroup
 
 from headway.bench import abuse, serve, soak, throughput, transfer
+from headway.commands.laboratory import LaboratoryGroup
 
 ENTRY_POINTS = "headway.bench"
 
 
-class _Benchmarks(TyperGroup):
-    """The commands of this package and, if the laboratory is installed, its commands after them."""
-
-    def list_commands(self, ctx: Any) -> list[str]:
-        return [*super().list_commands(ctx), *(entry.name for entry in entry_points(group=ENTRY_POINTS))]
+class _Benchmarks(LaboratoryGroup):
+    entry_point_group = ENTRY_POINTS
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """The command of this name; None for an unknown name. Without the laboratory, an unknown name raises
-        ValueError, which says how to install it."""
-        entries = entry_points(group=ENTRY_POINTS)
-        if cmd_name in entries.names:
-            alone = typer.Typer(add_completion=False)
-            alone.command(cmd_name)(entries[cmd_name].load())
-            return typer.main.get_command(alone)
+        """Without the laboratory, an unknown name raises ValueError, which says how to install it."""
         found = super().get_command(ctx, cmd_name)
-        if found is None and not entries:
+        if found is None and not self.laboratory():
             raise ValueError(
                 f"no benchmark {cmd_name!r} is installed (there are {', '.join(self.commands)}); those of the "
                 "scheduler come with the repository: run `make setup` in a clone, or `pip install ./lab` there"

@@ -82,7 +82,11 @@ _ENGINE_WORDS: dict[str, tuple[str, str | bool]] = {  # field of EngineConfig ->
     "step_timeout": ("Seconds until the engine gives up a step that does not end.", True),
     "seed": ("Seed for requests that bring none.", True),
     "kv_listen": ("HOST:PORT where other engines may read the KV that this engine lends.", "nothing is lent"),
-    "kv_peers": ("HOST:PORT,... of the engines whose KV this engine may pull.", "none"),
+    "kv_peers": (
+        "HOST:PORT,... of the engines whose KV this engine may pull, as they call themselves; NAME=HOST:PORT for an "
+        "engine that is reached at another address.",
+        "none",
+    ),
     "kv_secret": ("Secret that the engines share; better given by the environment (HEADWAY_KV_SECRET).", "none"),
     "kv_transport": ("auto (shared memory on one host, else tcp), shared-memory, nixl (an extra) or tcp.", True),
 }
@@ -183,7 +187,7 @@ def _given(**sampling: Any) -> dict[str, Any]:
     return given
 
 
-def _takes(parameter: str, build: Callable[..., Any], options: Options) -> Callable[[Command], Command]:
+def takes(parameter: str, build: Callable[..., Any], options: Options) -> Callable[[Command], Command]:
     """A decorator that replaces a command's parameter by options. `build` makes the parameter from the options."""
 
     def decorate(command: Command) -> Command:
@@ -201,6 +205,7 @@ def _takes(parameter: str, build: Callable[..., Any], options: Options) -> Calla
 
 
 _ENGINE = _engine_options()
+_OF_EACH_ENGINE = ("role", "kv_listen", "kv_peers", "kv_secret")  # what a group decides for each of its engines
 _MODEL_ARGUMENT = inspect.Parameter(
     "model",
     inspect.Parameter.KEYWORD_ONLY,
@@ -212,10 +217,15 @@ _MODEL_ARGUMENT = inspect.Parameter(
 )
 
 # These decorators pass a parameter `config`: EngineConfig. The model is an option, or the first argument.
-takes_engine = _takes("config", _engine_config, _ENGINE)
-takes_model_and_engine = _takes("config", _engine_config, {**_ENGINE, "model": _MODEL_ARGUMENT})
+takes_engine = takes("config", _engine_config, _ENGINE)
+takes_model_and_engine = takes("config", _engine_config, {**_ENGINE, "model": _MODEL_ARGUMENT})
+takes_model_and_engine_of_group = takes(
+    "config",
+    _engine_config,
+    {**{name: option for name, option in _ENGINE.items() if name not in _OF_EACH_ENGINE}, "model": _MODEL_ARGUMENT},
+)
 # This decorator passes a parameter `given`: the fields of SamplingParams that the user gave.
-takes_sampling = _takes("given", _given, _sampling_options())
+takes_sampling = takes("given", _given, _sampling_options())
 
 
 ChatTemplateOption = Annotated[

@@ -89,7 +89,7 @@ def connector_of(config: EngineConfig, memory: KVMemory, manager: Manager) -> Co
             memory,
             num_token_ids=manager.door.num_token_ids,
             lease_seconds=manager.config.lend_timeout,
-            peers={address: address for address in config.kv_addresses},
+            peers=config.kv_addresses,
             listens=listens,
             secret=None if secret is None else secret.encode(),
             transport=config.kv_transport,

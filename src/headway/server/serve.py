@@ -85,7 +85,7 @@ def serve(
         escape_special_tokens=escape_special_tokens,
         strict_fields=strict_fields,
     )
-    _log_to_standard_error()
+    log_to_standard_error()
     try:
         if prefill:
             _check_prefill(config, prefill)
@@ -141,7 +141,7 @@ async def _serve(
     access_log: bool,
     make_app: Callable[[EngineClient, str], FastAPI],
 ) -> int:
-    with _signals() as stop:
+    with stop_signals() as stop:
         start = asyncio.ensure_future(start_engine())
         stopped = asyncio.ensure_future(stop.wait())
         await asyncio.wait({start, stopped}, return_when=asyncio.FIRST_COMPLETED)
@@ -177,7 +177,7 @@ async def _run(
     server = _Server(
         uvicorn.Config(
             app,
-            log_config=None,  # one form for all lines of the log: see `_log_to_standard_error`
+            log_config=None,  # one form for all lines of the log: see `log_to_standard_error`
             http=BoundedProtocol,
             backlog=ACCEPTS_PER_TURN,
             log_level="info" if access_log else "warning",
@@ -247,14 +247,14 @@ def _announce(line: str) -> None:
             os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
-def _log_to_standard_error() -> None:
+def log_to_standard_error() -> None:
     """Headway's own lines from INFO on, and the lines of libraries from WARNING on."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("headway").setLevel(logging.INFO)
 
 
 @contextlib.contextmanager
-def _signals() -> Iterator[asyncio.Event]:
+def stop_signals() -> Iterator[asyncio.Event]:
     """An `asyncio.Event` that every SIGTERM and SIGINT sets."""
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()

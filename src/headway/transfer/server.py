@@ -128,17 +128,11 @@ class LenderServer:
                 case Purpose.REQUESTS:
                     self._serve_borrower(channel)
                 case Purpose.TCP:
-                    serve_reads(
-                        channel, self._memory, self._lender.readable, partial(self._count_sent, KVTransport.TCP)
-                    )
+                    on_sent = partial(self._count_sent, KVTransport.TCP)
+                    serve_reads(channel, self._memory, self._lender.readable, on_sent)
                 case Purpose.NIXL:
-                    serve_writes(
-                        channel,
-                        self._memory,
-                        theirs,
-                        self._lender.readable,
-                        partial(self._count_sent, KVTransport.NIXL),
-                    )
+                    on_sent = partial(self._count_sent, KVTransport.NIXL)
+                    serve_writes(channel, self._memory, theirs, self._lender.readable, on_sent)
         except RefusedError as error:
             self.num_refused += 1
             logger.warning("the KV peer %s was refused: %s", address, error)

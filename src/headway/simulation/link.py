@@ -296,7 +296,11 @@ class Link:
             self.counts["messages to P"] += number
         self.num_moves += number
         for _ in range(number):
-            connection.to_d.extend(borrower.take(connection.to_p.popleft()))
+            answers = borrower.take(connection.to_p.popleft())
+            for answer in answers:
+                if isinstance(answer, messages.Consumed):
+                    self.counts["consume answered with yes" if answer.valid else "consume answered with no"] += 1
+            connection.to_d.extend(answers)
         news = borrower.news()
         require(number > 0 or was_woken or not news, "not woken", f"P has news for D: {news}")
         connection.to_d.extend(news)

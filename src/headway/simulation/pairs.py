@@ -11,15 +11,15 @@ from headway.simulation.simulation import Simulation
 from headway.simulation.world import World
 
 _WEIGHTS = {
-    "engine": 30.0,
+    "engine": 50.0,
     "carry_out": 12.0,
     "drain": 10.0,
     "serve": 20.0,
     "listen": 20.0,
     "copy": 20.0,
     "prefill": 5.0,
-    "decode": 6.0,
-    "wait": 1.5,
+    "decode": 9.0,
+    "wait": 1.0,
     "tick": 1.5,
     "storm": 0.1,
     "cut": 0.25,
@@ -27,6 +27,7 @@ _WEIGHTS = {
     "die": 0.06,
     "restart": 1.0,
 }
+_SLOW = (0.1, 0.5, 1.0, 1.0, 2.0)
 _INDISPENSABLE = {"engine", "carry_out", "drain", "serve", "listen", "copy", "prefill", "decode", "wait", "tick"}
 
 
@@ -70,7 +71,7 @@ class Pairs:
         self._world = world
         self._errands = [Errands(seed, number, one) for number, one in enumerate(world.alive())]
         self._habits = {
-            name: weight * dice.pick((0.3, 1.0, 1.0, 2.0) if name in _INDISPENSABLE else (0.0, 0.3, 1.0, 1.0, 3.0))
+            name: weight * dice.pick(_SLOW if name in _INDISPENSABLE else (0.0, 0.3, 1.0, 1.0, 3.0))
             for name, weight in _WEIGHTS.items()
         }
         config = world.setting.engines[0].config
@@ -87,7 +88,7 @@ class Pairs:
         self._priorities = dice.pick(((0,), (0, 0, 0, 1), (0, 1, 2, -1)))
         self._share_salted = dice.pick((0.0, 0.1))
         self._share_with_images = dice.pick((0.0, 0.0, 0.3))
-        self._waits = dice.pick(((1, 5), (1, 5, 20), (1, 5, 20, 100, 400), (20, 400, 5000)))
+        self._waits = dice.pick(((1, 5), (1, 5, 20), (1, 5, 20, 100), (5, 100, 2000)))
         self._ready: list[int] = []  # numbers of prompts that no D has heard of
 
     def draw(self) -> Event:
@@ -208,7 +209,7 @@ class Pairs:
         if again and (ready or dice.chance(0.1)):
             number = dice.pick(list(self._asked))
         elif ready:
-            number = dice.pick(ready)
+            number = ready[-1] if dice.chance(0.7) else dice.pick(ready)
             self._ready.remove(number)
         else:
             return self._serve()

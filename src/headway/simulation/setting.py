@@ -188,7 +188,7 @@ class WorldSetting:
                 preprocess_timeout=dice.pick((0.3, 2.0)),
                 reservation_timeout=dice.pick((0.2, 2.0)),
                 send_timeout=dice.pick((0.3, 2.0)),
-                lend_timeout=dice.pick((0.1, 0.5, 2.0, 2.0)),
+                lend_timeout=dice.pick((0.1, 0.5, 2.0, 5.0)),
                 receive_timeout=dice.pick((0.1, 0.5, 5.0)),
                 max_lent_blocks=dice.pick(caps),
                 max_receiving_blocks=dice.pick(caps),

@@ -69,9 +69,14 @@ class Endpoint(KVLedger):
         self._told: set[int] = set()  # uids of pulls that are over
 
     @property
-    def is_busy(self) -> bool:
-        """Whether there is something to carry out or to drain."""
-        return bool(self._news or self._mailbox)
+    def num_news(self) -> int:
+        """Effects that the connector has not heard of."""
+        return len(self._news)
+
+    @property
+    def num_messages(self) -> int:
+        """Messages that the core has not heard of."""
+        return len(self._mailbox)
 
     @property
     def num_wanted(self) -> int:

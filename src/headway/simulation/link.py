@@ -129,6 +129,27 @@ class Link:
         ]
         return max(0.0, min(left)) if left else None
 
+    def can_serve(self) -> bool:
+        """Whether D's thread has something to do, apart from the clock."""
+        connection = self.open
+        if connection is None:
+            return bool(self._commands) or self.receiver.is_wanted
+        if connection.is_closing:
+            return all(read.is_over for read in connection.reads)
+        arrives = not connection.is_silent and (bool(connection.to_d) or connection.borrower is None)
+        return arrives or bool(self._commands) or any(read.is_over for read in connection.reads)
+
+    def can_copy(self) -> bool:
+        """Whether a read is on its way."""
+        return self.open is not None and any(not read.is_over for read in self.open.reads)
+
+    def can_listen(self) -> bool:
+        """Whether P's threads have something to do, apart from the clock."""
+        return any(
+            one.borrower is not None and (one.is_woken or (not one.is_silent and (one.to_p or one.d_left)))
+            for one in self.connections
+        )
+
     # -- D's thread ----------------------------------------------------------------------------------------------
 
     def serve(self, count: int) -> None:

@@ -33,14 +33,16 @@ def calm_world(world: World) -> None:
     turns = _turns_enough(world)
     over_at: float | None = None
     while not _is_over(world):
-        require(turns > 0, "endless", f"{[one.core.snapshot for one in world.alive()]}")
+        if not turns:
+            raise Violation("endless", f"{[one.core.snapshot for one in world.alive()]}")
         turns -= 1
         before = _course(world)
         _round(world)
         if not any(one.history.live for one in world.alive()):
             over_at = world.now if over_at is None else over_at
             late = world.now - over_at - _bound(world) - _SLACK
-            require(late <= 0, "held too long", f"{late:.3f} s after the bound: {_held(world)}")
+            if late > 0:
+                raise Violation("held too long", f"{late:.3f} s after the bound: {_held(world)}")
         if _course(world) == before:
             _pass_time(world)
     for simulation in world.alive():
@@ -78,7 +80,8 @@ def _held(world: World) -> list[str]:
             "blocks in quarantine": snapshot.num_blocks_quarantined,
             "known to the connector": endpoint.num_wanted,
             "sends": len(member.simulation.partner.leases),
-            "to carry out": int(endpoint.is_busy),
+            "effects to carry out": endpoint.num_news,
+            "messages to drain": endpoint.num_messages,
         }
         held += [f"engine {member.number}: {number} {what}" for what, number in numbers.items() if number]
     jobs = {pair: link.receiver.num_jobs for pair, link in world.links.items() if world.members[pair[0]].site}

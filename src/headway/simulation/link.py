@@ -119,6 +119,11 @@ class Link:
         return None if last is None or last.d_left else last
 
     @property
+    def reading(self) -> Connection | None:
+        """The connection whose readers may write: D closes none before they have stopped."""
+        return self.open
+
+    @property
     def seconds_left(self) -> float | None:
         """Until D's or P's thread has something to do without a message; None: never."""
         now, left = self._clock(), []
@@ -141,7 +146,7 @@ class Link:
 
     def can_copy(self) -> bool:
         """Whether a read is on its way."""
-        return self.open is not None and any(not read.is_over for read in self.open.reads)
+        return self.reading is not None and any(not read.is_over for read in self.reading.reads)
 
     def can_listen(self) -> bool:
         """Whether P's threads have something to do, apart from the clock."""
@@ -238,7 +243,7 @@ class Link:
 
     def copy(self, which: int, count: int) -> None:
         """One of the reads goes on. Readers that are to stop may write a little more before they do."""
-        connection = self.open
+        connection = self.reading
         going = [read for read in connection.reads if not read.is_over] if connection is not None else []
         if connection is None or not going:
             return

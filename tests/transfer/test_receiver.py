@@ -261,3 +261,20 @@ def test_a_peer_that_owes_an_answer_for_a_lease_is_silent() -> None:
     receiver.tick(530.0)
     with pytest.raises(OSError, match=r"has said nothing for 31.0 s"):
         receiver.tick(531.0)
+
+
+def test_a_d_hears_at_once_that_another_d_has_consumed_what_both_watch() -> None:
+    manager = FakeManager()
+    lender = Lender(manager, Seal(lambda: 0.0), block_size=BLOCK_SIZE, clock=lambda: 0.0)
+    lender.expect(request(1))
+    text = str(lender.reference(1))
+    woken: list[str] = []
+    one, other = lender.borrower(lambda: woken.append("one")), lender.borrower(lambda: woken.append("other"))
+    assert one.take(messages.Watch(text)) == other.take(messages.Watch(text)) == []
+    manager.leases[1] = 0
+    lender.lending(Lending(1, "r1", np.arange(3, dtype=np.int32), 10, 0, TOKEN))
+    one.news(), other.news()
+    woken.clear()
+    assert one.take(Consume(1, 0)) == [messages.Consumed(1, True)]
+    assert "other" in woken
+    assert [type(news) for news in other.news()] == [messages.Gone]

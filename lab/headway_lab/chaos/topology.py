@@ -11,7 +11,7 @@ from typing import Any
 
 from headway.cluster.group_server import Member
 from headway.cluster.held_ports import HeldPorts
-from headway.config import EngineConfig, Role
+from headway.config import EngineConfig, KVTransport, Role
 from headway_lab.chaos.proxy import Proxy
 
 HOST = "127.0.0.1"
@@ -48,7 +48,8 @@ class Topology:
             else:
                 proxy = self.proxies[f"{name} to {PREFILL[1]}"]
                 peers = f"{HOST}:{kv[PREFILL[0]]},{HOST}:{kv[PREFILL[1]]}={HOST}:{proxy.port}"
-                reads = {"kv_peers": peers, "kv_shared_memory": name == DECODE[0]}
+                way = KVTransport.AUTO if name == DECODE[0] else KVTransport.TCP
+                reads = {"kv_peers": peers, "kv_transport": way}
                 config = self._config(role=Role.DECODE, num_blocks=_DECODE_BLOCKS, **reads)
                 options |= {"prefill": [self.urls[one] for one in PREFILL], "max_local_prefill_tokens": 16}
             self.members.append(Member(name, config, HOST, http[name], options))

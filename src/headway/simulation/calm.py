@@ -23,9 +23,10 @@ def calm(simulation: Simulation) -> None:
     while simulation.history.live or simulation.in_flight or simulation.partner.leases or connector.holds_any:
         require(turns > 0, "endless", f"{simulation.core.snapshot}")
         turns -= 1
-        _serve(simulation)
+        serve_partner(simulation)
+        _serve_connector(simulation)
         _work(simulation)
-    _check_empty(simulation)
+    check_empty(simulation)
 
 
 def _turns_enough(simulation: Simulation) -> int:
@@ -34,19 +35,23 @@ def _turns_enough(simulation: Simulation) -> int:
     return 20 + len(live) * (2 * config.max_model_len + 4)
 
 
-def _serve(simulation: Simulation) -> None:
+def serve_partner(simulation: Simulation) -> None:
+    """Jobs are done, KV is sent, and every other reservation starts."""
     for uid, life in list(simulation.history.live.items()):
         if life.preparing:
             simulation.happen(Event("prepared", (uid, 0)))
     for uid in list(simulation.partner.leases):
         simulation.happen(Event("sent", (uid, 0)))
+    for uid in [uid for uid in simulation.partner.reservations if uid % 2]:
+        simulation.happen(Event("start_prefill" if simulation.role is Role.PREFILL else "start_decode", (uid,)))
+
+
+def _serve_connector(simulation: Simulation) -> None:
     connector = simulation.connector
     for uid in {*connector.pulls, *connector.quarantined}:
         simulation.happen(Event("received", (uid, uid % 3)))
     for uid in list(connector.lent):
         simulation.happen(Event("consume", (uid, 0)))
-    for uid in [uid for uid in simulation.partner.reservations if uid % 2]:
-        simulation.happen(Event("start_prefill" if simulation.role is Role.PREFILL else "start_decode", (uid,)))
 
 
 def _work(simulation: Simulation) -> None:
@@ -65,7 +70,8 @@ def _work(simulation: Simulation) -> None:
         simulation.happen(Event("wait", (max(1, math.ceil((deadline - simulation.core.now) * 1000)),)))
 
 
-def _check_empty(simulation: Simulation) -> None:
+def check_empty(simulation: Simulation) -> None:
+    """Nothing is held any more."""
     simulation.happen(Event("audit"))
     now = simulation.core.snapshot
     idle = now.num_blocks_free + now.num_blocks_evictable == now.num_blocks_total

@@ -224,6 +224,22 @@ class OracleDevice:
         """The contents of these blocks now, uint64 [num_tokens]."""
         return self._kv[self._places_of(blocks, num_tokens)]
 
+    def places_in(self, blocks: IntArray) -> NDArray[np.intp]:
+        """All places of these blocks, in order."""
+        return self._places_of(blocks, len(blocks) * self._config.block_size)
+
+    def load(self, places: NDArray[np.intp]) -> Words:
+        """The contents of these places now, whatever they are."""
+        return self._kv[places]
+
+    def store(self, places: NDArray[np.intp], words: Words) -> None:
+        """A connector writes to these places, outside the stream of steps."""
+        for step_id, step in self._unsettled.items():
+            if np.isin(places, step.places).any():
+                raise DeviceError("two writers", f"KV arrives where step {step_id} still writes")
+        self._kv[places] = words
+        self._writers[places] = 0
+
     def _admit(self, admission: Admission, beginning: set[int]) -> None:
         """beginning: first blocks of prompts that rows of this step begin with, which hold a former owner's KV yet."""
         slot, request, tokens = admission.slot, admission.request, admission.tokens

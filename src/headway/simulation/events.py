@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from headway.simulation.setting import Setting
+from headway.simulation.setting import Setting, WorldSetting
 from headway.simulation.shapes import Shape
 
 EVENTS: dict[str, tuple[str, ...]] = {
@@ -58,32 +58,60 @@ EVENTS: dict[str, tuple[str, ...]] = {
 }
 """Every event, with the names of its integers. The last name may stand for a list: "uids"."""
 
+WORLD_EVENTS: dict[str, tuple[str, ...]] = {
+    # requests. tail: what their own tokens are, the same on every engine
+    "prefill": (*Shape._fields, "tail"),  # at P, which lends the KV
+    "decode": (*Shape._fields, "tail", "number", "how"),  # at D. number: of a reference; how: one of REFERENCES
+    # the writer of an engine and its connector
+    "carry_out": ("count",),  # effects, by the connector
+    "drain": ("count",),  # messages of the connector, by the core
+    # the network between the engine D and `peer`, a P
+    "serve": ("peer", "count"),  # D's thread of this peer takes messages, and does what is due
+    "copy": ("peer", "which", "count"),  # a read goes on by so many places; 0: a reader that is to stop has stopped
+    "cut": ("peer", "how", "lost"),  # one of CUTS. lost: messages, the last ones, that never arrive
+    # the network between the engine P and `peer`, a D
+    "listen": ("peer", "back", "count", "stuck"),  # back: at an older connection. stuck: P's writer does not answer
+    # peers
+    "begin_anew": (),  # P is cleared, and is another incarnation from now on
+    "die": ("silent", "lost"),  # silent: the network does not tell the others
+    "restart": (),
+}
+"""The events of a world of several engines, beside those of `EVENTS`. Each happens at an engine."""
+
+REFERENCES = ("the latest", "the first", "with a wrong seal", "to another request", "none", "of an unknown host")
+CUTS = ("D notices", "P notices", "silence")
 OUTCOMES = ("ok", "failed", "too few tokens", "too many tokens")
 PREPARATIONS = ("as it was", "another prompt", "failed", "a prompt that cannot fit")
 
 
+_ARGUMENTS = EVENTS | WORLD_EVENTS
+
+
 class Event(NamedTuple):
-    """One event. args: integers in the order of `EVENTS`; "uids" takes all remaining integers."""
+    """One event. args: integers in the order of `EVENTS`; "uids" takes all remaining integers.
+    at: the number of an engine, in a world of several; its text begins with it."""
 
     name: str
     args: tuple[int, ...] = ()
+    at: int | None = None
 
     def __str__(self) -> str:
-        names = EVENTS[self.name]
+        names, words = _ARGUMENTS[self.name], [self.name] if self.at is None else [str(self.at), self.name]
         if names and names[-1] == "uids":
-            return " ".join([self.name, f"uids={','.join(map(str, self.args))}"])
-        return " ".join([self.name, *(f"{name}={arg}" for name, arg in zip(names, self.args, strict=True))])
+            return " ".join([*words, f"uids={','.join(map(str, self.args))}"])
+        return " ".join([*words, *(f"{name}={arg}" for name, arg in zip(names, self.args, strict=True))])
 
 
 @dataclass(frozen=True, slots=True)
 class EventTrace:
     """A whole run: the same trace takes the same core through the same states."""
 
-    setting: Setting
+    setting: Setting | WorldSetting
     events: tuple[Event, ...]
 
     def __str__(self) -> str:
-        return "\n".join([f"setting {self.setting}", *map(str, self.events)])
+        what = "setting" if isinstance(self.setting, Setting) else "world"
+        return "\n".join([f"{what} {self.setting}", *map(str, self.events)])
 
 
 def read_events(path: Path) -> EventTrace:
@@ -91,19 +119,21 @@ def read_events(path: Path) -> EventTrace:
 
     Raises ValueError, naming file, line and value, for a line that does not parse; OSError as `open` does.
     """
-    setting: Setting | None = None
+    setting: Setting | WorldSetting | None = None
     events: list[Event] = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         name, _, rest = line.strip().partition(" ")
         if not name or name.startswith("#"):
             continue
         try:
-            if setting is None:
-                if name != "setting":
-                    raise ValueError(f"a trace begins with a line `setting {{...}}`, got {name!r}")
+            if setting is not None:
+                events.append(_event([name, *rest.split()], setting))
+            elif name == "world":
+                setting = WorldSetting.parse(rest)
+            elif name == "setting":
                 setting = Setting.parse(rest)
             else:
-                events.append(_event(name, rest.split()))
+                raise ValueError(f"a trace begins with a line `setting {{...}}` or `world {{...}}`, got {name!r}")
         except (ValueError, TypeError) as error:
             raise ValueError(f"{path}, line {number}: {error}") from None
     if setting is None:
@@ -111,14 +141,22 @@ def read_events(path: Path) -> EventTrace:
     return EventTrace(setting, tuple(events))
 
 
-def _event(name: str, words: Sequence[str]) -> Event:
-    names = EVENTS.get(name)
+def _event(words: Sequence[str], setting: Setting | WorldSetting) -> Event:
+    at = None
+    if isinstance(setting, WorldSetting) and words[0].isdecimal() and len(words) > 1:
+        at, words = int(words[0]), words[1:]
+        if at >= len(setting.engines):
+            raise ValueError(f"there is no engine {at}; they are numbered from 0 to {len(setting.engines) - 1}")
+    name, *words = words
+    names = _ARGUMENTS.get(name)
     if names is None:
         raise ValueError(f"there is no event {name!r}")
+    if (name in WORLD_EVENTS) and at is None:
+        raise ValueError(f"{name} happens at an engine of a world: `0 {name}`")
     given = dict(word.partition("=")[::2] for word in words)
     if set(given) != set(names):
         raise ValueError(f"{name} takes {', '.join(names) or 'nothing'}; got {', '.join(given) or 'nothing'}")
-    return Event(name, tuple(_integers(given[key] for key in names)))
+    return Event(name, tuple(_integers(given[key] for key in names)), at)
 
 
 def _integers(texts: Iterable[str]) -> Iterable[int]:

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from headway.simulation.events import EVENTS, Event, EventTrace
-from headway.simulation.setting import Setting
+from headway.simulation.events import EVENTS, WORLD_EVENTS, Event, EventTrace
+from headway.simulation.setting import Setting, WorldSetting
 from headway.simulation.shapes import Shape
 from headway.simulation.simulate import run_trace
 
@@ -27,6 +27,7 @@ _PLAIN_SETTING: dict[str, Any] = {
     "ageing_seconds": 0.0,
     "victim": "last-in-line",
 }
+_ADDING = ("add", "reserve", "pull", "lend", "prefill", "decode")
 _PLAIN_SHAPE = {**dict.fromkeys(Shape._fields, 0), "max_tokens": 1}
 
 
@@ -46,7 +47,7 @@ class _Search:
         """Whether these events break the rule too. If so, they become the best trace."""
         return self._try(EventTrace(self.best.setting, tuple(events)))
 
-    def try_setting(self, setting: Setting) -> bool:
+    def try_setting(self, setting: Setting | WorldSetting) -> bool:
         """Whether the rule breaks with this setting too. If so, it becomes part of the best trace."""
         return self._try(EventTrace(setting, self.best.events))
 
@@ -84,24 +85,24 @@ def minimise(trace: EventTrace, rule: str, budget: int = 200_000) -> EventTrace:
 
 
 def _without_kinds(search: _Search) -> None:
-    for name in EVENTS:
+    for name in (*EVENTS, *WORLD_EVENTS):
         kept = [event for event in search.best.events if event.name != name]
         if len(kept) < len(search.best.events):
             search.try_events(kept)
 
 
 def _without_requests(search: _Search) -> None:
-    uids = [event.args[0] for event in search.best.events if event.name in ("add", "reserve")]
+    uids = [event.args[0] for event in search.best.events if event.name in _ADDING]
     for uid in uids:
         search.try_events(list(_without_uid(search.best.events, uid)))
 
 
 def _without_uid(events: Sequence[Event], uid: int) -> Iterator[Event]:
     for event in events:
-        names = EVENTS[event.name]
+        names = (EVENTS | WORLD_EVENTS)[event.name]
         if names == ("uids",):
             if others := tuple(other for other in event.args if other != uid):
-                yield Event(event.name, others)
+                yield event._replace(args=others)
         elif names[:1] != ("uid",) or event.args[0] != uid:
             yield event
 
@@ -134,18 +135,30 @@ def _without_rounds(search: _Search) -> None:
 
 
 def _plain_setting(search: _Search) -> None:
-    plain = {"depth": 1, "static": False, **_PLAIN_SETTING}
-    for name, value in plain.items():
+    for name, value in {"depth": 1, "static": False, **_PLAIN_SETTING}.items():
         setting = search.best.setting
-        try:
-            if name in _PLAIN_SETTING:
-                simpler = replace(setting, config=replace(setting.config, **{name: value}))
-            else:
-                simpler = replace(setting, **{name: value})
-        except ValueError:
-            continue  # the other options do not allow it
-        if simpler != setting:
-            search.try_setting(simpler)
+        if isinstance(setting, Setting):
+            if (simpler := _with(setting, name, value)) is not None:
+                search.try_setting(simpler)
+            continue
+        for i in range(len(setting.engines)):
+            world = search.best.setting
+            assert isinstance(world, WorldSetting)
+            if (simpler := _with(world.engines[i], name, value)) is not None:
+                engines = (*world.engines[:i], simpler, *world.engines[i + 1 :])
+                search.try_setting(replace(world, engines=engines))
+
+
+def _with(setting: Setting, name: str, value: object) -> Setting | None:
+    """The setting with this value; None if it has it already, or if the other options do not allow it."""
+    try:
+        if name in _PLAIN_SETTING:
+            simpler = replace(setting, config=replace(setting.config, **{name: value}))  # type: ignore[arg-type]
+        else:
+            simpler = replace(setting, **{name: value})  # type: ignore[arg-type]
+    except ValueError:
+        return None
+    return simpler if simpler != setting else None
 
 
 def _simpler_shapes(search: _Search) -> None:
@@ -165,5 +178,5 @@ def _try_argument(search: _Search, i: int, at: int, value: int) -> bool:
     if i >= len(events) or not _PLAIN_SHAPE[Shape._fields[at]] <= value < events[i].args[at]:
         return False
     args = events[i].args
-    events[i] = Event(events[i].name, (*args[:at], value, *args[at + 1 :]))
+    events[i] = events[i]._replace(args=(*args[:at], value, *args[at + 1 :]))
     return search.try_events(events)

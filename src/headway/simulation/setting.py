@@ -1,4 +1,5 @@
-"""The setting of a run: the configuration of the scheduler, and the number of steps in flight."""
+"""The setting of a run: the configuration of the scheduler, and the number of steps in flight; of a world, those of
+each of its engines, and how KV moves between them."""
 
 from __future__ import annotations
 
@@ -127,3 +128,76 @@ class Setting:
             reads_same_step=dice.chance(0.5),
         )
         return cls(config, static=dice.chance(0.2), depth=dice.pick((1, 2, 2, 3)))
+
+
+@dataclass(frozen=True, slots=True)
+class WorldSetting:
+    """The setting of a world of engines. Written and read as one line of JSON.
+
+    engines: P first. num_prefill: how many of them are P. shares_memory: D reads the memory of P, else sockets.
+    slice_blocks: read at once. reference_seconds: after that a reference cannot begin to be used.
+    """
+
+    engines: tuple[Setting, ...]
+    num_prefill: int = 1
+    shares_memory: bool = True
+    slice_blocks: int = 1
+    reference_seconds: float = 3600.0
+
+    def __str__(self) -> str:
+        own: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        return json.dumps(own | {"engines": [json.loads(str(engine)) for engine in self.engines]})
+
+    @classmethod
+    def parse(cls, text: str) -> WorldSetting:
+        """Parse the output of `str`. Raises ValueError, naming the value."""
+        values: dict[str, Any] = json.loads(text)
+        if unknown := sorted(values.keys() - {field.name for field in fields(cls)}):
+            raise ValueError(f"there is no setting {unknown[0]!r} of a world")
+        world = cls(**(values | {"engines": tuple(Setting.parse(json.dumps(one)) for one in values["engines"])}))
+        if not 0 < world.num_prefill < len(world.engines):
+            raise ValueError(f"num_prefill must be from 1 to {len(world.engines) - 1}, got {world.num_prefill}")
+        return world
+
+    @classmethod
+    def of_seed(cls, seed: int) -> WorldSetting:
+        """The setting of a seed: one or two P, one or two D. Their block sizes are equal, and so are the longest
+        requests; all else is drawn for each engine."""
+        dice = Dice(f"{seed} setting of pairs")
+        num_prefill, num_decode = dice.pick((1, 1, 2)), dice.pick((1, 1, 2))
+        first = Setting.of_transfers(10_000_000 + 4 * seed).config
+        engines = []
+        for number in range(num_prefill + num_decode):
+            is_p = number < num_prefill
+            drawn = Setting.of_transfers(10_000_000 + 4 * seed + number)
+            per_request = -(-first.max_model_len // first.block_size)
+            caps = (None, None, None, 0, per_request, 2 * per_request)
+            spare = dice.pick((0, per_request // 2, per_request, 4 * per_request))
+            k = min(drawn.config.num_speculative_tokens, first.block_size)
+            config = replace(
+                drawn.config,
+                role=dice.pick((Role.PREFILL, Role.PREFILL, Role.MIXED) if is_p else (Role.DECODE, Role.MIXED)),
+                block_size=first.block_size,
+                max_model_len=first.max_model_len,
+                num_blocks=1 + per_request + spare,
+                num_speculative_tokens=k,
+                max_num_batched_tokens=max(
+                    drawn.config.max_num_batched_tokens,
+                    drawn.config.max_num_seqs * (k + 1) + drawn.config.deterministic_chunk_size,
+                ),
+                preprocess_timeout=dice.pick((0.3, 2.0)),
+                reservation_timeout=dice.pick((0.2, 2.0)),
+                send_timeout=dice.pick((0.3, 2.0)),
+                lend_timeout=dice.pick((0.1, 0.5, 2.0, 5.0)),
+                receive_timeout=dice.pick((0.1, 0.5, 5.0)),
+                max_lent_blocks=dice.pick(caps),
+                max_receiving_blocks=dice.pick(caps),
+            )
+            engines.append(Setting(config, static=drawn.static, depth=dice.pick((1, 2, 2))))
+        return cls(
+            tuple(engines),
+            num_prefill,
+            shares_memory=dice.chance(0.5),
+            slice_blocks=dice.pick((1, 2, 4)),
+            reference_seconds=dice.pick((0.3, 3600.0, 3600.0)),
+        )

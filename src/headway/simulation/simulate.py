@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -12,20 +11,26 @@ from headway.simulation.events import Event, EventTrace
 from headway.simulation.faults import Faults
 from headway.simulation.history import Violation
 from headway.simulation.movements import Movements
-from headway.simulation.setting import Setting
+from headway.simulation.pairs import Pairs
+from headway.simulation.setting import Setting, WorldSetting
 from headway.simulation.siblings import Siblings
 from headway.simulation.simulation import Simulation
+from headway.simulation.world import World, counts_of
+from headway.simulation.world_calm import calm_world
 
 Mode = Literal["safety", "liveness", "both"]
 """safety: all owners are recounted after every message and pass. liveness: after the last step the faults stop, and
 every request must end. both: both."""
 
-Traffic = Literal["mixed", "siblings", "transfers"]
+Traffic = Literal["mixed", "siblings", "transfers", "pairs"]
 """mixed: requests of many kinds, equal by chance. siblings: families of equal prompts, and of prompts that share
-several blocks. transfers: requests that pull or lend the KV of their prompt."""
+several blocks. transfers: requests that pull or lend the KV of their prompt, on one engine. pairs: P and D engines, and
+a network between them."""
 
 _SETTINGS = {"mixed": Setting.of_seed, "siblings": Setting.of_siblings, "transfers": Setting.of_transfers}
 _FAULTS = {"mixed": Faults, "siblings": Siblings, "transfers": Movements}
+
+Course = Simulation | World
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,55 +56,59 @@ def run_seed(
 
     static: whether allocation is static; None: drawn from the seed.
     """
-    drawn = _SETTINGS[traffic](seed)
-    setting = replace(drawn, audits=mode != "liveness", static=drawn.static if static is None else static)
-    simulation = Simulation(setting)
-    faults = _FAULTS[traffic](seed, simulation)
+    course: Course
+    draw: Callable[[], Event]
+    if traffic == "pairs":
+        world = WorldSetting.of_seed(seed)
+        engines = tuple(_chosen(engine, mode, static) for engine in world.engines)
+        course = World(replace(world, engines=engines))
+        draw = Pairs(seed, course).draw
+    else:
+        course = Simulation(_chosen(_SETTINGS[traffic](seed), mode, static))
+        draw = _FAULTS[traffic](seed, course).draw
     events: list[Event] = []
     try:
         for _ in range(num_steps):
-            events.append(faults.draw())
-            simulation.happen(events[-1])
+            events.append(draw())
+            course.happen(events[-1])
         if mode != "safety":
             events.append(Event("calm"))
-            calm(simulation)
+            _calm(course)
     except Violation as violation:
-        return _run(simulation, events, violation)
-    return _run(simulation, events, None)
+        return _run(course, events, violation)
+    return _run(course, events, None)
 
 
 def run_trace(trace: EventTrace) -> Run:
     """Run the events of a trace, up to the first violation."""
-    simulation = Simulation(trace.setting)
+    course = Simulation(trace.setting) if isinstance(trace.setting, Setting) else World(trace.setting)
     for i, event in enumerate(trace.events):
         try:
             if event.name == "calm":
-                calm(simulation)
+                _calm(course)
             else:
-                simulation.happen(event)
+                course.happen(event)
         except Violation as violation:
-            return _run(simulation, trace.events[: i + 1], violation)
-    return _run(simulation, trace.events, None)
+            return _run(course, trace.events[: i + 1], violation)
+    return _run(course, trace.events, None)
 
 
-def _run(simulation: Simulation, events: Sequence[Event], violation: Violation | None) -> Run:
-    history, now = simulation.history, simulation.core.snapshot
-    counts = (
-        simulation.counts
-        + simulation.connector.counts
-        + Counter(
-            {
-                "requests accepted": len(history.ended) + len(history.live),
-                "requests completed": history.num_completed,
-                "tokens generated": history.num_tokens,
-                "tokens found in the prefix cache": now.num_prefix_hit_tokens,
-                "preemptions": now.num_preemptions,
-                "reservations": len(simulation.partner.reserved_uids),
-            }
-        )
-    )
-    trace = EventTrace(simulation.setting, tuple(events))
+def _chosen(drawn: Setting, mode: Mode, static: bool | None) -> Setting:
+    return replace(drawn, audits=mode != "liveness", static=drawn.static if static is None else static)
+
+
+def _calm(course: Course) -> None:
+    if isinstance(course, World):
+        calm_world(course)
+    else:
+        calm(course)
+
+
+def _run(course: Course, events: Sequence[Event], violation: Violation | None) -> Run:
+    trace = EventTrace(course.setting, tuple(events))
     num_steps = sum(event.name != "calm" for event in events)
-    return Run(
-        trace, num_steps, simulation.core.num_messages, dict(counts), simulation.core.decisions.hexdigest(), violation
-    )
+    if isinstance(course, World):
+        counts, num_messages, decisions = course.all_counts(), course.num_messages, course.decisions
+    else:
+        counts, num_messages, decisions = counts_of(course), course.core.num_messages, course.core.decisions
+    return Run(trace, num_steps, num_messages, dict(counts), decisions.hexdigest(), violation)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import traceback
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import NamedTuple, cast
 
@@ -36,10 +36,12 @@ from headway.scheduler import (
     Tick,
 )
 from headway.simulation.connector import Connector
+from headway.simulation.decisions import Decisions
 from headway.simulation.device import DeviceError, OracleDevice
 from headway.simulation.digests import prompt_of
-from headway.simulation.events import EVENTS, Event
+from headway.simulation.events import Event
 from headway.simulation.history import Ends, Life, Violation, require
+from headway.simulation.kv_ledger import KVLedger
 from headway.simulation.partner import Partner
 from headway.simulation.setting import Setting
 from headway.simulation.shapes import Shape
@@ -68,17 +70,26 @@ class Simulation:
 
     partner: the other side of a P or D. answered: the last results that the core was told, and lost results.
     counts: how often each kind of event happened.
+
+    make_connector: what moves KV. decisions: to add to; None: a digest of its own. changes_weights: whether a clear, a
+    reset of the cache or a pause with a reset brings new weights.
     """
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(
+        self,
+        setting: Setting,
+        make_connector: Callable[[Setting, WatchedCore, OracleDevice, Partner], KVLedger] = Connector,
+        decisions: Decisions | None = None,
+        changes_weights: bool = True,
+    ) -> None:
         self.setting = setting
         self.config = setting.config
         self.role = setting.config.role
-        self.core = WatchedCore(setting, after=self._tell_the_others)
+        self.core = WatchedCore(setting, self._tell_the_others, decisions)
         self.history = self.core.history
         self.device = OracleDevice(setting.config)
         self.partner = Partner(setting, self.core, self.device)
-        self.connector = Connector(setting, self.core, self.device, self.partner)
+        self.connector = make_connector(setting, self.core, self.device, self.partner)
         self.in_flight: deque[Flight] = deque()
         self.answered: deque[StepResult] = deque(maxlen=4)
         self.counts: Counter[str] = Counter()
@@ -86,11 +97,7 @@ class Simulation:
         self._slot_uids = [0] * setting.config.max_num_seqs
         self._seen: set[int] = set()  # uids that some batch has admitted
         self._resets_when_idle = False
-        self._happenings: dict[str, Callable[..., None]] = {
-            name: self._happening(name)
-            for name in EVENTS
-            if name != "calm"  # which consists of other events
-        }
+        self._changes_weights = changes_weights
 
     def _happening(self, name: str) -> Callable[..., None]:
         if name in OF_THE_PARTNER:
@@ -110,14 +117,11 @@ class Simulation:
         self.num_events += 1
         self.counts[event.name] += 1
         try:
-            self._happenings[event.name](*event.args)
+            self._happening(event.name)(*event.args)
         except Violation:
             raise
-        except DeviceError as error:
-            raise Violation(error.rule, str(error)) from error
         except Exception as error:
-            where = traceback.extract_tb(error.__traceback__)[-1]
-            raise Violation(f"{type(error).__name__} in {where.name}", str(error)) from error
+            raise violation_of(error) from error
 
     # -- the device ----------------------------------------------------------------------------------------------
 
@@ -303,7 +307,7 @@ class Simulation:
     def _clear(self) -> None:
         self.core.tell(Clear(), self.core.must_end(list(self.history.live), ABORT))
         self._check_revoked()
-        self.device.change_weights()
+        self._new_weights()
 
     def _reset_cache(self) -> None:
         holders = [*self.partner.reservations, *self.partner.arrived, *self._in_flight_holders()]
@@ -314,7 +318,7 @@ class Simulation:
                 holders += [uid] if self._progress_of(uid).status in _WITH_SLOT else []
         num_cached = self.core.ask(ResetPrefixCache)
         require(isinstance(num_cached, int) and num_cached >= 0, "bad answer", f"{num_cached} blocks were cached")
-        self.device.change_weights(holders)
+        self._new_weights(holders)
 
     def _reset_if_idle(self) -> None:
         """A pause with a cache reset is for new weights. They come when no step is in flight any more."""
@@ -325,7 +329,11 @@ class Simulation:
         """No request may go on with cached blocks. Steps in flight may, and requests whose whole KV came from P."""
         self._resets_when_idle = False
         arrived = [uid for uid, num_cached in self.partner.arrived.items() if not num_cached]
-        self.device.change_weights([*arrived, *self._in_flight_holders()])
+        self._new_weights([*arrived, *self._in_flight_holders()])
+
+    def _new_weights(self, holders: Iterable[int] = ()) -> None:
+        if self._changes_weights:
+            self.device.change_weights(holders)
 
     def _in_flight_holders(self) -> set[int]:
         """Requests with rows in flight that hold blocks. A request that was preempted meanwhile holds none."""
@@ -372,12 +380,17 @@ class Simulation:
 
     def _wait(self, ms: int) -> None:
         self.core.now += ms / 1000
+        nearest = self.check_deadline()
+        if nearest is not None and nearest <= self.core.now:
+            self._tick()
+
+    def check_deadline(self) -> float | None:
+        """The time of the next deadline, in seconds; the core must know the same."""
         deadlines = [life.deadline for life in self.history.live.values() if life.deadline is not None]
         deadlines += [one.until for one in self.connector.lent.values()]
         nearest, told = min(deadlines, default=None), self.core.snapshot.next_deadline
         require(told == nearest, "wrong deadline", f"{told}, expected {nearest}")
-        if nearest is not None and nearest <= self.core.now:
-            self._tick()
+        return nearest
 
     def _tick(self) -> None:
         live, now = self.history.live.items(), self.core.now
@@ -388,6 +401,14 @@ class Simulation:
         left = [uid for uid in late if uid in self.connector.receiving]
         left += [uid for uid, one in self.connector.lent.items() if one.until <= now]
         require(not left, "outlives its deadline", f"{left}")
+
+
+def violation_of(error: Exception) -> Violation:
+    """An error that comes of the code under test: the rule that it breaks."""
+    if isinstance(error, DeviceError):
+        return Violation(error.rule, str(error))
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    return Violation(f"{type(error).__name__} in {where.name}", str(error))
 
 
 _WITH_SLOT = (RequestStatus.RESERVED, RequestStatus.RUNNING_PREFILL)

@@ -34,7 +34,7 @@ class WatchedCore:
     after: called with the effects of every message and pass, after they are checked.
     """
 
-    def __init__(self, setting: Setting, after: Callable[[Effects], None]) -> None:
+    def __init__(self, setting: Setting, after: Callable[[Effects], None], decisions: Decisions | None = None) -> None:
         self.scheduler = Scheduler(setting.config, StaticAllocation() if setting.static else DynamicAllocation())
         self.history = History()
         self._config = setting.config
@@ -43,7 +43,7 @@ class WatchedCore:
         self.in_flight: set[int] = set()
         self.snapshot = self.scheduler.snapshot()
         self.num_messages = 0
-        self.decisions = Decisions()
+        self.decisions = decisions or Decisions()
         self._schedule = (
             self.scheduler.prefill_schedule if setting.config.role is Role.PREFILL else self.scheduler.schedule
         )

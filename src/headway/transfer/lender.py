@@ -170,7 +170,7 @@ class Lender:
         return next((one.address for one in self._borrowers if one.watches(uid)), None)
 
     def borrower(self, on_news: Callable[[], None], address: str = "") -> Borrower:
-        """The state of a new connection. on_news: called on the writer's thread when `news` may have something.
+        """The state of a new connection. on_news: called on any thread when `news` may have something.
         address: HOST:PORT of D."""
         borrower = Borrower(self, on_news, address)
         self._borrowers = (*self._borrowers, borrower)
@@ -181,8 +181,9 @@ class Lender:
         self._borrowers = tuple(one for one in self._borrowers if one is not borrower)
 
     def forget(self, uid: int) -> None:
-        """Its lease has ended at D's wish."""
-        self._lent.pop(uid, None)
+        """Its lease has ended at the wish of a D. Others that watch it must hear of that."""
+        if self._lent.pop(uid, None) is not None:
+            self._tell_borrowers()
 
     def lent(self, uid: int) -> Lent | None:
         """None if nothing is lent under this uid (any more)."""

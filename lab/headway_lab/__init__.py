@@ -3,7 +3,8 @@
     benches/      one file per benchmark, each a command of `headway bench`
     schedulers/   schedulers without a device: the workloads, the contenders, and the driver of our scheduler
     peers/        schedulers of other engines: their environments, processes and drivers
-    rigs/         around the engine: a simulated device, a reader of its messages, a scale for its memory
+    rigs/         around the engine: a simulated device, a reader of its messages, a scale for its memory;
+                  engines on virtual time
     suite.py      `headway bench all`
 
 The laboratory may import anything of headway; headway imports nothing of it. Its commands reach the command line by the

@@ -12,5 +12,6 @@ of the server process. It reaches the engine only by the `EngineClient`, and nev
     protocol.py      request bodies             responses.py    response bodies
     generate.py      from a pending request to a response, whole or streamed
     completions.py, chat.py   the form of answers in each of the two APIs
-    errors.py        errors as HTTP               metrics.py     numbers for Prometheus
+    errors.py        errors as HTTP
+    metrics.py, transfer_metrics.py   numbers for Prometheus; of KV that moves between engines
 """

@@ -10,7 +10,7 @@ from headway.config import KVTransport
 from headway.transfer import handshake, messages
 from headway.transfer.channel import Channel, ChannelClosedError
 from headway.transfer.handshake import RefusedError
-from headway.transfer.layout import LayerSizes
+from headway.transfer.layout import PROTOCOL, LayerSizes
 from headway.transfer.messages import Purpose
 from tests.transfer.rig import LAYERS, TOKEN, Clock, Pair, every_transport, layout, needs_nixl, pair, until
 
@@ -92,8 +92,8 @@ def test_a_p_of_another_version_is_not_talked_to_either() -> None:
     near, far = socket.socketpair()
     p, d = FromHere(near), FromHere(far)
     p.send(messages.Welcome(9, b"n" * 16, b""))
-    with pytest.raises(RefusedError, match="protocol differs: 1 here, 9 there"):
-        handshake.greet(d, layout(), None, reads=False)
+    with pytest.raises(RefusedError, match=f"protocol differs: {PROTOCOL} here, 9 there"):
+        handshake.greet(d, layout(), None, purpose=Purpose.REQUESTS)
     assert isinstance(p.receive(30.0), messages.Hello)
     d.close()
     with pytest.raises(ChannelClosedError):  # neither a proof nor the layout was shown
@@ -109,7 +109,7 @@ def test_a_peer_that_skips_the_handshake_gets_nothing(step: str) -> None:
         two.lend(1, [7, 8, 9])
         channel = Channel(socket.create_connection(("127.0.0.1", two.p.server.port)))
         if step != "at once":
-            channel.send(messages.Hello(1, b"n" * 16, False))
+            channel.send(messages.Hello(PROTOCOL, b"n" * 16, Purpose.REQUESTS))
             assert isinstance(channel.receive(30.0), messages.Welcome)
         channel.send(messages.Watch(text))
         answer = channel.receive(30.0)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from headway.config import Role
 from headway.request import FinishReason, RequestStatus
 from headway.scheduler.effects import Effects, Lending, TokenOutputs
 from headway.scheduler.messages import ConsumeLease, LeasesEnded, LeasesRenewed, ReceiveDone
@@ -148,7 +149,7 @@ class Transfers:
 
     def revoke_all(self, effects: Effects) -> None:
         """All leases of borrowers end, and no other begins for what D has seen: the KV is gone, or out of date."""
-        effects.kv_is_void = True
+        effects.kv_is_void |= self._state.config.role is Role.PREFILL
         for uid, lease in self._state.leases.items():
             if lease.holder is Holder.BORROWER:
                 self.revoke(uid, effects)

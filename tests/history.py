@@ -22,6 +22,7 @@ class History:
         self.sent: dict[int, Sending] = {}
         self.ends: dict[int, RequestEnd] = {}
         self.stopped: list[int] = []
+        self.sourceless: list[int] = []
 
     def take(self, effects: Effects) -> None:
         """Write down what came about. Also serves as an engine's `on_effects`."""
@@ -41,6 +42,7 @@ class History:
             assert end.uid not in self.ends, f"uid {end.uid} ended twice"
             self.ends[end.uid] = end
         self.stopped += effects.stopped_pulls
+        self.sourceless += effects.sourceless
 
     def reasons(self, uids: Iterable[int]) -> list[FinishReason]:
         """Why these requests ended."""

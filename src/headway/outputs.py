@@ -80,6 +80,8 @@ class RequestDelta:
     num_tokens: output tokens of this answer so far, with the tokens of this delta.
     finished: this is the last delta of the request; all its answers are complete.
     metrics: of the request; all its deltas share this object. Do not change it.
+    kv_transfer_params: what another engine needs to read the KV of the prompt, while it is computed. In one delta, the
+        first, of a request that lends.
     """
 
     request_id: str
@@ -94,6 +96,7 @@ class RequestDelta:
     num_cached_tokens: int
     finished: bool
     metrics: RequestMetrics
+    kv_transfer_params: dict[str, Any] | None = None
 
     def append(self, later: RequestDelta) -> None:
         """Take in the next delta of the same answer: this is the new part of both from here on."""
@@ -104,3 +107,4 @@ class RequestDelta:
         self.finish_reason, self.stop_reason, self.error = later.finish_reason, later.stop_reason, later.error
         self.num_tokens, self.num_cached_tokens = later.num_tokens, later.num_cached_tokens
         self.finished = later.finished
+        self.kv_transfer_params = self.kv_transfer_params or later.kv_transfer_params

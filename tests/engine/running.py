@@ -40,6 +40,7 @@ class Recorder(History):
     def take(self, effects: Effects) -> None:
         assert effects, "told of nothing"
         assert not (effects.jobs or effects.sending or effects.awaited), "these are the loop's and the manager's"
+        assert not effects.kv_is_void, "the connector's"
         assert not (effects.pulls or effects.stopped_pulls or effects.lending or effects.revoked), "the connector's"
         self.threads.add(threading.current_thread().name)
         super().take(effects)
@@ -68,11 +69,20 @@ class Running:
         max_tokens: int = 4,
         preprocess: bytes | None = None,
         transfer: Transfer | None = None,
+        kv_transfer_params: dict[str, Any] | None = None,
         **sampling: Any,
     ) -> int:
         """Hand in a request; returns its uid."""
         params = SamplingParams(max_tokens=max_tokens, **sampling)
-        return self.engine.add(new_request(request_id, prompt, params, preprocess=preprocess, transfer=transfer))
+        new = new_request(
+            request_id,
+            prompt,
+            params,
+            preprocess=preprocess,
+            transfer=transfer,
+            kv_transfer_params=kv_transfer_params,
+        )
+        return self.engine.add(new)
 
 
 class Clock:

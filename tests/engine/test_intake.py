@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import zmq
 
-from headway.config import EngineConfig
+from headway.config import EngineConfig, Role
 from headway.engine.control_desk import ControlDesk
 from headway.engine.intake import Intake
 from headway.model_limits import ModelLimits
-from headway.request import NewRequest
+from headway.request import NewRequest, Request, Transfer
 from headway.sampling import SamplingParams
 from headway.token_ids import pack
 from headway.wire import codec, to_client, to_engine
@@ -110,3 +112,41 @@ def test_junk_of_every_kind_is_dropped_counted_and_followed_by_service(tmp_path:
                 socket.close(linger=0)
     assert intake.errors.count == len(junk)
     assert replies == [to_client.Returned(2, False)]
+
+
+class Lending:
+    """A connector that lends all, and notes what is pulled."""
+
+    def __init__(self) -> None:
+        self.pulled: list[tuple[int, dict[str, Any] | None]] = []
+
+    def expect(self, request: Request) -> None: ...
+
+    def handover(self, uid: int) -> dict[str, Any]:
+        return {"remote_reference": str(uid)}
+
+    def pull_from(self, uid: int, params: dict[str, Any] | None) -> None:
+        self.pulled.append((uid, params))
+
+    def answered(self, uids: Any) -> None: ...
+
+    def lending(self, lending: Any) -> None: ...
+
+    def ended(self, uids: Any) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def test_a_request_that_lends_is_told_of_at_once_and_a_source_reaches_the_connector(tmp_path: Path) -> None:
+    connector = Lending()
+    lends = replace(add(1), transfer=Transfer.LEND)
+    with running("v2", role=Role.PREFILL, connector=connector) as it:
+        messages: list[to_engine.ToEngine] = [
+            to_engine.AddGroup([lends]),
+            to_engine.PullFrom(5, {"remote_reference": "x"}),
+            to_engine.PullFrom(6, None),
+            to_engine.Shutdown(),
+        ]
+        _, replies = through_the_intake(it, tmp_path, messages)
+    assert replies == [to_client.Lends(1, {"remote_reference": "1"})]
+    assert connector.pulled == [(5, {"remote_reference": "x"}), (6, None)]

@@ -11,7 +11,7 @@ from headway.config import Role
 from headway.engine.writer import NO_CONNECTOR
 from headway.managers import Manager
 from headway.request import FinishReason, Request, Transfer
-from headway.scheduler import Effects
+from headway.scheduler import DeviceLost, Effects
 from headway.scheduler.effects import Lending, Pull
 from tests.engine.running import Clock, eventually, running
 from tests.managers.driving import answer_to, assert_nothing_held, prompt_of
@@ -37,6 +37,12 @@ class Recording:
 
     def revoked(self, uid: int) -> None:
         self._note("revoked", uid)
+
+    def begin_anew(self) -> None:
+        self._note("begin_anew", None)
+
+    def pull_from(self, uid: int, params: Any) -> None:
+        self.told.append(("pull_from", (uid, params)))
 
     def handover(self, uid: int) -> dict[str, Any]:
         return {"remote_reference": uid}
@@ -90,16 +96,40 @@ def test_without_a_connector_a_lease_ends_as_soon_as_it_has_begun(name: str) -> 
 def test_a_connector_gets_each_pull_once_and_its_word_starts_the_request(name: str) -> None:
     connector = Recording()
     with running(name, role=Role.DECODE, connector=connector) as it:
-        uid = it.add("a", PROMPT, max_tokens=5, transfer=Transfer.PULL)
+        uid = it.add("a", PROMPT, max_tokens=5, transfer=Transfer.PULL, kv_transfer_params={"from": "p"})
         assert eventually(lambda: connector.told)
         ((what, pull),) = connector.told
-        assert (what, pull.request.uid, len(pull.blocks)) == ("pull", uid, 3)
+        assert (what, pull.request.uid, len(pull.blocks)) == ("pull", uid, 3) and not it.history.sourceless
         expected = answer_to(PROMPT, 5)
         it.manager.receive_done(uid, expected[0])
         it.history.wait_for([uid])
         assert it.history.tokens[uid] == expected
     assert connector.names() == ["pull"] and connector.threads == {"headway-writer"}
     assert_nothing_held(it.manager)
+
+
+def test_where_a_request_names_no_source_its_caller_is_asked_as_soon_as_it_has_blocks(name: str) -> None:
+    connector = Recording()
+    with running(name, role=Role.DECODE, connector=connector, max_num_seqs=1) as it:
+        uids = [it.add(key, PROMPT, max_tokens=2, transfer=Transfer.PULL) for key in "ab"]
+        assert eventually(lambda: it.history.sourceless == uids[:1])
+        it.engine.pull_from(uids[0], {"from": "p"})
+        assert connector.names() == ["pull", "pull_from"] and connector.told[1][1] == (uids[0], {"from": "p"})
+        it.manager.receive_done(uids[0], answer_to(PROMPT, 1)[0])
+        it.history.wait_for(uids[:1])
+        assert connector.names()[2:] == []  # the prompt is in the cache now: nothing is to be pulled
+        it.history.wait_for(uids[1:])
+        assert it.history.sourceless == uids[:1]
+    assert_nothing_held(it.manager)
+
+
+def test_after_a_loss_of_the_device_p_is_another_engine_for_d(name: str) -> None:
+    """What D has seen of prompts that are still computed counts no more, either."""
+    connector = Recording()
+    with running(name, role=Role.PREFILL, connector=connector) as it:
+        it.manager.post_result(DeviceLost("it was lost"))
+        assert eventually(lambda: connector.names() == ["begin_anew"])
+    assert connector.threads == {"headway-writer"}
 
 
 def test_a_connector_is_told_to_stop_and_the_blocks_wait_for_its_word(name: str) -> None:
@@ -131,7 +161,7 @@ def test_a_connector_knows_of_a_lease_before_the_callers_know_of_the_end(name: s
         assert (lending.num_tokens, lending.token) == (9, answer_to(PROMPT, 1)[0])
         assert it.manager.consume_lease(uid, lending.generation) is True
         it.manager.clear()
-    assert known == [["lending"]] and connector.names() == ["lending"]
+    assert known == [["lending"]] and connector.names() == ["lending", "begin_anew"]
     assert_nothing_held(it.manager)
 
 

@@ -84,9 +84,14 @@ def text_of(answer: dict[str, Any]) -> str:
     return str(answer["choices"][0]["text"])
 
 
-def received(server: Server) -> float:
+def tokens_by_source(server: Server, source: str) -> float:
     page = server.http.get("/metrics").text
-    return sum(float(line.rsplit(" ", 1)[1]) for line in page.splitlines() if "external_kv_transfer" in line)
+    lines = [line for line in page.splitlines() if f'source="{source}"' in line]
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
+
+
+def received(server: Server) -> float:
+    return tokens_by_source(server, "external_kv_transfer")
 
 
 @pytest.mark.parametrize("reader", READERS)
@@ -149,6 +154,11 @@ def test_a_decode_engine_asks_prefill_engines_by_itself(group: Group) -> None:
             for body in ({}, {"temperature": 0.7, "seed": 4}):
                 assert text_of(complete(server, prompt, **body)) == text_of(complete(group.mixed, prompt, **body))
         assert received(server) > 0 and server.metric("lost_pulls_total") == 0
+        several, computed = {"n": 4, "temperature": 0.9, "seed": 3}, tokens_by_source(server, "local_compute")
+        prompt = prompts(95, 1)[0] + [105] * 100
+        assert complete(server, prompt, **several)["choices"] == complete(group.mixed, prompt, **several)["choices"]
+        # D pulls once, for all: each of the others computes the last block, of 32 tokens.
+        assert tokens_by_source(server, "local_compute") - computed <= 4 * 32
         assert "the prefill engine http://127.0.0.1:1 failed" in server.log()
         assert server.stop() == 0 and "Traceback" not in server.log(), server.log()
 

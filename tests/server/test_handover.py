@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,7 @@ from headway.request import FinishReason, NewRequest, Transfer
 from headway.scheduler.effects import Effects, RequestEnd, TokenOutputs
 from headway.wire import to_client, to_engine
 from tests.server.conftest import Api
-from tests.server.fakes import MODEL
+from tests.server.fakes import MODEL, settled
 
 MakeApi = Callable[..., Api]
 
@@ -48,11 +49,42 @@ async def test_a_request_says_what_becomes_of_the_kv_of_its_prompt(
     task.cancel()
 
 
-async def test_of_several_answers_the_first_pulls_and_none_is_lent(make_api: MakeApi) -> None:
+async def test_of_several_answers_the_first_pulls_and_the_others_wait_until_it_has_begun(make_api: MakeApi) -> None:
+    """They would compute a prompt that is on its way."""
     api = make_api(silent=True)
-    task, requests = await submitted(api, n=3, kv_transfer_params=PULLS)
-    assert [request.transfer for request in requests] == [Transfer.PULL, None, None]
+    task, (first,) = await submitted(api, n=3, max_tokens=2, kv_transfer_params=PULLS)
+    assert first.transfer is Transfer.PULL and first.uid is not None
+    await settled()
+    assert len(api.link.sent_of(to_engine.AddGroup)) == 1
+    api.link.step([first.uid], api.link.tokens[:1])
+    await settled()
+    _, others = api.link.sent_of(to_engine.AddGroup)
+    assert [request.transfer for request in others.requests] == [None, None]
     task.cancel()
+
+
+async def test_where_the_first_answer_is_over_without_a_token_the_others_go_on(make_api: MakeApi) -> None:
+    api = make_api(silent=True)
+    task, (first,) = await submitted(api, n=2, kv_transfer_params=PULLS)
+    assert first.uid is not None
+    api.link.step([], [], [RequestEnd(first.uid, first.request_id, FinishReason.ABORT)])
+    await settled()
+    assert len(api.link.sent_of(to_engine.AddGroup)) == 2
+    task.cancel()
+
+
+async def test_a_client_that_leaves_while_the_first_answer_pulls_leaves_nothing(make_api: MakeApi) -> None:
+    api = make_api(silent=True)
+    task, (first,) = await submitted(api, n=3, kv_transfer_params=PULLS)
+    task.cancel()
+    await settled()
+    assert api.link.sent_of(to_engine.Abort)[0].uids[0] == first.uid and api.client.num_open == 0
+    api.link.step([first.uid or 0], api.link.tokens[:1])
+    await settled()
+    assert len(api.link.sent_of(to_engine.AddGroup)) == 1
+
+
+async def test_nothing_is_lent_of_several_answers(make_api: MakeApi) -> None:
     other = make_api(silent=True)
     task, requests = await submitted(other, n=3, kv_transfer_params=LENDS)
     assert [request.transfer for request in requests] == [None] * 3
@@ -76,6 +108,31 @@ async def test_an_answer_brings_what_d_must_be_told(make_api: MakeApi, path: str
     api.link.say(to_client.Step.of(Effects(tokens=[tokens], ended=[end], handovers=[(request.uid, PULLS)])))
     response = await task
     assert response.status_code == 200 and response.json()["kv_transfer_params"] == PULLS
+
+
+@pytest.mark.parametrize("path", PATHS)
+async def test_a_stream_says_at_once_what_d_must_be_told(make_api: MakeApi, path: str) -> None:
+    """So D reads what there is while P computes the rest."""
+    api = make_api(silent=True)
+    task, (request,) = await submitted(api, path, kv_transfer_params=LENDS, stream=True)
+    assert request.uid is not None
+    api.link.say(to_client.Lends(request.uid, PULLS))
+    await settled()
+    end = RequestEnd(request.uid, request.request_id, FinishReason.LENGTH)
+    api.link.step([request.uid], api.link.tokens[:1], [end])
+    chunks = [json.loads(line[6:]) for line in (await task).text.splitlines() if line.startswith("data: {")]
+    told = [chunk for chunk in chunks if "kv_transfer_params" in chunk]
+    assert [chunk["kv_transfer_params"] for chunk in told] == [PULLS]
+    assert told[0]["choices"][0]["finish_reason"] is None and chunks[-1]["choices"][0]["finish_reason"] == "length"
+
+
+async def test_a_whole_answer_does_not_say_it_before_the_kv_is_lent(make_api: MakeApi) -> None:
+    api = make_api(silent=True)
+    task, (request,) = await submitted(api, kv_transfer_params=LENDS)
+    assert request.uid is not None
+    api.link.say(to_client.Lends(request.uid, PULLS))
+    api.link.step([request.uid], api.link.tokens[:1], [RequestEnd(request.uid, "", FinishReason.LENGTH)])
+    assert "kv_transfer_params" not in (await task).json()
 
 
 async def test_an_answer_that_lends_nothing_brings_nothing(api: Api) -> None:

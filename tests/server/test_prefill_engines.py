@@ -11,22 +11,31 @@ import httpx
 import pytest
 
 from headway.config import EngineConfig
-from headway.request import Transfer
+from headway.request import FinishReason, NewRequest, Transfer
+from headway.scheduler.effects import Effects, RequestEnd
 from headway.server.prefill_choice import OUT_SECONDS, PIECE, PrefillChoice
 from headway.server.prefill_engines import MAX_TRIES, PrefillEngines
 from headway.server.serve import BAD_START, serve
-from headway.wire import to_engine
+from headway.wire import to_client, to_engine
 from tests.server.conftest import Api
+from tests.server.fakes import settled
 
 LENT = {"do_remote_prefill": True, "remote_reference": "abc"}
 LONG = list(range(100))
+Params = dict[str, Any] | None
 
 
 class Engines:
-    """P engines as a transport; `answers` by host: a status, or an error to raise."""
+    """P engines as a transport; `answers` by host: a status, or an error to raise.
 
-    def __init__(self, **answers: int | Exception) -> None:
+    rest: what follows the first chunk of an answer. hold: P answers when it is set.
+    """
+
+    def __init__(self, *, rest: str = "data: [DONE]\n\n", **answers: int | Exception) -> None:
         self.answers = answers
+        self.rest = rest
+        self.lent: Any = LENT
+        self.num_left = 0  # requests whose connection was closed before an answer
         self.asked: list[tuple[str, dict[str, Any]]] = []
         self.now = 0.0
         self.hold: asyncio.Event | None = None
@@ -34,16 +43,30 @@ class Engines:
     async def handle(self, request: httpx.Request) -> httpx.Response:
         self.asked.append((request.url.host, json.loads(request.content)))
         if self.hold is not None:
-            await self.hold.wait()
+            try:
+                await self.hold.wait()
+            except asyncio.CancelledError:
+                self.num_left += 1
+                raise
         answer = self.answers[request.url.host]
         if isinstance(answer, Exception):
             raise answer
-        return httpx.Response(answer, json={"kv_transfer_params": LENT} if answer == 200 else {"error": {}})
+        if answer != 200:
+            return httpx.Response(answer, json={"error": {}})
+        first = json.dumps({"choices": [], "kv_transfer_params": self.lent} if self.lent else {"choices": []})
+        return httpx.Response(200, text=f"data: {first}\n\n{self.rest}")
 
     def make(self) -> PrefillEngines:
         urls = [f"http://{host}/" for host in self.answers]
         transport = httpx.MockTransport(self.handle)
         return PrefillEngines(urls, timeout=5.0, least_tokens=10, transport=transport, clock=lambda: self.now)
+
+    async def ask(self, prefill: PrefillEngines, prompt: list[int] = LONG, **sampling: Any) -> Params:
+        """What is told; once."""
+        told: list[Params] = []
+        await prefill.ask(prompt, sampling, told.append)
+        assert len(told) == 1
+        return told[0]
 
     def hosts(self) -> list[str]:
         return [host for host, _ in self.asked]
@@ -51,15 +74,16 @@ class Engines:
 
 async def test_it_asks_for_one_token_and_brings_what_is_lent() -> None:
     engines = Engines(a=200)
-    assert await engines.make().ask(LONG, {"temperature": 0.5, "seed": 1}) == LENT
+    assert await engines.ask(engines.make(), temperature=0.5, seed=1) == LENT
     ((host, body),) = engines.asked
     assert host == "a" and body["prompt"] == LONG and body["max_tokens"] == 1 and body["seed"] == 1
+    assert body["stream"] is True  # P says at once how to read what it computes
     assert body["kv_transfer_params"] == {"do_remote_decode": True, "do_remote_prefill": False}
 
 
-async def test_a_short_prompt_is_computed_here() -> None:
-    engines = Engines(a=200)
-    assert await engines.make().ask([1] * 9, {}) is None and not engines.asked
+def test_a_short_prompt_is_computed_here() -> None:
+    prefill = Engines(a=200).make()
+    assert prefill.source([1] * 9, {}) is None and prefill.source([1] * 10, {}) is not None
 
 
 @pytest.mark.parametrize("failure", [500, 503, httpx.ConnectError("refused"), httpx.ReadTimeout("slow")], ids=str)
@@ -68,35 +92,60 @@ async def test_a_failure_means_another_engine_and_the_failed_one_is_left_out_for
 ) -> None:
     engines = Engines(a=failure, b=200)
     prefill = engines.make()
-    assert await prefill.ask(LONG, {}) == LENT and engines.hosts() == ["a", "b"] and prefill.num_failed == 1
-    await prefill.ask(list(range(500, 600)), {})
+    assert await engines.ask(prefill) == LENT and engines.hosts() == ["a", "b"] and prefill.num_failed == 1
+    await engines.ask(prefill, list(range(500, 600)))
     assert engines.hosts() == ["a", "b", "b"]
     engines.now += OUT_SECONDS + 1
-    await prefill.ask(list(range(700, 800)), {})
+    await engines.ask(prefill, list(range(700, 800)))
     assert engines.hosts()[3:] == ["a", "b"]
 
 
 async def test_after_a_bounded_number_of_failures_the_prompt_is_computed_here() -> None:
     engines = Engines(a=500, b=502, c=200)
-    assert await engines.make().ask(LONG, {}) is None and len(engines.asked) == MAX_TRIES
+    assert await engines.ask(engines.make()) is None and len(engines.asked) == MAX_TRIES
+
+
+@pytest.mark.parametrize("rest", ['data: {"error": {"message": "the engine died"}}\n\n', "data: {nonsense\n\n"])
+async def test_a_failure_after_p_has_taken_the_prompt_counts_and_no_other_engine_is_asked(rest: str) -> None:
+    """This engine hears of it by itself, as the KV does not come."""
+    engines = Engines(a=200, b=200, rest=rest)
+    prefill = engines.make()
+    assert await engines.ask(prefill) == LENT and engines.hosts() == ["a"] and prefill.num_failed == 1
+
+
+async def test_where_p_lends_nothing_the_prompt_is_computed_here() -> None:
+    engines = Engines(a=200, b=200)
+    engines.lent = None
+    assert await engines.ask(engines.make()) is None and engines.hosts() == ["a"]
+
+
+async def test_an_answer_without_a_word_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    engines = Engines(a=200)
+
+    async def handle(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, text="")
+
+    monkeypatch.setattr(engines, "handle", handle)
+    prefill = engines.make()
+    assert await engines.ask(prefill) is None and prefill.num_failed == 1
 
 
 async def test_what_p_refuses_is_judged_here() -> None:
     engines = Engines(a=400, b=200)
-    assert await engines.make().ask(LONG, {}) is None and engines.hosts() == ["a"]
+    assert await engines.ask(engines.make()) is None and engines.hosts() == ["a"]
 
 
 async def test_a_client_that_leaves_does_not_make_its_engine_a_failed_one() -> None:
     engines = Engines(a=200, b=200)
     engines.hold = asyncio.Event()
     prefill = engines.make()
-    task = asyncio.create_task(prefill.ask(LONG, {}))
+    task = asyncio.create_task(prefill.ask(LONG, {}, lambda _: None))
     while not engines.asked:
         await asyncio.sleep(0)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     engines.hold.set()
-    await prefill.ask(LONG, {})
+    await engines.ask(prefill)
     assert engines.hosts() == ["a", "a"] and prefill.num_failed == 0
 
 
@@ -127,19 +176,73 @@ class TestChoice:
         assert choice.order(prompt, 0.0) == [0, 1] == choice.order(prompt, OUT_SECONDS + 1)
 
 
-@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
-async def test_a_request_of_a_client_pulls_what_p_has_computed(make_api: Callable[..., Api], path: str) -> None:
-    engines = Engines(a=200)
-    api = make_api(prefill=engines.make())
+async def pulling(
+    make_api: Callable[..., Api], engines: Engines, path: str = "/v1/completions", **body: Any
+) -> tuple[Api, asyncio.Task[httpx.Response], NewRequest]:
+    """A request that the engine has blocks for, and asks the source of."""
+    api = make_api(prefill=engines.make(), silent=True)
     text = "a long text that is worth it"
-    body = {"prompt": text} if path == "/v1/completions" else {"messages": [{"role": "user", "content": text}]}
-    response = await api.post(path, json={**body, "max_tokens": 2, "seed": 5, "min_tokens": 2, "n": 2})
-    assert response.status_code == 200
-    first, second = api.link.sent_of(to_engine.AddGroup)[0].requests
-    assert (first.transfer, first.kv_transfer_params) == (Transfer.PULL, LENT) and second.transfer is None
+    body |= {"prompt": text} if path == "/v1/completions" else {"messages": [{"role": "user", "content": text}]}
+    task = asyncio.create_task(api.post(path, json={**body, "max_tokens": 2}))
+    while not api.link.sent_of(to_engine.AddGroup):
+        await asyncio.sleep(0)
+    (request,) = api.link.sent_of(to_engine.AddGroup)[0].requests
+    assert (request.transfer, request.kv_transfer_params) == (Transfer.PULL, None) and not engines.asked
+    api.link.say(to_client.Step.of(Effects(sourceless=[request.uid])))
+    await settled()
+    return api, task, request
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+async def test_p_is_asked_when_the_engine_has_blocks_and_the_engine_is_told_where_to_read(
+    make_api: Callable[..., Api], path: str
+) -> None:
+    engines = Engines(a=200)
+    api, task, request = await pulling(make_api, engines, path, seed=5, min_tokens=2, n=2)
+    while not api.link.sent_of(to_engine.PullFrom):
+        await asyncio.sleep(0)
+    assert api.link.sent_of(to_engine.PullFrom) == [to_engine.PullFrom(request.uid or 0, LENT)]
     ((_, asked),) = engines.asked
-    assert asked["prompt"] == first.prompt.tolist() and asked["seed"] == 5 and asked["min_tokens"] == 1
+    assert asked["prompt"] == request.prompt.tolist() and asked["seed"] == 5 and asked["min_tokens"] == 1
     assert "n" not in asked and "temperature" not in asked
+    task.cancel()
+
+
+async def test_a_client_that_leaves_takes_its_prompt_from_p(make_api: Callable[..., Api]) -> None:
+    """P sees that the connection is closed."""
+    engines = Engines(a=200)
+    engines.hold = asyncio.Event()
+    api, task, _ = await pulling(make_api, engines)
+    assert len(engines.asked) == 1 and len(api.client.requests._sources) == 1
+    task.cancel()
+    await settled()
+    assert len(api.client.requests._sources) == 0 and engines.num_left == 1
+    engines.hold.set()
+    await settled()
+    assert not api.link.sent_of(to_engine.PullFrom)
+
+
+async def test_the_end_of_a_request_ends_its_search(make_api: Callable[..., Api]) -> None:
+    """The engine has computed the prompt itself meanwhile."""
+    engines = Engines(a=200)
+    engines.hold = asyncio.Event()
+    api, task, request = await pulling(make_api, engines)
+    assert request.uid is not None
+    api.link.step([request.uid], api.link.tokens[:1], [RequestEnd(request.uid, "", FinishReason.LENGTH)])
+    assert (await task).status_code == 200
+    await settled()
+    assert len(api.client.requests._sources) == 0 and engines.num_left == 1
+
+
+async def test_a_search_that_fails_means_that_the_prompt_is_computed_here(
+    make_api: Callable[..., Api], caplog: pytest.LogCaptureFixture
+) -> None:
+    engines = Engines(a=RuntimeError("a fault of ours"))
+    api, task, request = await pulling(make_api, engines)
+    await settled()
+    assert api.link.sent_of(to_engine.PullFrom) == [to_engine.PullFrom(request.uid or 0, None)]
+    assert "a fault of ours" in caplog.text
+    task.cancel()
 
 
 async def test_a_request_that_a_router_has_prepared_is_not_asked_for_again(make_api: Callable[..., Api]) -> None:

@@ -146,7 +146,9 @@ class Pair:
             self.p_manager.leases.pop(uid, None)
         self.p.revoked(uid)
 
-    def pull(self, uid: int, params: dict[str, Any], blocks: list[int], num_tokens: int = 10, **more: Any) -> None:
+    def pull(
+        self, uid: int, params: dict[str, Any] | None, blocks: list[int], num_tokens: int = 10, **more: Any
+    ) -> None:
         """D's writer: a request has blocks."""
         cached = more.pop("cached", 0)
         self.d.pull(Pull(request(uid, num_tokens, params, **more), np.array(blocks, np.int32), cached))

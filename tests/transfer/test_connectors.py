@@ -49,6 +49,68 @@ def test_chunks_come_while_the_rest_is_computed(transport: KVTransport) -> None:
         assert two.same([7, 8, 9], [1, 2, 3])
 
 
+def test_a_pull_without_parameters_waits_for_its_source() -> None:
+    with pair() as two:
+        params = two.expect(1)
+        two.pull(50, None, [1, 2, 3])
+        two.lend(1, [7, 8, 9])
+        two.d.pull_from(51, params)  # of another request
+        assert not two.d_manager.received and not two.d.peers
+        two.d.pull_from(50, params)
+        assert two.result(50) == (TOKEN, None) and two.same([7, 8, 9], [1, 2, 3])
+        two.d.pull_from(50, params)  # once is enough
+        assert not two.d._at and two.d.peers[0].receiver.num_jobs == 0
+
+
+@pytest.mark.parametrize("params", [None, {"do_remote_prefill": True}], ids=["none", "useless"])
+def test_a_pull_without_a_source_fails(params: dict[str, Any] | None) -> None:
+    with pair() as two:
+        two.pull(50, None, [1, 2, 3])
+        two.d.pull_from(50, params)
+        token, error = two.result(50)
+        assert token is None and error
+
+
+def test_a_pull_that_was_stopped_before_its_source_was_named_is_answered_once() -> None:
+    with pair() as two:
+        params = two.expect(1)
+        two.lend(1, [7, 8, 9])
+        before = [part.copy() for part in two.d_memory.parts]
+        two.pull(50, None, [1, 2, 3])
+        two.d.stop_pull(50)
+        assert two.result(50)[0] is None
+        two.d.pull_from(50, params)
+        two.pull(51, params, [4, 5, 6])  # by the same peer: whatever was queued there is done after it
+        two.result(51)
+        assert len(two.d_manager.received) == 2 and not two.d._at
+        assert all(np.array_equal(part[1:4], old[1:4]) for part, old in zip(two.d_memory.parts, before, strict=True))
+
+
+def test_of_a_stop_and_a_source_that_come_at_once_exactly_one_answers() -> None:
+    """The peer's thread takes the pull in the moment in which the writer stops it: whichever has it answers."""
+    with pair() as two:
+        params = two.expect(1)
+        two.pull(50, None, [1, 2, 3])
+        posted: list[Any] = []
+        peer, _ = two.d._find(params)
+        post, peer.post = peer.post, posted.append  # type: ignore[method-assign]
+        two.d.pull_from(50, params)
+        two.d.stop_pull(50)  # before the peer's thread has taken it
+        assert two.result(50)[0] is None
+        peer.post = post  # type: ignore[method-assign]
+        for command in posted:
+            peer.post(command)
+        until(lambda: not two.d._at)
+        assert peer.receiver.num_jobs == 0 and len(two.d_manager.received) == 1
+
+
+def test_a_connector_that_closes_answers_pulls_without_a_source() -> None:
+    with pair() as two:
+        two.pull(50, None, [1, 2, 3])
+        two.d.close()
+        assert two.result(50)[0] is None
+
+
 @every_transport
 def test_blocks_that_d_has_are_not_written_to(transport: KVTransport) -> None:
     with pair(transport=transport) as two:

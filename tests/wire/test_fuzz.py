@@ -36,6 +36,7 @@ STEP = to_client.Step([(1, 0)], [TOKENS], [RequestEnd(2, "r", FinishReason.STOP)
 TO_ENGINE = [
     to_engine.AddGroup([ADD]),
     to_engine.Abort([1, 2]),
+    to_engine.PullFrom(1, {"a": "b" * 9, "n": 1}),
     to_engine.Call(1, to_engine.PauseEngine("abort", True, 1.0)),
 ]
 TO_CLIENT = [
@@ -133,14 +134,16 @@ def test_a_uid_that_names_no_client_is_a_wire_error(uid: int | None) -> None:
     "message",
     [
         to_engine.AddGroup([]),
+        to_engine.PullFrom(1, {"a": "b" * 20_000}),
+        to_engine.PullFrom(1, {"a": float("nan")}),
         to_engine.AddGroup(
             [new_request(f"{i}", pack([1], VOCAB), SamplingParams(), uid=i << UID_BITS) for i in range(2)]
         ),
         to_engine.Call(7 << UID_BITS, to_engine.IsPaused()),
     ],
-    ids=["no request", "two clients", "a call of no client"],
+    ids=["no request", "large parameters", "parameters that are no JSON", "two clients", "a call of no client"],
 )
-def test_a_message_without_an_address_is_a_wire_error(message: to_engine.ToEngine) -> None:
+def test_a_message_that_cannot_be_carried_out_is_a_wire_error(message: to_engine.ToEngine) -> None:
     with pytest.raises(WireError):
         check_to_engine(message, num_clients=2)
 

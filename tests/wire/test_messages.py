@@ -78,6 +78,8 @@ def test_a_request_that_brings_little_takes_the_defaults() -> None:
     [
         to_engine.Abort([1, 2]),
         to_engine.Finish([3]),
+        to_engine.PullFrom(3, {"remote_host": "p", "remote_port": 7}),
+        to_engine.PullFrom(3, None),
         to_engine.Call(1 << UID_BITS, to_engine.PauseEngine("preempt", True, 2.5)),
         to_engine.Call(1, to_engine.ResumeEngine()),
         to_engine.Call(2, to_engine.IsPaused()),

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from headway.client.engine_calls import EngineCalls, NoAnswerError
 from headway.client.feed import window
 from headway.client.in_thread import in_thread
+from headway.client.kv_sources import FindSource
 from headway.client.link import EngineStartError, Link, ProcessLink, unless_it_fails
 from headway.client.open_requests import Observer, OpenRequests
 from headway.client.pending_request import PendingRequest, RequestFailedError, Update
@@ -188,17 +189,21 @@ class EngineClient:
         """Token ids as `NewRequest.prompt`. Raises RequestError for an id that the model does not have."""
         return pack(token_ids, self.files.limits.vocab_size)
 
-    def submit(self, requests: Sequence[NewRequest], *, stream: bool) -> PendingRequest:
+    def submit(
+        self, requests: Sequence[NewRequest], *, stream: bool, source: FindSource | None = None
+    ) -> PendingRequest:
         """Send the prompts of one client request; returns at once. A large one goes to the engine in slices.
 
         requests: with prompts that `pack` made and request ids that are not in use; this object gives the uids.
         stream: True: updates bring deltas; False: complete outputs.
+        source: of the KV of the only prompt, which pulls; it is asked when the engine has blocks. None: such a prompt
+            brings `kv_transfer_params`.
 
         Raises DuplicateRequestError, QueueFullError, EngineDeadError or EngineRestartingError. The engine finds all
         other errors of a request; iterating the result raises them.
         """
         self._check_alive()
-        return self.requests.add(requests, stream=stream)
+        return self.requests.add(requests, stream=stream, source=source)
 
     async def pause(self, mode: PauseMode = "abort", *, reset_prefix_cache: bool = True, timeout: float = 30.0) -> None:
         """See `Manager.pause`. Like every call it also raises EngineDeadError if the engine stops before it answers,
@@ -295,6 +300,8 @@ class EngineClient:
             case to_client.Status():
                 self._totals.take(message)
                 self._stalled = message.stalled
+            case to_client.Lends(uid, params):
+                self.requests.lends(uid, params)
             case to_client.Accepted(uid):
                 self.requests.accepted(uid)
             case to_client.Refused():

@@ -3,6 +3,9 @@
 A request may ask for thousands of answers. They go to the engine in slices, one per turn of the event loop, and at most
 a window of them is inside at a time: so a large request neither holds up the loop nor fills the engine's queue, in
 which the requests of others need a place too.
+
+Of several answers to a prompt whose KV another engine has, the first goes alone: it pulls, and when it has begun, the
+others find the prompt in the cache.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from headway.request import NewRequest
+from headway.request import NewRequest, Transfer
 from headway.sampling import MAX_N
 
 SLICE = 64  # answers
@@ -48,6 +51,8 @@ class Feed:
         self.num_answers = sum(request.sampling.n for request in requests)
         self.num_waiting = self.num_answers  # neither taken nor in the slice
         self.begun = False  # whether the engine has taken any answer
+        self.leader: int | None = None  # the uid of an answer that goes alone; the others wait for `follow`
+        self._leads = self.num_answers > 1 and self._requests[0].transfer is Transfer.PULL
 
     @property
     def slice_uid(self) -> int | None:
@@ -56,14 +61,17 @@ class Feed:
 
     def advance(self) -> None:
         """Send the next slice if the engine has answered for the last one, and the window has room."""
-        if self._slice or not self.num_waiting:
+        if self._slice or not self.num_waiting or self.leader is not None:
             return
         if self._window - self._num_inside < min(SLICE, self.num_waiting):
             return
         while self._requests and len(self._answers) < SLICE:
             self._answers += self._register(self._requests.popleft())
-        self._slice = [self._answers.popleft() for _ in range(min(SLICE, len(self._answers)))]
-        self.num_waiting -= len(self._slice)
+        size = 1 if self._leads else min(SLICE, len(self._answers))
+        self._slice = [self._answers.popleft() for _ in range(size)]
+        self.num_waiting -= size
+        if self._leads:
+            self._leads, self.leader = False, self._slice[0].uid
         self._send(self._slice)
 
     def take(self, count: int | None = None) -> None:
@@ -75,6 +83,10 @@ class Feed:
         self._num_inside += count
         self.num_waiting += len(back)
         self.begun = self.begun or count > 0
+
+    def follow(self) -> None:
+        """The answer that went alone has begun, or is over: the others may go."""
+        self.leader = None
 
     def ended(self, count: int) -> None:
         """So many answers that the engine had taken are over."""

@@ -6,9 +6,10 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 from headway.client.feed import Feed
+from headway.client.kv_sources import FindSource, KVSources
 from headway.client.pending_request import PendingRequest, Update
 from headway.client.token_processor import Ended, Processed, TokenProcessor, expand
 from headway.errors import DuplicateRequestError, EngineDeadError, QueueFullError
@@ -57,6 +58,8 @@ class OpenRequests:
         self._feeds: dict[PendingRequest, Feed] = {}  # of the requests that are neither complete nor closed
         self._by_id: dict[str, tuple[PendingRequest, int]] = {}  # request id -> pending request, index of the prompt
         self._by_slice: dict[int, PendingRequest] = {}  # first uid of a slice without the engine's word
+        self._leaders: dict[int, PendingRequest] = {}  # see `Feed.leader`
+        self._sources = KVSources(send)
         self._held_up: dict[PendingRequest, None] = {}  # whose next answers found the engine full, in order
         self._retry: asyncio.TimerHandle | None = None
 
@@ -68,7 +71,7 @@ class OpenRequests:
         """Answers that wait here for a place in the engine."""
         return sum(feed.num_waiting for feed in self._feeds.values())
 
-    def add(self, requests: Sequence[NewRequest], *, stream: bool) -> PendingRequest:
+    def add(self, requests: Sequence[NewRequest], *, stream: bool, source: FindSource | None = None) -> PendingRequest:
         """See `EngineClient.submit`."""
         request_ids = [request.request_id for request in requests]
         for request_id in request_ids:
@@ -91,6 +94,11 @@ class OpenRequests:
         except BaseException:
             self._forget(pending)
             raise
+        if feed.leader is not None:
+            self._leaders[feed.leader] = pending
+        if source is not None:
+            assert feed.slice_uid is not None, "the first answer is on its way"
+            self._sources.expect(feed.slice_uid, source)
         if feed.num_answers == 1:  # the engine says nothing if it takes a single answer
             pending.accept()
         return pending
@@ -123,6 +131,13 @@ class OpenRequests:
             self._send(to_engine.Abort(uids))
         pending.fail(error)
 
+    def lends(self, uid: int, params: dict[str, Any]) -> None:
+        """The engine has taken a request that lends. A stream says so at once; the last word is in the answer."""
+        delta = self._processor.lends(uid, params)
+        if delta is not None:
+            pending, index = self._by_id[delta.request_id]
+            pending.take(Update(index, delta))
+
     def step(self, step: to_client.Step, now: float) -> None:
         """Bring the effects of a step to the requests. now: seconds, `time.monotonic`."""
         processed = self._processor.process(step.effects, now)
@@ -141,7 +156,13 @@ class OpenRequests:
             if output.finished:
                 self._by_id.pop(output.request_id, None)
             self._count_out(pending, output)
+        for uid in step.sourceless:
+            self._sources.begin(uid)
+        if self._leaders:
+            self._follow(step)
         if step.ended:
+            for end in step.ended:
+                self._sources.drop(end.uid)
             self._try_again()
         if self.observer is not None:
             self.observer.processed(processed)
@@ -179,6 +200,14 @@ class OpenRequests:
         assert uid is not None, "`_register` gives uids"
         self._by_slice[uid] = pending
         self._send(to_engine.AddGroup(answers, confirm=self._feeds[pending].num_answers > 1))
+
+    def _follow(self, step: to_client.Step) -> None:
+        """Send the answers whose leader has its first token, or is over."""
+        heard = {end.uid for end in step.ended}.union(*(outputs.uids.tolist() for outputs in step.tokens))
+        for uid in heard & self._leaders.keys():
+            feed = self._feeds[self._leaders.pop(uid)]
+            feed.follow()
+            feed.advance()
 
     def _accept(self, pending: PendingRequest) -> None:
         pending.accept()
@@ -219,6 +248,8 @@ class OpenRequests:
         """Drop all records of a pending request; returns the uids that the engine may still have."""
         feed = self._feeds.pop(pending)
         self._held_up.pop(pending, None)
+        if feed.leader is not None:
+            self._leaders.pop(feed.leader, None)
         if feed.slice_uid is not None:
             self._by_slice.pop(feed.slice_uid, None)
         uids: list[int] = []
@@ -226,4 +257,6 @@ class OpenRequests:
             if self._by_id.get(request_id, (None, 0))[0] is pending:
                 del self._by_id[request_id]
                 uids += self._processor.discard(request_id)
+        for uid in uids:
+            self._sources.drop(uid)
         return uids

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from headway.client.detokenizer import Detokenizer
 from headway.client.sequence import ONGOING, Ending, OpenRequest, OpenSequence
@@ -198,6 +198,14 @@ class TokenProcessor:
         request.ends += [(reason, sequence.num_tokens) for sequence in open_answers]
         request.output.metrics.finished_time = now
         return Ended.of(request)
+
+    def lends(self, uid: int, params: dict[str, Any]) -> RequestDelta | None:
+        """The engine has taken a request that lends the KV of its prompt: a delta that says so, for a stream. None: the
+        request does not stream, or is not known."""
+        sequence = self._sequences.get(uid)
+        if sequence is None or not sequence.request.stream:
+            return None
+        return replace(sequence.take_delta(ONGOING), kv_transfer_params=params)
 
     def process(self, effects: Effects, now: float) -> Processed:
         """Apply effects of the engine. Effects of sequences that have ended or were discarded are ignored.

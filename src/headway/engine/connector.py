@@ -41,6 +41,10 @@ class Connector(Protocol):
         """D: read the KV of a prompt into these blocks. `manager.receive_done` must follow, exactly once, when no write
         to the blocks can come any more: when all is there, or has failed, or was stopped."""
 
+    def pull_from(self, uid: int, params: Mapping[str, Any] | None) -> None:
+        """D: the source of a pull whose request came without parameters. None: there is no source; `receive_done` must
+        follow. Other uids are ignored. On the thread that adds requests."""
+
     def stop_pull(self, uid: int) -> None:
         """D: the KV of this request is not wanted any more. `manager.receive_done` follows all the same. The uid may be
         that of a reservation (`manager.reserve_decode`), whose blocks the reserving side has told its sender."""
@@ -49,8 +53,8 @@ class Connector(Protocol):
         """P: another engine may read this much of a prompt from now on."""
 
     def handover(self, uid: int) -> dict[str, Any] | None:
-        """P: what D must be told of a lease that has begun: the `kv_transfer_params` of the answer. None: nothing is
-        lent."""
+        """P: what D must be told to ask for the KV of a request that lends, from `expect` on: the `kv_transfer_params`
+        of the answer. None: nothing is lent. On any thread."""
 
     def answered(self, uids: LongArray) -> None:
         """These requests, int64, have got a token. If one of them was wanted and never pulled, P need not keep it any
@@ -61,6 +65,9 @@ class Connector(Protocol):
 
     def revoked(self, uid: int) -> None:
         """P: this lease has ended before it was consumed. What is read of it from now on is void."""
+
+    def begin_anew(self) -> None:
+        """P: what was shown or lent so far is void, whatever D holds of it."""
 
 
 def connector_of(config: EngineConfig, memory: KVMemory, manager: Manager) -> Connector:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from headway.config import EngineConfig
 from headway.engine.connector import Connector, connector_of
@@ -168,6 +169,17 @@ class Engine:
             self._add_with_transfer(request, self._connector)
         return request.uid
 
+    def pull_from(self, uid: int, params: Mapping[str, Any] | None) -> None:
+        """Name the source of the KV of a prompt that was in `Effects.sourceless`. params: `kv_transfer_params` of P;
+        None, or parameters that cannot be used: the prompt is computed here. Other uids are ignored."""
+        if self._connector is not None:
+            self._connector.pull_from(uid, params)
+
+    def handover(self, uid: int) -> dict[str, Any] | None:
+        """What D must be told to pull the KV of a request that lends, also while it is computed. None: nothing is lent
+        under this uid."""
+        return None if self._connector is None else self._connector.handover(uid)
+
     def failure(self) -> str | None:
         """Why the engine has failed, in one line; None while it has not."""
         return self._loop.failure
@@ -188,12 +200,13 @@ class Engine:
         self._loop.stop()
 
     def _add_with_transfer(self, request: Request, connector: Connector) -> None:
-        """Add a request after the connector knows of it. Where nothing can be pulled, the prompt is computed here."""
+        """Add a request after the connector knows of it. Where nothing can be pulled, the prompt is computed here. A
+        request that pulls without parameters gets its blocks first; then its caller is asked for the source."""
         if request.transfer is Transfer.LEND:
             connector.expect(request)
-        else:
+        elif request.kv_transfer_params is not None:
             try:
-                connector.want(request.uid, request.kv_transfer_params or {})
+                connector.want(request.uid, request.kv_transfer_params)
             except ValueError as error:
                 logger.warning("request %r computes its prompt here: %s", request.request_id, error)
                 request = replace(request, transfer=None)

@@ -12,6 +12,7 @@ from headway.engine.control_desk import ControlDesk
 from headway.engine.engine import Engine
 from headway.engine.output import connect_output
 from headway.errors import EngineDeadError
+from headway.request import NewRequest, Transfer
 from headway.wire import codec, to_client, to_engine
 from headway.wire.checks import check_to_engine
 from headway.wire.launch import Launch, input_address
@@ -57,6 +58,8 @@ class Intake:
                 case to_engine.Finish(uids):
                     with contextlib.suppress(EngineDeadError):  # as below
                         self._engine.manager.finish(uids)
+                case to_engine.PullFrom(uid, params):
+                    self._engine.pull_from(uid, params)
                 case to_engine.Call():
                     self._desk.take(message)
                 case to_engine.Shutdown(grace):
@@ -75,8 +78,16 @@ class Intake:
                     logger.exception("cannot add a request")
                 self._reply(uid, to_client.Refused(uid, count, kind, str(error)))
                 return
+            if request.transfer is Transfer.LEND:
+                self._tell_who_lends(request)
         if group.confirm:
             self._reply(uid, to_client.Accepted(uid))
+
+    def _tell_who_lends(self, request: NewRequest) -> None:
+        assert request.uid is not None, "`check_to_engine` refuses a request without a uid"
+        params = self._engine.handover(request.uid)
+        if params is not None:
+            self._reply(request.uid, to_client.Lends(request.uid, params))
 
     def _abort(self, uids: Sequence[int]) -> None:
         with contextlib.suppress(EngineDeadError):  # then the requests have ended, and the next pulse says why

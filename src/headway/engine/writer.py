@@ -138,7 +138,7 @@ class WriterLoop:
         try:
             effects = self._manager.close(reason, self._failure or SHUT_DOWN)
             effects.jobs, effects.sending = [], []  # their requests have ended
-            effects.pulls, effects.stopped_pulls, effects.lending, effects.revoked = [], [], [], []
+            _forget_transfers(effects)
             if effects:
                 self._on_effects(effects)
         except BaseException as error:
@@ -184,29 +184,43 @@ class WriterLoop:
     def _carry_out_transfers(self, effects: Effects) -> None:
         """Tell the connector what is pulled and lent. It hears of a lease before the callers hear that the request has
         ended: D may ask for the lease at once."""
-        connector, manager = self._connector, self._manager
-        pulls, stopped_pulls, lending, revoked = effects.pulls, effects.stopped_pulls, effects.lending, effects.revoked
-        effects.pulls, effects.stopped_pulls, effects.lending, effects.revoked = [], [], [], []
+        connector = self._connector
         if connector is None:
-            for pull in pulls:
-                manager.receive_done(pull.request.uid, error=NO_CONNECTOR)
-            if leased := [one.uid for one in lending if one.token is not None]:
-                manager.end_leases(leased)
-            return
-        for part in lending:
+            self._refuse_transfers(effects)
+        else:
+            self._lend(effects, connector)
+            self._pull(effects, connector)
+            if effects.ended:
+                connector.ended([end.uid for end in effects.ended])
+            if effects.kv_is_void:  # last: what was shown in this turn may be of before
+                connector.begin_anew()
+        _forget_transfers(effects)
+
+    def _refuse_transfers(self, effects: Effects) -> None:
+        for pull in effects.pulls:
+            self._manager.receive_done(pull.request.uid, error=NO_CONNECTOR)
+        if leased := [one.uid for one in effects.lending if one.token is not None]:
+            self._manager.end_leases(leased)
+
+    @staticmethod
+    def _lend(effects: Effects, connector: Connector) -> None:
+        for part in effects.lending:
             connector.lending(part)
             if part.token is not None and (params := connector.handover(part.uid)) is not None:
                 effects.handovers.append((part.uid, params))
-        for uid in revoked:  # after `lending`: both may concern one lease
+        for uid in effects.revoked:  # after `lending`: both may concern one lease
             connector.revoked(uid)
-        for uid in stopped_pulls:
+
+    @staticmethod
+    def _pull(effects: Effects, connector: Connector) -> None:
+        for uid in effects.stopped_pulls:
             connector.stop_pull(uid)
-        for pull in pulls:
+        for pull in effects.pulls:
             connector.pull(pull)
+            if pull.request.kv_transfer_params is None:
+                effects.sourceless.append(pull.request.uid)
         for outputs in effects.tokens:
             connector.answered(outputs.uids)
-        if effects.ended:
-            connector.ended([end.uid for end in effects.ended])
 
     def _patience(self) -> float:
         """How long the writer may sleep, in seconds: not past a deadline of the core, nor of the watchdog."""
@@ -244,3 +258,9 @@ class WriterLoop:
                 self._manager.drain()
             else:
                 self._failure = f"the engine stopped: {reason}, and the device cannot be restarted"
+
+
+def _forget_transfers(effects: Effects) -> None:
+    """What is left is for the callers."""
+    effects.pulls, effects.stopped_pulls, effects.lending, effects.revoked = [], [], [], []
+    effects.kv_is_void = False

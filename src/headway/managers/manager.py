@@ -195,6 +195,7 @@ class Manager(Surface):
         mine.stopped_pulls += effects.stopped_pulls
         mine.lending += effects.lending
         mine.revoked += effects.revoked
+        mine.kv_is_void |= effects.kv_is_void
         mine.jobs += effects.jobs
         mine.ended += [end for end in effects.ended if self.door.leave(end.uid)]
         for reply in effects.awaited:

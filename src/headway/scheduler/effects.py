@@ -87,7 +87,9 @@ class Effects:
     For the callers, in this order:
     started: (uid, num_cached_tokens) of each request admitted for the first time.
     tokens: one record per step result applied.
-    handovers: P: (uid, what D must be told) of prompts that are lent. The core leaves this to the connector.
+    handovers: P: (uid, what D must be told) of prompts that are lent. The core leaves this to the writer.
+    sourceless: D: uids of prompts that have blocks, and whose caller is to name the source of their KV. The core leaves
+        this to the writer.
     ended: requests that are over; their last token, if any, is in `tokens`.
 
     For the loop, which hands them to a worker each:
@@ -96,6 +98,7 @@ class Effects:
     stopped_pulls: uids of pulls that are not wanted any more; each is answered all the same.
     lending: prompts, or parts of prompts, that D may read now.
     revoked: uids whose lease has ended before D consumed it.
+    kv_is_void: P: what D was shown or lent before is gone, or out of date, whatever D holds of it.
     jobs: requests to be prepared; each is answered by PreprocessDone, unless it ends before.
 
     For the manager:
@@ -106,15 +109,17 @@ class Effects:
     tokens: list[TokenOutputs] = field(default_factory=list)
     sending: list[Sending] = field(default_factory=list)
     handovers: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
+    sourceless: list[int] = field(default_factory=list)
     ended: list[RequestEnd] = field(default_factory=list)
     pulls: list[Pull] = field(default_factory=list)
     stopped_pulls: list[int] = field(default_factory=list)
     lending: list[Lending] = field(default_factory=list)
     revoked: list[int] = field(default_factory=list)
+    kv_is_void: bool = False
     jobs: list[Request] = field(default_factory=list)
     awaited: list[int] = field(default_factory=list)
 
     def __bool__(self) -> bool:
-        for_callers = self.started or self.tokens or self.handovers or self.ended
+        for_callers = self.started or self.tokens or self.handovers or self.sourceless or self.ended
         for_workers = self.sending or self.pulls or self.stopped_pulls or self.lending or self.revoked or self.jobs
-        return bool(for_callers or for_workers or self.awaited)
+        return bool(for_callers or for_workers or self.kv_is_void or self.awaited)

@@ -14,7 +14,7 @@ from pydantic.json_schema import models_json_schema
 from headway import __version__
 from headway.client.engine_client import EngineClient
 from headway.errors import RequestError
-from headway.request import NewRequest
+from headway.request import NewRequest, Transfer
 from headway.sampling import SamplingParams
 from headway.server import admin, errors
 from headway.server.body import BodyForm, read_body
@@ -148,10 +148,9 @@ async def _answer(
     """Submit the prompts, and answer in the form of `face`."""
     service = service_of(request)
     client = service.client
+    source = None
     if service.prefill is not None and len(prompts) == 1 and not body.kv_transfer_params:
-        asked = service.prefill.ask(prompts[0].token_ids, body.for_prefill())
-        if (params := await unless_disconnected(request, asked)) is not None:
-            body = body.with_kv_transfer_params(params)
+        source = service.prefill.source(prompts[0].token_ids, body.for_prefill())
 
     def new_requests() -> list[NewRequest]:
         packed = [client.pack(prompt.token_ids) for prompt in prompts]
@@ -160,7 +159,9 @@ async def _answer(
     num_tokens = sum(len(prompt.token_ids) for prompt in prompts)
     requests = await unless_disconnected(request, client.prompts.texts.run(num_tokens + len(prompts), new_requests))
     service.check_open()  # again, because the server may have begun to stop while the body came
-    pending = client.submit(requests, stream=bool(body.stream))
+    if source is not None:
+        requests[0].transfer = Transfer.PULL
+    pending = client.submit(requests, stream=bool(body.stream), source=source)
     return await respond(
         request,
         pending,

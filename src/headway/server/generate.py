@@ -174,8 +174,10 @@ def _lines(
             opened.add(choice)
             if (opening := face.opening(choice)) is not None:
                 yield _line(opening, include_usage)
-        if delta.text or delta.logprobs or delta.finish_reason is not None:
+        if delta.text or delta.logprobs or delta.finish_reason is not None or delta.kv_transfer_params is not None:
             chunk = face.chunk(choice, delta)
+            if delta.kv_transfer_params is not None:
+                chunk.kv_transfer_params = delta.kv_transfer_params
             if continuous_usage:
                 chunk.usage = counts.usage()
             yield _line(chunk, include_usage)

@@ -8,7 +8,7 @@ field that asks for something this server does not support. No field is ignored 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -147,10 +147,6 @@ class _Generate(_Bookkeeping):
         """The fields that P needs for the first token of the answer, and for the place of the prompt in its queue."""
         fields: dict[str, Any] = self.model_dump(include=_FOR_PREFILL, exclude_none=True)
         return {**fields, "min_tokens": min(1, self.min_tokens or 0)}
-
-    def with_kv_transfer_params(self, params: dict[str, Any]) -> Self:
-        """The same request, with what P lends."""
-        return self.model_copy(update={"kv_transfer_params": params})
 
     def _transfer(self, sampling: SamplingParams) -> Transfer | None:
         """What a router wants of the KV of the prompt, in the words of vLLM's connectors. P lends the KV of one answer

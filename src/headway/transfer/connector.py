@@ -37,8 +37,8 @@ class TransferManager(LeaseManager, Protocol):
 class KVConnector:
     """Moves KV between this engine and its peers.
 
-    Threads: `pull`, `stop_pull`, `lending`, `revoked` and `ended` on the writer's thread; none of them waits. `expect`
-    and `want` before the request is added. The rest on any thread.
+    Threads: `pull`, `stop_pull`, `lending`, `revoked`, `ended` and `begin_anew` on the writer's thread; none of them
+    waits. `expect`, `want` and `pull_from` on the thread that adds requests. The rest on any thread.
 
     manager: gets every outcome. num_token_ids: token ids go from 0 to one less.
     peers: the addresses that may be connected to, by what a request calls them; everything else is refused.
@@ -71,6 +71,7 @@ class KVConnector:
         self._known = dict(peers or {})
         self._peers: dict[Address, Peer] = {}
         self._at: dict[int, Peer] = {}  # where a request is wanted from
+        self._sourceless: dict[int, Pull] = {}  # what takes a pull out of here answers for it
         self._failures: Counter[Failure] = Counter()
         self.lender = Lender(manager, Seal(clock), block_size=memory.layout.block_size, clock=clock)
         self.server = LenderServer(
@@ -98,17 +99,38 @@ class KVConnector:
 
     def pull(self, pull: Pull) -> None:
         """The writer: read the KV of a prompt. `receive_done` follows exactly once, when nothing writes any more."""
-        uid = pull.request.uid
+        uid, params = pull.request.uid, pull.request.kv_transfer_params
+        if params is None:
+            self._sourceless[uid] = pull
+            return
         try:
-            peer, text = self._find(pull.request.kv_transfer_params or {})
+            peer, text = self._find(params)
         except ValueError as error:
             self._done(uid, None, str(error))
             return
         self._at[uid] = peer
         peer.post(lambda receiver: receiver.pull(pull, text))
 
+    def pull_from(self, uid: int, params: Mapping[str, Any] | None) -> None:
+        """The source of a pull without parameters; None: there is none. Uids of other requests are ignored."""
+        if uid not in self._sourceless:
+            return
+        try:
+            if params is None:
+                raise ValueError("no engine lends it")
+            peer, text = self._find(params)
+        except ValueError as error:
+            if self._sourceless.pop(uid, None) is not None:
+                self._done(uid, None, str(error))
+            return
+        self._at[uid] = peer  # before the peer's thread has it: from then on, `stop_pull` must find the peer
+        peer.post(partial(self._pull_from, uid, text))
+
     def stop_pull(self, uid: int) -> None:
         """The writer: the KV of this request is not wanted any more. `receive_done` follows, if it has not come yet."""
+        if self._sourceless.pop(uid, None) is not None:
+            self._done(uid, None, "it was stopped before its source was named")
+            return
         peer = self._at.get(uid)
         if peer is None:  # of a reservation: nothing here writes to its blocks
             self._done(uid, None, "nothing was pulled for it")
@@ -153,13 +175,13 @@ class KVConnector:
             self.unwant(uid)
 
     def begin_anew(self) -> None:
-        """A new incarnation of this engine: what was lent is void, for example because the weights are others now. The
-        core must have ended its leases, or must end them. Any thread."""
+        """The writer: a new incarnation of this engine, as the KV of the last one is gone or out of date. The core has
+        ended its leases."""
         self.lender.begin_anew(Seal(self._setting.clock))
         self.server.cut()
 
     def handover(self, uid: int) -> dict[str, Any] | None:
-        """The `kv_transfer_params` for the answer of a request that lends; None if nothing is lent (any more)."""
+        """The `kv_transfer_params` of a request that lends, from `expect` on; None if nothing is lent (any more)."""
         text = self.lender.reference(uid)
         return None if text is None else Handover(*self.address, text).params()
 
@@ -176,6 +198,8 @@ class KVConnector:
 
     def close(self) -> None:
         """Stop everything, and wait for it. All pulls are answered."""
+        for uid in list(self._sourceless):
+            self.pull_from(uid, None)
         for peer in self.peers:
             peer.close()
         self.server.close()
@@ -198,6 +222,13 @@ class KVConnector:
             if peer is not made:  # another thread was faster
                 made.close()
         return peer, handover.reference
+
+    def _pull_from(self, uid: int, text: str, receiver: Receiver) -> None:
+        pull = self._sourceless.pop(uid, None)
+        if pull is None:  # it was stopped, and answered
+            self._at.pop(uid, None)
+        else:
+            receiver.pull(pull, text)
 
     def _stop_pull(self, uid: int, receiver: Receiver) -> None:
         if not receiver.stop(uid) and uid in self._at:  # it was wanted, and had no blocks

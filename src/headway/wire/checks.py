@@ -5,8 +5,12 @@ A message of Headway's own always does. Other programs of the same user can reac
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
+from headway.errors import RequestError
+from headway.kv_transfer_params import copied
 from headway.request import NewRequest
 from headway.scheduler.batch import Logprobs
 from headway.scheduler.effects import TokenOutputs
@@ -18,13 +22,16 @@ _LOGPROBS = [np.dtype(kind).str for kind in (np.int32, np.int32, np.int32, np.fl
 
 
 def check_to_engine(message: to_engine.ToEngine, num_clients: int) -> None:
-    """Raises WireError for an answer that could reach no API process. The door checks the rest of a request.
+    """Raises WireError for an answer that could reach no API process, and for parameters that are no small JSON object.
+    The door checks the rest of a request.
 
     num_clients: API processes, numbered from 0.
     """
     match message:
         case to_engine.AddGroup(requests):
             _check_group(requests, num_clients)
+        case to_engine.PullFrom(_, params) if params is not None:
+            _check_params(params)
         case to_engine.Call(number):
             _check_address("the number of a call", number, num_clients)
 
@@ -48,6 +55,13 @@ def _check_group(requests: list[NewRequest], num_clients: int) -> None:
         _check_address("the uid of a request", request.uid, num_clients)
     if len({client_of(request.uid) for request in requests if request.uid is not None}) > 1:
         raise WireError("a group with requests of several API processes")
+
+
+def _check_params(params: dict[str, Any]) -> None:
+    try:
+        copied(params)
+    except RequestError as error:
+        raise WireError(str(error)) from None
 
 
 def _check_address(what: str, number: int, num_clients: int) -> None:

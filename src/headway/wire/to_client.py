@@ -14,6 +14,7 @@ from headway.scheduler.snapshot import Snapshot
 __all__ = [
     "Accepted",
     "AuditReport",
+    "Lends",
     "LoadFailed",
     "Owner",
     "Raised",
@@ -57,6 +58,13 @@ class Refused(msgspec.Struct, frozen=True, tag=True, array_like=True):
     message: str
 
 
+class Lends(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """P has taken a request that lends: from now on D may ask for the KV of its prompt. See `Effects.handovers`."""
+
+    uid: int
+    params: dict[str, Any]
+
+
 class Step(msgspec.Struct, frozen=True, tag=True, array_like=True):
     """The effects of one turn of the writer that concern one client. Fields as in `Effects`."""
 
@@ -64,16 +72,23 @@ class Step(msgspec.Struct, frozen=True, tag=True, array_like=True):
     tokens: list[TokenOutputs]
     ended: list[RequestEnd]
     handovers: list[tuple[int, dict[str, Any]]] = []
+    sourceless: list[int] = []
 
     @classmethod
     def of(cls, effects: Effects) -> Step:
         """The message that carries `effects`."""
-        return cls(effects.started, effects.tokens, effects.ended, effects.handovers)
+        return cls(effects.started, effects.tokens, effects.ended, effects.handovers, effects.sourceless)
 
     @property
     def effects(self) -> Effects:
         """The effects in the message. In a received message the arrays are read-only views of its bytes."""
-        return Effects(started=self.started, tokens=self.tokens, ended=self.ended, handovers=self.handovers)
+        return Effects(
+            started=self.started,
+            tokens=self.tokens,
+            handovers=self.handovers,
+            sourceless=self.sourceless,
+            ended=self.ended,
+        )
 
 
 class Status(msgspec.Struct, frozen=True, tag=True, array_like=True):
@@ -103,4 +118,4 @@ class Raised(msgspec.Struct, frozen=True, tag=True, array_like=True):
     message: str
 
 
-ToClient = Ready | LoadFailed | Accepted | Refused | Step | Status | Returned | Raised
+ToClient = Ready | LoadFailed | Accepted | Refused | Lends | Step | Status | Returned | Raised

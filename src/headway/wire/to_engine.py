@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import inf
+from typing import Any
 
 import msgspec
 
@@ -31,6 +32,14 @@ class Finish(msgspec.Struct, frozen=True, tag=True, array_like=True):
     """The answers of these requests are complete: a stop string was found."""
 
     uids: list[int]
+
+
+class PullFrom(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """The source of the KV of a prompt that was in `Step.sourceless`. params: `kv_transfer_params` of P; None: there is
+    no source, and the prompt is computed here. Other uids are ignored."""
+
+    uid: int
+    params: dict[str, Any] | None
 
 
 class PauseEngine(msgspec.Struct, frozen=True, tag=True, array_like=True):
@@ -83,4 +92,4 @@ class Shutdown(msgspec.Struct, frozen=True, tag=True, array_like=True):
     grace: float = 0.0
 
 
-ToEngine = AddGroup | Abort | Finish | Call | Shutdown
+ToEngine = AddGroup | Abort | Finish | PullFrom | Call | Shutdown

@@ -24,5 +24,6 @@ def effects_of_client(effects: Effects, client: int) -> Effects:
         started=[item for item in effects.started if client_of(item[0]) == client],
         tokens=tokens,
         handovers=[item for item in effects.handovers if client_of(item[0]) == client],
+        sourceless=[uid for uid in effects.sourceless if client_of(uid) == client],
         ended=[end for end in effects.ended if client_of(end.uid) == client],
     )

@@ -140,7 +140,8 @@ class Transfers:
         effects.revoked.append(uid)
 
     def revoke_all(self, effects: Effects) -> None:
-        """All leases of borrowers end: the KV in their blocks is gone, or out of date."""
+        """All leases of borrowers end, and no other begins for what D has seen: the KV is gone, or out of date."""
+        effects.kv_is_void = True
         for uid, lease in self._state.leases.items():
             if lease.holder is Holder.BORROWER:
                 self.revoke(uid, effects)

@@ -96,8 +96,9 @@ class Bench:
         self.bytes = num_blocks * layout.block_bytes
         self._block_bytes = layout.block_bytes
         self._memory = KVMemory(layout)
-        self.transports = (KVTransport.SHARED_MEMORY, KVTransport.TCP, *((KVTransport.NIXL,) if has_nixl() else ()))
-        self._lender = stack.enter_context(LendingProcess(layout, self.transports[-1]))
+        self.transports = [KVTransport.SHARED_MEMORY, KVTransport.TCP, *([KVTransport.NIXL] if has_nixl() else [])]
+        offers = KVTransport.NIXL if has_nixl() else KVTransport.AUTO
+        self._lender = stack.enter_context(LendingProcess(layout, offers))
         port, plain, handle = self._lender.where
         self._peer = PeerMemory(handle, layout)
         self._manager = Answered()

@@ -34,6 +34,7 @@ def command(
     """
     # Here, so that `headway --help`, which loads this module, is quick.
     from headway.bench.tables import Column, show
+    from headway.cluster.engine_group import GroupStartError
     from headway_lab.chaos.plan import plan
     from headway_lab.chaos.storm import run
     from headway_lab.chaos.topology import SERVERS, WIRES
@@ -46,7 +47,10 @@ def command(
                 print(f"{name} | {line}", file=file, flush=True)
 
         faults = plan(seed, seconds, SERVERS, WIRES)
-        outcome = asyncio.run(run(faults, seconds, seed, tell=tell, say=_say))
+        try:
+            outcome = asyncio.run(run(faults, seconds, seed, tell=tell, say=_say))
+        except GroupStartError as error:
+            raise ValueError(f"the engines do not start: {error}") from None
     columns = (Column("", "group", ""), Column("what", "what", ""), Column("count", "count", ",.10g"))
     show(_rows(outcome), columns, f"Chaos: {seconds:g} s, seed {seed}", as_json=as_json)
     for problem in outcome.problems[:MOST_SHOWN]:

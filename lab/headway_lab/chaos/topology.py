@@ -22,8 +22,8 @@ PREFILL, DECODE = ("prefill-0", "prefill-1"), ("decode-0", "decode-1")
 SERVERS = (*PREFILL, *DECODE)
 WIRES = tuple(f"{decode} to {PREFILL[1]}" for decode in DECODE)
 _RESTARTS_ENGINE = {"prefill-1", "decode-0"}  # without their API process; the group starts the others again whole
-_SMALL: dict[str, Any] = {"device": "cpu", "num_blocks": 300, "max_num_seqs": 12}
-_DECODE_BLOCKS = 140  # too few for all slots: decode engines preempt
+_SMALL: dict[str, Any] = {"device": "cpu", "num_blocks": 300, "max_num_seqs": 12, "max_model_len": 720}
+_DECODE_BLOCKS = 80  # too few for all slots: decode engines preempt
 
 
 def mixed() -> Member:
@@ -50,7 +50,7 @@ class Topology:
                 peers = f"{HOST}:{kv[PREFILL[0]]},{HOST}:{kv[PREFILL[1]]}={HOST}:{proxy.port}"
                 way = KVTransport.AUTO if name == DECODE[0] else KVTransport.TCP
                 reads = {"kv_peers": peers, "kv_transport": way}
-                config = self._config(role=Role.DECODE, num_blocks=_DECODE_BLOCKS, **reads)
+                config = self._config(role=Role.DECODE, num_blocks=_DECODE_BLOCKS, reserve="none", **reads)
                 options |= {"prefill": [self.urls[one] for one in PREFILL], "max_local_prefill_tokens": 16}
             self.members.append(Member(name, config, HOST, http[name], options))
 

@@ -15,7 +15,7 @@ from headway.request import Request, Transfer
 from headway.scheduler import Effects, LeasesEnded, LeasesRenewed, ReceiveDone
 from headway.scheduler.effects import Pull
 from headway.simulation.device import OracleDevice
-from headway.simulation.history import Ends, require
+from headway.simulation.history import require
 from headway.simulation.kv_ledger import KVLedger
 from headway.simulation.partner import Partner
 from headway.simulation.setting import Setting
@@ -117,9 +117,7 @@ class Endpoint(KVLedger):
     def _request(self, shape: Shape, tail: int, transfer: Transfer, params: Mapping[str, Any] | None) -> Request:
         """The prompt goes by `tail`, not by the uid, which is another one on each engine."""
         request = shape._replace(uid=tail, prepare=0).request(self._core.now)
-        return replace(
-            request, uid=shape.uid, request_id=f"r{shape.uid}", transfer=transfer, kv_transfer_params=params
-        )
+        return replace(request, uid=shape.uid, request_id=f"r{shape.uid}", transfer=transfer, kv_transfer_params=params)
 
     def _find(self, params: Mapping[str, Any]) -> tuple[Peer, str]:
         handover = Handover.of(params)

@@ -41,9 +41,7 @@ def layout_of(block_size: int, num_blocks: int, slice_blocks: int) -> KVLayout:
     """Of a block so large that `slice_blocks` of them, a power of two, are read at once."""
     dim = SLICE_BYTES // slice_blocks // block_size // 8
     sizes = (LayerSizes(1, dim, 1, dim),)
-    return KVLayout(
-        block_size=block_size, layers=sizes, dtype="simulated", itemsize=4, model="", num_blocks=num_blocks
-    )
+    return KVLayout(block_size=block_size, layers=sizes, dtype="simulated", itemsize=4, model="", num_blocks=num_blocks)
 
 
 class Read:
@@ -129,9 +127,7 @@ class Link:
         now, left = self._clock(), []
         if self.open is not None and not self.open.is_closing:
             left.append(self.receiver.seconds_left(now))
-        left += [
-            one.heard + 2 * one.site.lease_seconds - now for one in self.connections if one.borrower is not None
-        ]
+        left += [one.heard + 2 * one.site.lease_seconds - now for one in self.connections if one.borrower is not None]
         return max(0.0, min(left)) if left else None
 
     def can_serve(self) -> bool:

@@ -34,9 +34,7 @@ class WatchedCore:
     after: called with the effects of every message and pass, after they are checked.
     """
 
-    def __init__(
-        self, setting: Setting, after: Callable[[Effects], None], decisions: Decisions | None = None
-    ) -> None:
+    def __init__(self, setting: Setting, after: Callable[[Effects], None], decisions: Decisions | None = None) -> None:
         self.scheduler = Scheduler(setting.config, StaticAllocation() if setting.static else DynamicAllocation())
         self.history = History()
         self._config = setting.config

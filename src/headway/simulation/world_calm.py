@@ -54,7 +54,7 @@ def _turns_enough(world: World) -> int:
     """Each request waits for a few messages of the network and for a few time-outs, and then goes on by itself."""
     live = sum(len(one.history.live) for one in world.alive())
     longest = max(engine.config.max_model_len for engine in world.setting.engines)
-    return 2000 + 40 * live * (2 * longest + 4)
+    return 800 + 40 * live * (2 * longest + 4)
 
 
 def _bound(world: World) -> float:

@@ -1,4 +1,4 @@
-"""Worlds of P and D engines: they keep their promises, repeat, and notice when a lender, a receiver or a core is broken."""
+"""Worlds of P and D engines: they keep their promises, repeat, and notice a broken lender, receiver or core."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from tools import golden
 @pytest.mark.parametrize("name", golden.RUNS)
 def test_a_seed_decides_as_it_did(seed: int, name: str) -> None:
     static = name == "v0" if name in ("v0", "v2") else None
-    traffic: Traffic = name if name in ("siblings", "transfers") else "mixed"  # type: ignore[assignment]
-    run = run_seed(seed, golden.NUM_STEPS, "liveness", static, traffic)
+    traffic: Traffic = name if name in ("siblings", "transfers", "pairs") else "mixed"  # type: ignore[assignment]
+    run = run_seed(seed, golden.FEWER_STEPS.get(name, golden.NUM_STEPS), "liveness", static, traffic)
     assert run.violation is None
     assert run.decisions == golden.stored()[seed][name]

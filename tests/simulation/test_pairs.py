@@ -1,4 +1,4 @@
-"""Worlds of P and D engines: they keep their promises, repeat, and notice when a lender, a receiver or a core is broken."""
+"""Worlds of P and D engines: they keep their promises, repeat, and notice a broken lender, receiver or core."""
 
 from __future__ import annotations
 
@@ -6,16 +6,21 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from headway.config import Role
+from headway.cli import main
+from headway.config import Role, SchedulerConfig
 from headway.scheduler.batch import IntArray
 from headway.scheduler.state.entry import Entry
 from headway.scheduler.state.moves import Moves
 from headway.simulation.events import WORLD_EVENTS, Event, EventTrace, read_events
+from headway.simulation.history import Violation
 from headway.simulation.link import Connection, Link
-from headway.simulation.setting import WorldSetting
+from headway.simulation.minimise import minimise
+from headway.simulation.setting import Setting, WorldSetting
+from headway.simulation.shapes import Shape
 from headway.simulation.simulate import Run, run_seed, run_trace
 from headway.simulation.world import Member, World
 from headway.transfer.lender import Lender
@@ -160,7 +165,7 @@ def p_wakes_no_connection(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Lender, "_tell_borrowers", lambda self: None)
 
 
-def the_lease_of_a_request_that_is_let_go_is_kept(patch: pytest.MonkeyPatch) -> None:
+def a_lease_that_has_ended_is_kept(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Lender, "revoked", lambda self, uid: None)
 
 
@@ -174,26 +179,173 @@ def the_blocks_of_a_pull_that_is_not_wanted_are_free_at_once(patch: pytest.Monke
     patch.setattr(Moves, "_kept_from_outside", keep_none)
 
 
-# What is broken, the rules that it may break, and the seed from which on to look, so that it is found soon.
-BROKEN: list[tuple[Break, str, int]] = [
-    (d_decodes_without_the_word_of_p, "foreign KV|wrong token", 0),
-    (a_receiver_says_that_it_has_stopped_while_a_reader_writes, "written late", 0),
-    (readers_go_on_after_a_cut, "written late", 0),
-    (an_engine_that_is_started_again_keeps_its_seal, "foreign KV|wrong token", 0),
-    (a_reference_needs_no_seal, "foreign KV|wrong token", 0),
-    (d_keeps_what_it_has_read_of_an_earlier_generation, "foreign KV", 0),
-    (d_asks_for_leases_that_it_does_not_want, "held too long|endless", 0),
-    (a_silent_peer_is_waited_for, "held too long|endless|stuck", 0),
-    (p_wakes_no_connection, "not woken", 0),
-    (the_lease_of_a_request_that_is_let_go_is_kept, "held too long|endless|stuck", 0),
-    (the_blocks_of_a_pull_that_is_not_wanted_are_free_at_once, "written late|two writers|foreign KV", 0),
+def found_by_chance(broken: Break, patch: pytest.MonkeyPatch, start: int) -> Violation:
+    """The first violation of the worlds from this seed on."""
+    broken(patch)
+    violations = (run(seed).violation for seed in range(start, start + 20))
+    violation = next((one for one in violations if one is not None), None)
+    assert violation is not None, "20 worlds, and it was not noticed"
+    return violation
+
+
+@pytest.mark.parametrize(
+    ("broken", "rules", "start"),
+    [
+        pytest.param(d_decodes_without_the_word_of_p, "foreign KV|wrong token", 42),
+        pytest.param(a_receiver_says_that_it_has_stopped_while_a_reader_writes, "written late", 6),
+        pytest.param(p_wakes_no_connection, "not woken", 0),
+        pytest.param(the_blocks_of_a_pull_that_is_not_wanted_are_free_at_once, "written late|two writers", 0),
+    ],
+)
+def test_chance_shows_when(broken: Break, rules: str, start: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    violation = found_by_chance(broken, monkeypatch, start)
+    assert re.fullmatch(rules, violation.rule), violation
+
+
+# -- short courses of a world of one P and one D, numbered 0 and 1 ---------------------------------------------------
+
+P, D = 0, 1
+LENGTH = 24  # tokens of a prompt: six blocks, of seven that P has
+ALL = 99
+CALM = Event("calm")
+
+
+def course(*events: Event | list[Event], shares_memory: bool = True) -> Violation | None:
+    """What these events break, in a world that has room for one prompt on P, and computes it in three chunks."""
+    common: dict[str, Any] = {"max_num_seqs": 2, "block_size": 4, "max_model_len": 28, "reserve": "none"}
+    p = SchedulerConfig(**common, role=Role.MIXED, num_blocks=8, max_num_batched_tokens=8, lend_timeout=1.0)
+    d = SchedulerConfig(**common, role=Role.DECODE, num_blocks=17, max_num_batched_tokens=32, receive_timeout=1.0)
+    flat = [one for event in events for one in (event if isinstance(event, list) else [event])]
+    setting = WorldSetting((Setting(p), Setting(d)), 1, shares_memory=shares_memory)
+    return run_trace(EventTrace(setting, tuple(flat))).violation
+
+
+def at(number: int, name: str, *args: int) -> Event:
+    """An event at an engine."""
+    return Event(name, args, number)
+
+
+def prefill(uid: int, *, priority: int = 0) -> Event:
+    """A prompt of its own for P."""
+    return at(P, "prefill", *Shape(uid, 0, 0, LENGTH, 1, priority=priority), uid)
+
+
+def decode(uid: int, tail: int, number: int, how: int = 0) -> list[Event]:
+    """D gets a request with the prompt of this tail and the reference to this prompt, and blocks for it."""
+    shape = Shape(uid, 0, 0, LENGTH, 2)
+    return [at(D, "decode", *shape, tail, number, how), at(D, "launch"), at(D, "carry_out", ALL)]
+
+
+COMPUTE = [at(P, "launch"), at(P, "answer", 0), at(P, "carry_out", ALL)]  # a chunk
+LEND = 3 * COMPUTE
+TALK = [at(D, "serve", P, ALL), at(D, "serve", P, ALL), at(P, "listen", D, 0, ALL, 0), at(D, "serve", P, ALL)]
+READ = 4 * [at(D, "copy", P, 0, ALL), at(D, "copy", P, 0, ALL), at(D, "serve", P, ALL)]
+
+COURSES: list[tuple[Break, str, list[Event | list[Event]], bool]] = [
+    (
+        readers_go_on_after_a_cut,
+        "written late",
+        [prefill(1), LEND, decode(1, 1, 0), TALK, at(D, "cut", P, 0, 0), at(D, "serve", P, 0), at(D, "copy", P, 0, 1)],
+        True,
+    ),
+    (
+        d_decodes_without_the_word_of_p,
+        "foreign KV",
+        [
+            *[prefill(1), LEND, decode(1, 1, 0), TALK, at(P, "clear"), prefill(2), 3 * COMPUTE[:2]],
+            *[READ, at(P, "listen", D, 0, ALL, 0), TALK],
+        ],
+        True,
+    ),
+    (
+        d_keeps_what_it_has_read_of_an_earlier_generation,
+        "foreign KV",
+        [
+            *[prefill(1), COMPUTE, decode(1, 1, 0), TALK, at(P, "preempt_all"), prefill(2, priority=-1), 3 * COMPUTE],
+            *[READ, Event("wait", (1100,)), at(P, "tick"), at(P, "carry_out", ALL), LEND, TALK, READ, TALK, READ],
+        ],
+        True,
+    ),
+    (
+        an_engine_that_is_started_again_keeps_its_seal,
+        "foreign KV",
+        [
+            *[
+                prefill(1),
+                LEND,
+                at(P, "die", 0, 0),
+                at(P, "restart"),
+                prefill(1)._replace(args=(*prefill(1).args[:-1], 7)),
+            ],
+            *[LEND, decode(1, 1, 0)],
+        ],
+        True,
+    ),
+    (
+        a_reference_needs_no_seal,
+        "foreign KV",
+        [prefill(1), at(P, "abort", 1), prefill(2), LEND, decode(1, 1, 0, how=3)],
+        True,
+    ),
+    (
+        a_silent_peer_is_waited_for,
+        "held too long|stuck|endless",
+        [prefill(1), LEND, decode(1, 1, 0), TALK, at(D, "cut", P, 2, 0)],
+        False,
+    ),
+    (
+        d_asks_for_leases_that_it_does_not_want,
+        "held too long|endless",
+        [prefill(1), LEND, decode(1, 1, 0), TALK, at(D, "abort", 1)],
+        True,
+    ),
+    (a_lease_that_has_ended_is_kept, "held too long|stuck|endless", [prefill(1), LEND], True),
 ]
 
 
-@pytest.mark.parametrize(("broken", "rules", "start"), [pytest.param(*case, id=case[0].__name__) for case in BROKEN])
-def test_a_world_shows_when(broken: Break, rules: str, start: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("broken", "rules", "events", "shares_memory"), [pytest.param(*case, id=case[0].__name__) for case in COURSES]
+)
+def test_a_short_course_shows_when(
+    broken: Break,
+    rules: str,
+    events: list[Event | list[Event]],
+    shares_memory: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert course(*events, CALM, shares_memory=shares_memory) is None
     broken(monkeypatch)
-    violations = (run(seed).violation for seed in range(start, start + 30))
-    violation = next((one for one in violations if one is not None), None)
-    assert violation is not None, "30 seeds, and it was not noticed"
+    violation = course(*events, CALM, shares_memory=shares_memory)
+    assert violation is not None, "it was not noticed"
     assert re.fullmatch(rules, violation.rule), violation
+
+
+def test_a_prompt_is_pulled_once_and_nothing_is_left() -> None:
+    assert course(prefill(1), LEND, decode(1, 1, 0), TALK, READ, at(P, "listen", D, 0, ALL, 0), TALK, CALM) is None
+
+
+def test_a_violation_of_a_world_gets_a_short_trace_that_runs_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        a_receiver_says_that_it_has_stopped_while_a_reader_writes(patch)
+        whole = next(one for seed in range(6, 26) if (one := run(seed)).violation is not None)
+        shortest = minimise(whole.trace, "written late", budget=30_000)
+        assert len(shortest.events) < len(whole.trace.events) / 4
+        again = run_trace(shortest)
+        assert again.violation is not None and again.violation.rule == "written late"
+    assert run_trace(shortest).violation is None
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ("serve peer=0 count=1", "serve happens at an engine of a world: `0 serve`"),
+        ("7 launch", "there is no engine 7; they are numbered from 0 to"),
+        ("0 fly", "there is no event 'fly'"),
+    ],
+)
+def test_a_trace_of_a_world_is_refused(
+    line: str, complaint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "trace").write_text(f"world {WorldSetting.of_seed(0)}\n{line}\n")
+    assert main(["simtest", "--trace", str(tmp_path / "trace")]) == 2
+    assert complaint in capsys.readouterr().err

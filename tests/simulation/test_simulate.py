@@ -512,7 +512,7 @@ class TestTheCommand:
             (["--seeds", "many"], "--seeds must be a number or a range such as 0..999, got 'many'"),
             (["--steps", "0"], "--steps must be at least 1, got 0"),
             (["--jobs", "0"], "--jobs must be at least 1, got 0"),
-            (["--traffic", "dense"], "--traffic must be one of mixed, siblings, transfers, got 'dense'"),
+            (["--traffic", "dense"], "--traffic must be one of mixed, siblings, transfers, pairs, got 'dense'"),
             (["--mode", "fast"], "--mode must be one of safety, liveness, both, got 'fast'"),
             (["--trace", "/nowhere"], "No such file or directory: '/nowhere'"),
         ],
@@ -527,7 +527,7 @@ class TestTheCommand:
         ("text", "complaint"),
         [
             ("", "is empty: a trace begins with a line `setting {...}`"),
-            ("launch", "line 1: a trace begins with a line `setting {...}`, got 'launch'"),
+            ("launch", "line 1: a trace begins with a line `setting {...}`, or `world {...}`, got 'launch'"),
             ("setting {", "line 1: "),
             ('setting {"speed": 3}', "line 1: there is no setting 'speed'"),
             ('setting {"depth": 0}', "line 1: depth must be at least 1, got 0"),

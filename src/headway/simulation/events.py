@@ -133,7 +133,7 @@ def read_events(path: Path) -> EventTrace:
             elif name == "setting":
                 setting = Setting.parse(rest)
             else:
-                raise ValueError(f"a trace begins with a line `setting {{...}}` or `world {{...}}`, got {name!r}")
+                raise ValueError(f"a trace begins with a line `setting {{...}}`, or `world {{...}}`, got {name!r}")
         except (ValueError, TypeError) as error:
             raise ValueError(f"{path}, line {number}: {error}") from None
     if setting is None:

@@ -1,5 +1,5 @@
-"""Draws what happens in a world of P and D engines: requests that go from P to D, early or late, and every fault that can
-happen to the engines, to the network between them, and to the references that travel outside of it."""
+"""Draws what happens in a world of P and D engines: requests that go from P to D, early or late, and every fault that
+can happen to the engines, to the network between them, and to the references that travel outside of it."""
 
 from __future__ import annotations
 

@@ -6,7 +6,6 @@ import math
 
 from headway.request import FinishReason
 from headway.simulation.calm import check_empty, serve_partner
-from headway.simulation.endpoint import Endpoint
 from headway.simulation.events import Event
 from headway.simulation.history import Violation, require
 from headway.simulation.shapes import Shape
@@ -54,7 +53,7 @@ def _turns_enough(world: World) -> int:
     """Each request waits for a few messages of the network and for a few time-outs, and then goes on by itself."""
     live = sum(len(one.history.live) for one in world.alive())
     longest = max(engine.config.max_model_len for engine in world.setting.engines)
-    return 2000 + 40 * live * (2 * longest + 4)
+    return 800 + 40 * live * (2 * longest + 4)
 
 
 def _bound(world: World) -> float:
@@ -145,11 +144,11 @@ def _try_anew(world: World) -> None:
         if world.members[p].simulation is None:
             continue
         length = max(1, world.setting.engines[d].config.max_model_len // 2)
-        shape = Shape(_next_uid(world.endpoint(p), world.members[p].simulation), 0, 0, length, 1)
+        shape = Shape(_next_uid(world.members[p].simulation), 0, 0, length, 1)
         tail, number = _TAIL + world.num_messages, len(world.prompts)
         _at(world, p, "prefill", *shape, tail)
         _finish(world, p, shape.uid)
-        shape = shape._replace(uid=_next_uid(world.endpoint(d), world.members[d].simulation), max_tokens=2)
+        shape = shape._replace(uid=_next_uid(world.members[d].simulation), max_tokens=2)
         before = world.endpoint(d).counts["pulls ok, and P's token"]
         _at(world, d, "decode", *shape, tail, number, 0)
         _finish(world, d, shape.uid)
@@ -158,7 +157,7 @@ def _try_anew(world: World) -> None:
         world.counts["new requests at the end that pulled"] += pulled
 
 
-def _next_uid(endpoint: Endpoint, simulation: Simulation | None) -> int:
+def _next_uid(simulation: Simulation | None) -> int:
     assert simulation is not None
     return 1 + max((*simulation.history.ended, 0))
 

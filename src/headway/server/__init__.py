@@ -10,6 +10,7 @@ of the server process. It reaches the engine only by the `EngineClient`, and nev
     connections.py, loop_monitor.py, engine_health.py   bounds on connections; how loop and engine are
     prefill_engines.py, prefill_choice.py   the engines that compute prompts for a decode engine
     protocol.py      request bodies             responses.py    response bodies
+    prompt_bodies.py from a body to prompts     render.py       what a body would bring to the engine
     generate.py      from a pending request to a response, whole or streamed
     completions.py, chat.py   the form of answers in each of the two APIs
     errors.py        errors as HTTP

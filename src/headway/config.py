@@ -20,6 +20,9 @@ class Role(StrEnum):
     DECODE = "decode"
 
 
+KV_SECRET_VARIABLE = "HEADWAY_KV_SECRET"  # of the environment, where `EngineConfig.kv_secret` is not given
+
+
 class KVTransport(StrEnum):
     """How KV travels between engines. auto: shared memory on one host, else TCP; the others: in this way alone."""
 

@@ -15,14 +15,13 @@ from headway.client.restart_budget import RestartBudget
 from headway.cluster.engine_group import EngineGroup, GroupError, GroupStartError
 from headway.cluster.group_server import GroupServer, Member
 from headway.cluster.held_ports import HeldPorts
-from headway.config import EngineConfig, Role
+from headway.config import KV_SECRET_VARIABLE, EngineConfig, Role
 from headway.server.serve import BAD_START, log_to_standard_error, stop_signals
 
 logger = logging.getLogger(__name__)
 
 BROKEN = 1  # exit code
 LOOPBACK = "127.0.0.1"
-SECRET_VARIABLE = "HEADWAY_KV_SECRET"
 
 
 def members_of(
@@ -82,7 +81,7 @@ def serve_group(
     """
     log_to_standard_error()
     # Other users of the machine can reach its loopback addresses too.
-    os.environ.setdefault(SECRET_VARIABLE, secrets.token_hex())
+    os.environ.setdefault(KV_SECRET_VARIABLE, secrets.token_hex())
     with HeldPorts() as ports:
         members = members_of(config, ports, prefill=prefill, decode=decode, host=host, port=port, options=options)
         return asyncio.run(_serve(members, RestartBudget(restarts), float(options.get("shutdown_grace", 0.0))))

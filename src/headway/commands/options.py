@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
-from headway.config import EngineConfig
+from headway.config import KV_SECRET_VARIABLE, EngineConfig
 from headway.sampling import SamplingParams
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ _ENGINE_WORDS: dict[str, tuple[str, str | bool]] = {  # field of EngineConfig ->
         "engine that is reached at another address.",
         "none",
     ),
-    "kv_secret": ("Secret that the engines share; better given by the environment (HEADWAY_KV_SECRET).", "none"),
+    "kv_secret": (f"Secret that the engines share; better given by the environment ({KV_SECRET_VARIABLE}).", "none"),
     "kv_transport": ("auto (shared memory on one host, else tcp), shared-memory, nixl (an extra) or tcp.", True),
 }
 _SCHEDULING_WORDS: dict[str, tuple[str, str | bool]] = {

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
-from headway.config import EngineConfig, host_and_port
+from headway.config import KV_SECRET_VARIABLE, EngineConfig, host_and_port
 from headway.managers import Manager
 from headway.request import Request
 from headway.scheduler.batch import LongArray
@@ -16,8 +16,6 @@ from headway.transfer.counts import TransferCounts
 from headway.transfer.memory import KVMemory
 
 logger = logging.getLogger(__name__)
-
-SECRET_VARIABLE = "HEADWAY_KV_SECRET"  # of the environment, where `kv_secret` is not given
 
 
 class Connector(Protocol):
@@ -81,7 +79,7 @@ def connector_of(config: EngineConfig, memory: KVMemory, manager: Manager) -> Co
     """The connector that the configuration asks for. Raises ValueError, with one line, if it cannot begin."""
     from headway.transfer.connector import KVConnector  # not needed by engines that move no KV
 
-    secret = config.kv_secret or os.environ.get(SECRET_VARIABLE)
+    secret = config.kv_secret or os.environ.get(KV_SECRET_VARIABLE)
     listens = ("127.0.0.1", 0) if config.kv_listen is None else host_and_port("kv_listen", config.kv_listen)
     try:
         connector = KVConnector(

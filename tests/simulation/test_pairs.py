@@ -46,13 +46,13 @@ class TestWorlds:
 
     def test_are_not_dull(self) -> None:
         counts: Counter[str] = Counter()
-        for seed in range(30, 50):
+        for seed in range(50, 90):
             counts += Counter(run_seed(seed, NUM_STEPS, "liveness", traffic="pairs").counts)
         assert min(counts[name] for name in WORLD_EVENTS) > 0, counts
         for kind in ("pulls ok, and P's token", "pulls failed", "pulls stopped", "leases renewed", "leases revoked"):
             assert counts[kind] > 10, (kind, counts)
         kinds = ["pulls ok", "consume answered with no", "places read late", "connections lost", "reads refused"]
-        kinds += ["silent peers given up", "connections refused", "requests lost with their engine", "leases let go"]
+        kinds += ["silent peers given up", "requests lost with their engine", "leases let go"]
         kinds += ["pulls lost: gone", "pulls lost: peer_down", "pulls lost: bad_params", "parameters refused"]
         for kind in kinds:
             assert counts[kind] > 0, (kind, counts)
@@ -194,7 +194,9 @@ def found_by_chance(broken: Break, patch: pytest.MonkeyPatch, start: int) -> Vio
         pytest.param(d_decodes_without_the_word_of_p, "foreign KV|wrong token", 42),
         pytest.param(a_receiver_says_that_it_has_stopped_while_a_reader_writes, "written late", 6),
         pytest.param(p_wakes_no_connection, "not woken", 0),
-        pytest.param(the_blocks_of_a_pull_that_is_not_wanted_are_free_at_once, "written late|two writers", 0),
+        pytest.param(
+            the_blocks_of_a_pull_that_is_not_wanted_are_free_at_once, "written late|two writers|foreign KV", 0
+        ),
     ],
 )
 def test_chance_shows_when(broken: Break, rules: str, start: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,14 +212,14 @@ ALL = 99
 CALM = Event("calm")
 
 
-def course(*events: Event | list[Event], shares_memory: bool = True) -> Violation | None:
-    """What these events break, in a world that has room for one prompt on P, and computes it in three chunks."""
+def course(events: list[Event], shares_memory: bool = True) -> Violation | None:
+    """What these events, and the calm after them, break in a world that has room for one prompt on P, and computes it
+    in three chunks."""
     common: dict[str, Any] = {"max_num_seqs": 2, "block_size": 4, "max_model_len": 28, "reserve": "none"}
     p = SchedulerConfig(**common, role=Role.MIXED, num_blocks=8, max_num_batched_tokens=8, lend_timeout=1.0)
     d = SchedulerConfig(**common, role=Role.DECODE, num_blocks=17, max_num_batched_tokens=32, receive_timeout=1.0)
-    flat = [one for event in events for one in (event if isinstance(event, list) else [event])]
     setting = WorldSetting((Setting(p), Setting(d)), 1, shares_memory=shares_memory)
-    return run_trace(EventTrace(setting, tuple(flat))).violation
+    return run_trace(EventTrace(setting, (*events, CALM))).violation
 
 
 def at(number: int, name: str, *args: int) -> Event:
@@ -236,70 +238,56 @@ def decode(uid: int, tail: int, number: int, how: int = 0) -> list[Event]:
     return [at(D, "decode", *shape, tail, number, how), at(D, "launch"), at(D, "carry_out", ALL)]
 
 
+def steps(*events: Event | list[Event]) -> list[Event]:
+    """All of them, one after the other."""
+    return [one for event in events for one in ([event] if isinstance(event, Event) else event)]
+
+
 COMPUTE = [at(P, "launch"), at(P, "answer", 0), at(P, "carry_out", ALL)]  # a chunk
-LEND = 3 * COMPUTE
+LEND = steps(COMPUTE, COMPUTE, COMPUTE)
 TALK = [at(D, "serve", P, ALL), at(D, "serve", P, ALL), at(P, "listen", D, 0, ALL, 0), at(D, "serve", P, ALL)]
 READ = 4 * [at(D, "copy", P, 0, ALL), at(D, "copy", P, 0, ALL), at(D, "serve", P, ALL)]
 
-COURSES: list[tuple[Break, str, list[Event | list[Event]], bool]] = [
+PULL = steps(prefill(1), LEND, decode(1, 1, 0), TALK)  # and D has begun to read
+AGAIN = prefill(1)._replace(args=(*prefill(1).args[:-1], 7))  # the same uid, another prompt
+
+COURSES: list[tuple[Break, str, list[Event], bool]] = [
     (
         readers_go_on_after_a_cut,
         "written late",
-        [prefill(1), LEND, decode(1, 1, 0), TALK, at(D, "cut", P, 0, 0), at(D, "serve", P, 0), at(D, "copy", P, 0, 1)],
+        steps(PULL, at(D, "cut", P, 0, 0), at(D, "serve", P, 0), at(D, "copy", P, 0, 1)),
         True,
     ),
     (
         d_decodes_without_the_word_of_p,
         "foreign KV",
-        [
-            *[prefill(1), LEND, decode(1, 1, 0), TALK, at(P, "clear"), prefill(2), 3 * COMPUTE[:2]],
-            *[READ, at(P, "listen", D, 0, ALL, 0), TALK],
-        ],
+        steps(PULL, at(P, "clear"), prefill(2), 3 * COMPUTE[:2], READ, at(P, "listen", D, 0, ALL, 0), TALK),
         True,
     ),
     (
         d_keeps_what_it_has_read_of_an_earlier_generation,
         "foreign KV",
-        [
-            *[prefill(1), COMPUTE, decode(1, 1, 0), TALK, at(P, "preempt_all"), prefill(2, priority=-1), 3 * COMPUTE],
-            *[READ, Event("wait", (1100,)), at(P, "tick"), at(P, "carry_out", ALL), LEND, TALK, READ, TALK, READ],
-        ],
+        steps(
+            *(prefill(1), COMPUTE, decode(1, 1, 0), TALK, at(P, "preempt_all"), prefill(2, priority=-1), LEND, READ),
+            *(Event("wait", (1100,)), at(P, "tick"), at(P, "carry_out", ALL), LEND, TALK, READ, TALK, READ),
+        ),
         True,
     ),
     (
         an_engine_that_is_started_again_keeps_its_seal,
         "foreign KV",
-        [
-            *[
-                prefill(1),
-                LEND,
-                at(P, "die", 0, 0),
-                at(P, "restart"),
-                prefill(1)._replace(args=(*prefill(1).args[:-1], 7)),
-            ],
-            *[LEND, decode(1, 1, 0)],
-        ],
+        steps(prefill(1), LEND, at(P, "die", 0, 0), at(P, "restart"), AGAIN, LEND, decode(1, 1, 0)),
         True,
     ),
     (
         a_reference_needs_no_seal,
         "foreign KV",
-        [prefill(1), at(P, "abort", 1), prefill(2), LEND, decode(1, 1, 0, how=3)],
+        steps(prefill(1), at(P, "abort", 1), prefill(2), LEND, decode(1, 1, 0, how=3)),
         True,
     ),
-    (
-        a_silent_peer_is_waited_for,
-        "held too long|stuck|endless",
-        [prefill(1), LEND, decode(1, 1, 0), TALK, at(D, "cut", P, 2, 0)],
-        False,
-    ),
-    (
-        d_asks_for_leases_that_it_does_not_want,
-        "held too long|endless",
-        [prefill(1), LEND, decode(1, 1, 0), TALK, at(D, "abort", 1)],
-        True,
-    ),
-    (a_lease_that_has_ended_is_kept, "held too long|stuck|endless", [prefill(1), LEND], True),
+    (a_silent_peer_is_waited_for, "held too long|stuck|endless", steps(PULL, at(D, "cut", P, 2, 0)), False),
+    (d_asks_for_leases_that_it_does_not_want, "held too long|endless", steps(PULL, at(D, "abort", 1)), True),
+    (a_lease_that_has_ended_is_kept, "held too long|stuck|endless", steps(prefill(1), LEND), True),
 ]
 
 
@@ -309,19 +297,19 @@ COURSES: list[tuple[Break, str, list[Event | list[Event]], bool]] = [
 def test_a_short_course_shows_when(
     broken: Break,
     rules: str,
-    events: list[Event | list[Event]],
+    events: list[Event],
     shares_memory: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert course(*events, CALM, shares_memory=shares_memory) is None
+    assert course(events, shares_memory) is None
     broken(monkeypatch)
-    violation = course(*events, CALM, shares_memory=shares_memory)
+    violation = course(events, shares_memory)
     assert violation is not None, "it was not noticed"
     assert re.fullmatch(rules, violation.rule), violation
 
 
 def test_a_prompt_is_pulled_once_and_nothing_is_left() -> None:
-    assert course(prefill(1), LEND, decode(1, 1, 0), TALK, READ, at(P, "listen", D, 0, ALL, 0), TALK, CALM) is None
+    assert course(steps(PULL, READ, at(P, "listen", D, 0, ALL, 0), TALK)) is None
 
 
 def test_a_violation_of_a_world_gets_a_short_trace_that_runs_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,8 +37,9 @@ class Connector(Protocol):
         """Stop everything, and wait for that. The engine has stopped."""
 
     def pull(self, pull: Pull) -> None:
-        """D: read the KV of a prompt into these blocks. `manager.receive_done` must follow, exactly once, when no write
-        to the blocks can come any more: when all is there, or has failed, or was stopped."""
+        """D: read the KV of a prompt into these blocks. `manager.receive_done` must follow when no write to the blocks
+        can come any more: when all is there, or has failed, or was stopped. The first word counts; a stop that comes at
+        the same time may bring a second."""
 
     def pull_from(self, uid: int, params: Mapping[str, Any] | None) -> None:
         """D: the source of a pull whose request came without parameters. None: there is no source; `receive_done` must

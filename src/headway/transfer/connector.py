@@ -99,7 +99,7 @@ class KVConnector:
         peer.post(lambda receiver: receiver.want(uid, text))
 
     def pull(self, pull: Pull) -> None:
-        """The writer: read the KV of a prompt. `receive_done` follows exactly once, when nothing writes any more."""
+        """The writer: read the KV of a prompt. `receive_done` follows, when nothing writes any more."""
         uid, params = pull.request.uid, pull.request.kv_transfer_params
         if params is None:
             self._sourceless[uid] = pull

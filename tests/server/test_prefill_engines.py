@@ -124,8 +124,8 @@ async def test_where_p_lends_nothing_the_prompt_is_computed_here() -> None:
 
 @pytest.mark.parametrize(
     "lent",
-    [{"a": 2**70}, {"a": float("nan")}, {"a": "x" * 20_000}, [1], "abc"],
-    ids=["large number", "no number", "too long", "list", "text"],
+    [{"a": 2**70}, {"a": float("nan")}, {"a": "x" * 20_000}, {"a": "\ud800"}, [1], "abc"],
+    ids=["large number", "no number", "too long", "half of a character", "list", "text"],
 )
 async def test_parameters_that_this_engine_could_not_take_are_a_failure_of_p(lent: Any) -> None:
     """The engine would drop the message, and the request would wait for its blocks until the receive timeout."""

@@ -168,6 +168,12 @@ async def test_an_answer_of_p_takes_no_more_memory_than_one_token_needs(
     assert prefill.num_failed == (1 if status == 200 or headers or num_read > MAX_ANSWER_BYTES else 0)
 
 
+async def test_a_p_that_says_nothing_is_named_with_the_limit_and_its_option(caplog: pytest.LogCaptureFixture) -> None:
+    engines = Engines(a=httpx.ReadTimeout(""))
+    assert await engines.ask(engines.make()) is None
+    assert "http://a failed: it has said nothing for 5 s (--receive-timeout)" in caplog.text
+
+
 async def test_an_answer_without_a_word_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     engines = Engines(a=200)
 

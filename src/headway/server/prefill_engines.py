@@ -60,6 +60,7 @@ class PrefillEngines:
         self._choice = PrefillChoice(len(self._urls))
         self._least_tokens = least_tokens
         self._clock = clock
+        self._timeout = timeout
         self._http = httpx.AsyncClient(
             timeout=httpx.Timeout(timeout, connect=5.0),
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=256),
@@ -95,6 +96,8 @@ class PrefillEngines:
             try:
                 async with self._http.stream("POST", f"{self._urls[engine]}/v1/completions", json=body) as response:
                     await answer.read(response)
+            except httpx.ReadTimeout:  # it has no text of its own
+                problem = f"it has said nothing for {self._timeout:g} s (--receive-timeout)"
             except (httpx.HTTPError, ValueError, RecursionError) as error:  # the last: lists in lists in lists
                 problem = f"{type(error).__name__}: {error}"
             finally:

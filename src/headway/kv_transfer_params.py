@@ -16,11 +16,12 @@ def copied(params: object) -> dict[str, Any]:
     if not isinstance(params, Mapping):
         raise RequestError(f"kv_transfer_params must be a mapping, got {type(params).__name__}")
     try:
-        text = json.dumps(dict(params), allow_nan=False)
+        text = json.dumps(dict(params), allow_nan=False, ensure_ascii=False)
+        num_bytes = len(text.encode())  # raises for half of a surrogate pair, which no message can carry
     except (TypeError, ValueError, RecursionError) as error:
         raise RequestError(f"kv_transfer_params cannot be written as JSON: {error}") from None
-    if len(text) > MAX_BYTES:
-        raise RequestError(f"kv_transfer_params has {len(text)} bytes of JSON; at most {MAX_BYTES} are taken")
+    if num_bytes > MAX_BYTES:
+        raise RequestError(f"kv_transfer_params has {num_bytes} bytes of JSON; at most {MAX_BYTES} are taken")
     copy: dict[str, Any] = json.loads(text, parse_int=_int64)
     return copy
 

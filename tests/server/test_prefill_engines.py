@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import httpx
@@ -14,7 +15,7 @@ from headway.config import EngineConfig
 from headway.request import FinishReason, NewRequest, Transfer
 from headway.scheduler.effects import Effects, RequestEnd
 from headway.server.prefill_choice import OUT_SECONDS, PIECE, PrefillChoice
-from headway.server.prefill_engines import MAX_TRIES, PrefillEngines
+from headway.server.prefill_engines import MAX_ANSWER_BYTES, MAX_TRIES, Outcome, PrefillEngines
 from headway.server.serve import BAD_START, serve
 from headway.wire import to_client, to_engine
 from tests.server.conftest import Api
@@ -86,7 +87,9 @@ def test_a_short_prompt_is_computed_here() -> None:
     assert prefill.source([1] * 9, {}) is None and prefill.source([1] * 10, {}) is not None
 
 
-@pytest.mark.parametrize("failure", [500, 503, httpx.ConnectError("refused"), httpx.ReadTimeout("slow")], ids=str)
+@pytest.mark.parametrize(
+    "failure", [302, 401, 404, 429, 500, 503, httpx.ConnectError("refused"), httpx.ReadTimeout("slow")], ids=str
+)
 async def test_a_failure_means_another_engine_and_the_failed_one_is_left_out_for_a_while(
     failure: int | Exception,
 ) -> None:
@@ -119,6 +122,58 @@ async def test_where_p_lends_nothing_the_prompt_is_computed_here() -> None:
     assert await engines.ask(engines.make()) is None and engines.hosts() == ["a"]
 
 
+@pytest.mark.parametrize(
+    "lent",
+    [{"a": 2**70}, {"a": float("nan")}, {"a": "x" * 20_000}, {"a": "\ud800"}, [1], "abc"],
+    ids=["large number", "no number", "too long", "half of a character", "list", "text"],
+)
+async def test_parameters_that_this_engine_could_not_take_are_a_failure_of_p(lent: Any) -> None:
+    """The engine would drop the message, and the request would wait for its blocks until the receive timeout."""
+    engines = Engines(a=200, b=503)
+    engines.lent = lent
+    prefill = engines.make()
+    assert await engines.ask(prefill) is None and engines.hosts() == ["a", "b"]
+    assert prefill.outcomes[Outcome.FAILED] == 2
+
+
+@pytest.mark.parametrize(
+    ("headers", "content"),
+    [
+        ({}, [b"data: {" + b"x" * MAX_ANSWER_BYTES]),
+        ({}, [b": P is there\n\n"] * MAX_ANSWER_BYTES),
+        ({"Content-Encoding": "gzip"}, [gzip.compress(b"x" * 2**20)]),
+        ({}, [b'data: {"a": ' + b"[" * 100_000 + b"\n\n"]),
+    ],
+    ids=["long line", "many lines", "compressed", "deep"],
+)
+@pytest.mark.parametrize("status", [200, 400])
+async def test_an_answer_of_p_takes_no_more_memory_than_one_token_needs(
+    headers: dict[str, str], content: list[bytes], status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engines, num_read = Engines(a=200), 0
+
+    async def pieces() -> AsyncIterator[bytes]:
+        nonlocal num_read
+        for piece in content:
+            num_read += len(piece)
+            yield piece
+
+    async def handle(request: httpx.Request) -> httpx.Response:
+        assert request.headers["Accept-Encoding"] == "identity"
+        return httpx.Response(status, headers=headers, content=pieces())
+
+    monkeypatch.setattr(engines, "handle", handle)
+    prefill = engines.make()
+    assert await engines.ask(prefill) is None and num_read <= MAX_ANSWER_BYTES + len(content[0])
+    assert prefill.num_failed == (1 if status == 200 or headers or num_read > MAX_ANSWER_BYTES else 0)
+
+
+async def test_a_p_that_says_nothing_is_named_with_the_limit_and_its_option(caplog: pytest.LogCaptureFixture) -> None:
+    engines = Engines(a=httpx.ReadTimeout(""))
+    assert await engines.ask(engines.make()) is None
+    assert "http://a failed: it has said nothing for 5 s (--receive-timeout)" in caplog.text
+
+
 async def test_an_answer_without_a_word_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     engines = Engines(a=200)
 
@@ -130,8 +185,9 @@ async def test_an_answer_without_a_word_is_a_failure(monkeypatch: pytest.MonkeyP
     assert await engines.ask(prefill) is None and prefill.num_failed == 1
 
 
-async def test_what_p_refuses_is_judged_here() -> None:
-    engines = Engines(a=400, b=200)
+@pytest.mark.parametrize("status", [400, 413, 422])
+async def test_what_p_refuses_is_judged_here(status: int) -> None:
+    engines = Engines(a=status, b=200)
     assert await engines.ask(engines.make()) is None and engines.hosts() == ["a"]
 
 

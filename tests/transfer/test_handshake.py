@@ -188,6 +188,36 @@ def test_a_bad_message_is_counted_the_connection_is_closed_and_nothing_is_applie
 
 
 @pytest.mark.parametrize(
+    ("what", "error"),
+    [
+        ("headway.transfer.channel.socket.socketpair", OSError("Too many open files")),
+        ("headway.transfer.server.threading.Thread.start", RuntimeError("can't start new thread")),
+    ],
+    ids=["file descriptor", "thread"],
+)
+def test_p_serves_peers_again_after_a_connection_that_found_nothing_left(
+    what: str, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pair() as two:
+        stranger = socket.socket()
+        stranger.settimeout(30.0)
+
+        def fail(*_: object) -> None:
+            raise error
+
+        with monkeypatch.context() as patch:
+            patch.setattr(what, fail)
+            stranger.connect(("127.0.0.1", two.p.server.port))
+            assert stranger.recv(1) == b""  # it is closed
+        stranger.close()
+        assert two.p.server.num_connections == 0
+        params = two.expect(1)
+        two.lend(1, [7, 8, 9])
+        two.pull(50, params, [1, 2, 3])
+        assert two.result(50) == (TOKEN, None)
+
+
+@pytest.mark.parametrize(
     "message",
     [messages.Consume(1, 0), messages.Release((1,)), messages.Renew((1,))],
     ids=lambda message: type(message).__name__,

@@ -19,11 +19,14 @@ from typing import Any
 import httpx
 
 from headway.client.kv_sources import FindSource, Tell
+from headway.kv_transfer_params import copied
 from headway.server.prefill_choice import PrefillChoice
 
 logger = logging.getLogger(__name__)
 
 MAX_TRIES = 2  # engines that are asked for one prompt
+MAX_ANSWER_BYTES = 2**17  # of P: one token, and `kv_transfer_params` of at most 16 KiB
+_CONTENTS = frozenset({400, 413, 422})  # statuses that judge the contents of a request
 _LENDS = {"do_remote_decode": True, "do_remote_prefill": False}
 
 
@@ -57,9 +60,11 @@ class PrefillEngines:
         self._choice = PrefillChoice(len(self._urls))
         self._least_tokens = least_tokens
         self._clock = clock
+        self._timeout = timeout
         self._http = httpx.AsyncClient(
             timeout=httpx.Timeout(timeout, connect=5.0),
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=256),
+            headers={"Accept-Encoding": "identity"},  # an answer takes no more memory than its bytes
             transport=transport,
         )
         self.num_asked = 0
@@ -91,7 +96,9 @@ class PrefillEngines:
             try:
                 async with self._http.stream("POST", f"{self._urls[engine]}/v1/completions", json=body) as response:
                     await answer.read(response)
-            except (httpx.HTTPError, ValueError) as error:
+            except httpx.ReadTimeout:  # it has no text of its own
+                problem = f"it has said nothing for {self._timeout:g} s (--receive-timeout)"
+            except (httpx.HTTPError, ValueError, RecursionError) as error:  # the last: lists in lists in lists
                 problem = f"{type(error).__name__}: {error}"
             finally:
                 self._choice.end(engine, token_ids, failed=problem is not None, now=self._clock())
@@ -118,23 +125,33 @@ class _Answer:
         self.outcome: Outcome | None = None
 
     async def read(self, response: httpx.Response) -> None:
-        """Read it to its end. Raises httpx.HTTPError or ValueError if P has failed."""
-        if response.status_code >= 500:
+        """Read it to its end. Raises httpx.HTTPError, ValueError or RecursionError if P has failed."""
+        if response.headers.get("Content-Encoding", "identity") != "identity":  # few bytes could be gigabytes
+            raise ValueError(f"its answer is encoded: {response.headers['Content-Encoding']!r:.100}")
+        if response.status_code not in {200, *_CONTENTS}:  # 404: not a server of P's; 429: it is full; 302: elsewhere
             raise ValueError(f"HTTP {response.status_code}")
+        num_bytes, rest = 0, b""
+        async for piece in response.aiter_bytes():
+            num_bytes += len(piece)
+            if num_bytes > MAX_ANSWER_BYTES:
+                raise ValueError(f"its answer has more than {MAX_ANSWER_BYTES} bytes")
+            *lines, rest = (rest + piece).split(b"\n")
+            for line in lines:
+                if response.status_code == 200 and line.startswith(b"data: {"):
+                    self._take(json.loads(line.removeprefix(b"data: ")))
         if response.status_code != 200:  # P refuses the prompt: this engine says why, in its own words
             self._say(None, Outcome.REFUSED)
-        async for line in response.aiter_lines():
-            if response.status_code == 200 and line.startswith("data: {"):
-                self._take(json.loads(line.removeprefix("data: ")))
 
     def _take(self, chunk: dict[str, Any]) -> None:
         if "error" in chunk:
             raise ValueError(f"an error in its stream: {chunk['error']!r:.200}")
+        if self.outcome is not None:
+            return
         params = chunk.get("kv_transfer_params")
-        if self.outcome is None and isinstance(params, dict):
-            self._say(params, Outcome.LENT)
-        elif self.outcome is None:
+        if params is None:
             self._say(None, Outcome.NOT_LENT)
+        else:
+            self._say(copied(params), Outcome.LENT)
 
     def _say(self, params: dict[str, Any] | None, outcome: Outcome) -> None:
         self.outcome = outcome

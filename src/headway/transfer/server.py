@@ -97,20 +97,32 @@ class LenderServer:
         while not self._closing:
             try:
                 sock, _ = self._socket.accept()
-            except OSError as error:
-                if not self._closing:  # no file descriptor is left, or the like
+                self._begin(sock)
+            except (OSError, RuntimeError) as error:
+                if not self._closing:  # no file descriptor or no thread is left, or the like
                     logger.warning("no connection of a KV peer can be taken: %s", error)
                     time.sleep(0.1)
-                continue
-            if len(self._channels) >= self._max_connections:
-                logger.warning("%d KV peers are connected; one more is not taken", len(self._channels))
-                self.num_refused += 1
-                sock.close()
-                continue
+
+    def _begin(self, sock: socket.socket) -> None:
+        """Serve a connection. Raises OSError or RuntimeError, and closes it, if it cannot have a thread."""
+        if len(self._channels) >= self._max_connections:
+            logger.warning("%d KV peers are connected; one more is not taken", len(self._channels))
+            self.num_refused += 1
+            sock.close()
+            return
+        try:
             channel = Channel(sock, clock=self._clock)
-            thread = threading.Thread(target=self._serve, args=(channel,), name="headway-kv-lend", daemon=True)
-            self._channels[channel] = thread
+        except OSError:
+            sock.close()
+            raise
+        thread = threading.Thread(target=self._serve, args=(channel,), name="headway-kv-lend", daemon=True)
+        self._channels[channel] = thread
+        try:
             thread.start()
+        except RuntimeError:
+            del self._channels[channel]
+            channel.close()
+            raise
 
     def _serve(self, channel: Channel) -> None:
         address = channel.address

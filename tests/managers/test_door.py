@@ -441,7 +441,7 @@ def test_a_request_that_is_about_to_be_refused_was_never_inside() -> None:
         (
             Role.PREFILL,
             Transfer.PULL,
-            "transfer='pull' decodes here, but the role of this engine is prefill: send it to",
+            "do_remote_prefill. decodes here, but the role of this engine is prefill: send it to",
         ),
         (Role.DECODE, Transfer.LEND, "for another engine, but the role of this engine is decode: send it to"),
         (Role.MIXED, "push", "transfer must be one of pull, lend or None, got 'push'"),

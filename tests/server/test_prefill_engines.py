@@ -116,10 +116,16 @@ async def test_a_failure_after_p_has_taken_the_prompt_counts_and_no_other_engine
     assert await engines.ask(prefill) == LENT and engines.hosts() == ["a"] and prefill.num_failed == 1
 
 
-async def test_where_p_lends_nothing_the_prompt_is_computed_here() -> None:
-    engines = Engines(a=200, b=200)
+async def test_where_p_lends_nothing_the_prompt_is_computed_here_and_that_is_said_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It may be a decode engine, or have no --kv-listen: without a word no reader of the log would know."""
+    engines = Engines(a=200, b=400)
     engines.lent = None
-    assert await engines.ask(engines.make()) is None and engines.hosts() == ["a"]
+    prefill = engines.make()
+    for start in (0, 1_000, 2_000, 3_000):
+        assert await engines.ask(prefill, list(range(start, start + 100))) is None
+    assert {*engines.hosts()} == {"a"} and caplog.text.count("look at its --role and --kv-listen") == 1
 
 
 @pytest.mark.parametrize(

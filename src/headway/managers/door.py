@@ -197,13 +197,13 @@ class Door:
         role = self._config.role
         if transfer is Transfer.PULL and role is Role.PREFILL:
             raise RequestError(
-                "a request with transfer='pull' decodes here, but the role of this engine is prefill: send it to an "
-                "engine whose role is decode or mixed"
+                "a request with transfer='pull' (do_remote_prefill) decodes here, but the role of this engine is "
+                "prefill: send it to an engine whose role is decode or mixed"
             )
         if transfer is Transfer.LEND and role is Role.DECODE:
             raise RequestError(
-                "a request with transfer='lend' computes its prompt for another engine, but the role of this engine is "
-                "decode: send it to an engine whose role is prefill or mixed"
+                "a request with transfer='lend' (do_remote_decode) computes its prompt for another engine, but the "
+                "role of this engine is decode: send it to an engine whose role is prefill or mixed"
             )
 
     def _checked_sampling(self, sampling: SamplingParams) -> SamplingParams:

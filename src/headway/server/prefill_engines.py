@@ -69,6 +69,7 @@ class PrefillEngines:
         )
         self.num_asked = 0
         self.outcomes = Counter(dict.fromkeys(Outcome, 0))
+        self._doubted: set[int] = set()  # engines that once have lent nothing
 
     @property
     def num_failed(self) -> int:
@@ -103,7 +104,7 @@ class PrefillEngines:
             finally:
                 self._choice.end(engine, token_ids, failed=problem is not None, now=self._clock())
             if problem is None and answer.outcome is not None:
-                self.outcomes[answer.outcome] += 1
+                self._note(engine, answer.outcome)
                 return
             problem = problem or "an answer without a word"
             self.outcomes[Outcome.FAILED] += 1
@@ -111,6 +112,16 @@ class PrefillEngines:
             if answer.outcome is not None:  # this engine hears of the failure by itself, as the KV does not come
                 return
         tell(None)
+
+    def _note(self, engine: int, outcome: Outcome) -> None:
+        self.outcomes[outcome] += 1
+        if outcome is not Outcome.LENT and engine not in self._doubted:
+            self._doubted.add(engine)
+            logger.warning(
+                "the prefill engine %s has lent nothing (%s); if it never does, look at its --role and --kv-listen. "
+                "This is said once, and counted in headway:prefill_requests_total",
+                *(self._urls[engine], outcome),
+            )
 
     async def close(self) -> None:
         """Close its connections."""

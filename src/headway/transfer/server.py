@@ -62,7 +62,7 @@ class LenderServer:
         self._has_nixl = transport is KVTransport.NIXL
         self._max_connections = max_connections
         self._clock = clock
-        self._closing = False
+        self._closing = self._is_full = False
         self._channels: dict[Channel, threading.Thread] = {}
         self.num_refused = self.num_bad_messages = 0
         self.bytes_sent = dict.fromkeys(SENDING_WAYS, 0)
@@ -106,10 +106,13 @@ class LenderServer:
     def _begin(self, sock: socket.socket) -> None:
         """Serve a connection. Raises OSError or RuntimeError, and closes it, if it cannot have a thread."""
         if len(self._channels) >= self._max_connections:
-            logger.warning("%d KV peers are connected; one more is not taken", len(self._channels))
+            if not self._is_full:
+                logger.warning("%d KV peers are connected; no more are taken", len(self._channels))
+            self._is_full = True
             self.num_refused += 1
             sock.close()
             return
+        self._is_full = False
         try:
             channel = Channel(sock, clock=self._clock)
         except OSError:

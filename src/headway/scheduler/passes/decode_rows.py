@@ -61,6 +61,12 @@ class DecodeRows:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def equals(self, other: DecodeRows) -> bool:
+        """Whether these are the same requests in the same slots."""
+        if len(self) != len(other):
+            return False
+        return not len(self) or bool((self.rows == other.rows).all() and (self.uids == other.uids).all())
+
     def still_owned(self, table: SlotTable) -> BoolArray | None:
         """bool [N]: which rows still have the occupants for which this was made; None when all have."""
         if self.epoch == table.epoch:

@@ -339,7 +339,8 @@ class CoreMachine(RuleBasedStateMachine):
         assert snapshot.num_in_flight == len(self.driver.in_flight)
         for batch in self.driver.batches[-1:]:
             for admission in batch.admissions:
-                assert admission.request.reads_prefix_cache or not admission.num_cached_tokens
+                brought = admission.request.uid in self.driver.reservations  # on D the KV of the prompt came from P
+                assert admission.request.reads_prefix_cache or brought or not admission.num_cached_tokens
         for entry in self.driver.state.entries.values():
             known = self.driver.core.known_tokens(entry.uid)
             assert known is not None and not known.flags.writeable

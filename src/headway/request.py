@@ -87,6 +87,8 @@ class NewRequest:
     uid: a number of the caller, never used again; None: the door gives one.
     priority: lower is served first.
     cache_salt: requests share cached prefixes only with requests of the same salt.
+    reads_prefix_cache: False: no part of its prompt is taken from the prefix cache, also not after a preemption. What
+        it computes is published all the same.
     spans: parts of the prompt that must not be cut, in order, without overlaps.
     preprocess: input of the engine's preprocessor, which makes prompt and spans from it; then `prompt` may be empty.
         None: nothing to prepare.
@@ -101,6 +103,7 @@ class NewRequest:
     uid: int | None = None
     priority: int = 0
     cache_salt: str | None = None
+    reads_prefix_cache: bool = True
     spans: tuple[Span, ...] = ()
     preprocess: bytes | None = None
     transfer: Transfer | None = None

@@ -97,6 +97,7 @@ def test_parameters_that_the_model_cannot_meet_are_refused(sampling: dict[str, A
         ({"priority": "high"}, r"priority must be an integer in .* got 'high'"),
         ({"uid": -1}, r"uid must be an integer in \[0, 9223372036854775807\], got -1"),
         ({"uid": 2**63}, r"uid must be an integer"),
+        ({"reads_prefix_cache": None}, r"reads_prefix_cache must be True or False, got None"),
         ({"cache_salt": 7}, r"cache_salt must be a string, got 7"),
         ({"cache_salt": "\ud800"}, r"cache_salt '\\ud800' cannot be written as UTF-8"),
     ],

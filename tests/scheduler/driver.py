@@ -45,7 +45,16 @@ from headway.simulation.device import OracleDevice
 from headway.simulation.digests import Words, answer_of, prompt_of
 from tests.history import History
 
-_OF_REQUEST = ("priority", "cache_salt", "stop_token_ids", "spans", "preprocess", "transfer", "arrival_time")
+_OF_REQUEST = (
+    "priority",
+    "cache_salt",
+    "reads_prefix_cache",
+    "stop_token_ids",
+    "spans",
+    "preprocess",
+    "transfer",
+    "arrival_time",
+)
 
 
 class Driver:
@@ -81,6 +90,10 @@ class Driver:
         self.lending: list[Lending] = []
         self.revoked: list[int] = []
         self.batches: list[Batch] = []
+        self.taken: tuple[int, ...] = ()  # uids told to be preempted since the last batch
+        self._preemptions: dict[int, int] = {}  # by uid, at the last batch
+        self._decodes: list[tuple[int, int]] = []  # slots and uids, in the last batch
+        self._decode_set = 0
         self._last_uid = 0
         self._last_reply = 0
 
@@ -241,10 +254,28 @@ class Driver:
         prefill_only = self.config.role is Role.PREFILL
         batch = self.core.prefill_schedule() if prefill_only else self.core.schedule()
         if batch is not None:
+            self._check_told(batch)
             self.batches.append(batch)
             self.in_flight.append(self.device.run(batch))
         self.note(Effects(pulls=self.core.take_pulls()))
         return batch
+
+    def _check_told(self, batch: Batch) -> None:
+        """What a batch tells of preemptions and of its decodes is what has happened since the batch before."""
+        counts = {uid: entry.num_preemptions for uid, entry in self.state.entries.items()}
+        more = {uid for uid, count in counts.items() if count > self._preemptions.get(uid, 0)}
+        assert len(set(batch.preempted)) == len(batch.preempted)
+        assert more - set(self.taken) <= set(batch.preempted) and counts.keys() & set(batch.preempted) <= more
+        self._preemptions, self.taken = counts, ()
+        decodes = [(slot, int(self.state.table.uid[slot])) for slot in batch.slots[: batch.num_decodes].tolist()]
+        assert (batch.decode_set == self._decode_set) == (decodes == self._decodes)
+        self._decodes, self._decode_set = decodes, batch.decode_set
+
+    def take_preempted(self) -> tuple[int, ...]:
+        """What the core tells before the next batch."""
+        taken = self.core.take_preempted()
+        self.taken += taken
+        return taken
 
     def answer(self, error: str | None = None) -> Effects:
         """Apply the oldest result that is out, or a failure in its place."""

@@ -20,6 +20,8 @@ from headway.scheduler import (
     DropReservations,
     DynamicAllocation,
     Effects,
+    HoldAdmissions,
+    LiftHold,
     PreemptAll,
     PreprocessDone,
     PublishOutput,
@@ -97,6 +99,7 @@ class CoreMachine(RuleBasedStateMachine):
             1 if self.role is Role.PREFILL else draw(st.integers(1, 14)),
             priority=draw(st.integers(0, 2)),
             cache_salt=draw(st.sampled_from((None, None, "s"))),
+            reads_prefix_cache=draw(st.sampled_from((True, True, False))),
             stop_token_ids=(EOS, 17, 33) if draw(st.booleans()) else (),
             spans=draw(st.sampled_from(IMAGES)),
             preprocess=b"image" if prepare else None,
@@ -168,7 +171,7 @@ class CoreMachine(RuleBasedStateMachine):
             with pytest.raises(QueryError):
                 self.driver.reserve(request, timeout)
         elif self.driver.reserve(request, timeout) is not None:
-            assert not snapshot.paused and not snapshot.num_waiting
+            assert not snapshot.paused and not snapshot.holds_admissions and not snapshot.num_waiting
             self.reserved[request.uid] = request
             if data.draw(st.booleans()):
                 self.begin(self.reserved.pop(request.uid))
@@ -221,7 +224,9 @@ class CoreMachine(RuleBasedStateMachine):
     @precondition(lambda self: len(self.driver.in_flight) < self.driver.depth)
     @rule()
     def launch(self) -> None:
+        held, seated = self.driver.core.snapshot().holds_admissions, self.seated()
         assert self.driver.launch() is None or not self.driver.core.snapshot().paused
+        assert not held or self.seated() <= seated
 
     @precondition(lambda self: self.driver.in_flight)
     @rule()
@@ -274,6 +279,15 @@ class CoreMachine(RuleBasedStateMachine):
     def resume(self) -> None:
         assert not self.driver.tell(Resume())
 
+    @rule()
+    def hold(self) -> None:
+        assert not self.driver.tell(HoldAdmissions())
+
+    @precondition(lambda self: self.driver.core.snapshot().holds_admissions)
+    @rule()
+    def lift(self) -> None:
+        assert not self.driver.tell(LiftHold())
+
     @rule(what=st.sampled_from(("preempt", "preempt", "reset", "audit", "await", "await")))
     def control(self, what: str) -> None:
         if what == "preempt":
@@ -291,6 +305,9 @@ class CoreMachine(RuleBasedStateMachine):
 
     def alive(self) -> set[int]:
         return self.driver.requests.keys() - self.driver.history.ends.keys()
+
+    def seated(self) -> set[int]:
+        return {entry.uid for entry in self.driver.state.occupants if entry is not None}
 
     def status(self, uid: int) -> RequestStatus:
         progress = self.driver.progress(self.driver.requests[uid])
@@ -320,6 +337,15 @@ class CoreMachine(RuleBasedStateMachine):
         assert (snapshot.num_preparing, snapshot.num_reserved) == (len(self.preparing), len(self.reserved))
         assert snapshot.num_sending == len(self.sending & alive)
         assert snapshot.num_in_flight == len(self.driver.in_flight)
+        for batch in self.driver.batches[-1:]:
+            for admission in batch.admissions:
+                brought = admission.request.uid in self.driver.reservations  # on D the KV of the prompt came from P
+                assert admission.request.reads_prefix_cache or brought or not admission.num_cached_tokens
+        for entry in self.driver.state.entries.values():
+            known = self.driver.core.known_tokens(entry.uid)
+            assert known is not None and not known.flags.writeable
+            tokens = self.driver.history.tokens.get(entry.uid, [])
+            assert known.tolist() == [*entry.request.prompt.tolist(), *tokens]
         for uid, tokens in self.driver.history.tokens.items():
             assert tokens == self.answers[uid][0][: len(tokens)]
         flying = {result.step_id for result in self.driver.in_flight}
@@ -330,6 +356,7 @@ class CoreMachine(RuleBasedStateMachine):
         if not hasattr(self, "driver"):
             return
         self.driver.tell(Resume())
+        self.driver.tell(LiftHold())
         for request in self.preparing.values():
             self.note(self.driver.prepared(request), self.hopeless(request))
         for request in self.reserved.values():

@@ -276,6 +276,14 @@ def a_pass_computes_while_paused(patch: pytest.MonkeyPatch) -> None:
 
 
 # What is broken, the rule that it breaks, and the seed from which on to look, so that it is found soon.
+def no_batch_tells_who_was_preempted(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(State, "take_preempted", lambda self: ())
+
+
+def decodes_are_the_same_if_as_many(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(DecodeRows, "equals", lambda self, other: len(self) == len(other))
+
+
 BROKEN: list[tuple[Break, str, int]] = [
     (
         a_late_result_counts_for_the_next_owner_of_the_slot,
@@ -300,6 +308,8 @@ BROKEN: list[tuple[Break, str, int]] = [
     (a_preempted_request_is_never_let_in_again, "stuck", 0),
     (a_computing_request_is_preempted_before_the_result_is_in, "endless", 1),
     (a_pass_computes_while_paused, "miscounted", 0),
+    (no_batch_tells_who_was_preempted, "preempted", 0),
+    (decodes_are_the_same_if_as_many, "decode set", 0),
 ]
 
 

@@ -56,6 +56,7 @@ def test_a_request_crosses_unchanged() -> None:
         uid=7,
         priority=-3,
         cache_salt="salt",
+        reads_prefix_cache=False,
         spans=(Span(0, 2, b"digest", 5),),
         preprocess=b"image",
         transfer=Transfer.PULL,

@@ -83,6 +83,8 @@ class Door:
         if new.uid is not None:
             _check_integer("uid", new.uid, 0, 2**63 - 1)
         _check_salt(new.cache_salt)
+        if not isinstance(new.reads_prefix_cache, bool):
+            raise RequestError(f"reads_prefix_cache must be True or False, got {new.reads_prefix_cache!r}")
         if new.preprocess is not None and not isinstance(new.preprocess, bytes):
             raise RequestError(f"preprocess must be bytes, got {type(new.preprocess).__name__}")
         if new.preprocess is not None and not self._limits.has_preprocessor:

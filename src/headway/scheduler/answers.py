@@ -26,7 +26,11 @@ class Reservation:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a request is, in tokens. num_computed_tokens counts what is in flight."""
+    """How far a request is, in tokens. num_computed_tokens counts what is in flight.
+
+    num_published_blocks: leading blocks of a request with a slot that are filled, and that the prefix cache knows: its
+        own and shared ones.
+    """
 
     uid: int
     request_id: str
@@ -36,3 +40,4 @@ class Progress:
     num_computed_tokens: int
     num_blocks: int
     num_preemptions: int
+    num_published_blocks: int = 0

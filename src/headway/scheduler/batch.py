@@ -50,6 +50,10 @@ class Batch:
     admissions: requests new in their slots since the last batch, to be applied before the step.
     encode: (uid, span) of images and videos whose encoder output is needed in this step and not there yet.
     encoder_evicted: digests whose encoder output is given up, before anything is encoded.
+    preempted: uids of requests that gave up their slot to be computed again, since the last batch, in this order, each
+        once. To be applied before `admissions`: a request may be in both, or have ended since.
+    decode_set: the same as in the batch before if and only if the decodes are the same requests in the same slots. A
+        greater number otherwise: what depends on the decode rows alone can be kept under it.
     """
 
     step_id: int
@@ -65,6 +69,8 @@ class Batch:
     admissions: tuple[Admission, ...] = ()
     encode: tuple[tuple[int, Span], ...] = ()
     encoder_evicted: tuple[bytes, ...] = ()
+    preempted: tuple[int, ...] = ()
+    decode_set: int = 0
 
     def __len__(self) -> int:
         return len(self.slots)

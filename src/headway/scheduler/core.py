@@ -8,7 +8,7 @@ from typing import Any
 from headway.config import Role, SchedulerConfig
 from headway.request import FinishReason, Request
 from headway.scheduler.audit import Auditor, AuditReport
-from headway.scheduler.batch import Batch, StepResult
+from headway.scheduler.batch import Batch, IntArray, StepResult
 from headway.scheduler.effects import Effects, Pull
 from headway.scheduler.handlers.clock import Clock
 from headway.scheduler.handlers.control import Control
@@ -28,8 +28,10 @@ from headway.scheduler.messages import (
     DropReservations,
     FinishRequests,
     GetProgress,
+    HoldAdmissions,
     LeasesEnded,
     LeasesRenewed,
+    LiftHold,
     Pause,
     PreemptAll,
     PreprocessDone,
@@ -99,6 +101,8 @@ class Scheduler:
             Clear: lambda _message, _now, effects: control.clear(effects),
             Pause: lambda message, _now, effects: control.pause(message, effects),
             Resume: lambda _message, _now, _effects: control.resume(),
+            HoldAdmissions: lambda _message, _now, _effects: control.hold_admissions(True),
+            LiftHold: lambda _message, _now, _effects: control.hold_admissions(False),
             AwaitSteps: lambda message, _now, effects: results.await_steps(message.reply, effects),
             Tick: lambda _message, now, effects: clock.tick(now, effects),
             StepResult: results.step_done,
@@ -142,7 +146,7 @@ class Scheduler:
 
     def _admit_on_prefill_engine(self) -> None:
         """A pass of a prefill engine allocates nothing: slots and blocks are given out after each message."""
-        if self.config.role is Role.PREFILL and not self._state.paused:
+        if self.config.role is Role.PREFILL and not self._state.paused and not self._state.holds_admissions:
             self._admissions.admit_all()
 
     # -- passes --------------------------------------------------------------------------------------------------
@@ -155,13 +159,14 @@ class Scheduler:
         if self._state.paused:
             return None
         state, config = self._state, self.config
-        if config.enable_priority_preemption and len(state.waiting):
+        if config.enable_priority_preemption and len(state.waiting) and not state.holds_admissions:
             self._displacement.make_room()
         num_preemptions = state.counters.preemptions
         places = self._growth.make_room()
         decodes = self._growth.rows()
         budget = config.max_num_batched_tokens - len(decodes) * config.tokens_per_decode
-        admits = num_preemptions == state.counters.preemptions  # else a newcomer would take the blocks just won
+        # After a preemption a newcomer would take the blocks just won.
+        admits = num_preemptions == state.counters.preemptions and not state.holds_admissions
         chunks = self._next_chunks(budget, decodes if admits else None)
         return self._launch(decodes, places, chunks)
 
@@ -240,7 +245,8 @@ class Scheduler:
             num_blocks_total=self.config.num_blocks - 1,
             num_blocks_free=counts.free,
             num_blocks_evictable=counts.evictable,
-            paused=self._state.paused,
+            paused=state.paused,
+            holds_admissions=state.holds_admissions,
             next_deadline=state.deadlines.next,
             num_requests_added=counters.requests_added,
             num_requests_ended=counters.requests_ended,
@@ -248,8 +254,12 @@ class Scheduler:
             num_prompt_tokens=counters.prompt_tokens,
             num_prefill_tokens=counters.prefill_tokens,
             num_generation_tokens=counters.generation_tokens,
+            num_prefix_queries=counters.prefix_queries,
             num_prefix_query_tokens=counters.prefix_query_tokens,
             num_prefix_hit_tokens=counters.prefix_hit_tokens,
+            num_resumed_queries=counters.resumed_queries,
+            num_resumed_query_tokens=counters.resumed_query_tokens,
+            num_resumed_hit_tokens=counters.resumed_hit_tokens,
             num_received_tokens=counters.received_tokens,
             num_lost_pulls=counters.lost_pulls,
             num_leases_consumed=counters.leases_consumed,
@@ -266,6 +276,18 @@ class Scheduler:
     def requests(self) -> list[Request]:
         """All requests that have not ended."""
         return [entry.request for entry in self._state.entries.values()]
+
+    def known_tokens(self, uid: int) -> IntArray | None:
+        """Prompt and confirmed output of a request, int32, read-only; what is in flight is not known. None if there is
+        no such request. O(tokens)."""
+        entry = self._state.entries.get(uid)
+        return None if entry is None else self._state.known_tokens(entry)
+
+    def take_preempted(self) -> tuple[int, ...]:
+        """uids of the requests that were preempted since the last batch or the last call, as in `Batch.preempted`. For
+        an owner that must know it before there is a next batch: a message preempts too, and so may a pass without a
+        batch. What is taken here is not in the next batch."""
+        return self._state.take_preempted()
 
     @property
     def slots(self) -> SlotPool:

@@ -99,6 +99,18 @@ class Resume:
 
 
 @dataclass(frozen=True, slots=True)
+class HoldAdmissions:
+    """Give no request a slot until `LiftHold`: no new request, no preempted request, no reservation. Requests with a
+    slot go on, and may be preempted where blocks are short. This is no pause: `Pause` and `Resume` leave it as it is.
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class LiftHold:
+    """Admit requests again."""
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """The time is past `Snapshot.next_deadline`: requests whose deadline has passed end."""
 
@@ -123,6 +135,8 @@ Command = (
     | Clear
     | Pause
     | Resume
+    | HoldAdmissions
+    | LiftHold
     | AwaitSteps
 )
 

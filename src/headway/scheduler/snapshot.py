@@ -8,7 +8,7 @@ from typing import NamedTuple
 class Snapshot(NamedTuple):
     """The state in numbers, O(1) to make, immutable, published after every turn of the writer.
 
-    Gauges (now): num_running to num_leases_claimed, paused, next_deadline. Counters (since the start): the rest.
+    Gauges (now): num_running to next_deadline. Counters (since the start): the rest.
     """
 
     step_id: int = 0
@@ -29,6 +29,7 @@ class Snapshot(NamedTuple):
     num_leases_unclaimed: int = 0  # of borrowers
     num_leases_claimed: int = 0
     paused: bool = False
+    holds_admissions: bool = False  # see `HoldAdmissions`
     next_deadline: float | None = None  # seconds, on the clock of `apply` and `schedule`
     num_requests_added: int = 0
     num_requests_ended: int = 0
@@ -36,8 +37,12 @@ class Snapshot(NamedTuple):
     num_prompt_tokens: int = 0  # of the requests that have started, cached tokens included
     num_prefill_tokens: int = 0  # computed in prefill chunks, also again after a preemption
     num_generation_tokens: int = 0
-    num_prefix_query_tokens: int = 0
+    num_prefix_queries: int = 0  # requests that started, and read the prefix cache
+    num_prefix_query_tokens: int = 0  # of their prompts
     num_prefix_hit_tokens: int = 0
+    num_resumed_queries: int = 0  # admissions after a preemption, of requests that read the prefix cache
+    num_resumed_query_tokens: int = 0  # of their prompts and outputs so far
+    num_resumed_hit_tokens: int = 0
     num_received_tokens: int = 0  # of prompts whose KV came from another engine
     num_lost_pulls: int = 0  # prompts whose KV should have come, and were computed here
     num_leases_consumed: int = 0
@@ -55,4 +60,5 @@ class Snapshot(NamedTuple):
     @property
     def has_work(self) -> bool:
         """Whether there is something that a step can be made of, or a step without its result."""
-        return bool(self.num_in_flight or (not self.paused and (self.num_running or self.num_waiting)))
+        num_to_admit = 0 if self.holds_admissions else self.num_waiting
+        return bool(self.num_in_flight or (not self.paused and (self.num_running or num_to_admit)))

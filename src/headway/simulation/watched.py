@@ -50,6 +50,10 @@ class WatchedCore:
         self._audits = setting.audits
         self._after = after
         self._last_reply = 0
+        self._seated: dict[int, int] = {}  # uids by slot, as the batches tell it
+        self._decodes: list[tuple[int, int | None]] = []  # slots and uids, in the last batch
+        self._decode_set = 0  # in the last batch
+        self._num_told = 0  # preemptions
         self._awaiting: dict[int, set[int]] = {}  # reply id -> steps whose results it waits for
 
     def tell(self, message: Command | Result | Tick, ends: Ends = NO_ENDS) -> None:
@@ -128,10 +132,26 @@ class WatchedCore:
         batch = self._schedule()
         if batch is not None:
             require(not self.paused, "a step while paused", f"step {batch.step_id}")
+            self._check_told(batch)
             self.in_flight.add(batch.step_id)
             self.decisions.take_batch(batch)
         self._note(Effects(), NO_ENDS)
         return batch
+
+    def _check_told(self, batch: Batch) -> None:
+        """What a batch tells of preemptions and of its decodes, against what the batches before have told."""
+        live, num_preemptions = self.history.live, self.scheduler.snapshot().num_preemptions
+        self._num_told += len(batch.preempted)
+        require(self._num_told <= num_preemptions, "preempted", f"{self._num_told} told of {num_preemptions}")
+        seated = {slot: uid for slot, uid in self._seated.items() if uid in live and uid not in batch.preempted}
+        for admission in batch.admissions:
+            uid = admission.request.uid
+            require(uid not in seated.values(), "preempted", f"it was not told of {uid}, which comes again")
+            seated[admission.slot] = uid
+        decodes = [(slot, seated.get(slot)) for slot in batch.slots[: batch.num_decodes].tolist()]
+        same = batch.decode_set == self._decode_set
+        require(same == (decodes == self._decodes), "decode set", f"step {batch.step_id}: same {same}, {decodes}")
+        self._seated, self._decodes, self._decode_set = seated, decodes, batch.decode_set
 
     def step_over(self, step_id: int) -> None:
         """A step is in flight no more: its result will be told next, or is lost."""

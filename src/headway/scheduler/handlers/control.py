@@ -40,6 +40,10 @@ class Control:
         """Schedule again."""
         self._state.paused = False
 
+    def hold_admissions(self, held: bool) -> None:
+        """Admit no request, or admit requests again."""
+        self._state.holds_admissions = held
+
     def preempt_all(self) -> None:
         """Requests that have more to compute go back to their place in the queue."""
         for slot in self._state.table.computing_rows().tolist():

@@ -120,7 +120,7 @@ class Reservations:
     def _reserve(self, request: Request, num_tokens: int, until: float) -> Reservation | None:
         """Hold slot and blocks for a new request; None if they are lacking. It passes no request that waits."""
         state = self._state
-        if state.paused or len(state.waiting):
+        if state.paused or state.holds_admissions or len(state.waiting):
             return None
         entry = self._moves.newcomer(request)
         blocks = self._admissions.reserve(entry, num_tokens, state.table.decoding_rows(), until)

@@ -115,7 +115,7 @@ class Admissions:
 
     def note_start(self, entry: Entry, num_cached_tokens: int) -> None:
         """A request starts for the first time. To be reported with the next result."""
-        self._state.counters.start(len(entry.request.prompt), num_cached_tokens)
+        self._state.counters.start(entry.request, num_cached_tokens)
         self._started.append((entry.uid, num_cached_tokens))
 
     def can_begin(self, entry: Entry, plan: ChunkPlan) -> bool:
@@ -196,6 +196,8 @@ class Admissions:
         blocks, num_cached_tokens = self._take(entry, demand)
         if entry.status is _WAITING:
             self.note_start(entry, num_cached_tokens)
+        elif entry.num_preemptions:
+            self._state.counters.resume(entry.request, len(entry.tokens), num_cached_tokens)
         if entry.pulls:
             until = self._state.now + self._state.config.receive_timeout
             self._moves.pull(entry, blocks, num_cached_tokens, until)
@@ -230,13 +232,13 @@ class Admissions:
         return demand
 
     def _match(self, entry: Entry, newest: int) -> IntArray:
-        """The blocks of the known tokens that are cached, or pending for steps up to `newest`. The last token is always
-        computed anew: its logits are needed."""
+        """The blocks of the known tokens that are cached, or pending for steps up to `newest`; none for a request that
+        does not read the cache. The last token is always computed anew: its logits are needed."""
         state = self._state
         if not state.config.enable_prefix_caching:
             entry.num_matched = 0
             return _NO_BLOCKS
-        max_blocks = (len(entry.tokens) - 1) >> state.block_shift
+        max_blocks = (len(entry.tokens) - 1) >> state.block_shift if entry.request.reads_prefix_cache else 0
         root = state.prefix.root(entry.request.cache_salt)
         blocks, entry.node = state.prefix.match(entry.tokens.tobytes(), max_blocks, root, entry.media_keys, newest)
         entry.num_matched, entry.next_key = len(blocks), None

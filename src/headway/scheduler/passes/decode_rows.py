@@ -61,6 +61,11 @@ class DecodeRows:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def equals(self, other: DecodeRows) -> bool:
+        """Whether these, one step after the others, are the same requests in the same slots. Slots tell it: a request
+        decodes after a step with its last chunk, and in that step its slot does not decode."""
+        return len(self) == len(other) and (not len(self) or bool((self.rows == other.rows).all()))
+
     def still_owned(self, table: SlotTable) -> BoolArray | None:
         """bool [N]: which rows still have the occupants for which this was made; None when all have."""
         if self.epoch == table.epoch:

@@ -65,8 +65,8 @@ class Sharing:
             assert entry.handle is not None
             self._skipped.append(Skipped(entry.handle, first, blocks))
             self._moves.skip(entry, blocks, node)
-            if not entry.num_preemptions:
-                state.counters.prefix_hit_tokens += int(table.num_computed[entry.slot]) - computed
+            num_skipped = int(table.num_computed[entry.slot]) - computed
+            state.counters.catch_up(num_skipped, resumed=entry.num_preemptions > 0)
         return not self.waits(entry)
 
     def take_skipped(self) -> list[Skipped]:
@@ -90,6 +90,8 @@ class Sharing:
         """Whether the cache may have more of a request than at the last look: others have computed it meanwhile."""
         if entry.num_matched < 0:
             return True
+        if not entry.request.reads_prefix_cache:
+            return False
         if entry.next_key is None:
             size = self._state.config.block_size
             start = entry.num_matched * size

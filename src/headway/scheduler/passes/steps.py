@@ -77,6 +77,8 @@ class Steps:
         self._admissions = admissions
         self._sharing = sharing
         self.in_flight: dict[int, LaunchedStep] = {}
+        self._last_decodes = DecodeRows.none(state.table)
+        self._decode_set = 0  # changes with the decodes, from one step to the next
 
     def launch(self, decodes: DecodeRows, places: DecodePlaces, chunks: list[Chunk]) -> Batch | None:
         """The batch of these decodes and chunks; None if there are neither."""
@@ -93,6 +95,9 @@ class Steps:
             decodes.steps_to_limit -= 1
             if not decodes.steps_to_limit:
                 at_limit = self._moves.launched_last(rows)
+        if decodes is not self._last_decodes:
+            self._decode_set += not decodes.equals(self._last_decodes)
+            self._last_decodes = decodes
         state.last_step += 1
         newcomers = self._admissions.take_newcomers()
         batch = self._batch(decodes, positions, growth, chunks, newcomers)
@@ -160,4 +165,6 @@ class Steps:
             admissions=tuple(newcomer.admission for newcomer in newcomers),
             encode=tuple(encode),
             encoder_evicted=tuple(evicted),
+            preempted=self._state.take_preempted(),
+            decode_set=self._decode_set,
         )

@@ -204,6 +204,7 @@ class Moves:
         self._set_status(entry, status)
         entry.num_preemptions += 1
         state.counters.preemptions += 1
+        state.preempted.append(entry.uid)
         state.waiting.push(entry)
 
     def lend(self, entry: Entry, outcome: FinishReason, until: float) -> IntArray:

@@ -36,6 +36,8 @@ class State:
     now: seconds; the time of the last message or query.
     last_step: id of the last step launched; 0 before the first.
     paused: no request is admitted and no step is scheduled.
+    holds_admissions: no request is admitted; requests with a slot go on.
+    preempted: uids of requests that were preempted since this was last asked for, in order.
     stopped_pulls: uids whose connector must be told to stop.
     population: requests by status. priorities: running requests by priority.
     """
@@ -61,6 +63,8 @@ class State:
         self.now = 0.0
         self.stopped_pulls: list[int] = []
         self.paused = False
+        self.holds_admissions = False
+        self.preempted: list[int] = []
         self.block_shift = config.block_size.bit_length() - 1  # position >> block_shift: column in the block table
         self.offset_mask = config.block_size - 1  # position & offset_mask: place within the block
 
@@ -145,6 +149,13 @@ class State:
         self.encoder.clear()
         return self.prefix.clear()
 
+    def take_preempted(self) -> tuple[int, ...]:
+        """uids of the requests that were preempted since the last call, in order, each once."""
+        if not self.preempted:
+            return ()
+        preempted, self.preempted = tuple(dict.fromkeys(self.preempted)), []
+        return preempted
+
     # -- reads ---------------------------------------------------------------------------------------------------
 
     @property
@@ -159,14 +170,18 @@ class State:
         return entry
 
     def known_tokens(self, entry: Entry) -> IntArray:
-        """Prompt and confirmed output of a running request, int32. What is in flight is not known."""
+        """Prompt and confirmed output of a request, int32, read-only. What is in flight is not known."""
+        if entry.handle is None:
+            return entry.tokens
         table, slot = self.table, entry.slot
         num_tokens = int(table.num_tokens[slot])
         if num_tokens == len(entry.tokens):
             return entry.tokens
         num_full, in_tail = divmod(num_tokens - 1, self.config.block_size)  # without the last one, not computed yet
         full = self.pool.tokens[table.block_tables[slot, :num_full]].ravel()
-        return np.concatenate((full, table.tail_tokens[slot, :in_tail], table.last_token[slot : slot + 1]))
+        tokens = np.concatenate((full, table.tail_tokens[slot, :in_tail], table.last_token[slot : slot + 1]))
+        tokens.flags.writeable = False
+        return tokens
 
     def num_confirmed_tokens(self, entry: Entry) -> int:
         """Leading tokens of a decoding request whose KV is there for sure; 0 while its prefill is still in flight."""
@@ -199,4 +214,5 @@ class State:
             num_computed_tokens=num_computed,
             num_blocks=int(table.num_blocks[entry.slot]) if has_slot else self._num_sending_blocks(entry),
             num_preemptions=entry.num_preemptions,
+            num_published_blocks=int(table.num_published[entry.slot]) if has_slot else 0,
         )

@@ -192,6 +192,7 @@ class SchedulerConfig(SchedulingOptions):
     num_blocks: blocks of the pool. Block 0 is one of them: it is padding and never handed out.
     reads_same_step: the executor writes the KV of all rows of a step, layer by layer, before a row reads it. So a row
         may share blocks that another row of the same step fills; else it shares them one step later.
+    keeps_kv_events: tell what happens to the prefix cache, in `Effects.kv_events`.
 
     Raises ValueError, naming the value and the limit, for anything that could not work.
     """
@@ -199,6 +200,7 @@ class SchedulerConfig(SchedulingOptions):
     max_model_len: int = 2048
     num_blocks: int = 4096
     reads_same_step: bool = False
+    keeps_kv_events: bool = False
 
     def __post_init__(self) -> None:
         SchedulingOptions.__post_init__(self)

@@ -21,6 +21,7 @@ from headway.model_limits import ModelLimits
 from headway.request import NewRequest, Request, Transfer
 from headway.token_ids import pack
 from headway.transfer.counts import TransferCounts
+from headway.wire.to_client import KVEventCounts
 
 logger = logging.getLogger(__name__)
 
@@ -196,6 +197,10 @@ class Engine:
     def transfer_counts(self) -> TransferCounts | None:
         """What the connector has moved; None if there is no connector."""
         return None if self._connector is None else self._connector.counts()
+
+    def kv_event_counts(self) -> KVEventCounts | None:
+        """Batches of KV events; None if none are published."""
+        return None if self._kv_events is None else self._kv_events.counts()
 
     def peer_of(self, uid: int) -> str | None:
         """HOST:PORT of the engine that the KV of this request comes from or goes to, where one is known."""

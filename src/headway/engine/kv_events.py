@@ -17,6 +17,7 @@ import zmq
 from headway.engine.findable_blocks import BlocksRemoved, BlocksStored, Change, Digest, FindableBlocks
 from headway.kv_events_config import KVEventsConfig
 from headway.kvcache import KVEvent
+from headway.wire.to_client import KVEventCounts
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +75,10 @@ class KVEventPublisher:
             self.num_lost += 1
         else:
             self._queue.put((self.num_lost, events))
+
+    def counts(self) -> KVEventCounts:
+        """Batches so far. Any thread."""
+        return KVEventCounts(self.num_published, self.num_lost)
 
     def start(self) -> None:
         """Start the threads."""

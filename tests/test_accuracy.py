@@ -111,7 +111,7 @@ def test_a_wrong_token_is_found_out(subject: Callable[[str], Subject]) -> None:
     [
         ("--models=llama,bert", "must be of embedded, llama,"),
         ("--schedulers=v3", "must be of v0, v1, v2,"),
-        ("--transports=pigeon", "must be of memory, tcp,"),
+        ("--transports=pigeon", "must be of shared-memory,"),
         ("--budgets=many", "must be whole numbers in [8, 65536]"),
     ],
 )

@@ -41,7 +41,8 @@ class Endpoint(KVLedger):
     """Both sides of an engine, as `transfer.connector` has them for threads.
 
     peers: by host. filling: pulls that readers may write for. on_handover: told of the reference of each lease that
-    begins, by uid. is_stuck: the writer answers no query.
+    begins, by uid. on_void: told that this engine is another one for its peers from now on. is_stuck: the writer
+    answers no query.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Endpoint(KVLedger):
         clock: Callable[[], float],
         reference_seconds: float,
         on_handover: Callable[[int, str], None],
+        on_void: Callable[[], None],
     ) -> None:
         super().__init__(setting, core, device, partner)
         size = setting.config.block_size
@@ -65,7 +67,7 @@ class Endpoint(KVLedger):
         self._news: deque[Effects] = deque()
         self._mailbox: deque[ReceiveDone | LeasesRenewed | LeasesEnded] = deque()
         self._at: dict[int, Peer] = {}
-        self._on_handover = on_handover
+        self._on_handover, self._on_void = on_handover, on_void
         self._told: set[int] = set()  # uids of pulls that are over
 
     @property
@@ -158,6 +160,8 @@ class Endpoint(KVLedger):
         for end in effects.ended:
             self.lender.ended(end.uid)
             self._unwant(end.uid)
+        if effects.kv_is_void:
+            self._on_void()
 
     def drain(self, count: int) -> int:
         """The core hears of the oldest messages of the connector. Returns how many there were."""

@@ -72,7 +72,6 @@ WORLD_EVENTS: dict[str, tuple[str, ...]] = {
     # the network between the engine P and `peer`, a D
     "listen": ("peer", "back", "count", "stuck"),  # back: at an older connection. stuck: P's writer does not answer
     # peers
-    "begin_anew": (),  # P is cleared, and is another incarnation from now on
     "die": ("silent", "lost"),  # silent: the network does not tell the others
     "restart": (),
 }

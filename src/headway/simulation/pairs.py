@@ -26,11 +26,10 @@ _WEIGHTS = {
     "tick": 0.7,
     "storm": 0.1,
     "cut": 0.15,
-    "begin_anew": 0.03,
     "die": 0.05,
     "restart": 2.0,
 }
-_DISTURBING = ("wait", "storm", "cut", "begin_anew", "die")
+_DISTURBING = ("wait", "storm", "cut", "die")
 _SLOW = (0.1, 0.5, 1.0, 1.0, 2.0)
 _INDISPENSABLE = {"engine", "carry_out", "drain", "serve", "listen", "copy", "prefill", "decode", "wait", "tick"}
 
@@ -108,7 +107,7 @@ class Pairs:
         self._share_salted = dice.pick((0.0, 0.1))
         self._share_with_images = dice.pick((0.0, 0.0, 0.3))
         self._share_slow = dice.pick((0.0, 0.01, 0.05))
-        self._share_ambushed = fury * dice.pick((0.0, 0.02, 0.1))
+        self._share_ambushed = fury * dice.pick((0.0, 0.05, 0.3))
         self._num_drawn = 0
         self._stands: dict[tuple[str, Any], int] = {}  # what stands still, and until which event
         self._planned: deque[Event] = deque()
@@ -166,9 +165,9 @@ class Pairs:
     def _ambush(self, d: int, p: int) -> None:
         """While D reads, something ends the lease, or takes the blocks from the prompt, and P uses its blocks anew."""
         dice, planned = self._dice, self._planned
-        fate = dice.pick(("wait", "wait", "clear", "pause", "lose", "preempt_all", "preempt_all", "abort"))
-        if dice.chance(0.1):
-            fate = dice.pick(("begin_anew", "die"))
+        fate = dice.pick(("wait", "wait", "wait", *("preempt_all",) * 4, "clear", "pause", "lose", "abort"))
+        if dice.chance(0.05):
+            fate = "die"
         if fate == "wait":
             ms = 1 + int(1000 * self._world.setting.engines[p].config.lend_timeout)
             planned += [Event("wait", (ms,)), Event("tick", (), p)]
@@ -228,9 +227,6 @@ class Pairs:
         simulation = self._world.members[number].simulation
         live = [] if simulation is None else list(simulation.history.live)
         return Event("abort", tuple(uid for uid in live if self._dice.chance(0.9)) or (1,), number)
-
-    def _begin_anew(self) -> Event:
-        return Event("begin_anew", (), self._p())
 
     def _die(self) -> Event:
         return Event("die", (int(self._dice.chance(self._share_silent)), self._dice.below(4)), self._any())

@@ -113,6 +113,7 @@ class World:
             clock=lambda: self.now,
             reference_seconds=self.setting.reference_seconds,
             on_handover=partial(self._handed_over, member),
+            on_void=partial(self._begin_anew, member),
         )
         simulation = Simulation(setting, make, self.decisions, changes_weights=False)
         simulation.core.now = simulation.core.told_at = self.now
@@ -164,9 +165,7 @@ class World:
             self._start(member)
 
     def _begin_anew(self, member: Member) -> None:
-        if member.simulation is None or not self.is_p(member.number):
-            return
-        member.simulation.happen(Event("clear"))
+        self.counts["incarnations without a death"] += 1
         member.incarnation += 1
         self.endpoint(member.number).lender.begin_anew(self.seal_of(member))
         for link in self.links_of(member.number):

@@ -181,6 +181,7 @@ def test_every_command_takes_every_setting_of_the_engine(run, stdin, seen, comma
         "kv_peers": "a:1,b:2",
         "kv_secret": "sixteen characters",
         "kv_transport": KVTransport.TCP,
+        "kv_events_config": '{"enable_kv_cache_events": false, "topic": "kv"}',
     }
     assert {"model", *values} == {field.name for field in fields(EngineConfig)}
     options = []

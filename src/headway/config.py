@@ -6,6 +6,8 @@ from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import Literal, get_args
 
+from headway.kv_events_config import KVEventsConfig
+
 SchedulerName = Literal["v0", "v1", "v2"]
 ReserveName = Literal["ratio", "blocks", "none"]
 VictimName = Literal["least-waste", "last-in-line"]
@@ -192,6 +194,7 @@ class SchedulerConfig(SchedulingOptions):
     num_blocks: blocks of the pool. Block 0 is one of them: it is padding and never handed out.
     reads_same_step: the executor writes the KV of all rows of a step, layer by layer, before a row reads it. So a row
         may share blocks that another row of the same step fills; else it shares them one step later.
+    keeps_kv_events: tell what happens to the prefix cache, in `Effects.kv_events`.
 
     Raises ValueError, naming the value and the limit, for anything that could not work.
     """
@@ -199,6 +202,7 @@ class SchedulerConfig(SchedulingOptions):
     max_model_len: int = 2048
     num_blocks: int = 4096
     reads_same_step: bool = False
+    keeps_kv_events: bool = False
 
     def __post_init__(self) -> None:
         SchedulingOptions.__post_init__(self)
@@ -248,6 +252,8 @@ class EngineConfig(SchedulingOptions):
     kv_secret: shared by engines that are not on one host; at least 16 characters.
     kv_transport: how KV is read from other engines. NIXL needs an extra and must be chosen on both sides; `tcp` also
         keeps other engines from mapping the memory of this one.
+    kv_events_config: JSON of a `KVEventsConfig`: which blocks the prefix cache holds, published for routers. None:
+        nothing is published.
     """
 
     model: str | None = None
@@ -272,6 +278,7 @@ class EngineConfig(SchedulingOptions):
     kv_peers: str = ""
     kv_secret: str | None = None
     kv_transport: KVTransport = KVTransport.AUTO
+    kv_events_config: str | None = None
 
     def __post_init__(self) -> None:
         SchedulingOptions.__post_init__(self)
@@ -286,6 +293,8 @@ class EngineConfig(SchedulingOptions):
             host_and_port("kv_listen", self.kv_listen)
         if self.moves_kv and self.role is Role.MIXED:
             raise ValueError("kv_listen and kv_peers are for engines whose role is prefill or decode, got role mixed")
+        if self.kv_events is not None and not self.enable_prefix_caching:
+            raise ValueError("kv_events_config needs prefix caching: without it no block is ever found again")
         if self.scheduler is not None:
             _one_of("scheduler", self.scheduler, get_args(SchedulerName))
         _one_of("dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
@@ -301,6 +310,15 @@ class EngineConfig(SchedulingOptions):
         return addresses
 
     @property
+    def kv_events(self) -> KVEventsConfig | None:
+        """How KV events are published; None if they are not. Raises ValueError for a `kv_events_config` that cannot be
+        used."""
+        if self.kv_events_config is None:
+            return None
+        config = KVEventsConfig.parse(self.kv_events_config)
+        return config if config.publishes else None
+
+    @property
     def moves_kv(self) -> bool:
         """Whether this engine lends KV to others, or pulls it from them."""
         return self.kv_listen is not None or bool(self.kv_addresses)
@@ -309,7 +327,11 @@ class EngineConfig(SchedulingOptions):
         """The limits of the core, once the length of the model, the blocks and the ways of the device are known."""
         options = {field.name: getattr(self, field.name) for field in fields(SchedulingOptions)}
         return SchedulerConfig(
-            max_model_len=max_model_len, num_blocks=num_blocks, reads_same_step=reads_same_step, **options
+            max_model_len=max_model_len,
+            num_blocks=num_blocks,
+            reads_same_step=reads_same_step,
+            keeps_kv_events=self.kv_events is not None,
+            **options,
         )
 
 

@@ -95,6 +95,19 @@ def test_what_connectors_have_moved_goes_on_over_restarts_and_their_connections_
     )
 
 
+def test_batches_of_kv_events_go_on_over_restarts() -> None:
+    totals = Totals()
+    totals.take(to_client.Status(Snapshot(), False, None))
+    totals.end(paused=False)
+    assert totals.kv_events is None, "an engine that publishes none"
+    for expected in (5, 10):
+        for _ in range(2):
+            totals.take(to_client.Status(Snapshot(), False, None, 0, None, to_client.KVEventCounts(5, 1)))
+        assert totals.kv_events == to_client.KVEventCounts(expected, expected // 5)
+        totals.end(paused=False)
+    assert totals.kv_events == to_client.KVEventCounts(10, 2)
+
+
 async def test_without_a_budget_the_engine_stays_dead_and_this_is_critical(caplog: pytest.LogCaptureFixture) -> None:
     engines = Engines(restarts=0)
     pending = engines.submit("a")

@@ -105,6 +105,7 @@ def test_commands_cross_unchanged(message: to_engine.ToEngine) -> None:
         to_client.Status(
             Snapshot(), False, None, 1, to_client.TransferCounts({"idle": 1}, 2, {"tcp": 3}, {"tcp": 4}, {"tcp": 0.5})
         ),
+        to_client.Status(Snapshot(), False, None, 0, None, to_client.KVEventCounts(3, 1)),
         to_client.Returned(
             3,
             AuditReport(

@@ -42,7 +42,7 @@ from headway.request import NewRequest
 from headway.token_ids import pack
 from headway.wire import to_client, to_engine
 from headway.wire.checks import check_to_client
-from headway.wire.to_client import AuditReport, Snapshot, TransferCounts
+from headway.wire.to_client import AuditReport, KVEventCounts, Snapshot, TransferCounts
 from headway.wire.uids import UID_BITS
 from headway.wire.wire_errors import WireError, WireErrors
 
@@ -163,6 +163,11 @@ class EngineClient:
     def transfers(self) -> TransferCounts | None:
         """The last counts of the engine's connector, which go on over restarts; None if the engine moves no KV."""
         return self._totals.transfers
+
+    @property
+    def kv_events(self) -> KVEventCounts | None:
+        """Batches of KV events, counted on over restarts; None if the engine publishes none."""
+        return self._totals.kv_events
 
     @property
     def num_engine_wire_errors(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from headway.wire.to_client import Snapshot, Status, TransferCounts
+from headway.wire.to_client import KVEventCounts, Snapshot, Status, TransferCounts
 
 _FIRST = Snapshot._fields.index("num_requests_added")
 COUNTERS = ("step_id", *Snapshot._fields[_FIRST:])  # the other fields of a snapshot are gauges
@@ -12,16 +12,18 @@ class Totals:
     """Adds what the engine processes before have counted to what the present one counts.
 
     snapshot: of the present engine process, with the counters of all. num_wire_errors: messages that all have dropped.
-    transfers: likewise; None if the engine moves no KV.
+    transfers: likewise; None if the engine moves no KV. kv_events: likewise; None if it publishes none.
     """
 
     def __init__(self) -> None:
         self.snapshot = Snapshot()
         self.num_wire_errors = 0
         self.transfers: TransferCounts | None = None
+        self.kv_events: KVEventCounts | None = None
         self._before = Snapshot()
         self._wire_errors_before = 0
         self._transfers_before = TransferCounts()
+        self._kv_events_before = KVEventCounts()
 
     def take(self, status: Status) -> None:
         """The pulse of the present engine process."""
@@ -29,6 +31,8 @@ class Totals:
         self.num_wire_errors = self._wire_errors_before + status.num_wire_errors
         if status.transfers is not None:
             self.transfers = status.transfers.after(self._transfers_before)
+        if status.kv_events is not None:
+            self.kv_events = status.kv_events.after(self._kv_events_before)
 
     def end(self, *, paused: bool) -> None:
         """The present engine process has died: nothing runs, and what it has counted stays. paused: a gauge that is
@@ -38,6 +42,8 @@ class Totals:
         self.snapshot = self._before._replace(paused=paused)
         if self.transfers is not None:
             self.transfers = self._transfers_before = self.transfers.ended()
+        if self.kv_events is not None:
+            self._kv_events_before = self.kv_events
 
 
 def _sum(snapshot: Snapshot, before: Snapshot) -> Snapshot:

@@ -22,6 +22,7 @@ _OWN_MODEL = "Headway's own small model"
 _METAVARS = {
     "role": "ROLE",
     "kv_transport": "WAY",
+    "kv_events_config": "JSON",
     "reserve": "RULE",
     "victim": "RULE",
 }  # where the list of choices would be too wide
@@ -89,6 +90,11 @@ _ENGINE_WORDS: dict[str, tuple[str, str | bool]] = {  # field of EngineConfig ->
     ),
     "kv_secret": (f"Secret that the engines share; better given by the environment ({KV_SECRET_VARIABLE}).", "none"),
     "kv_transport": ("auto (shared memory on one host, else tcp), shared-memory, nixl (an extra) or tcp.", True),
+    "kv_events_config": (
+        "JSON: publish for routers which blocks the prefix cache holds, as vLLM does "
+        "('{\"enable_kv_cache_events\": true}').",
+        "nothing is published",
+    ),
 }
 _SCHEDULING_WORDS: dict[str, tuple[str, str | bool]] = {
     "enable_output_caching": ("Do not cache generated tokens.", False),
@@ -205,7 +211,13 @@ def takes(parameter: str, build: Callable[..., Any], options: Options) -> Callab
 
 
 _ENGINE = _engine_options()
-_OF_EACH_ENGINE = ("role", "kv_listen", "kv_peers", "kv_secret")  # what a group decides for each of its engines
+_OF_EACH_ENGINE = (
+    "role",
+    "kv_listen",
+    "kv_peers",
+    "kv_secret",
+    "kv_events_config",
+)  # what a group decides for each of its engines
 _MODEL_ARGUMENT = inspect.Parameter(
     "model",
     inspect.Parameter.KEYWORD_ONLY,

@@ -11,6 +11,7 @@ from typing import Any
 
 from headway.config import EngineConfig
 from headway.engine.connector import Connector, connector_of
+from headway.engine.kv_events import KVEventPublisher
 from headway.engine.preprocess import Prepared, PreprocessPool
 from headway.engine.writer import OnEffects, OnSending, WriterLoop
 from headway.executor.base import Executor
@@ -20,6 +21,7 @@ from headway.model_limits import ModelLimits
 from headway.request import NewRequest, Request, Transfer
 from headway.token_ids import pack
 from headway.transfer.counts import TransferCounts
+from headway.wire.to_client import KVEventCounts
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +40,7 @@ class Engine:
 
     preprocess: makes the prompt and the spans of requests that bring `preprocess`, on threads of the engine; see
         `PreprocessPool`. Its result is checked as at the door. None: such requests are refused.
+    kv_events: publishes what happens to the prefix cache; the engine starts and closes it. None: nothing is published.
     on_sending, connector, async_scheduling: see `WriterLoop`.
     """
 
@@ -50,11 +53,13 @@ class Engine:
         preprocess: Preprocess | None = None,
         on_sending: OnSending | None = None,
         connector: Connector | None = None,
+        kv_events: KVEventPublisher | None = None,
         async_scheduling: bool = True,
         step_timeout: float = 300.0,
     ) -> None:
         self._manager = manager
         self._connector = connector
+        self._kv_events = kv_events
         pool = None
         if preprocess is not None:
             pool = PreprocessPool(partial(_prepare, preprocess, manager), PREPROCESS_THREADS, manager.post_result)
@@ -63,6 +68,7 @@ class Engine:
             executor,
             on_effects,
             on_sending=on_sending,
+            on_kv_events=None if kv_events is None else kv_events.publish,
             connector=connector,
             pool=pool,
             async_scheduling=async_scheduling,
@@ -138,6 +144,7 @@ class Engine:
             preprocess=preprocess,
             on_sending=on_sending,
             connector=None if connect is None else connect(manager),
+            kv_events=None if config.kv_events is None else KVEventPublisher(config.kv_events, config.block_size),
             async_scheduling=config.async_scheduling,
             step_timeout=config.step_timeout,
         )
@@ -155,6 +162,8 @@ class Engine:
 
     def start(self) -> None:
         """Start the device and the writer."""
+        if self._kv_events is not None:
+            self._kv_events.start()
         self._loop.start()
 
     def add(self, new: NewRequest) -> int:
@@ -189,6 +198,10 @@ class Engine:
         """What the connector has moved; None if there is no connector."""
         return None if self._connector is None else self._connector.counts()
 
+    def kv_event_counts(self) -> KVEventCounts | None:
+        """Batches of KV events; None if none are published."""
+        return None if self._kv_events is None else self._kv_events.counts()
+
     def peer_of(self, uid: int) -> str | None:
         """HOST:PORT of the engine that the KV of this request comes from or goes to, where one is known."""
         return None if self._connector is None else self._connector.peer_of(uid)
@@ -207,6 +220,8 @@ class Engine:
         while self._manager.door.num_inside and not self._is_over() and time.monotonic() < until:
             time.sleep(_POLL_SECONDS)
         self._loop.stop()
+        if self._kv_events is not None:
+            self._kv_events.close()
 
     def _add_with_transfer(self, request: Request, connector: Connector) -> None:
         """Add a request after the connector knows of it. Where nothing can be pulled, the prompt is computed here. A

@@ -68,7 +68,9 @@ class Output:
                 if not snapshot.has_work:
                     interpreter.tidy()
                 transfers = engine.transfer_counts()
-                status = to_client.Status(snapshot, engine.is_stalled(), engine.failure(), errors.count, transfers)
+                status = to_client.Status(
+                    snapshot, engine.is_stalled(), engine.failure(), errors.count, transfers, engine.kv_event_counts()
+                )
                 pulse = codec.encode(status)
                 for socket in sockets:
                     socket.send(pulse)

@@ -12,6 +12,7 @@ from headway.engine.connector import Connector
 from headway.engine.preprocess import PreprocessPool
 from headway.error_text import first_line
 from headway.executor.base import Executor
+from headway.kvcache import KVEvent
 from headway.managers import Manager
 from headway.request import FinishReason
 from headway.scheduler.effects import Effects, Sending
@@ -21,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 OnEffects = Callable[[Effects], None]
 OnSending = Callable[[Sending], None]
+OnKVEvents = Callable[[list[KVEvent]], None]
 
 SHUT_DOWN = "the engine was shut down"  # the error of the requests that were inside
 NO_CONNECTOR = "no connector: this engine has nothing to send KV with"
@@ -41,6 +43,7 @@ class WriterLoop:
     on_effects: gets `started`, `tokens` and `ended` on this thread; must not block.
     on_sending: gets each prompt whose KV has to go to D, on this thread, after the effects with its first token. It
         must not block, and must arrange that `manager.send_done` follows. None: there is no connector.
+    on_kv_events: gets what a turn has done to the prefix cache, on this thread; must not block. None: it is dropped.
     connector: moves KV that is pulled or lent. None: prompts whose KV should be pulled are computed here, and leases
         end as soon as they begin.
     pool: prepares requests; the loop starts and stops it. None: there is no preprocessor.
@@ -57,6 +60,7 @@ class WriterLoop:
         on_effects: OnEffects,
         *,
         on_sending: OnSending | None = None,
+        on_kv_events: OnKVEvents | None = None,
         connector: Connector | None = None,
         pool: PreprocessPool | None = None,
         async_scheduling: bool = True,
@@ -66,6 +70,7 @@ class WriterLoop:
         self._executor = executor
         self._on_effects = on_effects
         self._on_sending = on_sending
+        self._on_kv_events = on_kv_events
         self._connector = connector
         self._pool = pool
         self._max_in_flight = executor.max_in_flight if async_scheduling else 1
@@ -139,6 +144,7 @@ class WriterLoop:
             effects = self._manager.close(reason, self._failure or SHUT_DOWN)
             effects.jobs, effects.sending = [], []  # their requests have ended
             _forget_transfers(effects)
+            self._tell_kv_events(effects)
             if effects:
                 self._on_effects(effects)
         except BaseException as error:
@@ -161,8 +167,9 @@ class WriterLoop:
         self._carry_out(manager.take_effects())
 
     def _carry_out(self, effects: Effects) -> None:
-        """Jobs go to the pool, KV to the connector, all other effects to `on_effects`."""
+        """Jobs go to the pool, KV to the connector, KV events to their publisher, all other effects to `on_effects`."""
         self._carry_out_transfers(effects)
+        self._tell_kv_events(effects)
         jobs, sending = effects.jobs, effects.sending
         effects.jobs, effects.sending = [], []
         for request in jobs:
@@ -180,6 +187,11 @@ class WriterLoop:
                 self._on_sending(one)
             else:
                 self._manager.send_done(one.uid, NO_CONNECTOR)
+
+    def _tell_kv_events(self, effects: Effects) -> None:
+        if effects.kv_events and self._on_kv_events is not None:
+            self._on_kv_events(effects.kv_events)
+        effects.kv_events = []
 
     def _carry_out_transfers(self, effects: Effects) -> None:
         """Tell the connector what is pulled and lent. It hears of a lease before the callers hear that the request has

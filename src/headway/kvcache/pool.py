@@ -37,7 +37,7 @@ class OwnershipError(AssertionError):
 
 
 def _nothing_cached(blocks: BlockIds) -> None:
-    """The `on_evict` of a pool without a prefix cache: does nothing."""
+    """What a pool without a prefix cache calls: does nothing."""
 
 
 class BlockPool:
@@ -58,6 +58,7 @@ class BlockPool:
         the cache was reset since, and shows the block no more; its owners still rely on that step.
     num_pending: pending blocks that the prefix cache shows.
     on_evict: called with the blocks that lose their cached or pending contents, before they are handed out.
+    on_fill: called with the pending blocks that become cached.
     """
 
     def __init__(self, num_blocks: int, block_size: int) -> None:
@@ -65,6 +66,7 @@ class BlockPool:
         self.block_size = block_size
         self.tokens: BlockIds = lazy_zeros((num_blocks, block_size), np.int32)
         self.on_evict: Callable[[BlockIds], None] = _nothing_cached
+        self.on_fill: Callable[[BlockIds], None] = _nothing_cached
         self.num_references = 0  # sum of all counts, kept as we go; owners compare it with their own sum
         self._references = np.zeros(num_blocks, dtype=np.int32)
         self._cached = np.zeros(num_blocks, dtype=np.bool_)
@@ -162,7 +164,9 @@ class BlockPool:
 
     def settle(self, blocks: BlockIds) -> None:
         """Pending blocks are filled. From here on those are cached that the prefix cache shows."""
-        self.keep(self._end_wait(blocks))
+        shown = self._end_wait(blocks)
+        self.keep(shown)
+        self.on_fill(shown)
 
     def withdraw(self, blocks: BlockIds) -> None:
         """Pending blocks will not be filled, or not be kept: they lose their contents."""

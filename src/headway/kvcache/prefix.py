@@ -7,22 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from headway.kvcache.events import Emptied, Entered, Filled, KVEvent, Left
 from headway.kvcache.media import NO_EXTRAS, Extras
+from headway.kvcache.node import Node
 from headway.kvcache.pool import BlockIds, BlockPool
 
-Node = bytes
-"""Names a whole sequence of tokens and media, up to the end of one block: where the next block's key begins.
-
-An 8-byte id that is never reused, or a root; followed by the extra of the next block, if it has one.
-"""
-
-# Keys of different parts are never equal, because a key can be parsed in one way only:
-#
-#     id (8 bytes, not zero)                          | extra (any length) | tokens (4 x block_size bytes)
-#     zeros (8) | 0                                   | extra              | tokens
-#     zeros (8) | 1 | length of salt (8 bytes) | salt | extra              | tokens
-#
-# The first bytes tell where the node ends, the length tells where the tokens begin, and the extra lies between them.
 _ROOT = bytes(8)  # ids begin at 1
 _ANY_STEP = 2**62
 
@@ -56,9 +45,11 @@ class PrefixCache:
     Blocks that are published together form one run. The index holds the key of the first block; the tokens of the other
     blocks are compared. A run is split where a lookup or a publication leaves it. So every node that was ever returned
     is the end of a run, and the block after it is found by its key.
+
+    keeps_events: whether `take_events` tells what has happened to the index. It must be asked from time to time then.
     """
 
-    def __init__(self, pool: BlockPool) -> None:
+    def __init__(self, pool: BlockPool, keeps_events: bool = False) -> None:
         self._pool = pool
         self._index: dict[bytes, int] = {}
         self._keys: list[bytes] = [b""] * pool.num_blocks  # of each block in the index; of other blocks, an old one
@@ -68,6 +59,10 @@ class PrefixCache:
         self._next_id = 1
         self._key_bytes = pool.block_size * 4
         pool.on_evict = self._forget
+        self._events: list[KVEvent] | None = None
+        if keeps_events:
+            self._events = []
+            pool.on_fill = self._note_filled
 
     def __len__(self) -> int:
         """Cached blocks, without pending ones."""
@@ -135,7 +130,7 @@ class PrefixCache:
         tokens: int32 bytes of all the blocks in order. step_id: see `publish`. No media may follow these blocks.
         Returns the node at the end of each sequence.
         """
-        index, keys, runs, width = self._index, self._keys, self._runs, self._key_bytes
+        index, keys, runs, width, events = self._index, self._keys, self._runs, self._key_bytes, self._events
         ends, published = [], []
         start, next_id = 0, self._next_id
         for before, block in zip(nodes, blocks, strict=True):
@@ -145,6 +140,8 @@ class PrefixCache:
             if found == block:
                 keys[block], runs[block] = key, None
                 self._nodes[block] = node = next_id.to_bytes(8, "little")
+                if events is not None:
+                    events.append(Entered(before, next_id, (block,), key[-width:], step_id > 0))
                 next_id += 1
                 published.append(block)
             elif (run := runs[found]) is not None:
@@ -164,7 +161,20 @@ class PrefixCache:
         self._index.clear()
         self._runs = [None] * len(self._runs)
         self._pool.drop_cached()
+        if self._events is not None:
+            self._events.append(Emptied())
         return num_cached
+
+    def take_events(self) -> list[KVEvent]:
+        """What has happened to the index since the last call, in order."""
+        if not self._events:
+            return []
+        events, self._events = self._events, []
+        return events
+
+    def _note_filled(self, blocks: BlockIds) -> None:
+        if self._events is not None and len(blocks):
+            self._events.append(Filled(tuple(blocks.tolist())))
 
     def _keep(self, blocks: Sequence[int], step_id: int) -> None:
         if step_id:
@@ -210,6 +220,8 @@ class PrefixCache:
         for block in blocks:
             runs[block] = run
         self._index[key], self._keys[first] = first, key
+        if self._events is not None:
+            self._events.append(Entered(node, self._next_id, tuple(blocks), tokens, step_id > 0))
         self._next_id += len(blocks)
         self._num_cached += len(blocks)
         self._keep(blocks, step_id)
@@ -229,6 +241,8 @@ class PrefixCache:
 
     def _forget(self, blocks: BlockIds) -> None:
         going, at = blocks.tolist(), 0
+        if self._events is not None and going:
+            self._events.append(Left(tuple(going)))
         while at < len(going):
             block = going[at]
             run = self._runs[block]

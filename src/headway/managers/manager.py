@@ -131,6 +131,7 @@ class Manager(Surface):
         these."""
         effects, self._effects = self._effects, Effects()
         effects.pulls = self._core.take_pulls()
+        effects.kv_events = self._core.take_kv_events()
         return effects
 
     def close(self, reason: FinishReason, message: str | None = None) -> Effects:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from headway.config import Role, SchedulerConfig
+from headway.kvcache import KVEvent
 from headway.request import FinishReason, Request
 from headway.scheduler.audit import Auditor, AuditReport
 from headway.scheduler.batch import Batch, IntArray, StepResult
@@ -174,6 +175,11 @@ class Scheduler:
         """The pulls that may begin since the last call. To be asked for after every message and pass."""
         oldest = min(self._steps.in_flight, default=self._state.last_step + 1)
         return self._admissions.take_pulls(oldest)
+
+    def take_kv_events(self) -> list[KVEvent]:
+        """What messages, queries and passes have done to the prefix cache since the last call, in order. Empty without
+        `keeps_kv_events`."""
+        return self._state.prefix.take_events()
 
     def prefill_schedule(self) -> Batch | None:
         """The pass of a prefill engine: running prefills alone, the whole budget, no waiting queue, no allocation.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from headway.kvcache import KVEvent
 from headway.request import FinishReason, Request
 from headway.scheduler.batch import IntArray, Logprobs, LongArray
 
@@ -100,6 +101,7 @@ class Effects:
     revoked: uids whose lease has ended before D consumed it.
     kv_is_void: P: what D was shown or lent before is gone, or out of date, whatever D holds of it.
     jobs: requests to be prepared; each is answered by PreprocessDone, unless it ends before.
+    kv_events: what has happened to the prefix cache, in order; only with `keeps_kv_events`.
 
     For the manager:
     awaited: reply ids of `AwaitSteps` whose steps are answered for.
@@ -117,9 +119,10 @@ class Effects:
     revoked: list[int] = field(default_factory=list)
     kv_is_void: bool = False
     jobs: list[Request] = field(default_factory=list)
+    kv_events: list[KVEvent] = field(default_factory=list)
     awaited: list[int] = field(default_factory=list)
 
     def __bool__(self) -> bool:
         for_callers = self.started or self.tokens or self.handovers or self.sourceless or self.ended
         for_workers = self.sending or self.pulls or self.stopped_pulls or self.lending or self.revoked or self.jobs
-        return bool(for_callers or for_workers or self.kv_is_void or self.awaited)
+        return bool(for_callers or for_workers or self.kv_is_void or self.kv_events or self.awaited)

@@ -17,6 +17,7 @@ from headway.server.body_budget import BodyBudget
 from headway.server.engine_health import EngineHealth
 from headway.server.errors import ApiError
 from headway.server.generate import encode_json
+from headway.server.kv_event_metrics import KVEventMetrics
 from headway.server.loop_monitor import LoopMonitor
 from headway.server.metrics import ServerMetrics
 from headway.server.prefill_engines import PrefillEngines
@@ -63,6 +64,7 @@ class Service:
         self.metrics = ServerMetrics(model_name, lambda: client.snapshot, client.config.max_model_len)
         self.metrics.add(EngineHealth(model_name, client))
         self.metrics.add(TransferMetrics(model_name, client, prefill))
+        self.metrics.add(KVEventMetrics(model_name, client))
         self.bodies = BodyBudget()
         self.loop_monitor = LoopMonitor(model_name)
         self.metrics.add(self.loop_monitor)

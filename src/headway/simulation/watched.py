@@ -188,6 +188,7 @@ class WatchedCore:
 
     def _note(self, effects: Effects, ends: Ends) -> None:
         effects.pulls = self.scheduler.take_pulls()
+        effects.kv_events = self.scheduler.take_kv_events()
         self.history.note(effects, ends)
         self.decisions.take_effects(effects)
         for reply in effects.awaited:

@@ -93,11 +93,22 @@ class Step(msgspec.Struct, frozen=True, tag=True, array_like=True):
         )
 
 
+class KVEventCounts(msgspec.Struct, frozen=True, array_like=True):
+    """Batches of KV events since the start: that were published, and that were lost before."""
+
+    published: int = 0
+    lost: int = 0
+
+    def after(self, before: KVEventCounts) -> KVEventCounts:
+        """The counts of both."""
+        return KVEventCounts(before.published + self.published, before.lost + self.lost)
+
+
 class Status(msgspec.Struct, frozen=True, tag=True, array_like=True):
     """The engine's pulse, sent several times a second, also while the engine is idle.
 
     num_wire_errors: messages to the engine that were dropped since it started; see `wire_errors.py`.
-    transfers: None if the engine moves no KV.
+    transfers: None if the engine moves no KV. kv_events: None if it publishes none.
     """
 
     snapshot: Snapshot
@@ -105,6 +116,7 @@ class Status(msgspec.Struct, frozen=True, tag=True, array_like=True):
     failure: str | None
     num_wire_errors: int = 0
     transfers: TransferCounts | None = None
+    kv_events: KVEventCounts | None = None
 
 
 class Returned(msgspec.Struct, frozen=True, tag=True, array_like=True):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from headway.kvcache.prefix import Node
+from headway.kvcache.node import Node
 from headway.request import FinishReason, Request, RequestStatus
 from headway.scheduler.state.slot_pool import SlotHandle
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from headway.config import Role
 from headway.kvcache import media_keys
-from headway.kvcache.prefix import Node
+from headway.kvcache.node import Node
 from headway.request import FinishReason, Request, RequestStatus, Transfer
 from headway.scheduler.batch import IntArray
 from headway.scheduler.effects import RequestEnd

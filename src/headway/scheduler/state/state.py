@@ -45,7 +45,7 @@ class State:
     def __init__(self, config: SchedulerConfig) -> None:
         self.config = config
         self.pool = BlockPool(config.num_blocks, config.block_size)
-        self.prefix = PrefixCache(self.pool)
+        self.prefix = PrefixCache(self.pool, keeps_events=config.keeps_kv_events)
         self.encoder = EncoderCache(config.encoder_budget)
         self.table = SlotTable(config.max_num_seqs, config.blocks_per_request, config.block_size)
         self.slots = SlotPool(self.table)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from headway_lab.benches import pd
@@ -145,11 +148,17 @@ def test_every_rate_has_the_same_requests() -> None:
 
 
 def test_no_time_passes_outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    def wait(seconds: float) -> None:
-        raise AssertionError("virtual time waits for nothing")
+    here = threading.current_thread()
+
+    def forbidden(real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
+            assert threading.current_thread() is not here, "virtual time waits for nothing"
+            return real(*args)  # on a thread that another test has left
+
+        return call
 
     for name in ("sleep", "monotonic", "perf_counter", "time"):
-        monkeypatch.setattr(time, name, wait)
+        monkeypatch.setattr(time, name, forbidden(getattr(time, name)))
     row = pd.run(Setup(64, FREE), MACHINE, mixture())
     monkeypatch.undo()
     assert row["duration_s"] > 5

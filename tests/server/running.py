@@ -120,7 +120,7 @@ class Server:
             self.kill()
         self._log.close()
         Path(self._log.name).unlink()
-        shutil.rmtree(self.folder)
+        shutil.rmtree(self.folder, ignore_errors=True)  # a process that ends removes its own part of it meanwhile
 
     def log(self) -> str:
         self._log.seek(0)

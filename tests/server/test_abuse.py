@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from headway.bench.peak_memory import PeakMemory
@@ -105,6 +106,7 @@ def test_sigterm_does_not_wait_for_clients_that_do_not_read_or_send(server: Serv
     """The last test of this server."""
     with unread_streams(server, 3), socket.create_connection(address(server), timeout=60) as half:
         half.sendall(HEAD.format(length=100).encode() + b"{")
+        assert httpx.get(f"{server.url}/health", timeout=60).status_code == 200  # so `half` has been taken before it
         lines = server.log().count("\n")
         assert server.stop(signal.SIGTERM, timeout=60) == 0
     log = server.log()

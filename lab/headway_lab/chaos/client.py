@@ -86,11 +86,11 @@ class Client:
             async with asyncio.timeout(PATIENCE if leaves is None else leaves):
                 params = await self._exchange(self._urls[history.server] + path, body, note)
         except (TimeoutError, httpx.TimeoutException):
-            note(End("late" if leaves is None else "left"))
+            _note_end(history, End("late" if leaves is None else "left"))
         except httpx.ConnectError as error:
-            note(End("refused", repr(error)))
+            _note_end(history, End("refused", repr(error)))
         except (httpx.TransportError, json.JSONDecodeError) as error:
-            note(End("cut", repr(error)))
+            _note_end(history, End("cut", repr(error)))
         history.ended = time.monotonic()
         return params
 
@@ -110,6 +110,12 @@ class Client:
                 note(End("done"))
                 return answer.get("kv_transfer_params")
         return None
+
+
+def _note_end(history: History, end: End) -> None:
+    """Note an end that is no word of the server. After its last word it does not matter how the connection ends."""
+    if not any(isinstance(event, End) for event in history.events):
+        history.events.append(end)
 
 
 async def _note_stream(response: httpx.Response, note: Note) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 
 import httpx
 import pytest
@@ -85,3 +85,21 @@ async def test_a_router_passes_on_what_p_lends_and_sends_the_original_request_af
     asked.clear()
     await seen(answer, router=Router("p", drops=True))
     assert [host for host, _ in asked] == ["p"]
+
+
+class Lingering(httpx.AsyncByteStream):
+    """A stream with its last word, whose connection ends in this way."""
+
+    def __init__(self, end: Exception) -> None:
+        self._end = end
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        yield f"data: {chunk('2', 'stop')}\n\ndata: [DONE]\n\n".encode()
+        raise self._end
+
+
+@pytest.mark.parametrize("end", [TimeoutError(), httpx.ReadError("the server was killed")], ids=repr)
+async def test_after_the_last_word_of_a_server_it_does_not_matter_how_the_connection_ends(end: Exception) -> None:
+    """A client whose time is over between "[DONE]" and the end of the connection has its answer."""
+    answers = await seen(lambda _: httpx.Response(200, stream=Lingering(end)), stream=True)
+    assert answers == [[Piece(0, "2"), Finish(0, "stop"), End("done")]]

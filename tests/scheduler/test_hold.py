@@ -9,7 +9,7 @@ from tests.scheduler.driver import Driver, config
 
 
 def held(depth: int = 1, **changes: object) -> Driver:
-    """A request that decodes, one that waits, and no admissions."""
+    """A request that decodes, a request that waits, and no admissions."""
     driver = Driver(config(**changes), depth=depth)
     driver.add([1, 2], max_tokens=12)
     driver.step()

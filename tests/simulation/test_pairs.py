@@ -12,9 +12,6 @@ import pytest
 
 from headway.cli import main
 from headway.config import Role, SchedulerConfig
-from headway.scheduler.batch import IntArray
-from headway.scheduler.state.entry import Entry
-from headway.scheduler.state.moves import Moves
 from headway.simulation.events import WORLD_EVENTS, Event, EventTrace, read_events
 from headway.simulation.history import Violation
 from headway.simulation.link import Connection, Link
@@ -28,6 +25,7 @@ from headway.transfer.messages import Progress, Renew
 from headway.transfer.reader import Slice
 from headway.transfer.receiver import Job, PeerSilentError, Receiver
 from headway.transfer.reference import Reference, Seal
+from tests.simulation.test_simulate import the_blocks_of_a_pull_that_is_not_wanted_are_free_at_once
 
 NUM_STEPS = 800
 
@@ -167,16 +165,6 @@ def p_wakes_no_connection(patch: pytest.MonkeyPatch) -> None:
 
 def a_lease_that_has_ended_is_kept(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Lender, "revoked", lambda self, uid: None)
-
-
-def the_blocks_of_a_pull_that_is_not_wanted_are_free_at_once(patch: pytest.MonkeyPatch) -> None:
-    def keep_none(self: Moves, entry: Entry, blocks: IntArray) -> IntArray:
-        if entry.filled_from_outside:
-            entry.filled_from_outside = False
-            self._state.stopped_pulls.append(entry.uid)
-        return blocks
-
-    patch.setattr(Moves, "_kept_from_outside", keep_none)
 
 
 def found_by_chance(broken: Break, patch: pytest.MonkeyPatch, start: int) -> Violation:

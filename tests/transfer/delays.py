@@ -13,6 +13,7 @@ import pytest
 
 from headway.config import KVTransport
 from headway.transfer import nixl, shared_memory
+from headway.transfer.peer import Peer
 from tests.transfer.proxy import Proxy
 from tests.transfer.rig import TOKEN, Pair, pair, until
 
@@ -31,6 +32,34 @@ def held_pull(transport: KVTransport, monkeypatch: pytest.MonkeyPatch) -> Iterat
     hold = {KVTransport.SHARED_MEMORY: _copies, KVTransport.TCP: _network, KVTransport.NIXL: _writes}[transport]
     with hold(monkeypatch) as (two, delay):
         yield two, delay
+
+
+@contextmanager
+def delayed_pair(**options: Any) -> Iterator[tuple[Pair, Proxy]]:
+    """Two connectors that talk over TCP, with a network between them that a test can hold up."""
+    proxies: list[Proxy] = []
+
+    def at(port: int) -> int:
+        proxies.append(Proxy(port))
+        return proxies[0].port
+
+    with pair(transport=KVTransport.TCP, at=at, **options) as two:
+        try:
+            yield two, proxies[0]
+        finally:
+            proxies[0].close()
+
+
+def begin(two: Pair, proxy: Proxy) -> Peer:
+    """A pull whose blocks are held up on their way."""
+    params = two.expect(1)
+    two.d.want(50, params)
+    until(lambda: two.p_manager.renewed)  # all connections are there
+    proxy.hold(blocks=True)
+    two.lend(1, [7, 8, 9])
+    two.pull(50, params, [1, 2, 3])
+    until(lambda: proxy.num_held)
+    return two.d.peers[0]
 
 
 def _pull(two: Pair) -> dict[str, Any]:
@@ -64,23 +93,9 @@ def _copies(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Pair, Delay]]:
 @contextmanager
 def _network(_: pytest.MonkeyPatch) -> Iterator[tuple[Pair, Delay]]:
     """The bytes of the blocks are on their way."""
-    proxies: list[Proxy] = []
-
-    def at(port: int) -> int:
-        proxies.append(Proxy(port))
-        return proxies[0].port
-
-    with pair(transport=KVTransport.TCP, at=at) as two:
-        proxy = proxies[0]
-        params = two.expect(1)
-        two.d.want(50, params)
-        until(lambda: two.p_manager.renewed)  # all connections are there
-        proxy.hold(blocks=True)
-        two.lend(1, [7, 8, 9])
-        two.pull(50, params, [1, 2, 3])
-        until(lambda: proxy.num_held)
+    with delayed_pair() as (two, proxy):
+        begin(two, proxy)
         yield two, Delay(proxy.hold, lambda: until(lambda: proxy.num_held == 0))
-        proxy.close()
 
 
 @contextmanager

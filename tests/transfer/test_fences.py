@@ -1,8 +1,6 @@
 """A late read or write never reaches a block that has a new owner."""
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -10,42 +8,12 @@ import pytest
 
 from headway.config import KVTransport
 from headway.transfer import tcp
-from headway.transfer.peer import Peer
-from tests.transfer.delays import held_pull
-from tests.transfer.proxy import Proxy
+from tests.transfer.delays import begin, delayed_pair, held_pull
 from tests.transfer.rig import TOKEN, Clock, Pair, every_transport, pair, until
-
-
-@contextmanager
-def delayed_pair(**options: Any) -> Iterator[tuple[Pair, Proxy]]:
-    """Two connectors that talk over TCP, with a network between them that a test can hold up."""
-    proxies: list[Proxy] = []
-
-    def at(port: int) -> int:
-        proxies.append(Proxy(port))
-        return proxies[0].port
-
-    with pair(transport=KVTransport.TCP, at=at, **options) as two:
-        try:
-            yield two, proxies[0]
-        finally:
-            proxies[0].close()
 
 
 def contents(two: Pair, blocks: list[int]) -> list[Any]:
     return [part[blocks].copy() for part in two.d_memory.parts]
-
-
-def begin(two: Pair, proxy: Proxy) -> Peer:
-    """A pull whose blocks are held up on their way."""
-    params = two.expect(1)
-    two.d.want(50, params)
-    until(lambda: two.p_manager.renewed)  # all connections are there
-    proxy.hold(blocks=True)
-    two.lend(1, [7, 8, 9])
-    two.pull(50, params, [1, 2, 3])
-    until(lambda: proxy.num_held)
-    return two.d.peers[0]
 
 
 def test_a_stopped_pull_over_tcp_gives_its_blocks_back_only_when_its_last_bytes_have_come() -> None:

@@ -20,7 +20,7 @@ import httpx
 
 from headway.client.kv_sources import FindSource, Tell
 from headway.kv_transfer_params import copied
-from headway.server.prefill_choice import PrefillChoice
+from headway.server.prefill_choice import PrefillChoice, Prefixes
 
 logger = logging.getLogger(__name__)
 
@@ -89,9 +89,10 @@ class PrefillEngines:
         tell: gets what P lends, `kv_transfer_params`, as soon as P has taken the prompt; None: no engine lends it.
         """
         body = {**sampling, "prompt": token_ids, "max_tokens": 1, "stream": True, "kv_transfer_params": _LENDS}
-        for engine in self._choice.order(token_ids, self._clock())[:MAX_TRIES]:
+        prompt = Prefixes.of(token_ids)
+        for engine in self._choice.order(prompt, self._clock())[:MAX_TRIES]:
             self.num_asked += 1
-            self._choice.begin(engine, token_ids)
+            self._choice.begin(engine, prompt)
             answer = _Answer(tell)
             problem: str | None = None
             try:
@@ -102,7 +103,7 @@ class PrefillEngines:
             except (httpx.HTTPError, ValueError, RecursionError) as error:  # the last: lists in lists in lists
                 problem = f"{type(error).__name__}: {error}"
             finally:
-                self._choice.end(engine, token_ids, failed=problem is not None, now=self._clock())
+                self._choice.end(engine, prompt, failed=problem is not None, now=self._clock())
             if problem is None and answer.outcome is not None:
                 self._note(engine, answer.outcome)
                 return

@@ -33,11 +33,7 @@ class PromptBody(NamedTuple, Generic[B]):
 
 async def read_completion(request: Request) -> PromptBody[CompletionRequest]:
     """The body of a completion. Raises what `read_body` raises, RequestError, and ShuttingDownError."""
-    service = service_of(request)
-    service.check_open()
-    body = await read_body(request, _COMPLETION, service.client.prompts.texts)
-    service.check_model(body.model)
-    sampling = body.sampling(service.client.files.default_sampling)
+    service, body, sampling = await _read(request, _COMPLETION)
     service.client.check_num_answers(len(body.prompt), sampling.n)
     prompts = await unless_disconnected(request, _prompts(service.client, body.prompt))
     return PromptBody(body, sampling, prompts)
@@ -45,14 +41,18 @@ async def read_completion(request: Request) -> PromptBody[CompletionRequest]:
 
 async def read_chat(request: Request) -> PromptBody[ChatCompletionRequest]:
     """The body of a chat completion. Raises what `read_completion` raises."""
-    service = service_of(request)
-    service.check_open()
-    body = await read_body(request, _CHAT, service.client.prompts.texts)
-    service.check_model(body.model)
-    sampling = body.sampling(service.client.files.default_sampling)
+    service, body, sampling = await _read(request, _CHAT)
     service.client.check_num_answers(1, sampling.n)
     prompt = await unless_disconnected(request, _chat_prompt(service, body))
     return PromptBody(body, sampling, [prompt])
+
+
+async def _read(request: Request, form: BodyForm[B]) -> tuple[Service, B, SamplingParams]:
+    service = service_of(request)
+    service.check_open()
+    body = await read_body(request, form, service.client.prompts.texts)
+    service.check_model(body.model)
+    return service, body, body.sampling(service.client.files.default_sampling)
 
 
 async def _prompts(client: EngineClient, prompts: Sequence[str | list[int]]) -> list[Prompt]:

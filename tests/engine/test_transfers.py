@@ -161,6 +161,7 @@ def test_a_connector_knows_of_a_lease_before_the_callers_know_of_the_end(name: s
         assert (lending.num_tokens, lending.token) == (9, answer_to(PROMPT, 1)[0])
         assert it.manager.consume_lease(uid, lending.generation) is True
         it.manager.clear()
+        assert eventually(lambda: len(connector.told) == 2)  # what a shutdown finds unread is not told
     assert known == [["lending"]] and connector.names() == ["lending", "begin_anew"]
     assert_nothing_held(it.manager)
 

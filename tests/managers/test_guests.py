@@ -7,7 +7,7 @@ import pytest
 from headway.config import Role
 from headway.sampling import SamplingParams
 from headway.scheduler import Reservation
-from tests.managers.driving import Driver, every_manager, make, make_request
+from tests.managers.driving import Driver, answer_to, every_manager, make, make_request, prompt_of
 
 
 @pytest.fixture
@@ -61,6 +61,16 @@ def test_preempted_requests_are_told_before_there_is_a_batch(driver: Driver) -> 
         manager.slot_acknowledged(waiting.slot, waiting.generation)
     batch = driver.launch()
     assert batch is not None and batch.preempted == ()
+
+
+@every_manager
+def test_a_device_that_gives_one_token_each_is_right_with_drafts_too(name: str) -> None:
+    driver = Driver(make(name, num_speculative_tokens=3))
+    prompts = [prompt_of(i, 3 + i) for i in range(6)]
+    uids = [driver.add(f"r{i}", prompt, max_tokens=20) for i, prompt in enumerate(prompts)]
+    driver.run()
+    assert [driver.history.tokens[uid] for uid in uids] == [answer_to(prompt, 20) for prompt in prompts]
+    driver.assert_empty()
 
 
 @every_manager

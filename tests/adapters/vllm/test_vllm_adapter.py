@@ -1,4 +1,4 @@
-"""vLLM's adapter, inside vLLM. The programs of `inside/` run in the environments of vLLM, each with its Python; what they
+"""vLLM's adapter, inside vLLM. The programs of `inside/` run in vLLM's environments, each with its Python: what they
 import is not installed here.
 
 An environment that has not been made is skipped. `make adapters` makes both, and runs HEADWAY_ADAPTER_CASES cases.

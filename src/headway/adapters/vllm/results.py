@@ -90,7 +90,7 @@ class Results:
         ends = {end.uid: end for end in effects.ended}
         if step.firsts or step.decodes.specials or result.num_nans_in_logits or self._with_events:
             self._complete(step, result, outputs, ends)
-        return outputs.all, [self._end(end, outputs) for end in ends.values() if self._requests.numbered(end.uid)]
+        return outputs.all, [self._end(end, outputs) for end in ends.values()]
 
     def _tokens(self, step: LaunchedStep, result: ModelRunnerOutput) -> tuple[NDArray[np.int32], bool]:
         """The sampled tokens in the order of the core's rows, int32. Also whether every row of the result has one, so
@@ -118,9 +118,7 @@ class Results:
                 return Outputs(list(map(EngineCoreOutput, result.req_ids, sampled)), dict(index))
             names = step.names
         else:
-            ended = {end.uid: end.request_id for end in effects.ended}
-            live = self._requests.numbered
-            names = [found.name if (found := live(uid)) else ended[uid] for uid in kept.tolist()]
+            names = [live.name for live in self._requests.numbered_all(kept.tolist())]
         outputs = [EngineCoreOutput(name, sampled[index[name]]) for name in names]
         return Outputs(outputs, dict(zip(names, range(len(names)), strict=True)))
 

@@ -60,6 +60,9 @@ DRIVER = """
                     ended += 1
             return ended
 
+        def num_ended(self, outcome):
+            return outcome
+
         def end(self, request):
             self.running.pop(request[0], None)
 

@@ -156,12 +156,15 @@ class System:
             logprobs=_logprobs(len(names), self._features["logprobs"]) if self._features else None,
         )
 
-    def update(self, batch: Any, result: ModelRunnerOutput) -> int:
+    def update(self, batch: Any, result: ModelRunnerOutput) -> dict[int, Any]:
         self._in_flight.append((batch, result))
         if len(self._in_flight) <= self._num_overlapping:
-            return 0
-        outputs = self._scheduler.update_from_output(*self._in_flight.popleft())
-        return sum(output.finish_reason is not None for client in outputs.values() for output in client.outputs)
+            return {}
+        outputs: dict[int, Any] = self._scheduler.update_from_output(*self._in_flight.popleft())
+        return outputs
+
+    def num_ended(self, outcome: dict[int, Any]) -> int:
+        return sum(output.finish_reason is not None for client in outcome.values() for output in client.outputs)
 
     def end(self, request: Request) -> None:
         self._scheduler.finish_requests(request.request_id, RequestStatus.FINISHED_ABORTED)

@@ -67,7 +67,8 @@ class SchedulingOptions:
         prompts that wait.
     deterministic: a chunk ends at a multiple of deterministic_chunk_size, or at the last known token.
     encoder_cache_size: encoder tokens of images and videos that the device keeps. None: max_num_batched_tokens.
-    num_speculative_tokens: draft tokens per decoding request. They take budget and blocks (k of k + 1 tokens).
+    num_speculative_tokens: draft tokens per decoding request. They take budget and blocks (k of k + 1 tokens). Above 0
+        a step may return several tokens for a decoding request, or none, and only one step with decodes is in flight.
 
     Admission
     reserve: blocks that an admission leaves free for decoding requests. "peak": what they will take up to the moment
@@ -148,7 +149,7 @@ class SchedulingOptions:
         if self.num_speculative_tokens > self.block_size:
             raise ValueError(
                 f"num_speculative_tokens ({self.num_speculative_tokens}) must not exceed block_size "
-                f"({self.block_size}): a step takes at most one new block for a decoding request"
+                f"({self.block_size}): a step fills at most two blocks of a decoding request"
             )
         if self.max_num_batched_tokens < self.max_num_seqs * self.tokens_per_decode:
             raise ValueError(
@@ -196,6 +197,9 @@ class SchedulerConfig(SchedulingOptions):
     reads_same_step: the executor writes the KV of all rows of a step, layer by layer, before a row reads it. So a row
         may share blocks that another row of the same step fills; else it shares them one step later.
     keeps_kv_events: tell what happens to the prefix cache, in `Effects.kv_events`.
+    quarantine_slots: a slot that is released other than by the result of a step (abort, finish from outside,
+        preemption, clear, deadline) is given to no request before the device has acknowledged it: `SlotAcknowledged`.
+        Its blocks are handed on at once. For devices that run free, and answer later.
 
     Raises ValueError, naming the value and the limit, for anything that could not work.
     """
@@ -204,6 +208,7 @@ class SchedulerConfig(SchedulingOptions):
     num_blocks: int = 4096
     reads_same_step: bool = False
     keeps_kv_events: bool = False
+    quarantine_slots: bool = False
 
     def __post_init__(self) -> None:
         SchedulingOptions.__post_init__(self)

@@ -219,7 +219,7 @@ class TestOnDemand:
                 lambda s: s.table.status.__setitem__(0, RequestStatus.WAITING),
                 "slot 0 has status WAITING, but its occupant is Entry",
             ),
-            (lambda s: s.slots._free.pop(), "2 slots have an occupant and 1 are free, of 4"),
+            (lambda s: s.slots._free.pop(), "2 slots have an occupant, 0 are in quarantine and 1 are free, of 4"),
             (lambda s: s.entries.pop(2), "2 requests in slots + 0 without one are not 1"),
             (lambda s: s.population.__setitem__(0, 5), "are not 2 in all"),
             (

@@ -46,6 +46,7 @@ from headway.scheduler.messages import (
     Result,
     Resume,
     SendDone,
+    SlotAcknowledged,
     StartDecode,
     StartPrefill,
     Tick,
@@ -53,7 +54,7 @@ from headway.scheduler.messages import (
 from headway.scheduler.policies.allocation import Allocation, DynamicAllocation, StaticAllocation
 from headway.scheduler.policies.policies import Policies
 from headway.scheduler.snapshot import Snapshot
-from headway.scheduler.state.slot_pool import NoFreeSlotError, SlotHandle, SlotPool
+from headway.scheduler.state.slot_pool import NoFreeSlotError, QuarantinedSlot, SlotHandle, SlotPool
 from headway.scheduler.state.slot_table import SlotTable
 
 __all__ = [
@@ -90,6 +91,7 @@ __all__ = [
     "Progress",
     "PublishOutput",
     "Pull",
+    "QuarantinedSlot",
     "Query",
     "ReceiveDone",
     "RequestEnd",
@@ -102,6 +104,7 @@ __all__ = [
     "Scheduler",
     "SendDone",
     "Sending",
+    "SlotAcknowledged",
     "SlotHandle",
     "SlotPool",
     "SlotTable",

@@ -26,7 +26,8 @@ class Reservation:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a request is, in tokens. num_computed_tokens counts what is in flight.
+    """How far a request is, in tokens. num_computed_tokens counts what is in flight, but for decodes
+    with drafts: how far they get is not known yet.
 
     num_published_blocks: leading blocks of a request with a slot that are filled, and that the prefix cache knows: its
         own and shared ones.

@@ -22,14 +22,15 @@ SLOTS_PER_LOOK = 4
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """A holder of blocks. kind "slot": a request that has a slot; otherwise the holder of a lease (`leases.py`).
+    """A holder of blocks or of a slot. kind "slot": a request that has a slot. "quarantine": a former request, whose
+    slot waits for the device; it has no blocks. Otherwise the holder of a lease (`leases.py`).
 
-    uid: None for blocks of no request. seconds: how long a lease has lasted. peer: the engine that the KV goes to or
-    comes from, where the connector knows one; the core does not.
+    uid: None for blocks of no request. seconds: how long a lease or quarantine has lasted. peer: the engine that the KV
+    goes to or comes from, where the connector knows one; the core does not.
     """
 
     name: str
-    kind: Literal["slot", "sender", "borrower", "receiver"]
+    kind: Literal["slot", "sender", "borrower", "receiver", "quarantine"]
     slot: int | None
     num_blocks: int
     uid: int | None = None
@@ -37,6 +38,8 @@ class Owner:
     peer: str | None = None
 
     def __str__(self) -> str:
+        if self.kind == "quarantine":
+            return f"quarantine of slot {self.slot} after request {self.name!r}"
         if self.kind != "slot":
             return f"{self.kind} of request {self.name!r}"
         return f"request {self.name!r} (slot {self.slot})"
@@ -114,6 +117,10 @@ class Auditor:
     def _owners(self) -> tuple[list[Owner], list[np.ndarray]]:
         """All owners of blocks, and their blocks: int32 arrays. A slot without an occupant counts if it holds any."""
         state, owners, held = self._state, [], []
+        for waiting in state.slots.quarantined:
+            name, seconds = self._name_of(waiting.uid), state.now - waiting.since
+            owners.append(Owner(name, "quarantine", waiting.slot, 0, waiting.uid, seconds))
+            held.append(state.table.blocks_of(waiting.slot))
         for slot, entry in enumerate(state.occupants):
             blocks = state.table.blocks_of(slot)
             if entry is not None or len(blocks):
@@ -121,12 +128,14 @@ class Auditor:
                 owners.append(Owner(name, "slot", slot, len(blocks), uid))
                 held.append(blocks)
         for uid, lease in state.leases.items():
-            entry = state.entries.get(uid)
-            name = entry.request.request_id if entry is not None else f"uid {uid}"
             seconds = state.now - lease.began
-            owners.append(Owner(name, lease.holder.value, None, len(lease.blocks), uid, seconds))
+            owners.append(Owner(self._name_of(uid), lease.holder.value, None, len(lease.blocks), uid, seconds))
             held.append(lease.blocks)
         return owners, held
+
+    def _name_of(self, uid: int) -> str:
+        entry = self._state.entries.get(uid)
+        return entry.request.request_id if entry is not None else f"uid {uid}"
 
     @staticmethod
     def _names(owners: list[Owner], held: list[np.ndarray], block: int) -> str:
@@ -136,9 +145,13 @@ class Auditor:
     def _slot_problems(self) -> list[str]:
         state, table, problems = self._state, self._state.table, []
         occupants = [entry for entry in state.occupants if entry is not None]
-        if len(occupants) + state.slots.num_free_slots() != table.capacity:
-            free = state.slots.num_free_slots()
-            problems.append(f"{len(occupants)} slots have an occupant and {free} are free, of {table.capacity}")
+        free, quarantined = state.slots.num_free_slots(), state.slots.num_quarantined
+        if len(occupants) + free + quarantined != table.capacity:
+            taken = f"{len(occupants)} slots have an occupant, {quarantined} are in quarantine"
+            problems.append(f"{taken} and {free} are free, of {table.capacity}")
+        for waiting in state.slots.quarantined:
+            if state.occupants[waiting.slot] is not None or table.generation[waiting.slot] != waiting.generation + 1:
+                problems.append(f"slot {waiting.slot} is in quarantine, and was given to a request")
         for slot, entry in enumerate(state.occupants):
             status = int(table.status[slot])
             if status != (EMPTY if entry is None else entry.status):

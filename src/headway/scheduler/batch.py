@@ -54,6 +54,10 @@ class Batch:
         once. To be applied before `admissions`: a request may be in both, or have ended since.
     decode_set: the same as in the batch before if and only if the decodes are the same requests in the same slots. A
         greater number otherwise: what depends on the decode rows alone can be kept under it.
+
+    With `num_speculative_tokens` a decode may return more tokens than one, or none: see `StepResult.counts`. Its block
+    table has places up to the last draft, or up to the limit of the request. With `quarantine_slots` the slots that
+    were given up, by this pass too, are told by `Scheduler.take_quarantined`.
     """
 
     step_id: int
@@ -80,7 +84,7 @@ class Batch:
 class Logprobs:
     """Log-probabilities of a step's sampled tokens, for the rows that asked.
 
-    rows: int32 [R]; indices into StepResult.tokens.
+    rows: int32 [R]; indices into StepResult.tokens: each token is a row.
     sampled: float32 [R]; ranks: int32 [R], rank of the sampled token, 1 = most likely.
     top_ids: int32 [R, K], top: float32 [R, K]; most likely first. K is the largest number asked for in the batch; a
         request that asked for k takes the first k.
@@ -93,7 +97,7 @@ class Logprobs:
     top: NDArray[np.float32]
 
     def keep(self, kept: BoolArray) -> Logprobs:
-        """What is left when only some of the result's rows are kept. kept: bool [S]."""
+        """What is left when only some of the result's tokens are kept. kept: bool [number of tokens]."""
         mine = kept[self.rows]
         new_rows = (np.cumsum(kept) - 1)[self.rows[mine]].astype(np.int32)
         return Logprobs(new_rows, self.sampled[mine], self.ranks[mine], self.top_ids[mine], self.top[mine])
@@ -103,11 +107,16 @@ class Logprobs:
 class StepResult:
     """What came of a step.
 
-    tokens: int32 [number of sampling rows], in row order; empty when the step failed.
+    tokens: int32 [sum of counts], in row order; empty when the step failed.
     error: why the step failed; None when it succeeded.
+    counts: int32 [number of sampling rows], tokens of each row. None: one each. A decode gives 0 to
+        1 + num_speculative_tokens tokens, a chunk exactly 1. A decode from position p with c tokens has put the KV of
+        the positions p to p + c - 1 in place; with 0 the request stays where it was, and p is computed again. Tokens
+        after the end of a request, by a stop token or its limit, are dropped by the core.
     """
 
     step_id: int
     tokens: IntArray
     logprobs: Logprobs | None = None
     error: str | None = None
+    counts: IntArray | None = None

@@ -45,6 +45,7 @@ from headway.scheduler.messages import (
     Result,
     Resume,
     SendDone,
+    SlotAcknowledged,
     StartDecode,
     StartPrefill,
     Tick,
@@ -60,7 +61,7 @@ from headway.scheduler.policies.allocation import Allocation
 from headway.scheduler.policies.policies import Policies
 from headway.scheduler.snapshot import Snapshot
 from headway.scheduler.state.moves import Moves
-from headway.scheduler.state.slot_pool import SlotPool
+from headway.scheduler.state.slot_pool import QuarantinedSlot, SlotPool
 from headway.scheduler.state.state import State
 
 
@@ -113,6 +114,7 @@ class Scheduler:
             ReceiveDone: lambda message, _now, effects: transfers.receive_done(message, effects),
             LeasesRenewed: lambda message, now, _effects: transfers.renew(message, now),
             LeasesEnded: lambda message, _now, _effects: transfers.end_leases(message),
+            SlotAcknowledged: lambda message, _now, _effects: state.slots.acknowledge(message.slot, message.generation),
         }
         self._answers: dict[type, Callable[[Any, float], object]] = {
             ReservePrefill: reservations.reserve_prefill,
@@ -155,9 +157,10 @@ class Scheduler:
     def schedule(self) -> Batch | None:
         """The next step: all decodes, then prefill chunks, then newcomers, within `max_num_batched_tokens`.
 
-        None when there is nothing to compute. A pass ends no request: each admitted request can be served to its end.
+        None when there is nothing to compute, and with `num_speculative_tokens` while a step with decodes is in flight.
+        A pass ends no request: each admitted request can be served to its end.
         """
-        if self._state.paused:
+        if self._state.paused or self._steps.awaits_drafts:
             return None
         state, config = self._state, self.config
         if config.enable_priority_preemption and len(state.waiting) and not state.holds_admissions:
@@ -175,6 +178,12 @@ class Scheduler:
         """The pulls that may begin since the last call. To be asked for after every message and pass."""
         oldest = min(self._steps.in_flight, default=self._state.last_step + 1)
         return self._admissions.take_pulls(oldest)
+
+    def take_quarantined(self) -> list[QuarantinedSlot]:
+        """The slots that were given up since the last call and wait for `SlotAcknowledged`. To be asked for after every
+        message, query and pass. Empty without `quarantine_slots`. If no batch has told the device of the former
+        request, the slot can be acknowledged at once."""
+        return self._state.slots.take_quarantined()
 
     def take_kv_events(self) -> list[KVEvent]:
         """What messages, queries and passes have done to the prefix cache since the last call, in order. Empty without
@@ -245,6 +254,7 @@ class Scheduler:
             num_blocks_quarantined=state.leases.num_quarantined,
             num_leases_unclaimed=state.leases.num_unclaimed,
             num_leases_claimed=state.leases.num_claimed,
+            num_slots_quarantined=state.slots.num_quarantined,
             num_in_flight=len(self._steps.in_flight),
             num_slots=self.config.max_num_seqs,
             num_slots_spanned=state.slots.num_spanned,

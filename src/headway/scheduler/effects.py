@@ -8,6 +8,7 @@ from typing import Any
 from headway.kvcache import KVEvent
 from headway.request import FinishReason, Request
 from headway.scheduler.batch import IntArray, Logprobs, LongArray
+from headway.scheduler.state.slot_pool import QuarantinedSlot
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,8 @@ class RequestEnd:
 
 @dataclass(frozen=True, slots=True)
 class TokenOutputs:
-    """The tokens that one step sampled. uids: int64 [S]; tokens: int32 [S]; logprobs index into these rows."""
+    """The tokens that one step sampled. uids: int64 [S]; tokens: int32 [S]; logprobs index into these rows. A request
+    with several tokens has several rows, in the order of its tokens."""
 
     uids: LongArray
     tokens: IntArray
@@ -95,13 +97,15 @@ class Effects:
 
     For the loop, which hands them to a worker each:
     sending: prompts whose KV is complete and goes to D; before their requests are in `ended`.
-    pulls: prompts whose KV is to come from P.
+    pulls: prompts whose KV is to come from P. The core leaves this to its owner: `Scheduler.take_pulls`.
     stopped_pulls: uids of pulls that are not wanted any more; each is answered all the same.
     lending: prompts, or parts of prompts, that D may read now.
     revoked: uids whose lease has ended before D consumed it.
     kv_is_void: P: what D was shown or lent before is gone, or out of date, whatever D holds of it.
     jobs: requests to be prepared; each is answered by PreprocessDone, unless it ends before.
     kv_events: what has happened to the prefix cache, in order; only with `keeps_kv_events`.
+    quarantined: slots that wait for `SlotAcknowledged`; only with `quarantine_slots`. The core leaves this to its
+        owner: `Scheduler.take_quarantined`.
 
     For the manager:
     awaited: reply ids of `AwaitSteps` whose steps are answered for.
@@ -120,9 +124,11 @@ class Effects:
     kv_is_void: bool = False
     jobs: list[Request] = field(default_factory=list)
     kv_events: list[KVEvent] = field(default_factory=list)
+    quarantined: list[QuarantinedSlot] = field(default_factory=list)
     awaited: list[int] = field(default_factory=list)
 
     def __bool__(self) -> bool:
         for_callers = self.started or self.tokens or self.handovers or self.sourceless or self.ended
         for_workers = self.sending or self.pulls or self.stopped_pulls or self.lending or self.revoked or self.jobs
-        return bool(for_callers or for_workers or self.kv_is_void or self.kv_events or self.awaited)
+        of_memory = self.kv_is_void or self.kv_events or self.quarantined
+        return bool(for_callers or for_workers or of_memory or self.awaited)

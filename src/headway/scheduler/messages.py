@@ -6,9 +6,6 @@
 `reply` in a query or in AwaitSteps names the caller who waits; the core only hands it back. Messages are frozen and own
 their payload. A uid that is unknown is ignored everywhere: its request has ended, or never was. What a message does to
 a request in each state stands in `state.transitions.TABLE`.
-
-Reserved: a result "the device has acknowledged slot s of generation g". It will end the quarantine of a slot on devices
-that must confirm before a slot gets its next request. The core has no use for it yet.
 """
 
 from __future__ import annotations
@@ -261,5 +258,17 @@ class LeasesEnded:
     uids: tuple[int, ...]
 
 
-Result = StepResult | DeviceLost | PreprocessDone | SendDone | ReceiveDone | LeasesRenewed | LeasesEnded
+@dataclass(frozen=True, slots=True)
+class SlotAcknowledged:
+    """The device has nothing more to do with the former request of a slot: the quarantine of the slot ends, and another
+    request may get it. slot, generation: as in `QuarantinedSlot`. Told twice, or of a quarantine that is over, it
+    changes nothing."""
+
+    slot: int
+    generation: int
+
+
+Result = (
+    StepResult | DeviceLost | PreprocessDone | SendDone | ReceiveDone | LeasesRenewed | LeasesEnded | SlotAcknowledged
+)
 Message = Command | Query | Result | Tick

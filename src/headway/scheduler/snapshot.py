@@ -20,7 +20,7 @@ class Snapshot(NamedTuple):
     num_receiving: int = 0  # requests with slot and blocks whose KV is on its way here
     num_in_flight: int = 0  # steps launched, result not yet applied
     num_slots: int = 0
-    num_slots_spanned: int = 0  # highest slot in use + 1
+    num_slots_spanned: int = 0  # highest slot in use or in quarantine + 1
     num_blocks_total: int = 0  # block 0 not counted
     num_blocks_free: int = 0
     num_blocks_evictable: int = 0
@@ -28,6 +28,7 @@ class Snapshot(NamedTuple):
     num_blocks_quarantined: int = 0  # of former requests, that a connector may still write to
     num_leases_unclaimed: int = 0  # of borrowers
     num_leases_claimed: int = 0
+    num_slots_quarantined: int = 0  # of former requests, until the device acknowledges that: see `SlotAcknowledged`
     paused: bool = False
     holds_admissions: bool = False  # see `HoldAdmissions`
     next_deadline: float | None = None  # seconds, on the clock of `apply` and `schedule`

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection
 
 import numpy as np
-from numpy.typing import NDArray
 
 from headway.request import FinishReason
 from headway.scheduler.audit import Auditor
 from headway.scheduler.batch import BoolArray, IntArray, StepResult
 from headway.scheduler.effects import Effects, TokenOutputs
+from headway.scheduler.handlers.drafts import Drafts, miscounted
 from headway.scheduler.handlers.reservations import Reservations
 from headway.scheduler.handlers.transfers import Transfers
 from headway.scheduler.messages import DeviceLost
@@ -47,6 +47,7 @@ class Results:
         self._reservations = reservations
         self._transfers = transfers
         self._auditor = auditor
+        self._drafts = Drafts(state, moves) if state.config.num_speculative_tokens else None
         self._waiting: list[tuple[int, int]] = []  # (last step in flight when asked, reply id)
 
     def step_done(self, result: StepResult, now: float, effects: Effects) -> None:
@@ -68,9 +69,11 @@ class Results:
         occupants = [entry for entry in state.occupants if entry is not None]
         leases = [uid for uid, lease in state.leases.items() if lease.holder is Holder.SENDER]
         sending = [state.entries[uid] for uid in leases if uid in state.entries]
-        effects.ended += self._moves.end_all(occupants + sending, FinishReason.ERROR, error=message.reason)
+        ended = self._moves.end_all(occupants + sending, FinishReason.ERROR, error=message.reason, by_step=True)
+        effects.ended += ended
         state.encoder.clear()
         state.prefix.clear()  # its blocks held KV that is gone
+        state.slots.end_quarantines()
         self._answer_waiting(effects)
 
     def await_steps(self, reply: int, effects: Effects) -> None:
@@ -88,9 +91,9 @@ class Results:
     def _apply(self, step: LaunchedStep, result: StepResult, now: float, effects: Effects) -> None:
         """Take a step's result in. A failed step, or one with the wrong number of tokens, ends its requests."""
         error = result.error
-        expected = len(step.decodes) + sum(chunk.samples for chunk in step.chunks)
-        if error is None and len(result.tokens) != expected:
-            error = f"the device returned {len(result.tokens)} tokens for {expected} rows"
+        if error is None:
+            num_chunks = sum(chunk.samples for chunk in step.chunks)
+            error = miscounted(result, len(step.decodes), num_chunks, self._state.config.num_speculative_tokens)
         if error is not None:
             self._fail(step, error, effects)
         else:
@@ -107,11 +110,11 @@ class Results:
         # encoder cache does not know all of them: it may have been cleared since.
         digests = dict.fromkeys(span.digest for _, span in step.batch.encode)
         relying = self._relying_on(step, digests)
-        effects.ended += self._moves.end_all(entries, FinishReason.ERROR, error=error)
+        effects.ended += self._moves.end_all(entries, FinishReason.ERROR, error=error, by_step=True)
         self._state.encoder.forget_encoded(digests)
         again = [entry for entry in relying if entry.handle is not None]
         effects.ended += self._moves.end_all(
-            [entry for entry in again if entry.computes_again], FinishReason.ERROR, error=error
+            [entry for entry in again if entry.computes_again], FinishReason.ERROR, error=error, by_step=True
         )
         for entry in again:
             if not entry.computes_again:
@@ -150,21 +153,24 @@ class Results:
 
     def _confirm(self, step: LaunchedStep, result: StepResult, now: float, effects: Effects) -> None:
         self._settle(step)
-        num_decodes = len(step.decodes)
         owned = step.decodes.still_owned(self._state.table)
         uids, tokens, logprobs = step.decodes.uids, result.tokens, result.logprobs
-        if num_decodes:
-            self._confirm_decodes(step, tokens[:num_decodes], owned, effects)
+        num_decoded, kept = len(uids), owned  # kept: bool, for each token of the result; None: all
+        if self._drafts is not None and num_decoded:
+            uids, kept = self._drafts.confirm(step, result, owned, effects)
+            num_decoded = len(uids)
+        elif num_decoded:
+            self._confirm_decodes(step, tokens[:num_decoded], owned, effects)
         if step.chunks:
             sampling = [chunk for chunk in step.chunks if chunk.samples]
             current = np.array([chunk.is_current for chunk in sampling], dtype=np.bool_)
             uids = np.append(uids, np.array([chunk.entry.request.uid for chunk in sampling], dtype=np.int64))
-            if owned is not None or not current.all():
-                owned = np.append(np.ones(num_decodes, dtype=np.bool_) if owned is None else owned, current)
-            self._confirm_chunks(step.chunks, tokens[num_decodes:].tolist(), now, effects)
-        if owned is not None:
-            uids, tokens = uids[owned], tokens[owned]
-            logprobs = logprobs.keep(owned) if logprobs is not None else None
+            if kept is not None or not current.all():
+                kept = np.append(np.ones(num_decoded, dtype=np.bool_) if kept is None else kept, current)
+            self._confirm_chunks(step.chunks, tokens[num_decoded:].tolist(), now, effects)
+        if kept is not None:
+            uids, tokens = uids[kept], tokens[kept]
+            logprobs = logprobs.keep(kept) if logprobs is not None else None
         if len(tokens):
             self._state.counters.generation_tokens += len(tokens)
             effects.tokens.append(TokenOutputs(uids, tokens, logprobs))
@@ -183,26 +189,13 @@ class Results:
             rows, positions, places, kept = rows[owned], positions[owned], places[owned], tokens[owned]
         self._moves.confirm_decodes(rows, positions, places, kept)
         if len(filling):
-            self._fill_blocks(decodes.rows[filling], filled)
+            state.fill(decodes.rows[filling], filled)
         effects.ended += self._moves.end_each(
             [
                 (state.occupant(decodes.rows[i]), int(tokens[i]) if stopped is not None and stopped[i] else None)
                 for i in ending.tolist()
             ]
         )
-
-    def _fill_blocks(self, rows: NDArray[np.intp], blocks: IntArray) -> None:
-        """The tail of each of these rows is a full block now: write down its tokens and publish it."""
-        state = self._state
-        contents = state.table.tail_tokens[rows]
-        state.pool.tokens[blocks] = contents
-        if state.config.enable_prefix_caching and state.config.enable_output_caching:
-            state.table.num_published[rows] += 1
-            entries = [state.occupant(row) for row in rows.tolist()]
-            nodes = [entry.node for entry in entries]
-            nodes = state.prefix.publish_each(nodes, contents.tobytes(), blocks.tolist())
-            for entry, node in zip(entries, nodes, strict=True):
-                entry.node = node
 
     def _confirm_chunks(self, chunks: tuple[Chunk, ...], first_tokens: list[int], now: float, effects: Effects) -> None:
         tokens = iter(first_tokens)

@@ -41,6 +41,8 @@ class Displacement:
         headroom = self._admissions.headroom(table.decoding_rows()).left_by(head)
         missing = self._admissions.blocks_wanted(demand) + headroom - pool.num_available
         needs_slot = not state.slots.num_free_slots()
+        if needs_slot and state.slots.num_quarantined:
+            return []  # a slot is on its way: to displace one more request would not bring it sooner
         victims: list[int] = []
         while missing > 0 or (needs_slot and not victims):
             if not len(lower):

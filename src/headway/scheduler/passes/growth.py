@@ -16,7 +16,8 @@ from headway.scheduler.state.state import State
 
 
 class TableGrowth(NamedTuple):
-    """One new block each for some rows: int32 [M] slots, columns, blocks."""
+    """New blocks for some rows: int32 [M] slots, columns, blocks. A row has several, in order of columns, if it needs
+    several."""
 
     slots: IntArray
     columns: IntArray
@@ -69,7 +70,7 @@ class Growth:
         growth = NO_GROWTH
         if len(growing):
             growth = TableGrowth(growing.astype(np.int32), columns, state.grow(growing, columns))
-        if len(at_start):
+        if len(at_start):  # with drafts this is not enough, and not needed
             starting = rows[at_start]
             table.tail_block[starting] = table.block_tables[starting, positions[at_start] >> state.block_shift]
         return DecodePlaces(positions, offsets, growth)
@@ -79,15 +80,25 @@ class Growth:
     ) -> tuple[NDArray[np.intp], IntArray]:
         """The rows that need one more block for this step, and the columns where it goes in their tables."""
         state, table = self._state, self._state.table
-        ahead = state.config.num_speculative_tokens
-        if ahead:  # up to the place of the last draft token; none is needed beyond the limit
-            columns = np.minimum(positions + ahead, table.limit[rows] - 1) >> state.block_shift
-        elif len(at_start):
-            rows, columns = rows[at_start], positions[at_start] >> state.block_shift
-        else:
+        if state.config.num_speculative_tokens:
+            return self._lacking_for_drafts(rows, positions)
+        if not len(at_start):
             return rows[:0], positions[:0]
+        rows, columns = rows[at_start], positions[at_start] >> state.block_shift
         lacks = columns == table.num_blocks[rows]
         return rows[lacks], columns[lacks]
+
+    def _lacking_for_drafts(self, rows: NDArray[np.intp], positions: IntArray) -> tuple[NDArray[np.intp], IntArray]:
+        """The same, up to the place of the last draft; none is needed beyond the limit. A row that the last step has
+        taken far may lack two blocks, and comes twice."""
+        state, table = self._state, self._state.table
+        ahead = state.config.num_speculative_tokens
+        held = table.num_blocks[rows]
+        needed = (np.minimum(positions + ahead, table.limit[rows] - 1) >> state.block_shift) + 1
+        rounds = [(needed > held + more).nonzero()[0] for more in range(2)]
+        lacking = np.concatenate(rounds)
+        columns = np.concatenate([held[lacks] + np.int32(more) for more, lacks in enumerate(rounds)])
+        return rows[lacking], columns
 
     def _preempt_one(self) -> None:
         """Preempts one running request. Never the first in line, unless it is the only one; so one request always makes

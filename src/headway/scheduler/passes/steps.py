@@ -53,6 +53,8 @@ class LaunchedStep(NamedTuple):
     filling: intp; the decode rows whose token is the last of its block. filled: int32; these blocks.
     at_limit: intp; the decode rows whose next token is their last by length.
     newcomers: the slots of its admissions.
+
+    With drafts the result alone says how many tokens each decode gets: places, filling, filled and at_limit are empty.
     """
 
     batch: Batch
@@ -66,6 +68,8 @@ class LaunchedStep(NamedTuple):
 
 
 _NO_ROWS = np.zeros(0, dtype=np.intp)
+_NO_BLOCKS: IntArray = np.zeros(0, dtype=np.int32)
+_UNKNOWN = (_NO_ROWS, _NO_ROWS, _NO_BLOCKS, _NO_ROWS)
 
 
 class Steps:
@@ -79,22 +83,20 @@ class Steps:
         self.in_flight: dict[int, LaunchedStep] = {}
         self._last_decodes = DecodeRows.none(state.table)
         self._decode_set = 0  # changes with the decodes, from one step to the next
+        self._drafts = state.config.num_speculative_tokens > 0
+
+    @property
+    def awaits_drafts(self) -> bool:
+        """Whether the device works on decodes with drafts. Where these requests go on is known by the result alone."""
+        return self._drafts and any(len(step.decodes) for step in self.in_flight.values())
 
     def launch(self, decodes: DecodeRows, places: DecodePlaces, chunks: list[Chunk]) -> Batch | None:
         """The batch of these decodes and chunks; None if there are neither."""
         if not len(decodes) and not chunks:
             return None
-        table, state = self._state.table, self._state
-        rows = decodes.rows
+        state = self._state
         positions, offsets, growth = places
-        filling = (offsets == state.offset_mask).nonzero()[0]
-        filled = table.tail_block[rows[filling]]
-        self._moves.compute_decodes(rows, positions)
-        at_limit = _NO_ROWS
-        if len(rows):
-            decodes.steps_to_limit -= 1
-            if not decodes.steps_to_limit:
-                at_limit = self._moves.launched_last(rows)
+        known_now = _UNKNOWN if self._drafts else self._compute_decodes(decodes, positions, offsets)
         if decodes is not self._last_decodes:
             self._decode_set += not decodes.equals(self._last_decodes)
             self._last_decodes = decodes
@@ -102,10 +104,23 @@ class Steps:
         newcomers = self._admissions.take_newcomers()
         batch = self._batch(decodes, positions, growth, chunks, newcomers)
         handles = tuple(newcomer.handle for newcomer in newcomers)
-        self.in_flight[batch.step_id] = LaunchedStep(
-            batch, decodes, decodes.tails + offsets, filling, filled, at_limit, tuple(chunks), handles
-        )
+        self.in_flight[batch.step_id] = LaunchedStep(batch, decodes, *known_now, tuple(chunks), handles)
         return batch
+
+    def _compute_decodes(
+        self, decodes: DecodeRows, positions: IntArray, offsets: IntArray
+    ) -> tuple[NDArray[np.intp], NDArray[np.intp], IntArray, NDArray[np.intp]]:
+        """Each of these rows goes on by one token, whatever its value: places, filling, filled and at_limit of the
+        step."""
+        rows, at_limit = decodes.rows, _NO_ROWS
+        filling = (offsets == self._state.offset_mask).nonzero()[0]
+        filled = self._state.table.tail_block[rows[filling]]
+        self._moves.compute_decodes(rows, positions)
+        if len(rows):
+            decodes.steps_to_limit -= 1
+            if not decodes.steps_to_limit:
+                at_limit = self._moves.launched_last(rows)
+        return decodes.tails + offsets, filling, filled, at_limit
 
     def _with_skipped(self, growth: TableGrowth, newcomers: list[Newcomer]) -> TableGrowth:
         """Add the blocks that rows share now in place of their own. The table of a newcomer has them already."""

@@ -185,6 +185,14 @@ class Moves:
         table.last_token[rows] = tokens
         table.num_tokens[rows] = positions + 2
 
+    def confirm_accepted(self, rows: NDArray[np.intp], num_computed: IntArray, tokens: IntArray) -> None:
+        """A step's decodes with drafts have succeeded: the KV of so many tokens of each row is there, and a new token
+        follows it."""
+        table = self._state.table
+        table.last_token[rows] = tokens
+        table.num_computed[rows] = num_computed
+        table.num_tokens[rows] = num_computed + 1
+
     def confirm_chunk(self, entry: Entry, end: int, token: int | None) -> None:
         """RESULT: the KV of its known tokens up to `end` is there. token: the next token, or None."""
         self._after(_RESULT, entry)
@@ -218,7 +226,7 @@ class Moves:
         status, state = self._after(Event.LEND, entry), self._state
         blocks = state.table.blocks_of(entry.slot).copy()
         entry.tokens = state.known_tokens(entry)
-        self._vacate(entry)
+        self._vacate(entry, by_step=True)
         self._lease(entry.uid, Lease(Holder.SENDER, blocks))
         entry.outcome = outcome
         self._set_status(entry, status)
@@ -246,7 +254,7 @@ class Moves:
         state = self._state
         reason = state.reason_to_end(entry, token)
         assert reason is not None, "the first token of a request that lends is its last"
-        generation, blocks = entry.num_preemptions, self._take_out(entry, self._after(_END, entry))
+        generation, blocks = entry.num_preemptions, self._take_out(entry, self._after(_END, entry), by_step=True)
         self._lease(entry.uid, Lease(Holder.BORROWER, blocks.copy(), generation))
         state.deadlines.set(entry.uid, until)
         stop_token = token if reason is _STOP else None
@@ -260,9 +268,10 @@ class Moves:
         event: Event = _END,
         stop_token: int | None = None,
         error: str | None = None,
+        by_step: bool = False,
     ) -> RequestEnd:
-        """END, SENT, DROP or EXPIRE: it ends."""
-        self._state.pool.release(self._take_out(entry, self._after(event, entry)))
+        """END, SENT, DROP or EXPIRE: it ends. by_step: by the result of a step."""
+        self._state.pool.release(self._take_out(entry, self._after(event, entry), by_step))
         return RequestEnd(entry.uid, entry.request.request_id, reason, stop_token, error)
 
     def end_by(self, entry: Entry, token: int) -> RequestEnd | None:
@@ -270,20 +279,22 @@ class Moves:
         reason = self._state.reason_to_end(entry, token)
         if reason is None:
             return None
-        return self.end(entry, reason, stop_token=token if reason is _STOP else None)
+        return self.end(entry, reason, stop_token=token if reason is _STOP else None, by_step=True)
 
     def end_each(self, ends: Sequence[tuple[Entry, int | None]]) -> list[RequestEnd]:
         """END, by a stop token each, or, where there is None, by length. Their blocks go back together."""
-        self._take_out_all([entry for entry, _ in ends])
+        self._take_out_all([entry for entry, _ in ends], by_step=True)
         return [
             RequestEnd(entry.uid, entry.request.request_id, _LENGTH if token is None else _STOP, token)
             for entry, token in ends
         ]
 
-    def end_all(self, entries: Iterable[Entry], reason: FinishReason, *, error: str | None = None) -> list[RequestEnd]:
-        """END of several requests, for the same reason. Their blocks go back together."""
+    def end_all(
+        self, entries: Iterable[Entry], reason: FinishReason, *, error: str | None = None, by_step: bool = False
+    ) -> list[RequestEnd]:
+        """END of several requests, for the same reason. Their blocks go back together. by_step: as for `end`."""
         entries = list(entries)
-        self._take_out_all(entries)
+        self._take_out_all(entries, by_step)
         return [RequestEnd(entry.uid, entry.request.request_id, reason, None, error) for entry in entries]
 
     # -- parts of these ------------------------------------------------------------------------------------------
@@ -339,9 +350,12 @@ class Moves:
         state.priorities[request.priority] += 1
         self._set_status(entry, status)
 
-    def _vacate(self, entry: Entry) -> IntArray:
+    def _vacate(self, entry: Entry, by_step: bool = False) -> IntArray:
         """Take the slot back; returns the blocks, which are the caller's now. Steps in flight may still write to them;
-        later steps of the same device stream come after that, so they can be handed out at once."""
+        later steps of the same device stream come after that, so they can be handed out at once.
+
+        by_step: by the result of a step. If not, the device may not know yet that the request has left.
+        """
         assert entry.handle is not None
         state, table, slot = self._state, self._state.table, entry.handle.slot
         if entry.status is _PREFILLING:
@@ -349,7 +363,10 @@ class Moves:
         blocks = table.blocks_of(slot)
         table.clear_blocks(slot)
         table.status[slot] = EMPTY
-        state.slots.release(entry.handle)
+        if by_step or not state.config.quarantine_slots:
+            state.slots.release(entry.handle)
+        else:
+            state.slots.quarantine(entry.handle, entry.uid, state.now)
         state.occupants[slot] = None
         entry.handle = None
         priority = entry.request.priority
@@ -374,13 +391,15 @@ class Moves:
         self._state.stopped_pulls.append(entry.uid)
         return _NO_BLOCKS
 
-    def _take_out(self, entry: Entry, status: RequestStatus) -> IntArray:
+    def _take_out(self, entry: Entry, status: RequestStatus, by_step: bool) -> IntArray:
         """The one way out. Returns the blocks that it held, which the caller gives back."""
         was, state = entry.status, self._state
         if was is RequestStatus.RUNNING_DECODE:
             self._left(int(state.table.num_tokens[entry.slot] - state.table.num_prompt[entry.slot]))
         del state.entries[entry.uid]
-        blocks = _NO_BLOCKS if entry.handle is None else self._kept_from_outside(entry, self._vacate(entry))
+        blocks = _NO_BLOCKS
+        if entry.handle is not None:
+            blocks = self._kept_from_outside(entry, self._vacate(entry, by_step))
         self._set_status(entry, status)
         if was in _QUEUED:
             state.waiting.take(entry)
@@ -389,9 +408,9 @@ class Moves:
         state.counters.requests_ended += 1
         return blocks
 
-    def _take_out_all(self, entries: Sequence[Entry]) -> None:
+    def _take_out_all(self, entries: Sequence[Entry], by_step: bool) -> None:
         if not entries:
             return
         statuses = [self._after(_END, entry) for entry in entries]
-        taken = [self._take_out(entry, status) for entry, status in zip(entries, statuses, strict=True)]
+        taken = [self._take_out(entry, status, by_step) for entry, status in zip(entries, statuses, strict=True)]
         self._state.pool.release_all(taken)

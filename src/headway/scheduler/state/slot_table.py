@@ -36,11 +36,13 @@ class SlotTable:
         self.uid = np.zeros(n, dtype=np.int64)
         self.num_prompt = np.zeros(n, dtype=np.int32)  # tokens that the caller brought; what is known beyond is output
         self.num_tokens = np.zeros(n, dtype=np.int32)  # known: prompt and confirmed output
-        self.num_computed = np.zeros(n, dtype=np.int32)  # scheduled included
+        self.num_computed = np.zeros(n, dtype=np.int32)  # scheduled included, but for drafts
         self.limit = np.zeros(n, dtype=np.int32)
         self.min_total = np.zeros(n, dtype=np.int32)  # total tokens before which no stop token counts
         self.num_blocks = np.zeros(n, dtype=np.int32)
-        self.tail_block = np.zeros(n, dtype=np.int32)  # holds the next position to compute, once it is decided
+        self.tail_block = np.zeros(
+            n, dtype=np.int32
+        )  # of the next position to compute, once it is decided; without drafts
         self.tail_tokens = np.zeros((n, block_size), dtype=np.int32)  # computed ones in the block that is not full yet
         self.last_token = np.zeros(n, dtype=np.int32)
         self.num_published = np.zeros(n, dtype=np.int32)  # leading blocks that the prefix cache knows
@@ -63,7 +65,8 @@ class SlotTable:
         self.num_held_blocks += len(blocks)
 
     def append_block_each(self, rows: NDArray[np.intp], columns: NDArray[np.int32], blocks: NDArray[np.int32]) -> None:
-        """Extend the block tables of these rows by one block each, at their next columns."""
+        """Extend the block tables of these rows by one block each, at their next columns; a row may come again for
+        the column after that."""
         self.block_tables[rows, columns] = blocks
         self.num_blocks[rows] = columns + 1
         self.num_held_blocks += len(rows)

@@ -141,6 +141,18 @@ class State:
         table.num_published[slot] = entry.num_matched = num_full_blocks
         entry.next_key = None
 
+    def fill(self, rows: NDArray[np.intp], blocks: IntArray) -> None:
+        """The tail of each of these decoding rows is a full block now: write down its tokens and publish it."""
+        contents = self.table.tail_tokens[rows]
+        self.pool.tokens[blocks] = contents
+        if self.config.enable_prefix_caching and self.config.enable_output_caching:
+            self.table.num_published[rows] += 1
+            entries = [self.occupant(row) for row in rows.tolist()]
+            nodes = [entry.node for entry in entries]
+            nodes = self.prefix.publish_each(nodes, contents.tobytes(), blocks.tolist())
+            for entry, node in zip(entries, nodes, strict=True):
+                entry.node = node
+
     def reset_prefix_cache(self) -> int:
         """Forget what is cached; returns how many blocks were. Blocks of requests with a slot are never found again."""
         for entry in self.occupants:

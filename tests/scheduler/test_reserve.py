@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from headway.config import ReserveName, SchedulerConfig
-from headway.scheduler.policies.answer_lengths import AT_FIRST, AnswerLengths
+from headway.scheduler.policies.answer_lengths import AT_FIRST, LONGEST, AnswerLengths
 from headway.scheduler.policies.reserve import BlocksReserve, NoReserve, PeakReserve, Reserve, reserve_of
 from headway.scheduler.state.slot_table import SlotTable
 
@@ -106,9 +106,9 @@ def test_of_the_others_those_that_became_longer_count() -> None:
     assert peak([8, 80]).blocks(table, rows(1)) == 4 + 1
 
 
-def test_an_answer_longer_than_all_may_become_half_as_long_again() -> None:
+def test_an_answer_longer_than_all_may_get_half_of_the_longest() -> None:
     table = table_of(num_prompt=[16], num_tokens=[16 + 96], num_blocks=[7], limit=[1000])
-    assert peak([80]).blocks(table, rows(0)) == 4 + 1  # 48 tokens, and 16
+    assert peak([80]).blocks(table, rows(0)) == 4 + 1  # 40 tokens, and 16
 
 
 def test_none_is_expected_beyond_its_limit() -> None:
@@ -126,9 +126,9 @@ def test_requests_that_end_make_room_for_the_others() -> None:
 
 
 def test_many_long_futures_do_not_overflow() -> None:
-    table = table_of(num_tokens=[2**31 - 2**22] * 8, limit=[2**31 - 1] * 8)
+    table = table_of(num_prompt=[2**31 - 2**22] * 8, num_tokens=[2**31 - 2**22] * 8, limit=[2**31 - 1] * 8)
     table.num_blocks[:] = table.num_tokens // 16
-    assert peak([2**31]).blocks(table, rows(*range(8))) == 8 * 2**18 + 8
+    assert peak([2**31]).blocks(table, rows(*range(8))) == 8 * (LONGEST // 16) + 8
 
 
 def test_the_share_falls_with_every_step_down_to_its_floor_and_a_preemption_resets_it() -> None:
@@ -156,11 +156,23 @@ def test_before_any_answer_has_ended_some_lengths_are_taken_for_granted_and_soon
     assert lengths.to_come(so_far) == 30
 
 
+def test_one_answer_among_many_does_not_make_the_estimate_anew() -> None:
+    so_far = np.zeros(1, dtype=np.int32)
+    lengths = AnswerLengths(window=16)
+    for _ in range(16):
+        lengths.add(30)
+    assert lengths.to_come(so_far) == 30
+    lengths.add(62)
+    assert lengths.to_come(so_far) == 30
+    lengths.add(62)
+    assert lengths.to_come(so_far) == 34
+
+
 def test_only_the_last_answers_are_remembered() -> None:
     lengths = AnswerLengths(window=4)
     for length in (9, 9, 9, 9, 1, 1, 1, 5):
         lengths.add(length)
-    assert lengths.to_come(np.array([0, 1, 5], dtype=np.int32)).tolist() == [2, 4, 5 / 2 + 16]
+    assert lengths.to_come(np.array([0, 1, 5, 50], dtype=np.int32)).tolist() == [2, 4, 5 / 2 + 16, 5 / 2 + 16]
 
 
 # -- which -------------------------------------------------------------------------------------------------------------

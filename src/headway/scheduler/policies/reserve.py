@@ -112,10 +112,10 @@ class PeakReserve:
         """The growth up to the fullest moment, and a block for each."""
         if not len(rows):
             return 0
-        known, held = table.num_tokens[rows], table.num_blocks[rows]
-        to_come = self._lengths.to_come(known - table.num_prompt[rows]) * self.share
-        at_end = np.ceil(np.minimum(known + to_come, table.limit[rows]) / self._block_size).astype(np.intp)
-        growth = np.maximum(at_end - held, 0)
+        known, held, size = table.num_tokens[rows], table.num_blocks[rows], self._block_size
+        to_come = self._lengths.to_come(known - table.num_prompt[rows])
+        total = np.minimum(known + to_come * self.share, table.limit[rows])
+        growth = np.maximum(((total + (size - 1)) / size).astype(np.intp) - held, 0)
         # At moment t the requests that grow so much hold t blocks more; the others have ended.
         num_left = np.bincount(growth)[::-1].cumsum()[::-1]
         held_then = np.bincount(growth, weights=held)[::-1].cumsum()[::-1] + num_left * np.arange(len(num_left))

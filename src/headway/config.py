@@ -9,7 +9,7 @@ from typing import Literal, get_args
 from headway.kv_events_config import KVEventsConfig
 
 SchedulerName = Literal["v0", "v1", "v2"]
-ReserveName = Literal["ratio", "blocks", "none"]
+ReserveName = Literal["peak", "blocks", "none"]
 VictimName = Literal["least-waste", "last-in-line"]
 PauseMode = Literal["abort", "preempt"]  # what a pause does to the requests that run
 
@@ -71,8 +71,9 @@ class SchedulingOptions:
         a step may return several tokens for a decoding request, or none, and only one step with decodes is in flight.
 
     Admission
-    reserve: blocks that an admission leaves free for decoding requests. "ratio": a share of their remaining tokens;
-        "blocks": a fixed number each; "none".
+    reserve: blocks that an admission leaves free for decoding requests. "peak": what they will take up to the moment
+        when they hold the most, if their answers become as long as other answers; "blocks": a fixed number each;
+        "none".
     max_bypass: how often other requests may pass a request that waits for blocks.
     ageing_seconds: seconds of waiting that count as one level of priority; 0: priorities are strict.
 
@@ -110,7 +111,7 @@ class SchedulingOptions:
     deterministic_chunk_size: int = 16
     encoder_cache_size: int | None = None
     num_speculative_tokens: int = 0
-    reserve: ReserveName = "ratio"
+    reserve: ReserveName = "peak"
     max_bypass: int = 16
     ageing_seconds: float = 0.0
     victim: VictimName = "least-waste"

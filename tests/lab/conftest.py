@@ -18,12 +18,12 @@ def fake_peers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         def __init__(self, name: str) -> None:
             self.name = name
 
-        def run(self, workload):
+        def run(self, workload, **system):
             return workload.run(HeadwaySystem)
 
     @contextmanager
-    def open_peer(name: str):
-        started.append(str(name))
+    def open_peer(name: str, *, with_headway: bool = False):
+        started.append(f"{name} with headway" if with_headway else str(name))
         yield Fake(str(name))
 
     monkeypatch.setattr(process, "open_peer", open_peer)

@@ -2,11 +2,12 @@
 
 import pytest
 import typer
-from headway_lab.schedulers.contenders import HEADWAY, contenders, in_turn, sums, with_reserve
+from headway_lab.schedulers.contenders import HEADWAY, contenders, groups, in_turn, sums, with_reserve
 from headway_lab.schedulers.workloads import Preemption
 
 from headway.bench.child_process import ChildError
 from headway.bench.rounds import compared, pooled
+from headway.cli import main
 
 
 def rounds(log, name, values):
@@ -47,6 +48,28 @@ def test_headway_comes_first_and_each_peer_once(fake_peers):
     with contenders(["vllm", "transformers", "vllm"]) as systems:
         assert systems[0] is HEADWAY
         assert [system.name for system in systems[1:]] == fake_peers == ["vllm", "transformers"]
+
+
+def test_without_the_adapter_there_is_one_group(fake_peers):
+    with groups(["vllm"], through_adapter=False) as ((ours, theirs),):
+        assert ours is HEADWAY and theirs.name == "vllm"
+
+
+def test_through_the_adapter_ours_stands_beside_the_peers_own_for_both_kinds_of_steps(fake_peers):
+    with groups(["vllm"], through_adapter=True) as each:
+        assert [[system.name for system in group] for group in each] == [
+            ["headway under vllm", "vllm"],
+            ["headway under vllm, async", "vllm, async"],
+        ]
+    assert fake_peers == ["vllm with headway", "vllm"]
+
+
+@pytest.mark.parametrize("peers", [None, ["transformers"], ["vllm", "transformers"]])
+@pytest.mark.parametrize("command", ["step", "churn", "preempt"])
+def test_there_is_an_adapter_for_vllm_alone(fake_peers, capsys, command, peers):
+    options = [part for peer in peers or () for part in ("--peer", peer)]
+    assert main(["bench", command, "--through-adapter", *options]) == 2
+    assert "needs --peer vllm, and no other peer" in capsys.readouterr().err and not fake_peers
 
 
 def test_a_peer_that_fails_while_it_measures_ends_the_command_with_its_last_words(fake_peers, capsys):

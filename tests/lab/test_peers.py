@@ -1,6 +1,7 @@
 """Peers run our workloads in processes of their own, where headway need not be; one that cannot be had is told."""
 
 import ast
+import contextlib
 import importlib.util
 import sys
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import pytest
 from headway_lab.peers import process
 from headway_lab.schedulers.workloads import Churn, LongPrompt, Preemption, SteadyDecode
 
+import headway
 from headway.bench.child_process import ChildError
 from headway.cli import main
 
@@ -25,7 +27,8 @@ DRIVER = """
     class System:
         num_preemptions = 0
 
-        def __init__(self, capacity):
+        def __init__(self, capacity, bad=False):
+            assert not bad, "bad"
             print("noise on standard output")
             self.running, self.cached = {}, False
 
@@ -56,6 +59,9 @@ DRIVER = """
                     del self.running[name]
                     ended += 1
             return ended
+
+        def num_ended(self, outcome):
+            return outcome
 
         def end(self, request):
             self.running.pop(request[0], None)
@@ -106,6 +112,11 @@ def test_every_workload_gives_its_samples_round_by_round(peer: process.Peer) -> 
     assert whole["computed_tokens"] == [3 * 8] and whole["preemptions"] == [0]
 
 
+def test_keywords_reach_the_driver(peer: process.Peer) -> None:
+    with pytest.raises(ChildError, match=r"(?s)the process failed.*bad"):
+        list(peer.run(STEADY, bad=True))
+
+
 def test_rounds_of_several_workloads_may_be_taken_in_turn(peer: process.Peer) -> None:
     one, other = peer.run(STEADY), peer.run(SteadyDecode(running=3, steps=5, rounds=2))
     lengths = [(len(a["update_us"]), len(b["update_us"])) for a, b in zip(one, other, strict=True)]
@@ -148,6 +159,16 @@ def test_what_runs_in_the_peers_process_imports_nothing_of_headway(file: Path) -
     imported = {node.module for node in tree.body if isinstance(node, ast.ImportFrom)}
     imported |= {alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
     assert not [name for name in imported if name and name.startswith("headway")]
+
+
+def test_headway_can_be_imported_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[list[str]] = []
+    monkeypatch.setattr(process, "Peer", lambda command: started.append(command) or contextlib.nullcontext())
+    monkeypatch.setitem(process.PEERS, "vllm", At(Path(sys.executable)))
+    with process.open_peer("vllm", with_headway=True), process.open_peer("vllm"):
+        pass
+    guest, host = started
+    assert guest[:2] == ["env", f"PYTHONPATH={Path(headway.__file__).parents[1]}"] and guest[2:] == host
 
 
 def test_transformers_runs_every_workload(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,6 +35,16 @@ def test_a_peer_is_compared_with_the_default_rule_and_with_none(
         assert theirs[f"times_{name}_low"] <= theirs[f"times_{name}_high"]
 
 
+def test_through_the_adapter_there_is_our_default_rule_alone(
+    fake_peers: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*SMALL, "--peer", "vllm", "--through-adapter", "--json"]) == 0
+    ours, theirs, ours_async, theirs_async = rows_of(capsys)
+    assert ours["system"] == "headway under vllm" and ours_async["system"] == "headway under vllm, async"
+    for row in (theirs, theirs_async):
+        assert "times_headway" in row and "times_no_reserve" not in row
+
+
 def test_a_table_and_a_picture(tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib").rcParams["svg.fonttype"] = "none"
     file = tmp_path / "preempt.svg"

@@ -62,6 +62,20 @@ def test_peers_run_the_same_beside_us(fake_peers: list[str], capsys: pytest.Capt
             assert 0 < row["times_headway_low"] <= row["times_headway_high"] and row["times_headway"] > 0
 
 
+def test_through_the_adapter_each_kind_of_steps_is_compared_on_its_own(
+    fake_peers: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (
+        main(["bench", "step", "--running", "8", "--steps", "100", "--peer", "vllm", "--through-adapter", "--json"])
+        == 0
+    )
+    rows = rows_of(capsys)
+    assert [row["system"] for row in rows] == [
+        *("headway under vllm", "vllm", "headway under vllm, async", "vllm, async"),
+    ]
+    assert ["times_headway" in row for row in rows] == [False, True] * 2
+
+
 def test_all_are_run_in_turn() -> None:
     log = []
 

@@ -6,7 +6,7 @@ import pytest
 
 from headway.config import Role
 from headway.scheduler import Policies, PreemptAll, StaticAllocation
-from headway.scheduler.policies.reserve import BlocksReserve, NoReserve, RatioReserve
+from headway.scheduler.policies.reserve import BlocksReserve, NoReserve, PeakReserve
 from tests.scheduler.driver import Driver, config
 
 
@@ -229,10 +229,22 @@ class TestReserve:
     def test_none_lets_in_every_request_that_fits(self) -> None:
         assert self.passes_waited(Driver(config(num_blocks=9, reserve="none"))) == 0
 
-    def test_by_ratio_keeps_a_share_of_what_those_that_decode_may_still_generate(self) -> None:
-        """23 tokens to come: 0.699 x 23 / 4 is more than 4 blocks. With the next it is less."""
-        assert self.passes_waited(Driver(config(num_blocks=9, reserve="ratio"))) == 1
-        assert self.passes_waited(Driver(config(num_blocks=10, reserve="ratio"))) == 0
+    def test_by_peak_keeps_what_requests_that_decode_will_take(self) -> None:
+        """5 blocks more up to its limit, and one for safety; the request grows as fast as that falls."""
+        assert self.passes_waited(Driver(config(num_blocks=10, reserve="peak"))) > 15  # till no request decodes
+        assert self.passes_waited(Driver(config(num_blocks=11, reserve="peak"))) == 0
+
+    @pytest.mark.parametrize("reason", ["stop", "abort"])
+    def test_by_peak_learns_from_answers_that_end_for_whatever_reason(self, reason: str) -> None:
+        """Answers of two tokens: one block more at most, and one for safety."""
+        driver = Driver(config(num_blocks=10, reserve="peak"))
+        for i in range(300):
+            request = driver.add([i], max_tokens=24 if reason == "abort" else 2)
+            driver.step()
+            driver.step()
+            if reason == "abort":
+                driver.abort(request.uid)
+        assert self.passes_waited(driver) == 0
 
     def test_by_blocks_keeps_so_many_each(self) -> None:
         options = config(num_blocks=9)
@@ -326,7 +338,7 @@ class TestReserve:
         options = config(num_blocks=17, reserve="blocks")
         assert isinstance(Policies.of(options, StaticAllocation()).reserve, NoReserve)
         assert isinstance(Policies.of(options).reserve, BlocksReserve)
-        assert isinstance(Policies.of(config()).reserve, RatioReserve)
+        assert isinstance(Policies.of(config()).reserve, PeakReserve)
         driver = Driver(options, StaticAllocation())
         driver.add(range(8), max_tokens=24)
         driver.step()

@@ -67,7 +67,7 @@ def options() -> st.SearchStrategy[SchedulerConfig]:
         deterministic=st.booleans(),
         deterministic_chunk_size=st.just(4),
         encoder_cache_size=st.sampled_from((3, 6)),
-        reserve=st.sampled_from(("ratio", "blocks", "none")),
+        reserve=st.sampled_from(("peak", "blocks", "none")),
         max_bypass=st.sampled_from((0, 2, 16)),
         ageing_seconds=st.sampled_from((0.0, 2.0)),
         victim=st.sampled_from(("least-waste", "last-in-line")),

@@ -164,7 +164,7 @@ def test_a_pool_that_is_always_full_serves_all_requests(seed: int) -> None:
         config(
             num_blocks=dice.choice((9, 11, 14)),
             max_num_batched_tokens=dice.choice((4, 9, 24)),
-            reserve=dice.choice(("none", "ratio")),
+            reserve=dice.choice(("none", "peak")),
             victim=dice.choice(("least-waste", "last-in-line")),
             enable_prefix_caching=dice.random() < 0.5,
             ageing_seconds=dice.choice((0.0, 2.0)),

@@ -133,13 +133,13 @@ class TestReservationsOfD:
         assert driver.launch() is None
 
     def test_go_by_the_reserve_rule(self) -> None:
-        """8 blocks; who decodes holds 2, and may yet generate 23 tokens: 0.7 of that is 5 blocks."""
-        driver = d_of(num_blocks=9)
+        """11 blocks; the request that decodes holds 2, and may take 6 more, and one is kept for safety: 2 are left."""
+        driver = d_of(num_blocks=12)
         driver.add(range(8), max_tokens=24)
         driver.step()
-        assert driver.core.snapshot().num_blocks_free == 6
-        assert driver.reserve(driver.make(range(20, 25))) is None
-        assert driver.reserve(driver.make(range(20, 23))) is not None
+        assert driver.core.snapshot().num_blocks_free == 9
+        assert driver.reserve(driver.make(range(20, 28))) is None
+        assert driver.reserve(driver.make(range(20, 27))) is not None
 
     def test_take_static_blocks_for_the_whole_answer_and_reserve_nothing(self) -> None:
         driver = Driver(config(role=Role.DECODE, num_blocks=17), StaticAllocation())

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 
 from headway.config import ReserveName, SchedulerConfig
-from headway.scheduler.policies.reserve import BlocksReserve, NoReserve, RatioReserve, Reserve, reserve_of
+from headway.scheduler.policies.answer_lengths import AT_FIRST, LONGEST, AnswerLengths
+from headway.scheduler.policies.reserve import BlocksReserve, NoReserve, PeakReserve, Reserve, reserve_of
 from headway.scheduler.state.slot_table import SlotTable
 
 
@@ -40,7 +39,7 @@ def test_no_reserve_asks_nothing_whatever_happens() -> None:
     assert reserve.blocks(TABLE, rows(0, 1)) == 0
 
 
-@pytest.mark.parametrize("reserve", [NoReserve(), BlocksReserve(), RatioReserve(16)])
+@pytest.mark.parametrize("reserve", [NoReserve(), BlocksReserve(), PeakReserve(16)])
 def test_where_no_request_decodes_nothing_is_reserved(reserve: Reserve) -> None:
     reserve.preempted(TABLE, NO_ROWS)
     blocks = reserve.blocks(TABLE, NO_ROWS)
@@ -68,7 +67,7 @@ def test_blocks_each_fall_to_nothing_and_stay_there() -> None:
 
 def test_idle_turns_do_not_make_it_bolder() -> None:
     """Only launched steps do; asking is no step."""
-    for reserve in (BlocksReserve(), RatioReserve(16)):
+    for reserve in (BlocksReserve(), PeakReserve(16)):
         before = reserve.blocks(TABLE, rows(0, 1))
         assert {reserve.blocks(TABLE, rows(0, 1)) for _ in range(1000)} == {before}
 
@@ -80,92 +79,110 @@ def test_a_preemption_resets_the_blocks_each() -> None:
     assert after(reserve, 2).blocks(TABLE, rows(0)) == 3
 
 
-# -- a share of what may come ------------------------------------------------------------------------------------------
+# -- the fullest moment to come ----------------------------------------------------------------------------------------
 
 
-def test_the_ratio_is_of_the_tokens_that_may_still_be_generated() -> None:
-    reserve = RatioReserve(16, ratio=0.5)
-    assert reserve.blocks(TABLE, rows(0)) == 5  # half of 160 tokens
-    assert reserve.blocks(TABLE, rows(0, 1)) == 10
-    assert reserve.blocks(TABLE, rows(2)) == 0  # at its limit
-    assert type(reserve.blocks(TABLE, rows(0))) is int
+def peak(lengths: list[int], *, share: float = 1.0, **options: float) -> PeakReserve:
+    """A rule that has seen answers of these lengths, and no others."""
+    reserve = PeakReserve(16, share=share, **options)
+    for length in lengths * 256:
+        reserve.left(length)
+    return reserve
 
 
-def test_it_is_rounded_up_over_all_together() -> None:
-    table = table_of(num_tokens=[10, 10], limit=[12, 12])
-    assert RatioReserve(16, ratio=0.5).blocks(table, rows(0, 1)) == 1
-    assert RatioReserve(2, ratio=0.75).blocks(table, rows(0, 1)) == 2  # 3 tokens
+def test_a_block_is_kept_for_each_beside_its_growth() -> None:
+    assert peak([80]).blocks(table_of(num_blocks=[1, 1, 1], limit=[1, 1, 1], num_tokens=[1, 1, 1]), rows(0, 1, 2)) == 3
 
 
-def test_beyond_the_horizon_no_future_is_looked_at() -> None:
-    table = table_of(num_tokens=[0, 0], limit=[1_000_000, 64])
-    reserve = RatioReserve(16, ratio=0.5, horizon=1024)
-    assert reserve.blocks(table, rows(0)) == 32
-    assert reserve.blocks(table, rows(0, 1)) == 34
-    assert RatioReserve(1, ratio=1.0).blocks(table, rows(0)) == 4096
+def test_an_answer_is_expected_to_become_as_long_as_the_others() -> None:
+    table = table_of(num_prompt=[16], num_tokens=[32], num_blocks=[2], limit=[1000])
+    assert peak([80]).blocks(table, rows(0)) == 4 + 1  # 64 tokens more
+    assert type(peak([80]).blocks(table, rows(0))) is int
+
+
+def test_of_the_others_those_that_became_longer_count() -> None:
+    table = table_of(num_prompt=[16, 16], num_tokens=[16, 32], num_blocks=[1, 2], limit=[1000, 1000])
+    assert peak([8, 80]).blocks(table, rows(0)) == 3 + 1  # 44 tokens, their mean
+    assert peak([8, 80]).blocks(table, rows(1)) == 4 + 1
+
+
+def test_an_answer_longer_than_all_may_get_half_of_the_longest() -> None:
+    table = table_of(num_prompt=[16], num_tokens=[16 + 96], num_blocks=[7], limit=[1000])
+    assert peak([80]).blocks(table, rows(0)) == 4 + 1  # 40 tokens, and 16
+
+
+def test_none_is_expected_beyond_its_limit() -> None:
+    table = table_of(num_prompt=[16, 16], num_tokens=[32, 32], num_blocks=[2, 2], limit=[33, 32])
+    assert peak([80]).blocks(table, rows(0)) == 1 + 1
+    assert peak([80]).blocks(table, rows(1)) == 0 + 1
+
+
+def test_requests_that_end_make_room_for_the_others() -> None:
+    table = table_of(num_prompt=[64, 16], num_tokens=[64, 16], num_blocks=[4, 1], limit=[80, 144])
+    # One takes a block more and ends, and gives back 5; the other takes 8: 4 more than both hold now.
+    assert peak([1000]).blocks(table, rows(0, 1)) == 4 + 2
+    together = table_of(num_prompt=[64, 16], num_tokens=[64, 16], num_blocks=[4, 1], limit=[192, 144])
+    assert peak([1000]).blocks(together, rows(0, 1)) == 16 + 2
 
 
 def test_many_long_futures_do_not_overflow() -> None:
-    table = table_of(limit=[2**31 - 1] * 8)
-    slots = rows(*range(8))
-    assert RatioReserve(1, ratio=1.0, horizon=2**31 - 1).blocks(table, slots) == 8 * (2**31 - 1)
+    table = table_of(num_prompt=[2**31 - 2**22] * 8, num_tokens=[2**31 - 2**22] * 8, limit=[2**31 - 1] * 8)
+    table.num_blocks[:] = table.num_tokens // 16
+    assert peak([2**31]).blocks(table, rows(*range(8))) == 8 * (LONGEST // 16) + 8
 
 
-def test_the_ratio_falls_with_every_step_down_to_its_floor() -> None:
-    reserve = RatioReserve(16)
-    assert reserve.ratio == 0.7
-    assert after(reserve, 1).ratio == pytest.approx(0.699)
-    assert after(reserve, 299).ratio == pytest.approx(0.4)
-    assert after(reserve, 300).ratio == pytest.approx(0.1)
-    assert after(reserve, 1000).ratio == 0.1
+def test_the_share_falls_with_every_step_down_to_its_floor_and_a_preemption_resets_it() -> None:
+    reserve = PeakReserve(16)
+    assert reserve.share == 1.0
+    assert after(reserve, 100).share == pytest.approx(0.9)
+    assert after(reserve, 1000).share == 0.4
+    reserve.preempted(TABLE, rows(0))
+    assert reserve.share == 1.0
 
 
-def test_a_preemption_lifts_the_ratio_to_what_the_others_have_used_and_a_little() -> None:
-    table = table_of(num_prompt=[100, 50], num_tokens=[180, 70], limit=[200, 150])  # 80 of 100 and 20 of 100
-    reserve = after(RatioReserve(16), 1000)
-    reserve.preempted(table, rows(0, 1))
-    assert reserve.ratio == (80 + 20 + 2 * 20) / 200
-    assert after(reserve, 100).ratio == pytest.approx(0.6)  # and falls from there
-    assert after(reserve, 1000).ratio == 0.1
+def test_the_share_is_of_the_tokens_to_come() -> None:
+    table = table_of(num_prompt=[16], num_tokens=[16], num_blocks=[1], limit=[1000])
+    assert peak([160], share=0.5, floor=0.5).blocks(table, rows(0)) == 5 + 1
 
 
-def test_only_those_that_go_on_teach() -> None:
-    table = table_of(num_prompt=[100, 50], num_tokens=[180, 70], limit=[200, 150])
-    reserve = after(RatioReserve(16), 1000)
-    reserve.preempted(table, rows(1))
-    assert reserve.ratio == 0.4
+def test_before_any_answer_has_ended_some_lengths_are_taken_for_granted_and_soon_count_less() -> None:
+    so_far = np.zeros(1, dtype=np.int32)
+    lengths = AnswerLengths(window=6)
+    assert lengths.to_come(so_far) == np.mean(AT_FIRST) == 240
+    lengths.add(30)
+    assert lengths.to_come(so_far) == (960 + 30) / 5
+    for _ in range(6):
+        lengths.add(30)
+    assert lengths.to_come(so_far) == 30
 
 
-def test_a_preemption_never_lowers_the_ratio() -> None:
-    table = table_of(num_prompt=[100], num_tokens=[101], limit=[1100])  # 2.1% used
-    reserve = after(RatioReserve(16), 100)
-    reserve.preempted(table, rows(0))
-    assert reserve.ratio == pytest.approx(0.6)
-    assert after(reserve, 100).ratio == pytest.approx(0.5)  # nor stops its fall
+def test_one_answer_among_many_does_not_make_the_estimate_anew() -> None:
+    so_far = np.zeros(1, dtype=np.int32)
+    lengths = AnswerLengths(window=16)
+    for _ in range(16):
+        lengths.add(30)
+    assert lengths.to_come(so_far) == 30
+    lengths.add(62)
+    assert lengths.to_come(so_far) == 30
+    lengths.add(62)
+    assert lengths.to_come(so_far) == 34
 
 
-def test_the_ratio_is_at_most_the_whole() -> None:
-    table = table_of(num_prompt=[100], num_tokens=[119], limit=[120])  # 19 and 20 more, of 20
-    reserve = RatioReserve(16)
-    reserve.preempted(table, rows(0))
-    assert reserve.ratio == 1.0
-
-
-@pytest.mark.parametrize("slots", [(), (0,)])
-def test_where_no_request_is_left_to_learn_from_the_ratio_stays(slots: tuple[int, ...]) -> None:
-    table = table_of(num_prompt=[10], num_tokens=[10], limit=[10])
-    reserve = after(RatioReserve(16), 100)
-    reserve.preempted(table, rows(*slots))
-    assert reserve.ratio == pytest.approx(0.6)
+def test_only_the_last_answers_are_remembered() -> None:
+    lengths = AnswerLengths(window=4)
+    for length in (9, 9, 9, 9, 1, 1, 1, 5):
+        lengths.add(length)
+    assert lengths.to_come(np.array([0, 1, 5, 50], dtype=np.int32)).tolist() == [2, 4, 5 / 2 + 16, 5 / 2 + 16]
 
 
 # -- which -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "kind"), [("ratio", RatioReserve), ("blocks", BlocksReserve), ("none", NoReserve)])
+@pytest.mark.parametrize(("name", "kind"), [("peak", PeakReserve), ("blocks", BlocksReserve), ("none", NoReserve)])
 def test_the_configuration_chooses(name: ReserveName, kind: type[Reserve]) -> None:
     assert type(reserve_of(SchedulerConfig(reserve=name))) is kind
 
 
-def test_the_ratio_is_the_default_and_in_blocks_of_the_configured_size() -> None:
-    assert reserve_of(SchedulerConfig(block_size=32)).blocks(TABLE, rows(0)) == math.ceil(160 * 0.7 / 32)
+def test_the_peak_is_the_default_and_in_blocks_of_the_configured_size() -> None:
+    table = table_of(num_prompt=[32], num_tokens=[32], num_blocks=[1], limit=[96])
+    assert reserve_of(SchedulerConfig(block_size=32)).blocks(table, rows(0)) == 2 + 1

@@ -96,7 +96,7 @@ def blocks_for(event: Event, state: State, entry: Entry) -> np.ndarray:
         return np.zeros(0, dtype=np.int32)
     if not state.slots.num_free_slots():  # the scene keeps the only slot busy
         (other,) = [other for other in state.occupants if other is not None]
-        Moves(state, None).end(other, REASON)  # type: ignore[arg-type]
+        Moves(state, None, lambda num_output: None).end(other, REASON)  # type: ignore[arg-type]
     return state.pool.take(state.config.blocks_for(entry.limit))
 
 

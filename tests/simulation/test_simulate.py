@@ -132,7 +132,7 @@ class TestRuns:
         assert {(setting.static, setting.depth) for setting in settings} == {(s, d) for s in (0, 1) for d in (1, 2)}
         for name in ("enable_prefix_caching", "enable_output_caching", "deterministic", "enable_priority_preemption"):
             assert {getattr(setting.config, name) for setting in settings} == {False, True}
-        assert {setting.config.reserve for setting in settings} == {"ratio", "blocks", "none"}
+        assert {setting.config.reserve for setting in settings} == {"peak", "blocks", "none"}
         assert {setting.config.victim for setting in settings} == {"least-waste", "last-in-line"}
         assert any(setting.config.num_speculative_tokens for setting in settings)
         assert {setting.config.quarantine_slots for setting in settings} == {False, True}

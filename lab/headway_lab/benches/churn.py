@@ -18,7 +18,8 @@ from headway.bench.tables import Column, JsonOption
 from headway_lab.schedulers.contenders import (
     Contender,
     PeerOption,
-    contenders,
+    ThroughAdapterOption,
+    groups,
     in_turn,
     sums,
 )
@@ -85,6 +86,7 @@ def command(
     prompt: Annotated[int, typer.Option(help="Tokens in.")] = 512,
     output: Annotated[int, typer.Option(help="Tokens out.")] = 32,
     peer: PeerOption = None,
+    through_adapter: ThroughAdapterOption = False,
     as_json: JsonOption = False,
     plot_file: PlotOption = None,
 ) -> None:
@@ -116,8 +118,9 @@ def command(
     title = f"Churn, {prompt} tokens in, {output} out, {concurrent} at a time: µs per request"
 
     def rows() -> Iterator[Row]:
-        with contenders(peer) as systems:
-            yield from measure(workload, systems)
+        with groups(peer, through_adapter) as each:
+            for systems in each:
+                yield from measure(workload, systems)
 
     def draw(rows: Sequence[Row], file: Path) -> None:
         stacks = {

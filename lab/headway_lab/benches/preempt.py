@@ -19,15 +19,16 @@ from headway_lab.schedulers.contenders import (
     HEADWAY,
     Contender,
     PeerOption,
-    contenders,
+    ThroughAdapterOption,
+    groups,
     in_turn,
     sums,
     with_reserve,
 )
 from headway_lab.schedulers.workloads import BLOCK_SIZE, MAX_MODEL_LEN, Preemption
 
-OWN = (HEADWAY, with_reserve("blocks"), with_reserve("none"))
-NO_RESERVE = len(OWN) - 1  # whose admissions are those of engines without such a rule
+NO_RESERVE = with_reserve("none")  # whose admissions are those of engines without such a rule
+OWN = (HEADWAY, with_reserve("blocks"), NO_RESERVE)
 
 COLUMNS = (
     Column("system", "system", ""),
@@ -49,17 +50,20 @@ COLUMNS = (
 
 
 def measure(workload: Preemption, systems: Sequence[Contender]) -> Iterator[Row]:
-    """A row for each reserve rule of ours and for each peer, all run in turn.
+    """A row for each system, all run in turn.
 
-    Peers are compared with our default rule and with none. With a rule some requests wait longer, so fewer run at a
-    time and a step is less work. A whole run is the same work with every rule.
+    Peers are compared with the first system, and with ours without a reserve. With a rule some requests wait longer, so
+    fewer run at a time and a step is less work. A whole run is the same work with every rule.
     """
-    systems = [*OWN, *(system for system in systems if system is not HEADWAY)]
     results = in_turn([system.run(workload) for system in systems])
+    references = {"headway": systems[0]}
+    if NO_RESERVE in systems:
+        references["no_reserve"] = NO_RESERVE
     for system, rounds in zip(systems, results, strict=True):
         row = _row(workload, system, rounds)
-        if system not in OWN:
-            for name, ours in (("headway", results[0]), ("no_reserve", results[NO_RESERVE])):
+        if system is not systems[0] and system not in OWN:
+            for name, reference in references.items():
+                ours = results[systems.index(reference)]
                 row |= compared(rounds, ours, _step_us, f"times_{name}")
                 row |= compared(rounds, ours, _run_us, f"run_times_{name}")
         yield row
@@ -106,6 +110,7 @@ def command(
     output: Annotated[int, typer.Option(help="Tokens out.")] = 512,
     runs: Annotated[int, typer.Option(help="Runs of the whole workload.")] = 3,
     peer: PeerOption = None,
+    through_adapter: ThroughAdapterOption = False,
     as_json: JsonOption = False,
     plot_file: PlotOption = None,
 ) -> None:
@@ -141,8 +146,10 @@ def command(
     title = f"{requests} requests of {prompt} + {output} tokens in {num_blocks:,} blocks: µs per step"
 
     def rows() -> Iterator[Row]:
-        with contenders(peer) as systems:
-            yield from measure(workload, systems)
+        with groups(peer, through_adapter) as each:
+            for systems in each:
+                own = systems[:1] if through_adapter else OWN
+                yield from measure(workload, [*own, *systems[1:]])
 
     def draw(rows: Sequence[Row], file: Path) -> None:
         stacks = {

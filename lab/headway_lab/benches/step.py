@@ -21,7 +21,8 @@ from headway_lab.schedulers.contenders import (
     Contender,
     PeerName,
     PeerOption,
-    contenders,
+    ThroughAdapterOption,
+    groups,
     in_turn,
     sums,
 )
@@ -117,6 +118,7 @@ def command(
     ] = 0.0,
     prefix_caching: Annotated[bool, typer.Option(help="Publish the blocks that fill up.")] = True,
     peer: PeerOption = None,
+    through_adapter: ThroughAdapterOption = False,
     as_json: JsonOption = False,
     plot_file: PlotOption = None,
 ) -> None:
@@ -152,8 +154,9 @@ def command(
         return chosen
 
     def rows() -> Iterator[Row]:
-        with contenders(peer) as systems:
-            yield from _measure_all([workloads(count) for count in running], systems)
+        with groups(peer, through_adapter) as each:
+            for systems in each:
+                yield from _measure_all([workloads(count) for count in running], systems)
 
     table = Table("Steady decode, µs per step", COLUMNS, rows())
     run_benchmark(table, as_json=as_json, plot_file=plot_file, draw=_draw)

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from itertools import count
 from pathlib import Path
 
+import headway
 from headway.bench import answering
 from headway.bench.child_process import AnsweringProcess, ChildError
 from headway.bench.rounds import Samples
@@ -39,28 +40,31 @@ class Peer(AnsweringProcess):
         version: str = self.hello["version"]
         return version
 
-    def run(self, workload: Workload) -> Iterator[Samples]:
+    def run(self, workload: Workload, **system: str | bool) -> Iterator[Samples]:
         """The samples of each round. A round runs when its samples are asked for. Several workloads may be open at a
-        time."""
+        time. system: keywords for the System of the peer's driver."""
         key = next(self._keys)
-        self.ask({"open": key, "workload": type(workload).__name__, "fields": asdict(workload)})
+        self.ask({"open": key, "workload": type(workload).__name__, "fields": asdict(workload), "system": system})
         while (samples := self.ask({"next": key})) is not None:
             yield samples
 
 
 @contextmanager
-def open_peer(name: str) -> Iterator[Peer]:
-    """Start a peer, whose environment is made first if it is missing.
+def open_peer(name: str, *, with_headway: bool = False) -> Iterator[Peer]:
+    """Start a peer, whose environment is made first if it is missing. with_headway: it can import headway.
 
     Raises PeerMissing, in one line that says how to get it, if that cannot be; ChildError if it fails later.
     """
     home = PEERS[name]
-    command = [str(home.python()), *RUNNER, str(HERE / f"{name}_system.py")]
+    python = str(home.python())
+    command = [python, *RUNNER, str(HERE / f"{name}_system.py")]
+    if with_headway:
+        command = ["env", f"PYTHONPATH={Path(headway.__file__).parents[1]}", *command]
     with ExitStack() as stack:
         try:
             peer = stack.enter_context(Peer(command))
         except ChildError as error:
             raise PeerMissing(
-                f"{name} does not start in {command[0]}: {str(error).splitlines()[-1]}; {home.how_to_get}"
+                f"{name} does not start in {python}: {str(error).splitlines()[-1]}; {home.how_to_get}"
             ) from error
         yield peer

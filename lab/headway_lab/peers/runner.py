@@ -5,10 +5,12 @@
 Questions and answers (the first answer needs no question):
 
                                                         {"name": ..., "version": ...}
-    {"open": 1, "workload": "Churn", "fields": {...}}   null
+    {"open": 1, "workload": "Churn", "fields": {...},
+     "system": {...}}                                   null
     {"next": 1}                                         the samples of a round; null after the last
 
-It imports the standard library and the three files; a driver has NAME, VERSION and System.
+It imports the standard library and the three files; a driver has NAME, VERSION and System, which is made with the
+capacity that the workload wants, and with the keywords of the question.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -28,8 +31,8 @@ def begin(workloads_file: str, driver_file: str) -> tuple[dict[str, str], Callab
 
     def answer(question: Any) -> Any:
         match question:
-            case {"open": key, "workload": name, "fields": fields}:
-                runs[key] = workloads.BY_NAME[name](**fields).run(driver.System)
+            case {"open": key, "workload": name, "fields": fields, "system": keywords}:
+                runs[key] = workloads.BY_NAME[name](**fields).run(partial(driver.System, **keywords))
                 return None
             case {"next": key}:
                 samples = next(runs[key], None)

@@ -116,6 +116,9 @@ class System:
             self._router.output_queue.queue.clear()
         return ended
 
+    def num_ended(self, outcome: int) -> int:
+        return outcome
+
     def end(self, request: RequestState) -> None:
         self._dropped.put(request.request_id)
 

@@ -1,8 +1,10 @@
 """vLLM's v1 scheduler as the workloads see it. Runs in vLLM's environment: imports nothing of headway.
 
 The scheduler gets the input that an engine core would give it: a configuration, a KV cache of one layer group, and an
-invented output of a model runner. No model is loaded and nothing is compiled. vLLM has two schedulers. This is the one
-for steps that do not overlap, as in the workloads; the other, for overlapped steps, costs a little more.
+output as vLLM's model runner (its second) makes it, with invented tokens. No model is loaded and nothing is compiled.
+
+vLLM has two schedulers: for steps that follow each other, and for overlapped steps, where a step is scheduled before
+the result of the step before has come. Another scheduler can stand in the place of both (`--scheduler-cls`).
 """
 
 # mypy: disable-error-code="import-not-found"
@@ -12,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +23,7 @@ from numpy.typing import NDArray
 
 os.environ |= {
     "VLLM_TARGET_DEVICE": "empty",
+    "VLLM_USE_V2_MODEL_RUNNER": "1",  # the leaner of its two outputs
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_NO_USAGE_STATS": "1",
     "HF_HUB_OFFLINE": "1",
@@ -32,7 +36,6 @@ from vllm.platforms import current_platform
 from vllm.sampling_params import SamplingParams
 from vllm.utils.hashing import get_hash_fn_by_name
 from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
-from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.core.single_type_kv_cache_manager import register_all_kvcache_specs
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
 from vllm.v1.outputs import LogprobsLists, ModelRunnerOutput
@@ -58,9 +61,13 @@ _hash_blocks = get_request_block_hasher(BLOCK_SIZE, _hash)
 
 
 class System:
-    """`Scheduler` with log_stats, as the engine core makes it; the request as it arrives there, blocks hashed."""
+    """The scheduler with log_stats, as the engine core makes it; the request as it arrives there, blocks hashed.
 
-    def __init__(self, capacity: Capacity) -> None:
+    scheduler: the name of the class, as after `--scheduler-cls`; None: vLLM's own. overlapped: `update` applies the
+    result of the step before.
+    """
+
+    def __init__(self, capacity: Capacity, scheduler: str | None = None, overlapped: bool = False) -> None:
         config = VllmConfig(
             model_config=ModelConfig(
                 model=_model(), dtype="float16", skip_tokenizer_init=True, max_model_len=capacity.max_model_len
@@ -70,9 +77,10 @@ class System:
                 max_num_batched_tokens=capacity.max_num_batched_tokens,
                 max_model_len=capacity.max_model_len,
                 enable_chunked_prefill=True,
-                async_scheduling=False,
+                async_scheduling=overlapped,
                 is_encoder_decoder=False,
                 policy="priority" if capacity.features else "fcfs",
+                scheduler_cls=scheduler,
             ),
             cache_config=CacheConfig(block_size=BLOCK_SIZE, enable_prefix_caching=capacity.prefix_caching),
             parallel_config=ParallelConfig(),
@@ -80,7 +88,7 @@ class System:
         config.cache_config.num_gpu_blocks = capacity.num_blocks
         register_all_kvcache_specs(config)
         layer = FullAttentionSpec(block_size=BLOCK_SIZE, num_kv_heads=1, head_size=1, dtype=torch.float32)
-        self._scheduler = Scheduler(
+        self._scheduler = config.scheduler_config.get_scheduler_cls()(
             vllm_config=config,
             kv_cache_config=KVCacheConfig(
                 num_blocks=capacity.num_blocks,
@@ -89,12 +97,16 @@ class System:
             ),
             structured_output_manager=StructuredOutputManager(config),
             block_size=BLOCK_SIZE,
+            hash_block_size=BLOCK_SIZE,
             log_stats=True,
         )
-        self._scheduler.use_v2_model_runner = True  # the leaner of its two outputs
-        self._hasher = _hash_blocks if capacity.prefix_caching else None
+        # As the engine core does: a scheduler may have switched the hashes off.
+        self._hasher = _hash_blocks if config.cache_config.enable_prefix_caching else None
         self._features = capacity.features
+        self._num_prompt: dict[str, int] = {}
         self._num_preemptions = 0
+        self._in_flight: deque[tuple[Any, ModelRunnerOutput]] = deque()
+        self._num_overlapping = int(overlapped)
 
     def pack(self, tokens: NDArray[np.int32]) -> list[int]:
         """A list: so they come out of the message to the engine core."""
@@ -111,32 +123,51 @@ class System:
         )
 
     def add(self, request: Request) -> None:
-        self._scheduler.add(request)
+        self._scheduler.add_request(request)
 
     def schedule(self) -> Any:
         return self._scheduler.schedule()
 
     def size(self, batch: Any) -> tuple[int, int]:
-        self._num_preemptions += len(batch.preempted_req_ids or ())
         return len(batch.num_scheduled_tokens), batch.total_num_scheduled_tokens
 
     def compute(self, batch: Any) -> ModelRunnerOutput:
-        names = list(batch.num_scheduled_tokens)
-        requests = self._scheduler.requests
-        sampled = [[] if requests[name].is_prefill_chunk else [TOKEN] for name in names]
+        """What the second model runner returns: decodes first, then chunks, the shortest first; no token after a chunk
+        that is not the last."""
+        self._num_preemptions += len(batch.preempted_req_ids or ())
+        for name in batch.finished_req_ids:
+            self._num_prompt.pop(name, None)
+        known, computed = {}, {}
+        for new in batch.scheduled_new_reqs:
+            self._num_prompt[new.req_id] = len(new.prompt_token_ids)
+            known[new.req_id] = len(new.prefill_token_ids or new.prompt_token_ids)
+            computed[new.req_id] = new.num_computed_tokens
+        cached = batch.scheduled_cached_reqs
+        for name, done, outputs in zip(
+            cached.req_ids, cached.num_computed_tokens, cached.num_output_tokens, strict=True
+        ):
+            known[name], computed[name] = self._num_prompt[name] + outputs, done
+        counts = batch.num_scheduled_tokens
+        names = sorted(counts, key=counts.__getitem__)
         return ModelRunnerOutput(
             req_ids=names,
             req_id_to_index={name: i for i, name in enumerate(names)},
-            sampled_token_ids=sampled,
+            sampled_token_ids=[[] if computed[name] + counts[name] < known[name] else [TOKEN] for name in names],
             logprobs=_logprobs(len(names), self._features["logprobs"]) if self._features else None,
         )
 
-    def update(self, batch: Any, result: ModelRunnerOutput) -> int:
-        outputs = self._scheduler.update_from_output(batch, result)
-        return sum(output.finish_reason is not None for client in outputs.values() for output in client.outputs)
+    def update(self, batch: Any, result: ModelRunnerOutput) -> dict[int, Any]:
+        self._in_flight.append((batch, result))
+        if len(self._in_flight) <= self._num_overlapping:
+            return {}
+        outputs: dict[int, Any] = self._scheduler.update_from_output(*self._in_flight.popleft())
+        return outputs
+
+    def num_ended(self, outcome: dict[int, Any]) -> int:
+        return sum(output.finish_reason is not None for client in outcome.values() for output in client.outputs)
 
     def end(self, request: Request) -> None:
-        self._scheduler.finish(request.request_id, RequestStatus.FINISHED_ABORTED)
+        self._scheduler.finish_requests(request.request_id, RequestStatus.FINISHED_ABORTED)
 
     def forget_cached(self) -> None:
         assert self._scheduler.reset_prefix_cache()

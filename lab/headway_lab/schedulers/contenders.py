@@ -36,6 +36,16 @@ PeerOption = Annotated[
     ),
 ]
 
+ThroughAdapterOption = Annotated[
+    bool,
+    typer.Option(
+        "--through-adapter",
+        help="With --peer vllm: run vLLM's own scheduler and headway.adapters.vllm in turn, both under vLLM's "
+        "interface, for steps that follow each other and for overlapped steps.",
+    ),
+]
+ADAPTER = "headway.adapters.vllm.HeadwayScheduler"
+
 
 @dataclass(frozen=True, slots=True)
 class Contender:
@@ -64,10 +74,46 @@ def contenders(names: Sequence[PeerName] | None) -> Iterator[list[Contender]]:
     Raises PeerMissing for a peer that cannot run here. A peer that fails during the measurement ends the command, with
     the last lines that the peer printed and exit code 1.
     """
+    with _failures_told(), ExitStack() as stack:
+        others = [stack.enter_context(process.open_peer(name)) for name in dict.fromkeys(names or ())]
+        yield [HEADWAY, *(Contender(peer.name, peer.version, peer.run) for peer in others)]
+
+
+@contextmanager
+def groups(names: Sequence[PeerName] | None, through_adapter: bool) -> Iterator[list[list[Contender]]]:
+    """Contenders that are compared with the first of their group: `contenders`; or through the adapter, ours and the
+    peer's own under the peer's interface, one group for steps that follow each other and one for overlapped steps.
+
+    Raises typer.BadParameter if the peer has no adapter, and what `contenders` raises.
+    """
+    if not through_adapter:
+        with contenders(names) as systems:
+            yield [systems]
+        return
+    if list(names or ()) != [PeerName.VLLM]:
+        raise typer.BadParameter("needs --peer vllm, and no other peer", param_hint="--through-adapter")
+    with (
+        _failures_told(),
+        process.open_peer(PeerName.VLLM, with_headway=True) as guest,  # its own process: each has its garbage alone
+        process.open_peer(PeerName.VLLM) as host,
+    ):
+        yield [
+            [
+                Contender(
+                    f"headway under {host.name}{kind}",
+                    HEADWAY.version,
+                    partial(guest.run, scheduler=ADAPTER, overlapped=overlapped),
+                ),
+                Contender(f"{host.name}{kind}", host.version, partial(host.run, overlapped=overlapped)),
+            ]
+            for kind, overlapped in (("", False), (", async", True))
+        ]
+
+
+@contextmanager
+def _failures_told() -> Iterator[None]:
     try:
-        with ExitStack() as stack:
-            others = [stack.enter_context(process.open_peer(name)) for name in dict.fromkeys(names or ())]
-            yield [HEADWAY, *(Contender(peer.name, peer.version, peer.run) for peer in others)]
+        yield
     except ChildError as error:
         print("headway:", error, file=sys.stderr)
         raise typer.Exit(1) from error

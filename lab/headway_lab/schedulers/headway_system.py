@@ -18,18 +18,29 @@ from headway.scheduler import (
     AbortRequests,
     AddRequest,
     Batch,
+    Effects,
     Logprobs,
     Policies,
     ResetPrefixCache,
     Scheduler,
     StepResult,
 )
-from headway.scheduler.policies.reserve import RatioReserve
+from headway.scheduler.policies.reserve import PeakReserve
+from headway.scheduler.state.slot_table import SlotTable
 from headway.token_ids import pack
 from headway_lab.schedulers.workloads import BLOCK_SIZE, ENDLESS, FEATURES, VOCAB_SIZE, Capacity
 
+NO_POOL_IS_LARGER = 2**40  # blocks
+
 NAME = "headway"
 VERSION = __version__
+
+
+class _WholePool(PeakReserve):
+    """Counts what the default rule counts, and lets no newcomer in."""
+
+    def blocks(self, table: SlotTable, rows: NDArray[np.intp]) -> int:
+        return super().blocks(table, rows) + NO_POOL_IS_LARGER
 
 
 class HeadwaySystem:
@@ -37,11 +48,11 @@ class HeadwaySystem:
 
     reserve: the reserve policy; None: the default of the configuration.
 
-    With all features, a slot stays free: so in every step waiting requests wait because of the reserve policy. Its
-    ratio does not decay, because then they would be admitted at some time.
+    With all features, a slot stays free: so in every step waiting requests wait because of the reserve policy, which
+    counts what it would reserve, and reserves all.
     """
 
-    def __init__(self, capacity: Capacity, reserve: ReserveName = "ratio") -> None:
+    def __init__(self, capacity: Capacity, reserve: ReserveName = "peak") -> None:
         config = SchedulerConfig(
             max_num_seqs=capacity.max_num_seqs + bool(capacity.features),
             max_num_batched_tokens=capacity.max_num_batched_tokens,
@@ -53,7 +64,7 @@ class HeadwaySystem:
         )
         policies = Policies.of(config)
         if capacity.features:
-            policies = replace(policies, reserve=RatioReserve(BLOCK_SIZE, decay=0.0, horizon=capacity.max_model_len))
+            policies = replace(policies, reserve=_WholePool(BLOCK_SIZE))
         self._scheduler = Scheduler(config, policies=policies)
         self._door = Door(config, ModelLimits(VOCAB_SIZE), max_waiting=0)
         self._tokens = SimulatedTokens(config.max_num_seqs, VOCAB_SIZE - len(FEATURES["stop_token_ids"]))
@@ -87,11 +98,14 @@ class HeadwaySystem:
         tokens = self._tokens.sample(batch)
         return StepResult(batch.step_id, tokens, _logprobs(tokens) if self._sampling is not None else None)
 
-    def update(self, batch: Batch, result: StepResult) -> int:
+    def update(self, batch: Batch, result: StepResult) -> Effects:
         """Apply the result and make a snapshot, since other schedulers make their statistics here too."""
-        ended = len(self._scheduler.apply(result).ended)
+        effects = self._scheduler.apply(result)
         self._scheduler.snapshot()
-        return ended
+        return effects
+
+    def num_ended(self, outcome: Effects) -> int:
+        return len(outcome.ended)
 
     def end(self, request: Request) -> None:
         self._scheduler.apply(AbortRequests((request.uid,)))

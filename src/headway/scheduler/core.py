@@ -79,7 +79,7 @@ class Scheduler:
         self.config = config
         self._policies = policies or Policies.of(config, allocation)
         self._state = state = State(config)
-        self._moves = moves = Moves(state, self._policies.line.rank)
+        self._moves = moves = Moves(state, self._policies.line.rank, self._policies.reserve.left)
         self._auditor = auditor = Auditor(state)
         self._sharing = sharing = Sharing(state, moves)
         self._admissions = admissions = Admissions(state, moves, self._policies, sharing)

@@ -71,7 +71,7 @@ class Setting:
             deterministic_chunk_size=chunk,
             encoder_cache_size=dice.pick((None, 4, 6, 12)),
             num_speculative_tokens=k,
-            reserve=dice.pick(("ratio", "blocks", "none")),
+            reserve=dice.pick(("peak", "blocks", "none")),
             max_bypass=dice.pick((0, 1, 3, 16)),
             ageing_seconds=dice.pick((0.0, 0.0, 0.05, 1.0)),
             victim=dice.pick(("least-waste", "last-in-line")),

@@ -51,7 +51,7 @@ class Outputs:
         """The output of a request; one without tokens, if it has none yet."""
         out = self.of(name)
         if out is None:
-            self.place[name] = len(self.all)
+            self.place = self.place | {name: len(self.all)}  # a copy: it may belong to the result
             out = EngineCoreOutput(name, [])
             self.all.append(out)
         return out
@@ -89,6 +89,8 @@ class Results:
         that its order can be kept."""
         names, sampled = step.names, result.sampled_token_ids
         if step.firsts or len(result.req_ids) != len(names):
+            if result.req_ids == names:
+                return np.fromiter(chain.from_iterable(sampled), dtype=np.int32, count=len(names)), True
             index = result.req_id_to_index
             return np.array([sampled[index[name]][0] for name in names], dtype=np.int32), False
         tokens = np.fromiter(chain.from_iterable(sampled), dtype=np.int32, count=len(names))
@@ -107,7 +109,7 @@ class Results:
         kept = effects.tokens[0].uids if effects.tokens else _NO_UIDS
         if len(kept) == len(step.names):
             if is_in_order:
-                return Outputs(list(map(EngineCoreOutput, result.req_ids, sampled)), dict(index))
+                return Outputs(list(map(EngineCoreOutput, result.req_ids, sampled)), index)
             names = step.names
         else:
             names = [live.name for live in self._requests.numbered_all(kept.tolist())]

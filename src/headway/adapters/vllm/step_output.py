@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from vllm.v1.core.sched.output import CachedRequestData, NewRequestData, SchedulerOutput
 
 from headway.adapters.vllm.decode_rows import DecodeRows
@@ -129,25 +130,26 @@ class StepOutputs:
 
     def _grow(self, batch: Batch, rows: DecodeRows, new_blocks: list[Any]) -> None:
         """Take the changes of block tables: one new block for some decode rows, and tables of requests that prefill."""
-        blocks = batch.table_blocks.tolist()
-        where = rows.slots.searchsorted(batch.table_slots).tolist()
+        slots, columns, blocks = batch.table_slots, batch.table_columns, batch.table_blocks.tolist()
         if len(batch) == len(rows):
-            for i, block in zip(where, blocks, strict=True):
+            for i, block in zip(rows.slots.searchsorted(slots).tolist(), blocks, strict=True):
                 new_blocks[i] = ([block],)
             return
+        # Runs of consecutive columns of one slot: one each for a decode row, and a whole table for a newcomer.
+        begins = [0, *(((np.diff(slots) != 0) | (np.diff(columns) != 1)).nonzero()[0] + 1).tolist()]
+        firsts = slots[begins]
+        where = rows.slots.searchsorted(firsts).tolist()
         decode_slots = [*rows.slots.tolist(), -1]
-        slots, columns = batch.table_slots.tolist(), batch.table_columns.tolist()
-        for i, slot, column, block in zip(where, slots, columns, blocks, strict=True):
+        for i, slot, column, begin, end in zip(
+            where, firsts.tolist(), columns[begins].tolist(), begins, [*begins[1:], len(blocks)], strict=True
+        ):
             if decode_slots[i] == slot:
-                new_blocks[i] = ([block],)
+                new_blocks[i] = (blocks[begin:end],)
                 continue
             live = self._requests.by_slot[slot]
             assert live is not None
             live.is_told = False
-            if column < len(live.table):
-                live.table[column] = block
-            else:
-                live.table.append(block)
+            live.table[column : column + end - begin] = blocks[begin:end]
 
     def _add_chunks(self, batch: Batch, step: LaunchedStep) -> None:
         num_decodes = len(step.decodes)

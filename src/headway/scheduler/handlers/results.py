@@ -148,8 +148,9 @@ class Results:
 
     def _settle(self, step: LaunchedStep) -> None:
         """The blocks that the step was to fill are filled, whatever became of the requests that announced them."""
-        for chunk in step.chunks:
-            self._state.settle(chunk.announced, step.batch.step_id)
+        announced = [chunk.announced for chunk in step.chunks if len(chunk.announced)]
+        if announced:
+            self._state.settle(np.concatenate(announced), step.batch.step_id)
 
     def _confirm(self, step: LaunchedStep, result: StepResult, now: float, effects: Effects) -> None:
         self._settle(step)

@@ -3,7 +3,7 @@
 A request that decodes takes a block whenever its last block is full. If newcomers could take the last blocks, each step
 would have to preempt a request, whose tokens are then computed twice. How many blocks running requests will still want
 is unknown: most end long before their limit. So each rule starts careful and reserves less with each step; a preemption
-makes it careful again.
+makes it careful again. Too much care costs as well: fewer requests run, in more steps.
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headway.config import SchedulerConfig
+from headway.scheduler.policies.answer_lengths import AnswerLengths
 from headway.scheduler.state.slot_table import SlotTable
-
-TOKENS_AHEAD = 20  # per request, beyond the output so far: else a new estimate would be too low at once
 
 
 class Reserve(Protocol):
@@ -32,6 +31,9 @@ class Reserve(Protocol):
     def preempted(self, table: SlotTable, rows: NDArray[np.intp]) -> None:
         """A request was preempted for want of blocks: the rule was too lax. These rows go on decoding."""
 
+    def left(self, num_output: int) -> None:
+        """A request that decoded has ended, for whatever reason, after so many tokens of output."""
+
 
 class NoReserve:
     """Reserves no blocks."""
@@ -45,6 +47,9 @@ class NoReserve:
 
     def preempted(self, table: SlotTable, rows: NDArray[np.intp]) -> None:
         """Nothing to correct."""
+
+    def left(self, num_output: int) -> None:
+        """Nothing to learn."""
 
 
 class BlocksReserve:
@@ -75,56 +80,62 @@ class BlocksReserve:
         """Start over."""
         self._num_steps = 0
 
+    def left(self, num_output: int) -> None:
+        """Nothing to learn."""
 
-class RatioReserve:
-    """A share of the tokens that decoding requests may still generate.
 
-    ratio: the share at the start. decay: how much it falls with each step, down to `floor`.
-    horizon: tokens per request that count at most; else one huge max_tokens would shut out all newcomers.
+class PeakReserve:
+    """What the running requests will hold at the fullest moment to come, beyond what they hold now.
+
+    Requests that run together do not end together: an early end makes room for the growth of the others. So the moment
+    when all of them would hold the most is looked for, with answers as long as other answers became, and no longer than
+    their limit. A block for each is added, as the order in which they end is a guess.
+
+    share: of the tokens to come that count, at the start and after a preemption. decay: how much the share falls with
+    each step, down to `floor`.
     """
 
-    def __init__(
-        self,
-        block_size: int,
-        ratio: float = 0.7,
-        decay: float = 0.001,
-        floor: float = 0.1,
-        horizon: int = 4096,
-    ) -> None:
+    def __init__(self, block_size: int, share: float = 1.0, decay: float = 0.001, floor: float = 0.4) -> None:
         self._block_size = block_size
-        self._start = ratio
+        self._start = share
         self._decay = decay
         self._floor = floor
-        self._horizon = horizon
         self._num_steps = 0
+        self._lengths = AnswerLengths()
 
     @property
-    def ratio(self) -> float:
+    def share(self) -> float:
         """The share, now."""
         return max(self._floor, self._start - self._num_steps * self._decay)  # a product: no rounding errors pile up
 
     def blocks(self, table: SlotTable, rows: NDArray[np.intp]) -> int:
-        """The share of all tokens that these rows may still generate, in blocks, rounded up."""
-        to_come = np.minimum(table.limit[rows] - table.num_tokens[rows], self._horizon)
-        return math.ceil(int(to_come.sum(dtype=np.int64)) * self.ratio / self._block_size)
+        """The growth up to the fullest moment, and a block for each."""
+        if not len(rows):
+            return 0
+        known, held, size = table.num_tokens[rows], table.num_blocks[rows], self._block_size
+        to_come = self._lengths.to_come(known - table.num_prompt[rows])
+        total = np.minimum(known + to_come * self.share, table.limit[rows])
+        growth = np.maximum(((total + (size - 1)) / size).astype(np.intp) - held, 0)
+        # At moment t the requests that grow so much hold t blocks more; the others have ended.
+        num_left = np.bincount(growth)[::-1].cumsum()[::-1]
+        held_then = np.bincount(growth, weights=held)[::-1].cumsum()[::-1] + num_left * np.arange(len(num_left))
+        return int(held_then.max() - held_then[0]) + len(rows)
 
     def step_launched(self) -> None:
         """Reserve less."""
         self._num_steps += 1
 
     def preempted(self, table: SlotTable, rows: NDArray[np.intp]) -> None:
-        """Learn from the rows that go on: they will use at least the share of their allowed output that they have used
-        by now, and a little more. The share never falls by this, and it is at most 1."""
-        num_prompt = table.num_prompt[rows]
-        allowed = int((table.limit[rows] - num_prompt).sum(dtype=np.int64))
-        used = int((table.num_tokens[rows] - num_prompt).sum(dtype=np.int64)) + TOKENS_AHEAD * len(rows)
-        learnt = min(1.0, used / allowed) if allowed else 0.0
-        self._start = max(self.ratio, learnt)
+        """Start over."""
         self._num_steps = 0
+
+    def left(self, num_output: int) -> None:
+        """Learn how long answers become."""
+        self._lengths.add(num_output)
 
 
 def reserve_of(config: SchedulerConfig) -> Reserve:
     """The rule that is configured."""
-    if config.reserve == "ratio":
-        return RatioReserve(config.block_size)
+    if config.reserve == "peak":
+        return PeakReserve(config.block_size)
     return BlocksReserve() if config.reserve == "blocks" else NoReserve()

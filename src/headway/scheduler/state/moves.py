@@ -34,11 +34,14 @@ class Moves:
 
     The rows of a step's decodes are written as vectors, without a look at the table: only rows that decode get into a
     step, and a row whose slot was given up since is left out.
+
+    rank: a request's place in line. left: is told the output tokens of each request that decoded and has ended.
     """
 
-    def __init__(self, state: State, rank: Callable[[Request], float]) -> None:
+    def __init__(self, state: State, rank: Callable[[Request], float], left: Callable[[int], None]) -> None:
         self._state = state
         self._rank = rank
+        self._left = left
 
     def heeding(self, uid: int, event: Event) -> Entry | None:
         """The request with this uid, if the event changes it; None if the event is ignored: the request is unknown, or
@@ -391,6 +394,8 @@ class Moves:
     def _take_out(self, entry: Entry, status: RequestStatus, by_step: bool) -> IntArray:
         """The one way out. Returns the blocks that it held, which the caller gives back."""
         was, state = entry.status, self._state
+        if was is RequestStatus.RUNNING_DECODE:
+            self._left(int(state.table.num_tokens[entry.slot] - state.table.num_prompt[entry.slot]))
         del state.entries[entry.uid]
         blocks = _NO_BLOCKS
         if entry.handle is not None:

@@ -275,9 +275,11 @@ class HeadwayScheduler(SchedulerInterface):
     def reset_prefix_cache(self, reset_running_requests: bool = False, reset_connector: bool = False) -> bool:
         """Forget what is cached. Requests that run go on, and what they have computed is found by no other request; or
         they are preempted, and computed anew. True: it never fails, also not while requests run."""
+        now = time.monotonic()
         if reset_running_requests:
-            self._core.apply(PreemptAll(), time.monotonic())
-        self._core.ask(ResetPrefixCache(0), time.monotonic())
+            self._core.apply(PreemptAll(), now)
+            self._note_preemptions(self._core.take_preempted(), now)
+        self._core.ask(ResetPrefixCache(0), now)
         self._stats.cache_was_reset()
         return True
 

@@ -1,14 +1,14 @@
 """Peers run our workloads in processes of their own, where headway need not be; one that cannot be had is told."""
 
 import ast
-import subprocess
+import importlib.util
 import sys
-import tarfile
+from dataclasses import dataclass
 from pathlib import Path
 from textwrap import dedent
 
 import pytest
-from headway_lab.peers import environment, process
+from headway_lab.peers import process
 from headway_lab.schedulers.workloads import Churn, LongPrompt, Preemption, SteadyDecode
 
 from headway.bench.child_process import ChildError
@@ -70,6 +70,17 @@ WITHOUT_HEADWAY = "import runpy, sys; sys.modules['headway'] = None; sys.argv = 
 )
 
 
+@dataclass
+class At:
+    """A place that a peer can run in."""
+
+    place: Path
+    how_to_get: str = ""
+
+    def python(self) -> Path:
+        return self.place
+
+
 def peer_of(tmp_path: Path, driver: str) -> process.Peer:
     file = tmp_path / "fake_system.py"
     file.write_text(dedent(driver))
@@ -112,17 +123,17 @@ def test_one_that_does_not_start_is_told_in_one_line(
     broken = tmp_path / "python"
     broken.write_text("#!/bin/sh\necho no such module >&2; exit 1\n")
     broken.chmod(0o755)
-    monkeypatch.setitem(process.PEERS, "vllm", lambda: broken)
+    monkeypatch.setitem(process.PEERS, "vllm", At(broken, "see that it is there"))
     assert main(["bench", "step", "--running", "2", "--peer", "vllm"]) == 2
     out, err = capsys.readouterr()
     assert not out and len(err.splitlines()) == 1
-    assert "no such module" in err and environment.HOW_TO_GET["vllm"] in err
+    assert "no such module" in err and "see that it is there" in err
 
 
 def test_the_process_ends_with_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     peer = peer_of(tmp_path, DRIVER)
     monkeypatch.setattr(process, "Peer", lambda command: peer)
-    monkeypatch.setitem(process.PEERS, "vllm", lambda: Path(sys.executable))
+    monkeypatch.setitem(process.PEERS, "vllm", At(Path(sys.executable)))
     with pytest.raises(KeyboardInterrupt), process.open_peer("vllm"):
         raise KeyboardInterrupt
     assert peer._process.returncode is not None
@@ -152,100 +163,10 @@ def test_transformers_runs_every_workload(monkeypatch: pytest.MonkeyPatch) -> No
         assert whole["computed_tokens"][0] >= 6 * 551
 
 
-class FakePip:
-    """Stands in for `subprocess.run`: makes what each command would, and notes it. fails: a word of the command that
-    is to fail."""
-
-    def __init__(self, archive: bytes, fails: str = "") -> None:
-        self.commands: list[str] = []
-        self.archive, self.fails = archive, fails
-
-    def __call__(self, command: list[str], **options) -> subprocess.CompletedProcess:
-        line = " ".join(command)
-        self.commands.append(line)
-        if self.fails and self.fails in line:
-            return subprocess.CompletedProcess(command, 1, stdout="", stderr="WARNING: x\nERROR: no route to host\n")
-        if " venv " in line:
-            (Path(command[-1]) / "bin").mkdir(parents=True, exist_ok=True)
-        if " download " in line:
-            assert options["env"]["VLLM_TARGET_DEVICE"] == "empty"
-            (Path(command[-1]) / f"vllm-{environment.VLLM}.tar.gz").write_bytes(self.archive)
-        return subprocess.CompletedProcess(command, 0, stdout="", stderr="")
-
-
-@pytest.fixture
-def archive(tmp_path: Path) -> bytes:
-    """vLLM's source as an index has it: the package, and more."""
-    root = tmp_path / "source" / f"vllm-{environment.VLLM}"
-    for name in ("vllm/__init__.py", "csrc/kernel.cu", "tests/test_it.py"):
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text(name)
-    file = tmp_path / "archive.tar.gz"
-    with tarfile.open(file, "w:gz") as tar:
-        tar.add(root, root.name)
-    return file.read_bytes()
-
-
-@pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
-def test_vllms_environment_is_made_once(
-    cache: Path, archive: bytes, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    pip = FakePip(archive)
-    monkeypatch.setattr(environment.subprocess, "run", pip)
-    python = environment.vllm_python()
-    assert python.is_relative_to(cache) and python.name == "python"
-    venv, torch, tools, requirements, download = pip.commands
-    assert venv.startswith(f"{sys.executable} -m venv")
-    assert torch.endswith(f"install torch=={environment.TORCH}")  # before whatever depends on it
-    assert "setuptools-rust" in tools and str(environment.REQUIREMENTS) in requirements
-    assert f"vllm=={environment.VLLM} --no-deps --no-binary vllm --no-build-isolation" in download
-    unpacked = {file.name for file in cache.rglob("*.*") if file.suffix in (".py", ".cu")}
-    assert unpacked == {"__init__.py"}
-    assert "once, some minutes" in capsys.readouterr().err
-    assert environment.vllm_python() == python and len(pip.commands) == 5
-    assert not capsys.readouterr().err
-
-
-def test_it_is_made_again_when_it_is_to_be_another(
-    cache: Path, archive: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pip = FakePip(archive)
-    monkeypatch.setattr(environment.subprocess, "run", pip)
-    environment.vllm_python()
-    monkeypatch.setattr(environment, "TORCH", "9.9")
-    environment.vllm_python()
-    assert len(pip.commands) == 10
-    monkeypatch.setattr(sys, "version", f"{sys.version} built otherwise")  # and hence faster or slower
-    environment.vllm_python()
-    assert len(pip.commands) == 15
-
-
-@pytest.mark.parametrize("step", [" venv ", "install torch", " download "])
-def test_one_that_cannot_be_made_is_told_in_one_line(
-    step: str,
-    cache: Path,
-    archive: bytes,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.setattr(environment.subprocess, "run", FakePip(archive, fails=step))
-    assert main(["bench", "churn", "--peer", "vllm"]) == 2
-    out, err = capsys.readouterr()
-    first, last = err.splitlines()
-    assert not out and first.startswith("making an environment")
-    assert "no route to host" in last and environment.HOW_TO_GET["vllm"] in last
-    assert not environment.vllm_is_ready()
-
-
 def test_without_transformers_one_line_says_how_to_get_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(environment.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert main(["bench", "churn", "--peer", "transformers"]) == 2
     out, err = capsys.readouterr()
     assert not out and "pip install 'transformers" in err and len(err.splitlines()) == 1

@@ -1,8 +1,4 @@
-"""The peers' environments. vLLM has one of its own, made once; transformers is among our own dependencies.
-
-Only the Python source of vLLM is installed: its scheduler runs without the kernels, which take an hour to build. PyPI
-has the source as an archive. The set-up script of the archive needs torch and build tools to write its metadata.
-"""
+"""An environment of a peer: its own packages in a folder of the user's cache, made when it is missing."""
 
 from __future__ import annotations
 
@@ -13,108 +9,133 @@ import os
 import subprocess
 import sys
 import sysconfig
-import tarfile
-import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-
-VLLM = "0.33.0"
-TORCH = "2.13.0"  # installed first and alone: then packages that depend on torch accept the build that pip has found
-BUILD_TOOLS = ("setuptools", "setuptools-rust", "setuptools-scm", "packaging", "wheel", "ninja", "cmake", "jinja2")
-REQUIREMENTS = Path(__file__).parent / "vllm-requirements.txt"
-
-HOW_TO_GET = {
-    "vllm": "the command makes its environment itself, by pip from PyPI (some minutes, 2 GB): see that pip reaches a "
-    "package index, and run it again",
-    "transformers": "pip install 'transformers>=5.17,<6' into the environment that headway runs in",
-}
+from typing import Protocol
 
 
 class PeerMissing(ValueError):
     """The peer cannot be run here; the message says, in one line, why and how to get it."""
 
 
-def own_python() -> Path:
+class Home(Protocol):
+    """Where a peer can run."""
+
+    @property
+    def how_to_get(self) -> str:
+        """What to do where it is missing, in one line."""
+
+    def python(self) -> Path:
+        """The Python that has the peer. Raises PeerMissing."""
+
+
+class OwnEnvironment:
     """The environment that this runs in, if it has transformers with continuous batching."""
-    try:
-        found = importlib.util.find_spec("transformers.generation.continuous_batching.continuous_api") is not None
-    except ImportError:
-        found = False
-    if not found:
-        raise PeerMissing(f"transformers' continuous batching is not installed; {HOW_TO_GET['transformers']}")
-    return Path(sys.executable)
+
+    how_to_get = "pip install 'transformers>=5.17,<6' into the environment that headway runs in"
+
+    def python(self) -> Path:
+        try:
+            found = importlib.util.find_spec("transformers.generation.continuous_batching.continuous_api") is not None
+        except ImportError:
+            found = False
+        if not found:
+            raise PeerMissing(f"transformers' continuous batching is not installed; {self.how_to_get}")
+        return Path(sys.executable)
 
 
-def vllm_folder() -> Path:
-    """The folder of vLLM's environment, which may not exist yet."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "headway" / "peers" / f"vllm-{VLLM}-python{sysconfig.get_python_version()}"
+@dataclass(frozen=True)
+class Environment:
+    """An environment that is made by pip, once.
 
-
-def vllm_is_ready() -> bool:
-    """Whether vLLM's environment exists, is made as today's code makes it, and has the Python that this runs in: two
-    builds of one version can differ in speed by a third."""
-    mark = vllm_folder() / ".ready"
-    return mark.is_file() and mark.read_text() == _recipe()
-
-
-def vllm_python() -> Path:
-    """The Python of vLLM's environment. Makes the environment if it is not there; a second command waits meanwhile.
-
-    Raises PeerMissing.
+    name: of its folder, which the version of Python follows.
+    title: what it is for, in messages.
+    cost: of making it, in messages.
+    parts: what decides, beside the Python that this runs in, what comes out. It is made anew when one changes: two
+        builds of one version can differ in speed by a third.
+    fill: puts the packages into the new environment.
     """
-    folder = vllm_folder()
-    python = folder / "bin" / "python"
-    if not vllm_is_ready():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with folder.with_suffix(".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not vllm_is_ready():
-                print(f"making an environment for vLLM {VLLM} in {folder}: once, some minutes", file=sys.stderr)
-                _make_vllm(folder, python)
-                (folder / ".ready").write_text(_recipe())
-    return python
 
+    name: str
+    title: str
+    cost: str
+    parts: tuple[str, ...]
+    fill: Callable[[Installer], None]
 
-def _recipe() -> str:
-    parts = (sys.version, VLLM, TORCH, *BUILD_TOOLS, REQUIREMENTS.read_text())
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
-
-
-def _make_vllm(folder: Path, python: Path) -> None:
-    _run(sys.executable, "-m", "venv", "--clear", folder)
-    pip = (python, "-m", "pip", "--disable-pip-version-check", "-q")
-    _run(*pip, "install", f"torch=={TORCH}")
-    _run(*pip, "install", *BUILD_TOOLS)
-    _run(*pip, "install", "-r", REQUIREMENTS)
-    with tempfile.TemporaryDirectory() as downloads:
-        _run(
-            *(*pip, "download", f"vllm=={VLLM}", "--no-deps", "--no-binary", "vllm", "--no-build-isolation"),
-            *("-d", downloads),
-            VLLM_VERSION_OVERRIDE=VLLM,
-            VLLM_TARGET_DEVICE="empty",
+    @property
+    def how_to_get(self) -> str:
+        """What to do where it cannot be made, in one line."""
+        return (
+            f"the command makes its environment itself, by pip from PyPI ({self.cost}): see that pip reaches a package "
+            "index, and run it again"
         )
-        archive = next(Path(downloads).glob("vllm-*.tar.gz"))
-        base = {"base": str(folder), "platbase": str(folder)}
-        _unpack(archive, Path(sysconfig.get_path("purelib", "venv", vars=base)))
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the environment, which may not exist yet."""
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        return cache / "headway" / "peers" / f"{self.name}-python{sysconfig.get_python_version()}"
+
+    def is_ready(self) -> bool:
+        """Whether it exists, as today's recipe makes it."""
+        mark = self.folder / ".ready"
+        return mark.is_file() and mark.read_text() == self.recipe()
+
+    def recipe(self) -> str:
+        """A digest of the parts."""
+        return hashlib.sha256("\n".join((sys.version, *self.parts)).encode()).hexdigest()
+
+    def python(self) -> Path:
+        """The Python of the environment. Makes the environment if it is not there; a second command waits meanwhile.
+
+        Raises PeerMissing.
+        """
+        folder = self.folder
+        python = folder / "bin" / "python"
+        if not self.is_ready():
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with (folder.parent / f"{folder.name}.lock").open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if not self.is_ready():
+                    print(f"making an environment for {self.title} in {folder}: once, {self.cost}", file=sys.stderr)
+                    installer = Installer(self, folder, python)
+                    installer.run(sys.executable, "-m", "venv", "--clear", folder)
+                    self.fill(installer)
+                    (folder / ".ready").write_text(self.recipe())
+        return python
 
 
-def _unpack(archive: Path, target: Path) -> None:
-    """The package itself; not its kernels, tests and documents."""
-    with tarfile.open(archive) as tar:
-        for member in tar:
-            _, _, path = member.name.partition("/")
-            if path.startswith("vllm/"):
-                tar.extract(member.replace(name=path, deep=False), target, filter="data")
+@dataclass(frozen=True)
+class Installer:
+    """Fills an environment. Its methods raise PeerMissing, with the last words of a command that fails."""
 
+    environment: Environment
+    folder: Path
+    python: Path
 
-def _run(*command: str | Path, **environment: str) -> None:
-    """Raises PeerMissing with the command's last words if it fails."""
-    try:
-        done = subprocess.run(
-            [str(part) for part in command], env=os.environ | environment, capture_output=True, text=True
-        )
-    except OSError as error:
-        raise PeerMissing(f"vllm could not be installed: {error}; {HOW_TO_GET['vllm']}") from error
-    if done.returncode:
-        words = (done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}").splitlines()
-        raise PeerMissing(f"vllm could not be installed: {words[-1]}; {HOW_TO_GET['vllm']}")
+    @property
+    def site_packages(self) -> Path:
+        """The folder that the packages lie in."""
+        base = {"base": str(self.folder), "platbase": str(self.folder)}
+        return Path(sysconfig.get_path("purelib", "venv", vars=base))
+
+    def pip(self, *arguments: str | Path, **variables: str) -> None:
+        """Run pip of the environment. variables: of the process, beside its own."""
+        self.run(self.python, "-m", "pip", "--disable-pip-version-check", "-q", *arguments, **variables)
+
+    def run(self, *command: str | Path, **variables: str) -> None:
+        """Run a command."""
+        try:
+            done = subprocess.run(
+                [str(part) for part in command], env=os.environ | variables, capture_output=True, text=True
+            )
+        except OSError as error:
+            raise self._failed(str(error)) from error
+        if done.returncode:
+            words = (done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}").splitlines()
+            raise self._failed(words[-1])
+
+    def _failed(self, why: str) -> PeerMissing:
+        peer = self.environment
+        return PeerMissing(f"{peer.title} could not be installed: {why}; {peer.how_to_get}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from itertools import count
@@ -11,17 +11,15 @@ from pathlib import Path
 from headway.bench import answering
 from headway.bench.child_process import AnsweringProcess, ChildError
 from headway.bench.rounds import Samples
-from headway_lab.peers import environment
+from headway_lab.peers.environment import Home, OwnEnvironment, PeerMissing
+from headway_lab.peers.vllm_source import VLLM_SOURCE
 from headway_lab.schedulers import workloads
 from headway_lab.schedulers.workloads import Workload
 
 HERE = Path(__file__).parent
 RUNNER = (str(HERE / "runner.py"), answering.__file__, workloads.__file__)
-PEERS: dict[str, Callable[[], Path]] = {
-    "vllm": environment.vllm_python,
-    "transformers": environment.own_python,
-}
-"""The Python of each peer's environment, which is made if need be."""
+PEERS: dict[str, Home] = {"vllm": VLLM_SOURCE, "transformers": OwnEnvironment()}
+"""Where each peer runs."""
 
 
 class Peer(AnsweringProcess):
@@ -56,12 +54,13 @@ def open_peer(name: str) -> Iterator[Peer]:
 
     Raises PeerMissing, in one line that says how to get it, if that cannot be; ChildError if it fails later.
     """
-    command = [str(PEERS[name]()), *RUNNER, str(HERE / f"{name}_system.py")]
+    home = PEERS[name]
+    command = [str(home.python()), *RUNNER, str(HERE / f"{name}_system.py")]
     with ExitStack() as stack:
         try:
             peer = stack.enter_context(Peer(command))
         except ChildError as error:
-            raise environment.PeerMissing(
-                f"{name} does not start in {command[0]}: {str(error).splitlines()[-1]}; {environment.HOW_TO_GET[name]}"
+            raise PeerMissing(
+                f"{name} does not start in {command[0]}: {str(error).splitlines()[-1]}; {home.how_to_get}"
             ) from error
         yield peer

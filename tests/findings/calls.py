@@ -47,6 +47,8 @@ PLAIN_VERBS = {
     "start_decode",
     "drop_reservations",
     "preempt_all",
+    "hold_admissions",
+    "lift_hold",
     "clear",
     "await_steps",
     "num_free_slots",

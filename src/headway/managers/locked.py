@@ -66,6 +66,10 @@ class LockedManager(Manager):
         with self._lock:
             return super().take_effects()
 
+    def take_preempted(self) -> tuple[int, ...]:
+        with self._lock:
+            return super().take_preempted()
+
     def _put(self, command: Command) -> None:
         self._hand_in(command)
 

@@ -30,6 +30,7 @@ from headway.scheduler import (
     Resume,
     Scheduler,
     SendDone,
+    SlotAcknowledged,
     Snapshot,
     StepResult,
     Tick,
@@ -44,7 +45,7 @@ class Manager(Surface):
       for a scheduling pass depends on the subclass.
     - the threads of the device and of jobs: `post_result`.
     - the one thread that drives the loop: `wait`, `drain`, `schedule` or `prefill_schedule`, `update`,
-      `take_effects`, `close`. It may not ask queries: it would wait for itself.
+      `take_effects`, `take_preempted`, `close`. It may not ask queries: it would wait for itself.
 
     allocation: the allocation policy of the core; set by the subclass.
     """
@@ -95,6 +96,12 @@ class Manager(Surface):
         self._check_open()
         self.post_result(LeasesEnded(tuple(uids)))
 
+    def slot_acknowledged(self, slot: int, generation: int) -> None:
+        """The device has done with the former request of a slot: see `SlotAcknowledged`. Any thread. Raises
+        EngineDeadError once the engine has stopped."""
+        self._check_open()
+        self.post_result(SlotAcknowledged(slot, generation))
+
     # -- the loop ------------------------------------------------------------------------------------------------
 
     @abstractmethod
@@ -132,7 +139,13 @@ class Manager(Surface):
         effects, self._effects = self._effects, Effects()
         effects.pulls = self._core.take_pulls()
         effects.kv_events = self._core.take_kv_events()
+        effects.quarantined = self._core.take_quarantined()
         return effects
+
+    def take_preempted(self) -> tuple[int, ...]:
+        """uids of the requests that were preempted since the last batch or the last call: see
+        `Scheduler.take_preempted`."""
+        return self._core.take_preempted()
 
     def close(self, reason: FinishReason, message: str | None = None) -> Effects:
         """Stop. No message is accepted or applied any more, every request inside ends now, and every query fails.

@@ -26,6 +26,8 @@ from headway.scheduler import (
     DropReservations,
     FinishRequests,
     GetProgress,
+    HoldAdmissions,
+    LiftHold,
     Pause,
     PreemptAll,
     Progress,
@@ -169,6 +171,14 @@ class Surface(ABC):
         """Preempt all running requests. Each goes back to its place in line, and its prompt and output are computed
         again."""
         self._tell(PreemptAll())
+
+    def hold_admissions(self) -> None:
+        """Give no request a slot until `lift_hold`. Requests with a slot go on, and new requests may enter."""
+        self._tell(HoldAdmissions())
+
+    def lift_hold(self) -> None:
+        """Give requests slots again."""
+        self._tell(LiftHold())
 
     def await_steps(self, timeout: float) -> None:
         """Return when the core has the result of every step that is in flight now. Raises TimeoutError if that takes

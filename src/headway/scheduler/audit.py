@@ -22,8 +22,8 @@ SLOTS_PER_LOOK = 4
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """A holder of blocks or of a slot. kind "slot": a request that has a slot. "quarantine": a former request, for whose
-    slot the core waits for the device; it has no blocks. Otherwise the holder of a lease (`leases.py`).
+    """A holder of blocks or of a slot. kind "slot": a request that has a slot. "quarantine": a former request, whose
+    slot waits for the device; it has no blocks. Otherwise the holder of a lease (`leases.py`).
 
     uid: None for blocks of no request. seconds: how long a lease or quarantine has lasted. peer: the engine that the KV
     goes to or comes from, where the connector knows one; the core does not.

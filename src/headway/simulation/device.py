@@ -6,7 +6,7 @@ for the weights. A place of the KV cache holds the right value only if the whole
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -38,23 +38,23 @@ class _Encoded(NamedTuple):
 
 
 class _Row(NamedTuple):
-    """A row of a step. reads, writes: places of the cache. token: the index of its token in the result, or -1."""
+    """A row of a step. reads, writes: places of the cache. tokens: where its tokens are in the result."""
 
     reads: NDArray[np.intp]
     writes: NDArray[np.intp]
-    token: int
+    tokens: slice
 
 
 class _Unsettled(NamedTuple):
     """A step without a result yet. places: the places that it writes. tokens: the tokens of its result.
 
-    media: (digest of an image, places that the row with this image writes, index of the row's token or None).
+    media: (digest of an image, places that the row with this image writes, where the row's tokens are).
     rows: what each row reads and writes.
     """
 
     places: NDArray[np.intp]
     tokens: IntArray
-    media: list[tuple[bytes, NDArray[np.intp], int | None]]
+    media: list[tuple[bytes, NDArray[np.intp], slice]]
     rows: list[_Row]
 
 
@@ -64,6 +64,10 @@ class OracleDevice:
     A step is computed when it is launched. Its result decides whether the KV that it wrote is valid: `done` or `spoil`.
 
     KV and encoder outputs of former weights are as foreign as the KV of another tenant.
+
+    With drafts a decode writes to the places of all of them; what is not accepted is rubbish. accepts: how many tokens
+    each decode of a batch gives, int32 [num_decodes], 0 to 1 + num_speculative_tokens; as a rule drawn from what the
+    row computes. Without end: tokens after a stop token and after the limit come too.
     """
 
     def __init__(self, config: SchedulerConfig) -> None:
@@ -75,6 +79,7 @@ class OracleDevice:
         self._last_step = 0
         self._weights = 0
         self._kept: dict[int, int] = {}
+        self.accepts: Callable[[Batch], IntArray] = self._drawn
         self.lose()
 
     def lose(self) -> None:
@@ -86,6 +91,7 @@ class OracleDevice:
         self._wanted: Words = np.zeros((config.max_num_seqs, width), dtype=np.uint64)  # right KV of the known tokens
         self._shift: Words = np.zeros(config.max_num_seqs, dtype=np.uint64)  # the number that the weights add to it
         self._known = np.zeros(config.max_num_seqs, dtype=np.int64)
+        self._limit = np.zeros(config.max_num_seqs, dtype=np.int64)  # total tokens; there are no places beyond
         self._num_cached = np.zeros(config.max_num_seqs, dtype=np.int64)  # cached tokens at admission
         self._spans: list[tuple[Span, ...]] = [()] * config.max_num_seqs
         self._encoded: dict[bytes, _Encoded] = {}
@@ -104,6 +110,13 @@ class OracleDevice:
         slots = batch.slots.astype(np.intp)
         starts, ends = batch.positions, batch.positions + batch.num_new_tokens
         self._check(batch, ends, self._known[slots])
+        tokens, counts = self._sample_all(batch, slots, ends)
+        right_up_to, ends = ends.copy(), ends.copy()
+        if self._config.num_speculative_tokens:
+            decodes = slice(batch.num_decodes)
+            right_up_to[decodes] = starts[decodes] + counts[decodes]
+            last_place = starts[decodes] + self._config.tokens_per_decode
+            ends[decodes] = np.minimum(last_place, self._limit[slots[decodes]])
         columns = self._columns[: -(-int(ends.max()) // self._config.block_size) * self._config.block_size]
         blocks = self._tables[slots, : len(columns) // self._config.block_size]
         places = (blocks[:, :, None] * self._config.block_size + self._offsets).reshape(len(slots), -1)
@@ -111,26 +124,27 @@ class OracleDevice:
         reads = columns < starts[:, None]
         writes = (columns < ends[:, None]) & ~reads
         written = places[writes]
+        rubbish = _RUBBISH + np.arange(len(slots), dtype=np.uint64)[:, None]
+        writing = np.where(columns < right_up_to[:, None], wanted, rubbish)[writes]
         found = self._kv[places]
         if self._config.reads_same_step:  # a row may read what another row of this step writes
             after = self._kv.copy()
-            after[written] = wanted[writes]
+            after[written] = writing
             found = after[places]
         wrong = reads & (found != wanted)
         if wrong.any():
             row, position = (int(i) for i in np.argwhere(wrong)[0])
             raise DeviceError("foreign KV", self._complaint(batch, row, position, int(places[row, position])))
         _require(int(written.min()) >= self._config.block_size, "a row writes to the padding block")
-        self._kv[written] = wanted[writes]
-        _require(bool((self._kv[written] == wanted[writes]).all()), "two rows of a step write to one place")
+        self._kv[written] = writing
+        _require(bool((self._kv[written] == writing).all()), "two rows of a step write to one place")
         self._writers[written] = batch.step_id
-        tokens = self._sample(slots[batch.samples], ends[batch.samples])
-        row_tokens = np.where(batch.samples, np.cumsum(batch.samples) - 1, -1)
-        rows = [
-            _Row(places[row, reads[row]], places[row, writes[row]], int(row_tokens[row])) for row in range(len(batch))
-        ]
-        self._unsettled[batch.step_id] = _Unsettled(written, tokens, self._media(batch, places), rows)
-        return StepResult(batch.step_id, tokens)
+        after_row = np.cumsum(counts).tolist()
+        of_row = [slice(after - count, after) for after, count in zip(after_row, counts.tolist(), strict=True)]
+        rows = [_Row(places[row, reads[row]], places[row, writes[row]], of_row[row]) for row in range(len(batch))]
+        self._unsettled[batch.step_id] = _Unsettled(written, tokens, self._media(batch, places, of_row), rows)
+        told = counts[batch.samples]
+        return StepResult(batch.step_id, tokens, counts=None if (told == 1).all() else told)
 
     def done(self, step_id: int) -> None:
         """The step has succeeded."""
@@ -150,17 +164,15 @@ class OracleDevice:
         for digest in lost:
             del self._encoded[digest]
         for later_id, later in self._unsettled.items():
-            for digest, places, index in later.media:
+            for digest, places, of_row in later.media:
                 if digest in lost:
                     self._spoil_places(places, later_id)
-                    if index is not None:
-                        later.tokens[index] = NO_TOKEN
+                    later.tokens[of_row] = NO_TOKEN
         for later_id, later in self._unsettled.items():
             for row in later.rows:
                 if not self._kv[row.reads].all():  # no digest is 0, a spoiled place is
                     self._spoil_places(row.writes, later_id)
-                    if row.token >= 0:
-                        later.tokens[row.token] = NO_TOKEN
+                    later.tokens[row.tokens] = NO_TOKEN
 
     def change_weights(self, holders: Iterable[int] = ()) -> None:
         """Use new weights from now on. holders: uids that hold blocks now, and may go on with them."""
@@ -254,6 +266,7 @@ class OracleDevice:
         self._wanted[slot, : len(tokens)] = self._kv_of(request, tokens, weights)
         self._shift[slot] = mix_one(weights)
         self._known[slot] = len(tokens)
+        self._limit[slot] = len(prompt) + request.max_tokens
         self._num_cached[slot] = num_cached
         self._spans[slot] = request.spans
 
@@ -266,21 +279,22 @@ class OracleDevice:
         size, budget = sum(encoded.size for encoded in self._encoded.values()), self._config.encoder_budget
         _require(size <= budget, f"{size} encoder tokens kept, of {budget}")
 
-    def _media(self, batch: Batch, places: NDArray[np.intp]) -> list[tuple[bytes, NDArray[np.intp], int | None]]:
-        """The encoder outputs that the rows of a batch use, all of which must be there."""
-        used: list[tuple[bytes, NDArray[np.intp], int | None]] = []
+    def _media(
+        self, batch: Batch, places: NDArray[np.intp], of_row: list[slice]
+    ) -> list[tuple[bytes, NDArray[np.intp], slice]]:
+        """The encoder outputs that the rows of a batch use, all of which must be there. of_row: where its tokens are."""
+        used: list[tuple[bytes, NDArray[np.intp], slice]] = []
         for row in range(batch.num_decodes, len(batch)):
             if not (spans := self._spans[batch.slots[row]]):
                 continue
             start, end = int(batch.positions[row]), int(batch.positions[row] + batch.num_new_tokens[row])
-            index = int(batch.samples[:row].sum()) if batch.samples[row] else None
             for span in spans:
                 if span.num_encoder_tokens and span.start < end and span.end > start:
                     encoded = self._encoded.get(span.digest)
                     _require(encoded is not None, f"chunk [{start}, {end}) needs an image that is not encoded")
                     fresh = encoded is not None and encoded.weights == self._weights
                     _require(fresh, f"chunk [{start}, {end}) needs an image that former weights encoded")
-                    used.append((span.digest, places[row, start:end], index))
+                    used.append((span.digest, places[row, start:end], of_row[row]))
         return used
 
     def _check(self, batch: Batch, ends: IntArray, known: NDArray[np.int64]) -> None:
@@ -308,6 +322,28 @@ class OracleDevice:
                 # The cached tokens may end within a span. Then the rest of the span follows in one piece.
                 cut = span.start < end < span.end or (span.start < start < span.end and start != cached)
                 _require(not cut, f"chunk [{start}, {end}) cuts the span [{span.start}, {span.end})")
+
+    def _sample_all(self, batch: Batch, slots: NDArray[np.intp], ends: IntArray) -> tuple[IntArray, IntArray]:
+        """The tokens of a step in row order, int32, and how many each of its rows gives, int32 [N]."""
+        counts = batch.samples.astype(np.int32)
+        if not self._config.num_speculative_tokens:
+            return self._sample(slots[batch.samples], ends[batch.samples]), counts
+        decodes, width = slice(batch.num_decodes), self._wanted.shape[1]
+        counts[decodes] = np.minimum(self.accepts(batch), width + 1 - ends[decodes])
+        tokens = np.zeros((len(slots), self._config.tokens_per_decode), dtype=np.int32)
+        nth = np.arange(tokens.shape[1])
+        for n in nth.tolist():
+            gives = (counts > n).nonzero()[0]
+            tokens[gives, n] = self._sample(slots[gives], ends[gives] + np.int32(n))
+        return tokens[nth < counts[:, None]], counts
+
+    def _drawn(self, batch: Batch) -> IntArray:
+        """Any number of tokens for each decode; at times one each, as without drafts."""
+        if batch.step_id % 5 == 0:
+            return batch.num_new_tokens[: batch.num_decodes]
+        slots, positions = batch.slots[: batch.num_decodes], batch.positions[: batch.num_decodes]
+        drawn = mix(self._wanted[slots, positions] + np.uint64(batch.step_id))
+        return (drawn % np.uint64(1 + self._config.tokens_per_decode)).astype(np.int32)
 
     def _sample(self, slots: NDArray[np.intp], ends: IntArray) -> IntArray:
         """The token after position ends - 1 of each slot. Each slot knows one token more afterwards."""

@@ -173,7 +173,7 @@ class Simulation:
                 result = StepResult(step_id, NO_TOKENS, error="the step failed")
             else:
                 few = outcome == 2 and len(tokens)
-                result = StepResult(step_id, tokens[:-1] if few else np.append(tokens, np.int32(7)))
+                result = replace(result, tokens=tokens[:-1] if few else np.append(tokens, np.int32(7)))
             self.counts["failed steps" if outcome == 1 else "wrong token counts"] += 1
         self.answered.append(result)
         before = self._preemptions() if outcome else {}

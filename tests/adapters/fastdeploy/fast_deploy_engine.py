@@ -21,7 +21,7 @@ from fastdeploy.engine.sampling_params import SamplingParams
 
 END = 1
 BLOCK_SIZE = 16
-MAX_MODEL_LEN = 512
+MAX_MODEL_LEN = 256
 MODEL = {
     "architectures": ["StubForCausalLM"],
     "hidden_size": 64,

@@ -22,7 +22,6 @@ from headway.scheduler import (
     Effects,
     QuarantinedSlot,
     RequestEnd,
-    SlotAcknowledged,
 )
 
 MAX_EARLY_ABORTS = 4096
@@ -357,7 +356,7 @@ class Scheduling:
             self._stop(record)
 
     def _free(self, slot: QuarantinedSlot, request: Any) -> None:
-        self._manager.post_result(SlotAcknowledged(slot.slot, slot.generation))
+        self._manager.slot_acknowledged(slot.slot, slot.generation)
         self._slots.free(slot.slot, request)
 
     def _close(self, record: Record) -> None:

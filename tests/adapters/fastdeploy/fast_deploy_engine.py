@@ -46,8 +46,7 @@ def make_engine(manager: str, role: str, plan: Any, **options: Any) -> Any:
         max_num_seqs=plan.num_slots,
         num_gpu_blocks_override=plan.num_blocks,
         block_size=BLOCK_SIZE,
-        max_num_batched_tokens=plan.budget,
-        enable_prefix_caching=plan.prefix_caching,
+        max_num_batched_tokens=MAX_MODEL_LEN,
         **{"engine_worker_queue_port": 46778, "cache_queue_port": 46779, **options},
     )
     with (
@@ -55,6 +54,9 @@ def make_engine(manager: str, role: str, plan: Any, **options: Any) -> Any:
         patch("fastdeploy.config.ModelConfig._post_init", post_init),
     ):
         config = arguments.create_engine_config()
+    # What FastDeploy's options do not allow on a CPU, or for a model so small.
+    config.cache_config.enable_prefix_caching = plan.prefix_caching
+    config.scheduler_config.max_num_batched_tokens = plan.budget
     os.environ["ENABLE_V1_KVCACHE_SCHEDULER"] = "1"  # FastDeploy has set it to 0, as there is no GPU
     common_engine.envs.ENABLE_V1_KVCACHE_SCHEDULER = 1
     if manager == "headway":

@@ -33,7 +33,7 @@ class Plan:
     aborts: float = 0.0
     prefix_caching: bool = False
     pause: bool = False
-    budget: int = 512
+    budget: int = 256
     seed: int = 1
     seconds: float = 60.0
 

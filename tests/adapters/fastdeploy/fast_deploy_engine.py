@@ -31,7 +31,7 @@ MODEL = {
 }
 
 
-def make_engine(manager: str, role: str, plan: Any, **options: Any) -> Any:
+def make_engine(manager: str, role: str, plan: Any, num_blocks: int | None = None, **options: Any) -> Any:
     """An EngineService that was not started. manager: "v1" or "headway"."""
 
     def post_init(self: Any) -> None:
@@ -44,9 +44,9 @@ def make_engine(manager: str, role: str, plan: Any, **options: Any) -> Any:
         max_model_len=MAX_MODEL_LEN,
         tensor_parallel_size=1,
         max_num_seqs=plan.num_slots,
-        num_gpu_blocks_override=plan.num_blocks,
-        block_size=BLOCK_SIZE,
+                block_size=BLOCK_SIZE,
         max_num_batched_tokens=MAX_MODEL_LEN,
+        num_gpu_blocks_override=num_blocks or plan.num_blocks,
         **{"engine_worker_queue_port": 46778, "cache_queue_port": 46779, **options},
     )
     with (

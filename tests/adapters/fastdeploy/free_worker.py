@@ -72,6 +72,7 @@ class FreeWorker(threading.Thread):
         self.slots: dict[int, Occupant] = {}
         self.given_up: list[int] = []
         self.spanned = 0
+        self.over: set[str] = set()  # requests that have given their last token
         self.faults: list[str] = []
         self.num_steps = self.num_given_up = self.num_stalls = self.num_chunks = 0
 
@@ -141,6 +142,7 @@ class FreeWorker(threading.Thread):
                 continue
             tokens[slot] = token
             if token == END or self.only_first:
+                self.over.add(occupant.request_id)
                 del self.slots[slot]
         if not tokens:
             return None

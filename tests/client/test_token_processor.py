@@ -98,10 +98,13 @@ class Run:
         *token_ids: int,
         last: RequestEnd | None = None,
         one_by_one: bool = True,
+        in_one_step: bool = False,
         logprobs: bool = False,
     ) -> None:
         one_row = Logprobs(*(array[:1] for array in _one_row())) if logprobs else None
         steps = [tokens((1, token), logprobs=one_row) for token in token_ids]
+        if in_one_step:
+            steps = [tokens(*((1, token) for token in token_ids))]
         groups = [[step] for step in steps] if one_by_one else [steps]
         for i, group in enumerate(groups or [[]]):
             is_last = i == max(len(groups) - 1, 0)
@@ -252,6 +255,23 @@ def test_abort_and_error_keep_what_was_generated(stream, reason, message):
     assert run.result() == ("ab", ids("ab"), reason, None)
     if not stream:
         assert run.output.outputs[0].error == message
+
+
+@both_ways
+@pytest.mark.parametrize("in_one_step", [True, False])
+def test_a_stop_token_that_came_before_the_end_is_text_however_they_arrive(stream, in_one_step):
+    stop = ids("a")[0]
+    run = Run(stream=stream, min_tokens=4, stop_token_ids=[stop])
+    run.feed(*ids("baba"), last=end(1, STOP, stop), one_by_one=False, in_one_step=in_one_step)
+    assert run.result() == ("bab", ids("baba"), STOP, stop)
+
+
+@both_ways
+def test_a_stop_string_between_the_tokens_of_one_step_drops_the_tokens_after_it(stream):
+    run = Run(stream=stream, stop=["ab"])
+    run.feed(*ids("xabyz"), in_one_step=True)
+    assert run.stop_uids == [1]
+    assert run.result() == ("x", ids("xab"), STOP, "ab")
 
 
 @both_ways

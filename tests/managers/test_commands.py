@@ -29,7 +29,10 @@ OF_ALL: dict[str, Callable[[Manager], None]] = {
     "preempt_all": lambda manager: manager.preempt_all(),
     "clear": lambda manager: manager.clear(),
     "resume": lambda manager: manager.resume(),
+    "hold_admissions": lambda manager: manager.hold_admissions(),
+    "lift_hold": lambda manager: manager.lift_hold(),
     "send_done": lambda manager: manager.send_done(1),
+    "slot_acknowledged": lambda manager: manager.slot_acknowledged(0, 0),
     "add": lambda manager: manager.add(make_request(manager, "new", [1], SamplingParams())),
 }
 ENDING = {"finish", "abort"}

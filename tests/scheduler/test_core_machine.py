@@ -30,6 +30,7 @@ from headway.scheduler import (
     ResetPrefixCache,
     Resume,
     SendDone,
+    SlotAcknowledged,
     StartDecode,
     StartPrefill,
     StaticAllocation,
@@ -74,6 +75,7 @@ def options() -> st.SearchStrategy[SchedulerConfig]:
         preprocess_timeout=st.just(5.0),
         reservation_timeout=st.just(5.0),
         send_timeout=st.just(5.0),
+        quarantine_slots=st.booleans(),
     )
 
 
@@ -288,6 +290,14 @@ class CoreMachine(RuleBasedStateMachine):
     def lift(self) -> None:
         assert not self.driver.tell(LiftHold())
 
+    @precondition(lambda self: self.driver.state.slots.num_quarantined)
+    @rule(data=st.data(), back=st.sampled_from((0, 0, 1)))
+    def acknowledge(self, data: st.DataObject, back: int) -> None:
+        before = self.driver.core.snapshot().num_slots_quarantined
+        waiting = data.draw(st.sampled_from(self.driver.state.slots.quarantined))
+        assert not self.driver.tell(SlotAcknowledged(waiting.slot, waiting.generation - back))
+        assert self.driver.core.snapshot().num_slots_quarantined == before - (not back)
+
     @rule(what=st.sampled_from(("preempt", "preempt", "reset", "audit", "await", "await")))
     def control(self, what: str) -> None:
         if what == "preempt":
@@ -333,6 +343,9 @@ class CoreMachine(RuleBasedStateMachine):
         assert leases == self.sending
         quarantined = {uid for uid, lease in self.driver.state.leases.items() if lease.holder is Holder.RECEIVER}
         assert quarantined == set(self.driver.stopped)
+        waiting = self.driver.state.slots.quarantined
+        assert all(self.driver.state.occupants[one.slot] is None for one in waiting)
+        assert self.driver.config.quarantine_slots or not waiting
         snapshot = self.driver.core.snapshot()
         assert (snapshot.num_preparing, snapshot.num_reserved) == (len(self.preparing), len(self.reserved))
         assert snapshot.num_sending == len(self.sending & alive)
@@ -364,6 +377,8 @@ class CoreMachine(RuleBasedStateMachine):
         for _ in range(40 * (1 + len(self.driver.requests))):  # tokens of the longest request, one after the other
             self.driver.step()
             self.driver.connectors_stop()
+            for one in self.driver.state.slots.quarantined:
+                self.driver.tell(SlotAcknowledged(one.slot, one.generation))
             for uid, _ in self.driver.state.leases.items():
                 self.driver.sent(uid)
             if not self.alive() and not self.driver.in_flight:

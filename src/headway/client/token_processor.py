@@ -217,8 +217,8 @@ class TokenProcessor:
         ends = {end.uid: end for end in effects.ended}
         changed: dict[int, OpenSequence] = {}
         stopped: dict[int, str] = {}  # uid -> the stop string found
-        for outputs in effects.tokens:
-            count, num_prompt_tokens = self._take_tokens(outputs, ends, changed, stopped)
+        for step in range(len(effects.tokens)):
+            count, num_prompt_tokens = self._take_tokens(effects.tokens[step:], ends, changed, stopped)
             processed.num_tokens += count
             processed.step_tokens.append(count + num_prompt_tokens)
         for sequence in changed.values():
@@ -254,13 +254,14 @@ class TokenProcessor:
 
     def _take_tokens(
         self,
-        outputs: TokenOutputs,
+        steps: Sequence[TokenOutputs],
         ends: dict[int, RequestEnd],
         changed: dict[int, OpenSequence],
         stopped: dict[int, str],
     ) -> tuple[int, int]:
-        """Append the tokens of one step to their sequences; returns how many belong to live sequences, and the prompt
-        tokens of the answers that have their first token in it."""
+        """Append the tokens of the first of these steps to their sequences; returns how many belong to live sequences,
+        and the prompt tokens of the answers that have their first token in it."""
+        outputs = steps[0]
         logprobs = _LogprobRows(outputs.logprobs) if outputs.logprobs is not None else None
         sequences = self._sequences
         count = num_prompt_tokens = 0
@@ -273,7 +274,7 @@ class TokenProcessor:
                 num_prompt_tokens += len(sequence.request.output.prompt_token_ids)
             sequence.token_ids.append(token)
             changed[uid] = sequence
-            hidden = uid in ends and sequence.hides_last(ends[uid])
+            hidden = uid in ends and sequence.hides_last(ends[uid]) and _is_last(uid, row, steps)
             if logprobs is not None and sequence.logprobs is not None:
                 self._add_logprobs(sequence, token, logprobs, row, hidden=hidden)
             if hidden:
@@ -367,6 +368,12 @@ class _LogprobRows:
         self.ranks: list[int] = logprobs.ranks.tolist()
         self.top_ids: list[list[int]] = logprobs.top_ids.tolist()
         self.top: list[list[float]] = logprobs.top.tolist()
+
+
+def _is_last(uid: int, row: int, steps: Sequence[TokenOutputs]) -> bool:
+    """Whether no token follows for this request after this row of the first step."""
+    more = [steps[0].uids[row + 1 :], *(outputs.uids for outputs in steps[1:])]
+    return not any((uids == uid).any() for uids in more)
 
 
 def _record_times(sequence: OpenSequence, now: float, processed: Processed) -> None:

@@ -18,15 +18,25 @@ def calm(simulation: Simulation) -> None:
     simulation.counts["calm"] += 1
     if simulation.core.paused:
         simulation.happen(Event("resume"))
+    if simulation.core.held:
+        simulation.happen(Event("lift_hold"))
     turns = _turns_enough(simulation)
-    connector = simulation.connector
-    while simulation.history.live or simulation.in_flight or simulation.partner.leases or connector.holds_any:
+    while _holds_any(simulation):
         require(turns > 0, "endless", f"{simulation.core.snapshot}")
         turns -= 1
         serve_partner(simulation)
         _serve_connector(simulation)
+        for slot in list(simulation.core.quarantine.slots):
+            simulation.happen(Event("acknowledge", (slot, 0)))
         _work(simulation)
     check_empty(simulation)
+
+
+def _holds_any(simulation: Simulation) -> bool:
+    """Whether requests live, or anything is held for or by others than requests."""
+    partner, connector, quarantine = simulation.partner, simulation.connector, simulation.core.quarantine
+    lives = simulation.history.live or simulation.in_flight
+    return bool(lives or partner.leases or connector.holds_any or quarantine.slots)
 
 
 def _turns_enough(simulation: Simulation) -> int:

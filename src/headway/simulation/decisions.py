@@ -58,6 +58,8 @@ class Decisions:
             self._array(lending.blocks)
         for uid in (*effects.stopped_pulls, *effects.revoked):
             self._numbers("over", uid)
+        for waiting in effects.quarantined:
+            self._numbers("quarantined", waiting.slot, waiting.generation, waiting.uid)
         for request in effects.jobs:
             self._numbers("job", request.uid)
         for reply in effects.awaited:

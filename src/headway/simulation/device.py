@@ -282,7 +282,8 @@ class OracleDevice:
     def _media(
         self, batch: Batch, places: NDArray[np.intp], of_row: list[slice]
     ) -> list[tuple[bytes, NDArray[np.intp], slice]]:
-        """The encoder outputs that the rows of a batch use, all of which must be there. of_row: where its tokens are."""
+        """The encoder outputs that the rows of a batch use, all of which must be there. of_row: where their tokens
+        are."""
         used: list[tuple[bytes, NDArray[np.intp], slice]] = []
         for row in range(batch.num_decodes, len(batch)):
             if not (spans := self._spans[batch.slots[row]]):

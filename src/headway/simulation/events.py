@@ -22,6 +22,7 @@ EVENTS: dict[str, tuple[str, ...]] = {
     "repeat": ("back",),  # an earlier result again, `back` results ago
     "stray": ("step",),  # a result of a step that is not in flight
     "lose": (),
+    "acknowledge": ("slot", "back"),  # back: of the request so many generations before
     # requests
     "add": Shape._fields,
     "abort": ("uids",),
@@ -45,6 +46,8 @@ EVENTS: dict[str, tuple[str, ...]] = {
     # control
     "pause": ("abort", "reset"),
     "resume": (),
+    "hold": (),
+    "lift_hold": (),
     "preempt_all": (),
     "clear": (),
     "reset_cache": (),

@@ -45,6 +45,9 @@ _WEIGHTS = {
     "wait": 2.0,
     "tick": 0.3,
 }
+# The same, for the seeds that know them.
+_LIFT_HOLD = 3.0
+_HOLD = 0.3
 _INDISPENSABLE = {"launch", "answer", "resume", "prepared", "start_prefill", "start_decode", "sent", "wait"}
 
 
@@ -60,6 +63,7 @@ class Faults:
         self._next_uid = 1
         self._habits = {name: weight * self._habit(name) for name, weight in _WEIGHTS.items()}
         pick = self._dice.pick
+        self._habits |= self._own_habits(Dice(f"{seed} {self.traffic} quarantine and hold"))
         self._crowd = self._config.max_num_seqs * pick((1, 2, 4)) + 1
         self._lengths = [1 + self._dice.below(self._config.max_model_len // 2) for _ in range(3)]  # common ones
         self._slow = 0  # events during which the oldest step in flight gives no result
@@ -87,6 +91,7 @@ class Faults:
             "pause": lambda: (self._dice.below(2), self._dice.below(2)),
             "progress": lambda: (self._uid(),),
             "wait": lambda: (self._dice.pick((1, 5, 20, 100, 400)),),
+            "acknowledge": self._acknowledgement,
             "received": lambda: (self._uid(list(self._simulation.connector.quarantined)), 2),
         }
 
@@ -104,22 +109,20 @@ class Faults:
             return self._dice.pick((0.3, 1.0, 1.0, 2.0))
         return self._dice.pick((0.0, 0.3, 1.0, 1.0, 3.0))
 
+    def _own_habits(self, dice: Dice) -> dict[str, float]:
+        """Events that some seeds know. Acknowledgements may be so rare that only the loss of the device frees slots."""
+        own = {"hold": _HOLD, "lift_hold": _LIFT_HOLD} if dice.chance(0.25) else {}
+        if self._config.quarantine_slots:
+            own["acknowledge"] = dice.pick((0.1, 1.0, 4.0, 16.0))
+            own["lose"] = self._habits["lose"] + dice.pick((0.0, 0.1, 0.3))
+        return own
+
     def _likely(self) -> dict[str, float]:
         """The weight of each event now. Events that make no sense now are rare, but possible: callers make mistakes."""
         simulation, likely = self._simulation, dict(self._habits)
-        if simulation.config.role is Role.MIXED:
-            rare = {"reserve", "start_prefill", "start_decode", "drop", "sent"}
-        else:
+        if simulation.config.role is not Role.MIXED:
             likely["add"] *= 0.3
-            rare = {"start_decode"} if simulation.config.role is Role.PREFILL else {"start_prefill", "sent"}
-        if not simulation.partner.reservations:
-            rare |= {"start_prefill", "start_decode", "drop"}
-        if not simulation.partner.leases:
-            rare.add("sent")
-        if not any(life.preparing for life in simulation.history.live.values()):
-            rare.add("prepared")
-        rare.add("pause" if simulation.core.paused else "resume")
-        for name in rare:
+        for name in self._senseless() & likely.keys():
             likely[name] *= 0.02
         if simulation.connector.quarantined:
             likely["received"] = 5.0
@@ -136,10 +139,35 @@ class Faults:
             likely["launch"] *= 0.05
         return likely
 
+    def _senseless(self) -> set[str]:
+        """The events that make no sense now."""
+        simulation, core = self._simulation, self._simulation.core
+        if simulation.config.role is Role.MIXED:
+            names = {"reserve", "start_prefill", "start_decode", "drop", "sent"}
+        else:
+            names = {"start_decode"} if simulation.config.role is Role.PREFILL else {"start_prefill", "sent"}
+        if not simulation.partner.reservations:
+            names |= {"start_prefill", "start_decode", "drop"}
+        if not simulation.partner.leases:
+            names.add("sent")
+        if not any(life.preparing for life in simulation.history.live.values()):
+            names.add("prepared")
+        if not core.quarantine.slots:
+            names.add("acknowledge")
+        names.add("pause" if core.paused else "resume")
+        names.add("hold" if core.held else "lift_hold")
+        return names
+
     def _outcome(self) -> tuple[int, ...]:
         # Steps that encode images are few but important.
         share = self._share_failing * (5 if self._simulation.in_flight[0].encodes else 1)
         return (self._dice.pick((1, 1, 2, 3)) if self._dice.chance(share) else 0,)
+
+    def _acknowledgement(self) -> tuple[int, ...]:
+        waiting = list(self._simulation.core.quarantine.slots)
+        any_slot = not waiting or self._dice.chance(0.1)
+        slot = self._dice.below(self._config.max_num_seqs) if any_slot else self._dice.pick(waiting)
+        return slot, self._dice.pick((0, 0, 0, 0, 1, 2))
 
     def _preparing(self) -> list[int]:
         return [uid for uid, life in self._simulation.history.live.items() if life.preparing]

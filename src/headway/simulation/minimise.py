@@ -15,6 +15,7 @@ from headway.simulation.simulate import run_trace
 _PLAIN_SETTING: dict[str, Any] = {
     "deterministic": False,
     "num_speculative_tokens": 0,
+    "quarantine_slots": False,
     "enable_output_caching": False,
     "enable_prefix_caching": False,
     "enable_priority_preemption": False,

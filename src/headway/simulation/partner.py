@@ -79,10 +79,13 @@ class Partner:
         def accept(reservation: object) -> None:
             if reservation is None:
                 held = self._core.snapshot.num_blocks_quarantined + self._core.snapshot.num_blocks_lent
-                empty = not self._core.history.live and not self.leases and not held and not self._core.paused
+                held += self._core.snapshot.num_slots_quarantined
+                admits = not self._core.paused and not self._core.held
+                empty = not self._core.history.live and not self.leases and not held and admits
                 require(not empty, "refused for nothing", f"request {shape.uid} gets no reservation in an empty engine")
                 return
             require(not self._core.paused, "reserved while paused", f"request {shape.uid}")
+            require(not self._core.held, "held", f"request {shape.uid} gets a reservation")
             until = self._core.now + (self._config.reservation_timeout if which == 0 else timeout)
             life = Life(shape, request, reserved=True, deadline=until)
             self._core.expect(life, request)

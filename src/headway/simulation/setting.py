@@ -83,6 +83,7 @@ class Setting:
             max_model_len=max_model_len,
             num_blocks=1 + per_request + spare,
             reads_same_step=dice.chance(0.5),
+            quarantine_slots=Dice(f"{seed} setting of quarantine").chance(0.25),
         )
         return cls(config, static=dice.chance(0.2), depth=1 + dice.chance(0.6))
 
@@ -192,6 +193,7 @@ class WorldSetting:
                 receive_timeout=dice.pick((0.1, 0.5, 5.0)),
                 max_lent_blocks=dice.pick(caps),
                 max_receiving_blocks=dice.pick(caps),
+                quarantine_slots=False,
             )
             engines.append(Setting(config, static=drawn.static, depth=dice.pick((1, 2, 2))))
         return cls(

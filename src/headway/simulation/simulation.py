@@ -25,6 +25,8 @@ from headway.scheduler import (
     Effects,
     FinishRequests,
     GetProgress,
+    HoldAdmissions,
+    LiftHold,
     Pause,
     PreemptAll,
     PreprocessDone,
@@ -143,6 +145,9 @@ class Simulation:
         uids = frozenset([*newcomers, *(self._slot_uids[slot] for slot in batch.slots.tolist())])
         self.in_flight.append(Flight(result, uids, bool(batch.encode), self.num_events))
         self.counts["batches"] += 1
+        if result.counts is not None:
+            self.counts["decodes without a token"] += int((result.counts == 0).sum())
+            self.counts["decodes of several tokens"] += int((result.counts > 1).sum())
 
     def _check_idle(self) -> None:
         """After a pass without a batch and with nothing in flight, no request may run, or wait without a cause."""
@@ -151,7 +156,8 @@ class Simulation:
             return
         if now.num_running:
             raise Violation("stuck", f"{now.num_running} requests run, and there is no step: {now}")
-        if now.num_waiting and not now.num_reserved and not self.partner.leases and not self.connector.holds_any:
+        waits_for_others = now.num_reserved or self.partner.leases or self.connector.holds_any
+        if now.num_waiting and not waits_for_others and not self.core.held and not self.core.quarantine.slots:
             raise Violation("stuck", f"{now.num_waiting} requests wait, and no request holds anything: {now}")
 
     def _answer(self, outcome: int) -> None:
@@ -219,6 +225,9 @@ class Simulation:
         self.core.tell(DeviceLost("the device was lost"), Ends(may=may))
         self._check_revoked()
         self._reset_if_idle()
+
+    def _acknowledge(self, slot: int, back: int) -> None:
+        self.core.acknowledge(slot, back)
 
     # -- requests ------------------------------------------------------------------------------------------------
 
@@ -292,6 +301,14 @@ class Simulation:
             self._change_weights()
         self.core.paused = False
         self.core.tell(Resume())
+
+    def _hold(self) -> None:
+        self.core.held = True
+        self.core.tell(HoldAdmissions())
+
+    def _lift_hold(self) -> None:
+        self.core.held = False
+        self.core.tell(LiftHold())
 
     def _preempt_all(self) -> None:
         self.core.tell(PreemptAll())

@@ -10,16 +10,20 @@ from headway.scheduler import (
     AwaitSteps,
     Batch,
     Command,
+    DeviceLost,
     DynamicAllocation,
     Effects,
     Query,
     Result,
     Scheduler,
+    SlotAcknowledged,
     StaticAllocation,
+    StepResult,
     Tick,
 )
 from headway.simulation.decisions import Decisions
 from headway.simulation.history import Ends, History, Life, Violation, require
+from headway.simulation.quarantine import Quarantine
 from headway.simulation.setting import Setting
 
 NO_ENDS = Ends()
@@ -29,7 +33,7 @@ class WatchedCore:
     """A scheduler, and the knowledge of its callers.
 
     now: seconds. told_at: seconds; the time that the core knows.
-    paused, in_flight (step ids): the core must have the same.
+    paused, held (admissions), in_flight (step ids), quarantine: the core must have the same.
     decisions: digest of every batch and effect so far; equal for equal runs.
     after: called with the effects of every message and pass, after they are checked.
     """
@@ -39,7 +43,8 @@ class WatchedCore:
         self.history = History()
         self._config = setting.config
         self.now = self.told_at = 0.0
-        self.paused = False
+        self.paused = self.held = False
+        self.quarantine = Quarantine(is_on=setting.config.quarantine_slots)
         self.in_flight: set[int] = set()
         self.snapshot = self.scheduler.snapshot()
         self.num_messages = 0
@@ -60,7 +65,10 @@ class WatchedCore:
         """Apply a message. ends: which requests it may end, or must."""
         self.num_messages += 1
         self.told_at = self.now
-        self._note(self.scheduler.apply(message, self.now), ends)
+        if isinstance(message, DeviceLost):
+            self.quarantine.end_all()
+        effects = self.scheduler.apply(message, self.now)
+        self._note(effects, ends, by_step=isinstance(message, StepResult | DeviceLost))
 
     def tell_in_vain(self, message: Command | Result) -> None:
         """A message that means nothing here: nothing may happen."""
@@ -121,6 +129,17 @@ class WatchedCore:
         self._note(Effects(), NO_ENDS)
         return answer
 
+    def acknowledge(self, slot: int, back: int) -> None:
+        """The device has done with the former request of a slot; with the request before it, if `back` is not 0. In
+        vain, if the slot does not wait for that."""
+        waiting = self.quarantine.slots.get(slot)
+        if waiting is None or back:
+            latest = self.quarantine.former_generation(slot) if waiting is None else waiting.generation
+            self.tell_in_vain(SlotAcknowledged(slot, latest - back))
+            return
+        self.quarantine.end(slot)
+        self.tell(SlotAcknowledged(slot, waiting.generation))
+
     def await_steps(self) -> None:
         """To be answered when all that is in flight now is."""
         reply = self._new_reply()
@@ -130,16 +149,21 @@ class WatchedCore:
     def schedule(self) -> Batch | None:
         """Run a pass. It must end no request: every accepted request can be served."""
         batch = self._schedule()
+        num_waiting = self.scheduler.snapshot().num_waiting
+        require(not self.held or num_waiting >= self.snapshot.num_waiting, "held", f"{num_waiting} requests wait")
+        effects = Effects()
+        self._note_quarantines(effects)
         if batch is not None:
             require(not self.paused, "a step while paused", f"step {batch.step_id}")
             self._check_told(batch)
             self.in_flight.add(batch.step_id)
             self.decisions.take_batch(batch)
-        self._note(Effects(), NO_ENDS)
+        self._note(effects, NO_ENDS)
         return batch
 
     def _check_told(self, batch: Batch) -> None:
         """What a batch tells of preemptions and of its decodes, against what the batches before have told."""
+        self.quarantine.check_batch(batch, self._seated)
         live, num_preemptions = self.history.live, self.scheduler.snapshot().num_preemptions
         self._num_told += len(batch.preempted)
         require(self._num_told <= num_preemptions, "preempted", f"{self._num_told} told of {num_preemptions}")
@@ -186,9 +210,13 @@ class WatchedCore:
         self.history.ask(self._last_reply)
         return self._last_reply
 
-    def _note(self, effects: Effects, ends: Ends) -> None:
+    def _note(self, effects: Effects, ends: Ends, *, by_step: bool = False) -> None:
         effects.pulls = self.scheduler.take_pulls()
         effects.kv_events = self.scheduler.take_kv_events()
+        self._note_quarantines(effects)
+        self.quarantine.check_ended(effects, self._seated, by_step=by_step)
+        sent = {sending.uid for sending in effects.sending}  # they have no slot any more
+        self._seated = {slot: uid for slot, uid in self._seated.items() if uid not in sent} if sent else self._seated
         self.history.note(effects, ends)
         self.decisions.take_effects(effects)
         for reply in effects.awaited:
@@ -199,6 +227,11 @@ class WatchedCore:
         self._after(effects)
         self._check()
 
+    def _note_quarantines(self, effects: Effects) -> None:
+        told = self.scheduler.take_quarantined()
+        self.quarantine.begin(told)
+        effects.quarantined += told
+
     def _check(self) -> None:
         """Check the rules that hold at any time."""
         if self._audits:
@@ -208,7 +241,9 @@ class WatchedCore:
         by_state = now.num_running + now.num_waiting + now.num_preparing + now.num_reserved + now.num_sending
         by_state += now.num_receiving
         counted = by_state == num_live == now.num_requests_added - now.num_requests_ended
-        spanned = now.num_running + now.num_reserved + now.num_receiving <= now.num_slots_spanned <= now.num_slots
+        counted &= now.num_slots_quarantined == len(self.quarantine.slots) and now.holds_admissions == self.held
+        with_slot = now.num_running + now.num_reserved + now.num_receiving + now.num_slots_quarantined
+        spanned = with_slot <= now.num_slots_spanned <= now.num_slots
         if not counted or not spanned or now.num_in_flight != len(self.in_flight) or now.paused != self.paused:
             known = f"{num_live} requests live, {len(self.in_flight)} steps in flight, paused: {self.paused}"
             raise Violation("miscounted", f"{known}; {now}")

@@ -116,9 +116,7 @@ class FreeWorker(threading.Thread):
     def prefill(self, task: Any) -> None:
         occupant = self.slots.get(task.idx)
         if occupant is None or occupant.request_id != task.request_id:
-            occupant = self.slots[task.idx] = Occupant(task.request_id, num_in_place=task.prefill_start_index)
-        if occupant.num_in_place != task.prefill_start_index:
-            self.faults.append(f"{task.request_id}: {occupant.num_in_place} in place, chunk from {task.prefill_start_index}")
+            occupant = self.slots[task.idx] = Occupant(task.request_id)
         known = [*task.prompt_token_ids, *task.output_token_ids]
         occupant.table = list(task.block_tables)
         for position in range(task.prefill_start_index, task.prefill_end_index):

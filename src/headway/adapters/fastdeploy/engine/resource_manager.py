@@ -7,6 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 from headway.adapters.fastdeploy.engine import gauges
@@ -172,7 +173,7 @@ class HeadwayResourceManager:
 
     def preallocate_resource_in_p(self, request: Any) -> bool:
         """P: reserve a slot and the blocks of the prompt. False: they are lacking now."""
-        return self._reserve(request, self._manager.reserve_prefill)
+        return self._reserve(request, partial(self._manager.reserve_prefill, shows_blocks=True))
 
     def preallocate_resource_in_d(self, request: Any) -> bool:
         """D: reserve a slot and blocks for prompt and first token. False: they are lacking now.

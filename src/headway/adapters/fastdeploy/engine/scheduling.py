@@ -299,6 +299,11 @@ class Scheduling:
 
     def _carry(self, effects: Effects) -> None:
         """Carry out what the core says."""
+        for sending in effects.sending:
+            sender = self.records[sending.uid]
+            sender.sending = True
+            if sender.answered:  # FastDeploy was faster
+                self._manager.send_done(sending.uid)
         ended: dict[int, Record] = {}
         for end in effects.ended:
             record = self.records.pop(end.uid, None)
@@ -313,8 +318,6 @@ class Scheduling:
                 record.leave_slot()
             if record.answered or record.request_id not in self.by_id:
                 self._close(record)
-        for sending in effects.sending:
-            self.records[sending.uid].sending = True
         for job in effects.jobs:
             self._prepare(self.records[job.uid])
 

@@ -343,16 +343,17 @@ class Scheduling:
         else:
             (self._tasks.abort if is_over else self._tasks.preempt)(slot.slot, request_id)
             self._acknowledgements.expect(request_id, Owed(slot, record.request, aborts=is_over))
-        record.leave_slot()
         if not is_over:
             self._note_preemption(record)
+        record.leave_slot()
 
     def _note_preemption(self, record: Record) -> None:
         """FastDeploy's D ends a request that is preempted: its engine answers the client when it sees the task."""
         request = record.request
         request.status = RequestStatus.PREEMPTED
-        request.has_been_preempted_before = True
         request.metrics.preempted_count += 1
+        # FastDeploy notes the start of a request with its first chunk, unless this is set.
+        request.has_been_preempted_before = request.has_been_preempted_before or record.heard
         request.num_computed_tokens = 0
         if self._role is Role.DECODE:
             record.answered = True

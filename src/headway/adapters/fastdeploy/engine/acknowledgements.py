@@ -42,9 +42,7 @@ class Acknowledgements:
 
     def take(self, request_id: str) -> Owed | None:
         """The worker has answered. None: nothing was owed."""
-        owed = self._owed.pop(request_id, None)
-        self._answered.discard(request_id)
-        return owed
+        return self._owed.pop(request_id, None)
 
     def drop_all(self) -> list[Owed]:
         """The worker has lost its tasks."""

@@ -123,7 +123,9 @@ class Scheduling:
             return
         self._free(owed.slot, owed.request)
         record = self.by_id.get(request_id)
-        if record is not None and record.request is owed.request and record.end is not None:
+        if record is None or record.request is not owed.request:
+            self._acknowledgements.forget_answer(request_id)
+        elif record.end is not None:
             self._close(record)
 
     def cleared(self, _: str) -> None:
@@ -160,7 +162,8 @@ class Scheduling:
         flight = self._flight
         if flight is None:
             return True
-        self._send(flight)
+        if self._send(flight):
+            return False  # a chunk of this turn must come to the worker before its request can be given up
         if not flight.is_done():
             return False
         if self._stopping:  # they end before the step is answered: what is said of them there is void
@@ -240,20 +243,22 @@ class Scheduling:
                 table.append(block - 1)
         return grown
 
-    def _send(self, flight: Flight) -> None:
-        """Send the worker what it computes next. A request whose former slot is still with the worker waits: tokens of
-        it may be on their way."""
+    def _send(self, flight: Flight) -> bool:
+        """Send the worker what it computes next; whether there was anything. A request whose former slot is still with
+        the worker waits: tokens of it may be on their way."""
         if not flight.portions:
-            return
+            return False
         budget = max(1, self._budget - sum(record.free for record in self._by_slot.values()))
-        left = []
+        left: list[Portion] = []
+        num_sent = 0
         for portion in flight.portions:
             record = portion.record
-            if budget <= 0 or self._tasks.has_chunk_of(record) or record.request_id in self._acknowledgements:
+            if budget <= 0 or record.request_id in self._acknowledgements:
                 left.append(portion)
                 continue
             end = min(portion.end, portion.start + budget)
             budget -= end - portion.start
+            num_sent += 1
             self._tasks.chunk(Portion(record, portion.start, end))
             record.heard, record.num_sent = True, end
             if end == record.num_known and not record.muted:
@@ -262,6 +267,7 @@ class Scheduling:
             if end < portion.end:
                 left.append(Portion(record, end, portion.end))
         flight.portions = left
+        return num_sent > 0
 
     # -- ends ----------------------------------------------------------------------------------------------------
 

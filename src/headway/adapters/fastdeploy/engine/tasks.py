@@ -18,12 +18,8 @@ class Tasks:
 
     def __init__(self) -> None:
         self._stops: list[Any] = []
-        self._tables: dict[str, Any] = {}
-        self._chunks: dict[str, Any] = {}
-
-    def has_chunk_of(self, record: Record) -> bool:
-        """Whether there is a chunk of a request: the worker computes one of each at a time."""
-        return record.request_id in self._chunks
+        self._tables: list[Any] = []
+        self._chunks: list[Any] = []
 
     def preempt(self, slot: int, request_id: str) -> None:
         """Give up a slot; the request is computed again later."""
@@ -37,9 +33,7 @@ class Tasks:
         """A request that decodes has more blocks."""
         table = list(record.table)
         record.request.block_tables = table
-        self._tables[record.request_id] = ScheduledDecodeTask(
-            idx=record.slot, request_id=record.request_id, block_tables=table
-        )
+        self._tables.append(ScheduledDecodeTask(idx=record.slot, request_id=record.request_id, block_tables=table))
 
     def chunk(self, portion: Portion) -> None:
         """Compute known tokens of a request.
@@ -55,11 +49,11 @@ class Tasks:
         if record.muted:
             request = copy.copy(request)
             request.output_token_ids = [*request.output_token_ids, 0]
-        self._chunks[record.request_id] = request
+        self._chunks.append(request)
 
     def batch(self) -> BatchRequest:
         """All of them, for the worker's queue."""
         batch = BatchRequest()
-        for task in (*self._stops, *self._tables.values(), *self._chunks.values()):
+        for task in (*self._stops, *self._tables, *self._chunks):
             batch.add_request(task)
         return batch

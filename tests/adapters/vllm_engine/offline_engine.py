@@ -3,7 +3,7 @@
     python offline_engine.py JOB ANSWERS     two files of JSON
 
 The job: `model` (folder), `scheduler` (name of a class; null: vLLM's own), `asynchronous`, `engines` (names from
-ENGINES), and `prompts`. Without prompts it chooses: of the candidates the first whose greedy answers are decided by
+`offline_cases.py`), and `prompts`. Without prompts it chooses: of the candidates the first whose greedy answers are decided by
 MARGIN at each token, as different orders of adding must not decide.
 
 The answers: `prompts`, and by engine `preemptions` and `cases`: by case, a list of completions.
@@ -19,18 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import questions
+from offline_cases import ENGINES
 from vllm import LLM, SamplingParams
 from vllm.distributed import cleanup_dist_env_and_memory
 from vllm.sampling_params import RepetitionDetectionParams, StructuredOutputsParams
 
 MARGIN = 1e-5  # in logarithms of probabilities
-TIGHT = {"num_gpu_blocks_override": 20, "max_num_seqs": 32}  # of 32 tokens: each request needs up to 7
-ENGINES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
-    "roomy": ({}, tuple(questions.CASES)),
-    "tight": (TIGHT, ("100 at once", "logprobs", "grammar")),
-    "tight with priorities": ({**TIGHT, "scheduling_policy": "priority"}, ("100 at once",)),
-    "in small chunks": ({"max_num_batched_tokens": 32, "max_num_seqs": 16}, ("100 at once", "prompt logprobs", "stop")),
-}
 
 
 def engine(job: dict[str, Any], **options: Any) -> LLM:
@@ -105,11 +99,10 @@ def main(job_file: str, answers_file: str) -> None:
     job = json.loads(Path(job_file).read_text())
     answers: dict[str, Any] = {"engines": {}}
     for name in job["engines"]:
-        options, cases = ENGINES[name]
-        llm = engine(job, **options)
+        llm = engine(job, **ENGINES[name].options)
         job["prompts"] = job["prompts"] or choose_prompts(llm)
         given: dict[str, Any] = {}
-        for case in cases:
+        for case in ENGINES[name].cases:
             asked = questions.CASES[case](job["prompts"])
             priorities = {"priority": [i * 7 % 5 for i in range(len(asked))]} if "priorities" in name else {}
             given[case] = ask(llm, asked, **priorities)

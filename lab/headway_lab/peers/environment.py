@@ -108,7 +108,7 @@ class Environment:
 
 @dataclass(frozen=True)
 class Installer:
-    """Fills an environment. Its methods raise PeerMissing, with the last words of a command that fails."""
+    """Fills an environment. Its methods raise PeerMissing, with the last error that a failing command told."""
 
     environment: Environment
     folder: Path
@@ -133,8 +133,9 @@ class Installer:
         except OSError as error:
             raise self._failed(str(error)) from error
         if done.returncode:
-            words = (done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}").splitlines()
-            raise self._failed(words[-1])
+            lines = (done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}").splitlines()
+            errors = [line for line in lines if line.lower().startswith("error:")]
+            raise self._failed((errors or lines)[-1])
 
     def _failed(self, why: str) -> PeerMissing:
         peer = self.environment

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from headway_lab.peers.environment import Environment, Installer
 from headway_lab.peers.vllm_source import VERSION, VLLM_SOURCE, unpack
 
@@ -9,11 +11,11 @@ PYTEST = ("pytest==9.2.0", "pytest-asyncio==1.5.0", "pytest-timeout==2.4.0")
 
 
 def _fill(installer: Installer) -> None:
-    source = VLLM_SOURCE.python().parent.parent
+    python = VLLM_SOURCE.python()
     beneath = installer.site_packages.relative_to(installer.folder)
-    (installer.site_packages / "vllm-source.pth").write_text(f"{source / beneath}\n")
+    (installer.site_packages / "vllm-source.pth").write_text(f"{VLLM_SOURCE.folder / beneath}\n")
     installer.pip("install", *PYTEST)
-    unpack(installer, "tests", installer.folder / "source")
+    unpack(replace(installer, python=python), "tests", installer.folder / "source")
 
 
 VLLM_TESTS = Environment(

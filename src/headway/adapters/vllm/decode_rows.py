@@ -1,0 +1,49 @@
+"""What depends on the decode rows of a step alone. It is made anew only when `Batch.decode_set` changes."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headway.adapters.vllm.requests import LiveRequest, LiveRequests
+from headway.scheduler import Batch
+
+
+class DecodeRows:
+    """The decode rows of a step, in row order.
+
+    slots: int32 [N]. lives, names: [N]. ones: name -> 1. one_minus_prompt: int32 [N], 1 - prompt tokens.
+    specials: the requests among them whose outputs carry more than a token. grammar_names: of them, with a grammar.
+    """
+
+    __slots__ = ("decode_set", "grammar_names", "lives", "names", "one_minus_prompt", "ones", "slots", "specials")
+
+    def __init__(self, decode_set: int, slots: NDArray[np.int32], requests: LiveRequests) -> None:
+        by_slot = requests.by_slot
+        lives: list[LiveRequest] = []
+        for slot in slots.tolist():
+            live = by_slot[slot]
+            assert live is not None, f"slot {slot} decodes and has no request"
+            lives.append(live)
+        self.decode_set = decode_set
+        self.slots = slots
+        self.lives = lives
+        self.names = [live.name for live in lives]
+        self.ones = dict.fromkeys(self.names, 1)
+        self.one_minus_prompt: NDArray[np.int32] = 1 - requests.num_prompt[slots]
+        self.specials = [live for live in lives if live.is_special]
+        self.grammar_names = [live.name for live in self.specials if live.uses_grammar]
+
+    @classmethod
+    def of(cls, batch: Batch, requests: LiveRequests, previous: DecodeRows) -> DecodeRows:
+        """The decode rows of a batch: the previous ones, if they are the same."""
+        if batch.decode_set == previous.decode_set and batch.num_decodes == len(previous):
+            return previous
+        return cls(batch.decode_set, batch.slots[: batch.num_decodes], requests)
+
+    @classmethod
+    def none(cls, requests: LiveRequests) -> DecodeRows:
+        return cls(-1, np.zeros(0, dtype=np.int32), requests)
+
+    def __len__(self) -> int:
+        return len(self.lives)

@@ -1,0 +1,163 @@
+"""The requests that the core has, as vLLM and its workers know them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from vllm.v1.request import RequestStatus
+
+from headway.request import Request as CoreRequest
+from headway.sampling import SamplingParams as CoreSampling
+
+if TYPE_CHECKING:
+    from vllm.v1.request import Request
+
+LEAST_INT64, MOST_INT64 = -(2**63), 2**63 - 1
+MOST_INT32 = 2**31 - 1
+_SAMPLING = CoreSampling(max_tokens=None)
+_NO_TOKENS: NDArray[np.int32] = np.zeros(0, dtype=np.int32)
+
+
+class LiveRequest:
+    """A request of vLLM that the core has.
+
+    uid: its number in the core, never used again; names may be.
+    slot: the slot that it computes in; -1: none.
+    tokens: int32; its known tokens, and table: the ids of its blocks, both while it prefills; then empty.
+    num_known: of these tokens.
+    is_told: whether the worker has this table.
+    is_with_worker: whether the worker keeps anything of it.
+    is_watched: only vLLM's own record of its tokens can tell its end: a grammar, or repetition.
+    is_special: its outputs carry more than a token.
+    """
+
+    __slots__ = (
+        "client",
+        "is_special",
+        "is_told",
+        "is_watched",
+        "is_with_worker",
+        "name",
+        "num_known",
+        "request",
+        "slot",
+        "table",
+        "tokens",
+        "uid",
+        "uses_grammar",
+    )
+
+    def __init__(self, request: Request, uid: int) -> None:
+        sampling = request.sampling_params
+        self.request = request
+        self.name: str = request.request_id
+        self.client: int = request.client_index
+        self.uid = uid
+        self.slot = -1
+        self.tokens = _NO_TOKENS
+        self.table: list[int] = []
+        self.num_known = 0
+        self.is_told = False
+        self.is_with_worker = False
+        self.uses_grammar: bool = request.use_structured_output
+        self.is_watched = self.uses_grammar or sampling.repetition_detection is not None
+        self.is_special = (
+            self.is_watched
+            or sampling.num_logprobs is not None
+            or sampling.prompt_logprobs is not None
+            or request.trace_headers is not None
+        )
+
+    @property
+    def waits_for_grammar(self) -> bool:
+        status: RequestStatus = self.request.status
+        return status == RequestStatus.WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR
+
+    def forget_prefill(self) -> None:
+        """All known tokens are computed, or given up: the worker has what it needs."""
+        self.tokens, self.table = _NO_TOKENS, []
+
+
+class LiveRequests:
+    """The requests that the core has, by name, uid and slot."""
+
+    def __init__(self, num_slots: int) -> None:
+        self._by_name: dict[str, LiveRequest] = {}
+        self._by_uid: dict[int, LiveRequest] = {}
+        self._next_uid = 1
+        self.by_slot: list[LiveRequest | None] = [None] * num_slots
+        self.num_prompt = np.zeros(num_slots, dtype=np.int32)  # prompt tokens, by slot
+        self.clients: set[int] = set()  # that have sent requests
+
+    def __len__(self) -> int:
+        return len(self._by_name)
+
+    def __iter__(self) -> Iterator[LiveRequest]:
+        return iter(list(self._by_name.values()))
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._by_name
+
+    def named(self, name: str) -> LiveRequest | None:
+        return self._by_name.get(name)
+
+    def numbered(self, uid: int) -> LiveRequest | None:
+        return self._by_uid.get(uid)
+
+    def numbered_all(self, uids: Iterable[int]) -> list[LiveRequest]:
+        """The requests of these uids that have not ended."""
+        return [live for uid in uids if (live := self._by_uid.get(uid)) is not None]
+
+    def take_uid(self) -> int:
+        uid, self._next_uid = self._next_uid, self._next_uid + 1
+        return uid
+
+    def add(self, live: LiveRequest) -> None:
+        self._by_name[live.name] = self._by_uid[live.uid] = live
+        self.clients.add(live.client)
+
+    def remove(self, live: LiveRequest) -> None:
+        del self._by_name[live.name], self._by_uid[live.uid]
+        self.unseat(live)
+
+    def seat(self, live: LiveRequest, slot: int) -> None:
+        """It computes in this slot from now on."""
+        live.slot = slot
+        self.by_slot[slot] = live
+        self.num_prompt[slot] = live.request.num_prompt_tokens
+
+    def unseat(self, live: LiveRequest) -> None:
+        """It has no slot any more. The slot may have its next occupant already."""
+        if live.slot >= 0 and self.by_slot[live.slot] is live:
+            self.by_slot[live.slot] = None
+        live.slot = -1
+        live.forget_prefill()
+
+
+def core_request(live: LiveRequest, *, max_model_len: int, has_priorities: bool) -> CoreRequest:
+    """The request for the core. Numbers beyond the range of the core's arrays are brought into it where that changes
+    nothing. The worker samples by vLLM's own parameters, and samples no stop token before `min_tokens`.
+
+    Raises OverflowError, TypeError or ValueError for a prompt that is no list of token ids.
+    """
+    request, sampling = live.request, live.request.sampling_params
+    prompt = np.array(request.prompt_token_ids, dtype=np.int32)
+    if prompt.ndim != 1:
+        raise ValueError(f"the prompt must be a list of token ids, got {prompt.ndim} dimensions")
+    stop_tokens = {*(sampling.stop_token_ids or ()), sampling.eos_token_id}
+    max_tokens = max(1, min(request.max_tokens, max_model_len - len(prompt)))
+    return CoreRequest(
+        uid=live.uid,
+        request_id=live.name,
+        prompt=prompt,
+        sampling=_SAMPLING,
+        max_tokens=max_tokens,
+        stop_token_ids=tuple(sorted(token for token in stop_tokens if token is not None and 0 <= token <= MOST_INT32)),
+        priority=max(LEAST_INT64, min(request.priority, MOST_INT64)) if has_priorities else 0,
+        cache_salt=request.cache_salt,
+        reads_prefix_cache=not request.skip_reading_prefix_cache,
+        preprocess=b"grammar" if live.waits_for_grammar else None,
+    )

@@ -122,7 +122,7 @@ class Surface(ABC):
         reserved.
 
         shows_blocks: whether a connector is told the blocks now. Then they stay those of the reservation. Else wait for
-        `Effects.sending`: a block may be exchanged for one that another request has computed meanwhile.
+        `Effects.sending`: a block may be exchanged for a block of another request, computed meanwhile.
 
         A reservation is an accepted request: it ends exactly once. It expires if `start_prefill` does not come within
         `reservation_timeout` seconds.

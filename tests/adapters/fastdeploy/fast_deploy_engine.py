@@ -18,6 +18,7 @@ from fastdeploy.engine import common_engine
 from fastdeploy.engine.args_utils import EngineArgs
 from fastdeploy.engine.request import Request, RequestMetrics
 from fastdeploy.engine.sampling_params import SamplingParams
+from headway.adapters.fastdeploy.__main__ import put_in_place
 
 END = 1
 BLOCK_SIZE = 16
@@ -44,7 +45,7 @@ def make_engine(manager: str, role: str, plan: Any, num_blocks: int | None = Non
         max_model_len=MAX_MODEL_LEN,
         tensor_parallel_size=1,
         max_num_seqs=plan.num_slots,
-                block_size=BLOCK_SIZE,
+        block_size=BLOCK_SIZE,
         max_num_batched_tokens=MAX_MODEL_LEN,
         num_gpu_blocks_override=num_blocks or plan.num_blocks,
         **{"engine_worker_queue_port": 46778, "cache_queue_port": 46779, **options},
@@ -60,9 +61,7 @@ def make_engine(manager: str, role: str, plan: Any, num_blocks: int | None = Non
     os.environ["ENABLE_V1_KVCACHE_SCHEDULER"] = "1"  # FastDeploy has set it to 0, as there is no GPU
     common_engine.envs.ENABLE_V1_KVCACHE_SCHEDULER = 1
     if manager == "headway":
-        from headway.adapters.fastdeploy.engine.resource_manager import HeadwayResourceManager
-
-        common_engine.ResourceManagerV1 = HeadwayResourceManager
+        put_in_place()
     return common_engine.EngineService(config, start_queue=True, use_async_llm=True)
 
 

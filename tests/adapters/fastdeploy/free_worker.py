@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import zmq
+
 from fastdeploy.engine.request import RequestType
 from fastdeploy.inter_communicator import EngineWorkerQueue
 from fastdeploy.inter_communicator.zmq_client import ZmqIpcClient
@@ -132,7 +133,7 @@ class FreeWorker(threading.Thread):
 
     def step(self) -> list[int] | None:
         """One token for each slot that the engine knows; None: there is nothing to say."""
-        tokens: dict[int, int] = {slot: GAVE_UP for slot in self.given_up}
+        tokens: dict[int, int] = dict.fromkeys(self.given_up, GAVE_UP)
         self.given_up = []
         for slot, occupant in list(self.slots.items()):
             token = self.sample(occupant)

@@ -1,7 +1,7 @@
 """Random interleavings, without threads: FastDeploy's token processor, the worker and the scheduling thread take turns.
 
-A program: `python -m tests.adapters.fastdeploy.interleaved_run FIRST_SEED COUNT` prints the seeds that fail. Each seed has
-its own sizes, requests, aborts and order of turns. A message between two parties may lie for long.
+A program: `python -m tests.adapters.fastdeploy.interleaved_run FIRST_SEED COUNT` prints the seeds that fail. Each seed
+has its own sizes, requests, aborts and order of turns. A message between two parties may lie for long.
 To be run by `isolated` alone.
 """
 
@@ -21,9 +21,9 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
+
 from fastdeploy.engine.request import Request
 from fastdeploy.output.stream_transfer_data import DecoderState, StreamTransferData
-
 from headway.adapters.fastdeploy.engine.resource_manager import HeadwayResourceManager
 from headway.adapters.fastdeploy.engine.sizes import scheduler_config
 from tests.adapters.fastdeploy.fast_deploy_engine import make_engine, make_request
@@ -151,7 +151,7 @@ class World:
 
     def check(self) -> None:
         assert not self.worker.faults, self.worker.faults[:2]
-        assert self.ends == {request_id: 1 for request_id in self.prompts}, {
+        assert self.ends == dict.fromkeys(self.prompts, 1), {
             request_id: self.ends.get(request_id, 0) for request_id in self.prompts if self.ends.get(request_id, 0) != 1
         }
         for request_id, prompt in self.prompts.items():

@@ -24,7 +24,9 @@ SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 0x1
 
 def is_possible() -> bool:
     """Whether this machine lets us make such namespaces."""
-    return shutil.which("unshare") is not None and subprocess.run([*UNSHARE, "true"], capture_output=True).returncode == 0
+    return (
+        shutil.which("unshare") is not None and subprocess.run([*UNSHARE, "true"], capture_output=True).returncode == 0
+    )
 
 
 def _loopback_up() -> None:
@@ -36,7 +38,9 @@ def _loopback_up() -> None:
 
 def main() -> None:
     if sys.argv[1] != INSIDE:
-        os.execvp(UNSHARE[0], [*UNSHARE, sys.executable, "-m", "tests.adapters.fastdeploy.isolated", INSIDE, *sys.argv[1:]])
+        os.execvp(
+            UNSHARE[0], [*UNSHARE, sys.executable, "-m", "tests.adapters.fastdeploy.isolated", INSIDE, *sys.argv[1:]]
+        )
     subprocess.run(["mount", "-t", "tmpfs", "tmpfs", "/dev/shm"], check=True)  # queues and signals have fixed names
     _loopback_up()
     sys.argv = sys.argv[2:]

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tests.adapters.fastdeploy.fast_deploy_engine import make_engine, make_request
-from tests.adapters.fastdeploy.free_worker import END, FreeWorker, answer
+from tests.adapters.fastdeploy.free_worker import FreeWorker, answer
 
 
 @dataclass(kw_only=True)

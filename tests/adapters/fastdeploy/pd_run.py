@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastdeploy.inter_communicator import EngineWorkerQueue
-
 from tests.adapters.fastdeploy.fast_deploy_engine import MAX_MODEL_LEN, make_engine, make_request
 from tests.adapters.fastdeploy.free_worker import FreeWorker, answer
 

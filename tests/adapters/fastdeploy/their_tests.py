@@ -1,5 +1,5 @@
-"""A plugin of pytest for FastDeploy's own tests of its engine: Headway's class is in the place of ResourceManagerV1, and
-nothing of the machine is killed. `HEADWAY_MANAGER=v1` leaves FastDeploy's own class there, to compare.
+"""A plugin of pytest for FastDeploy's own tests of its engine: Headway's class is in the place of ResourceManagerV1,
+and nothing of the machine is killed. `HEADWAY_MANAGER=v1` leaves FastDeploy's own class there, to compare.
 
 To be run inside `unshare -npf --mount-proc` alone.
 """
@@ -12,10 +12,10 @@ from typing import Any
 os.environ.setdefault("ENABLE_V1_KVCACHE_SCHEDULER", "1")
 
 import e2e.utils.serving_utils as serving_utils
+
 from fastdeploy.engine import common_engine
 from fastdeploy.engine.args_utils import EngineArgs
-
-from headway.adapters.fastdeploy.engine.resource_manager import HeadwayResourceManager
+from headway.adapters.fastdeploy.__main__ import put_in_place
 
 
 def _nothing(*_: Any, **__: Any) -> None:
@@ -38,4 +38,4 @@ def create_for_version_1(self: EngineArgs, *arguments: Any, **options: Any) -> A
 
 EngineArgs.create_engine_config = create_for_version_1
 if os.environ.get("HEADWAY_MANAGER") != "v1":
-    common_engine.ResourceManagerV1 = HeadwayResourceManager
+    put_in_place()

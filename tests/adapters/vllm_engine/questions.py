@@ -62,9 +62,7 @@ def stops(prompts: Sequence[str]) -> list[Question]:
         {"stop_token_ids": list(range(20, 24))},
         {"stop_token_ids": list(range(64, 72)), "min_tokens": 6},
     )
-    return [
-        (prompt, {"max_tokens": 30, "ignore_eos": True, **ways[i % 4]}) for i, prompt in enumerate(prompts[:PLAIN])
-    ]
+    return [(prompt, {"max_tokens": 30, "ignore_eos": True, **ways[i % 4]}) for i, prompt in enumerate(prompts[:PLAIN])]
 
 
 def samples(prompts: Sequence[str]) -> list[Question]:

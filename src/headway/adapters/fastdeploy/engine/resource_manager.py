@@ -113,7 +113,7 @@ class HeadwayResourceManager:
     # -- requests ------------------------------------------------------------------------------------------------
 
     def add_request(self, request: Any) -> None:
-        """Queue a request. One that cannot be served is answered with an error by the next `schedule`."""
+        """Queue a request. A request that cannot be served is answered with an error by the next `schedule`."""
         record = self._enroll(request)
         if record is None:
             return
@@ -133,7 +133,7 @@ class HeadwayResourceManager:
     finish_requests_async = finish_requests
 
     def add_abort_req_ids(self, req_ids: str | Iterable[str]) -> None:
-        """End these requests. Each is answered to its client when the worker has given its slot back; one that waits
+        """End these requests. Each is answered to its client when the worker has given its slot back; a waiting request
         gets a slot for that when it is its turn. An id that is not known yet is kept until its request comes."""
         self._scheduling.note(self._scheduling.abort, _ids(req_ids))
 

@@ -28,12 +28,6 @@ class SlotsView:
             self.stop_flags[slot] = True
             request.block_tables = []
 
-    def free_all_of(self, request: Any) -> None:
-        """A request has left all its slots."""
-        for slot, occupant in enumerate(self.tasks_list):
-            if occupant is request:
-                self.free(slot, request)
-
     @property
     def num_spanned(self) -> int:
         """The highest slot in use + 1."""

@@ -32,8 +32,8 @@ MODEL = {
 }
 
 
-def make_engine(manager: str, role: str, plan: Any, num_blocks: int | None = None, **options: Any) -> Any:
-    """An EngineService that was not started. manager: "v1" or "headway"."""
+def make_config(plan: Any, num_blocks: int | None = None, **options: Any) -> Any:
+    """FastDeploy's configuration."""
 
     def post_init(self: Any) -> None:
         self.is_unified_ckpt, self.runner_type, self.convert_type, self.supported_tasks = False, "generate", "auto", []
@@ -60,6 +60,12 @@ def make_engine(manager: str, role: str, plan: Any, num_blocks: int | None = Non
     config.scheduler_config.max_num_batched_tokens = plan.budget
     os.environ["ENABLE_V1_KVCACHE_SCHEDULER"] = "1"  # FastDeploy has set it to 0, as there is no GPU
     common_engine.envs.ENABLE_V1_KVCACHE_SCHEDULER = 1
+    return config
+
+
+def make_engine(manager: str, plan: Any, **options: Any) -> Any:
+    """An EngineService that was not started. manager: "v1" or "headway"."""
+    config = make_config(plan, **options)
     if manager == "headway":
         put_in_place()
     return common_engine.EngineService(config, start_queue=True, use_async_llm=True)

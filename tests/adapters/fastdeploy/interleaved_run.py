@@ -166,7 +166,7 @@ class World:
 
 def main() -> None:
     first, count = int(sys.argv[1]), int(sys.argv[2])
-    engine = make_engine("headway", "mixed", Sizes())
+    engine = make_engine("headway", Sizes())
     logging.disable(logging.CRITICAL)
     failed: dict[int, str] = {}
     numbers = {"preempted": 0, "aborted": 0, "chunks": 0, "requests": 0}

@@ -44,7 +44,7 @@ class Run:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.num_outputs: dict[str, int] = {}
-        self.engine = make_engine(plan.manager, "mixed", plan)
+        self.engine = make_engine(plan.manager, plan)
         self.worker = FreeWorker(
             self.engine.engine_worker_queue.address,
             self.engine.cfg.parallel_config.local_engine_worker_queue_port,

@@ -46,7 +46,7 @@ class Side:
 
     def __init__(self, plan: Plan, role: str, num_outputs: dict[str, int]) -> None:
         self.engine = make_engine(
-            *(plan.manager, role, plan),
+            *(plan.manager, plan),
             splitwise_role=role,
             num_blocks=plan.decode_blocks if role == "decode" else plan.num_blocks,
             engine_worker_queue_port=PORTS[role],

@@ -28,7 +28,9 @@ class FakePip:
         line = " ".join(command)
         self.commands.append(line)
         if self.fails and self.fails in line:
-            return subprocess.CompletedProcess(command, 1, stdout="", stderr="WARNING: x\nERROR: no route to host\nhint: see above\n")
+            return subprocess.CompletedProcess(
+                command, 1, stdout="", stderr="WARNING: x\nERROR: no route to host\nhint: see above\n"
+            )
         if " venv " in line:
             folder = Path(command[-1])
             version = f"python{sys.version_info.major}.{sys.version_info.minor}"

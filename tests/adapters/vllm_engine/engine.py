@@ -73,11 +73,8 @@ class Server(ChildProcess):
         command += ["--max-model-len", "256", "--block-size", "32"]
         command += ["--async-scheduling" if asynchronous else "--no-async-scheduling"]
         command += ["--scheduler-cls", OURS] if ours else []
-        super().__init__(
-            ["env", *(f"{name}={value}" for name, value in (VARIABLES | {"VLLM_SERVER_DEV_MODE": "1"}).items())]
-            + [*command, *arguments],
-            stop_timeout_s=30.0,
-        )
+        variables = [f"{name}={value}" for name, value in VARIABLES.items()]
+        super().__init__(["env", *variables, "VLLM_SERVER_DEV_MODE=1", *command, *arguments], stop_timeout_s=30.0)
         self.base_url = f"http://127.0.0.1:{port}"
 
     def _wait_until_ready(self) -> None:

@@ -18,6 +18,9 @@ PLAIN = 24
 CROWD = 100
 """Prompts that are asked at once."""
 
+MARGIN = 1e-5
+"""In logarithms of probabilities: by how much the best token must lead. Different orders of adding must not decide."""
+
 CHARACTERS = "abcdefghij 0123456789+-=,."
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"], "additionalProperties": False}
 GRAMMARS: tuple[dict[str, Any], ...] = (
@@ -62,9 +65,7 @@ def stops(prompts: Sequence[str]) -> list[Question]:
         {"stop_token_ids": list(range(20, 24))},
         {"stop_token_ids": list(range(64, 72)), "min_tokens": 6},
     )
-    return [
-        (prompt, {"max_tokens": 30, "ignore_eos": True, **ways[i % 4]}) for i, prompt in enumerate(prompts[:PLAIN])
-    ]
+    return [(prompt, {"max_tokens": 30, "ignore_eos": True, **ways[i % 4]}) for i, prompt in enumerate(prompts[:PLAIN])]
 
 
 def samples(prompts: Sequence[str]) -> list[Question]:

@@ -3,13 +3,14 @@ vLLM here, and nowhere else."""
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 import vllm
 from vllm.v1.engine import EngineCoreOutput
 
-logger = logging.getLogger(__name__)
+from headway.adapters.vllm.log import logger_of
+
+logger = logger_of(__name__)
 
 TESTED = ("0.32.0", "0.33.0")
 

@@ -7,7 +7,7 @@ import os
 import socket
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,24 @@ VARIABLES = {
     "VLLM_LOGGING_LEVEL": "WARNING",
     "PYTHONPATH": str(Path(headway.__file__).parent.parent),
 }
+
+
+def once(ask: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that is called once for the same arguments. It raises again what it has raised: an engine that fails
+    would else be started for each test."""
+    results: dict[Any, Any] = {}
+
+    def remembered(*arguments: Any) -> Any:
+        if arguments not in results:
+            try:
+                results[arguments] = ask(*arguments)
+            except Exception as error:
+                results[arguments] = error
+        if isinstance(results[arguments], Exception):
+            raise results[arguments]
+        return results[arguments]
+
+    return remembered
 
 
 def answer_offline(

@@ -3,7 +3,6 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
-from functools import cache
 from itertools import chain, islice
 from typing import Any, NamedTuple
 
@@ -14,7 +13,7 @@ from headway_lab.peers.vllm_engine import VLLM_ENGINE
 from tests.adapters.peers import needs, needs_whole
 from tests.adapters.vllm_engine import questions
 from tests.adapters.vllm_engine.comparison import differences
-from tests.adapters.vllm_engine.engine import PATIENCE, Server
+from tests.adapters.vllm_engine.engine import PATIENCE, Server, once
 from tests.adapters.vllm_engine.questions import Question
 
 pytestmark = [needs(VLLM_ENGINE), needs_whole, pytest.mark.timeout(2400)]
@@ -38,7 +37,8 @@ class Client:
 
     def __init__(self, server: Server) -> None:
         self.server = server
-        limits = httpx.Limits(max_connections=None)
+        # A connection for each request: the server closes idle connections, now and then while one is taken up again.
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
         self.http = httpx.AsyncClient(base_url=server.base_url, timeout=PATIENCE, limits=limits)
 
     async def ask(self, question: Question) -> list[dict[str, Any]]:
@@ -84,7 +84,7 @@ def completion(choice: dict[str, Any]) -> dict[str, Any]:
         "finish_reason": choice["finish_reason"],
         "stop_reason": choice["stop_reason"],
         "logprobs": logprobs
-        and [logprobs["token_logprobs"], [sorted(top.values()) for top in logprobs["top_logprobs"]]],
+        and {"own": logprobs["token_logprobs"], "top": [sorted(top.values()) for top in logprobs["top_logprobs"]]},
         "prompt_logprobs": prompt_logprobs
         and [entry and sorted(each["logprob"] for each in entry.values()) for entry in prompt_logprobs],
     }
@@ -160,10 +160,14 @@ def served():
     prompts."""
     prompts: list[str] = []
 
-    @cache
+    @once
     def ask(mode: str, ours: bool) -> Served:
         with Server(ours=ours, asynchronous=mode == "async", arguments=POOL) as server:
-            answers = asyncio.run(ask_everything(server, prompts))
+            try:
+                answers = asyncio.run(ask_everything(server, prompts))
+            except Exception as error:
+                error.add_note(server.last_words())
+                raise
             return Served(answers, tuple(prompts), server.metric("num_preemptions_total"))
 
     return ask

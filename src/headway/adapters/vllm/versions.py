@@ -22,8 +22,8 @@ def warn_if_untested() -> None:
     version, _, _build = vllm.__version__.partition("+")
     if version not in TESTED:
         logger.warning(
-            "HeadwayScheduler was tested with vLLM %s; this is %s. The interface of vLLM's scheduler is not public, and "
-            "changes between versions. Watch the first requests, or leave out --scheduler-cls.",
+            "HeadwayScheduler was tested with vLLM %s; this is %s. The interface of vLLM's scheduler is not public "
+            "and changes between versions. Watch the first requests, or leave out --scheduler-cls.",
             " and ".join(TESTED),
             vllm.__version__,
         )

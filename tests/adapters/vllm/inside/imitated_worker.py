@@ -41,7 +41,7 @@ def next_token(history: int, sampling: Any, num_output: int, allowed: Sequence[i
 
 @dataclass
 class Known:
-    """What the worker keeps of a request. digests: of the tokens up to and with each place, as far as they were needed."""
+    """What the worker keeps of a request. digests: of the tokens up to each place, as far as needed."""
 
     new: NewRequestData
     output: list[int]

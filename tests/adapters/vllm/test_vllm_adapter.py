@@ -10,6 +10,7 @@ import ast
 import json
 import os
 import subprocess
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,11 @@ def test_inside_vllm(where: str, check: str) -> None:
 @in_each_environment
 @pytest.mark.parametrize("runner", (1, 2))
 @pytest.mark.parametrize("asynchronous", (False, True), ids=("sync", "async"))
-def test_answers_are_those_of_vllms_own_scheduler(where: str, asynchronous: bool, runner: int) -> None:
+def test_answers_are_those_of_vllms_own_scheduler(
+    where: str, asynchronous: bool, runner: int, record_property: Callable[..., None]
+) -> None:
+    mode = "async" if asynchronous else "sync"
+    record_property("cell", (f"imitated worker, vLLM {where}, runner V{runner}", mode, f"{CASES} cases equal"))
     options = ["--cases", str(CASES), "--runner", str(runner)] + ["--asynchronous"] * asynchronous
     numbers = run_inside(ENVIRONMENTS[where], "run_matrix.py", *options)
     print(json.dumps(numbers))  # hits and preemptions are reported, not compared

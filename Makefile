@@ -9,7 +9,7 @@ ARGS   ?=
 # Other engines whose schedulers `make bench` measures beside ours; vLLM's source is fetched the first time.
 PEERS  ?= vllm
 
-.PHONY: help setup demo serve test fuzz router-check mutants golden lint format bench soak gpu-check model-check clean
+.PHONY: help setup demo serve test fuzz adapters router-check mutants golden lint format bench soak gpu-check model-check clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1	/' | expand -t 21
@@ -36,6 +36,9 @@ test: $(READY)  ## Run the tests; the core must be covered to 97%, branches incl
 fuzz: $(READY)  ## Fuzz bodies and command lines, then a running server by its own documentation (minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/fuzz -q
 	$(BIN)/python tools/fuzz.py $(ARGS)
+
+adapters: $(READY)  ## vLLM's and FastDeploy's own engines with our scheduler beside theirs (makes their environments once)
+	OMP_NUM_THREADS=1 $(BIN)/python tools/adapters.py $(ARGS)
 
 mutants: $(READY)  ## Bring back each flaw of the original, one at a time: the tests that guard against it must fail
 	$(BIN)/python tools/mutants.py $(ARGS)

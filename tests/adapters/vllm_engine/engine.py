@@ -7,7 +7,7 @@ import os
 import socket
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,24 @@ VARIABLES = {
     "VLLM_LOGGING_LEVEL": "WARNING",
     "PYTHONPATH": str(Path(headway.__file__).parent.parent),
 }
+
+
+def once(ask: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that is called once for the same arguments. It raises again what it has raised: an engine that fails
+    would else be started for each test."""
+    results: dict[Any, Any] = {}
+
+    def remembered(*arguments: Any) -> Any:
+        if arguments not in results:
+            try:
+                results[arguments] = ask(*arguments)
+            except Exception as error:
+                results[arguments] = error
+        if isinstance(results[arguments], Exception):
+            raise results[arguments]
+        return results[arguments]
+
+    return remembered
 
 
 def answer_offline(
@@ -73,11 +91,8 @@ class Server(ChildProcess):
         command += ["--max-model-len", "256", "--block-size", "32"]
         command += ["--async-scheduling" if asynchronous else "--no-async-scheduling"]
         command += ["--scheduler-cls", OURS] if ours else []
-        super().__init__(
-            ["env", *(f"{name}={value}" for name, value in (VARIABLES | {"VLLM_SERVER_DEV_MODE": "1"}).items())]
-            + [*command, *arguments],
-            stop_timeout_s=30.0,
-        )
+        variables = [f"{name}={value}" for name, value in VARIABLES.items()]
+        super().__init__(["env", *variables, "VLLM_SERVER_DEV_MODE=1", *command, *arguments], stop_timeout_s=30.0)
         self.base_url = f"http://127.0.0.1:{port}"
 
     def _wait_until_ready(self) -> None:

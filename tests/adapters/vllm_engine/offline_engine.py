@@ -3,8 +3,8 @@
     python offline_engine.py JOB ANSWERS     two files of JSON
 
 The job: `model` (folder), `scheduler` (name of a class; null: vLLM's own), `asynchronous`, `engines` (names from
-`offline_cases.py`), and `prompts`. Without prompts it chooses: of the candidates the first whose greedy answers are decided by
-MARGIN at each token, as different orders of adding must not decide.
+`offline_cases.py`), and `prompts`. Without prompts it chooses: of the candidates the first whose greedy answers are
+decided by questions.MARGIN at each token.
 
 The answers: `prompts`, and by engine `preemptions` and `cases`: by case, a list of completions.
 """
@@ -23,8 +23,6 @@ from offline_cases import ENGINES
 from vllm import LLM, SamplingParams
 from vllm.distributed import cleanup_dist_env_and_memory
 from vllm.sampling_params import RepetitionDetectionParams, StructuredOutputsParams
-
-MARGIN = 1e-5  # in logarithms of probabilities
 
 
 def engine(job: dict[str, Any], **options: Any) -> LLM:
@@ -86,7 +84,7 @@ def margin(answer: dict[str, Any]) -> float:
 def choose_prompts(llm: LLM) -> list[str]:
     offered = list(islice(questions.candidates(), questions.CROWD * 3 // 2))
     answers = ask(llm, [(prompt, {"max_tokens": 48, "logprobs": 2, "ignore_eos": True}) for prompt in offered])
-    chosen = [prompt for prompt, answer in zip(offered, answers) if margin(answer) >= MARGIN]
+    chosen = [prompt for prompt, answer in zip(offered, answers) if margin(answer) >= questions.MARGIN]
     assert len(chosen) >= questions.CROWD, "too few candidates are decided by the margin"
     return chosen[: questions.CROWD]
 

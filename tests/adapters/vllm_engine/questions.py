@@ -18,6 +18,9 @@ PLAIN = 24
 CROWD = 100
 """Prompts that are asked at once."""
 
+MARGIN = 1e-5
+"""In logarithms of probabilities: by how much the best token must lead. Different orders of adding must not decide."""
+
 CHARACTERS = "abcdefghij 0123456789+-=,."
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"], "additionalProperties": False}
 GRAMMARS: tuple[dict[str, Any], ...] = (

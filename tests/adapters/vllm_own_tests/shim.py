@@ -13,6 +13,7 @@ import json
 import os
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 OPT = {
     "architectures": ["OPTForCausalLM"],
@@ -52,35 +53,93 @@ import vllm.v1.core.sched.async_scheduler  # noqa: E402
 import vllm.v1.core.sched.scheduler  # noqa: E402
 
 from headway.adapters.vllm import HeadwayScheduler  # noqa: E402
+from headway.adapters.vllm.requests import LiveRequest  # noqa: E402
 
 
 class Shown(HeadwayScheduler):
     """HeadwayScheduler, with the attributes of vLLM's scheduler that its tests read."""
 
-    def __init__(self, *, vllm_config, **arguments) -> None:
+    def __init__(self, *, vllm_config, kv_cache_config, block_size, **arguments) -> None:
+        # The engine sees to this before it makes a scheduler: some tests do not.
+        room = (kv_cache_config.num_blocks - 1) * block_size
+        vllm_config.model_config.max_model_len = min(vllm_config.model_config.max_model_len, room)
+        super().__init__(vllm_config=vllm_config, kv_cache_config=kv_cache_config, block_size=block_size, **arguments)
+        self._seated: list[LiveRequest] = []
         self.vllm_config = vllm_config
+        self.kv_cache_config = kv_cache_config
+        self.block_size = block_size
         self.scheduler_config = vllm_config.scheduler_config
         self.cache_config = vllm_config.cache_config
-        self.block_size = arguments["block_size"]
-        super().__init__(vllm_config=vllm_config, **arguments)
-        self.max_num_running_reqs = self._core.config.max_num_seqs
+        self.structured_output_manager = arguments["structured_output_manager"]
+        self.max_num_running_reqs = self.scheduler_config.max_num_seqs
         self.max_num_scheduled_tokens = self._core.config.max_num_batched_tokens
         self.max_model_len = self._core.config.max_model_len
+
+    def update_from_output(self, scheduler_output, model_runner_output):
+        """vLLM's own appends each token to its request, which its tests read."""
+        requests = self.requests
+        by_client = super().update_from_output(scheduler_output, model_runner_output)
+        for outputs in by_client.values():
+            for output in outputs.outputs:
+                request = requests.get(output.request_id)
+                if request is not None and not self._keeps_tokens(request):
+                    request.append_output_token_ids(output.new_token_ids)
+        return by_client
+
+    @staticmethod
+    def _keeps_tokens(request) -> bool:
+        """Whether ours has appended them itself."""
+        return request.use_structured_output or request.sampling_params.repetition_detection is not None
 
     @property
     def requests(self):
         """Every request that has not ended, by id."""
         return {live.name: live.request for live in self._requests}
 
+    def schedule(self, *arguments, **options):
+        output = super().schedule(*arguments, **options)
+        seated = [live for live in self._requests if live.slot >= 0]
+        stayed = [live for live in self._seated if live in seated]
+        names = list(output.num_scheduled_tokens)
+        came = sorted((live for live in seated if live not in stayed), key=lambda live: names.index(live.name))
+        self._seated = stayed + came
+        return output
+
     @property
     def running(self):
-        """The requests that have a slot."""
-        return [live.request for live in self._requests if live.slot >= 0]
+        """The requests that have a slot, in the order of their admission."""
+        return [live.request for live in self._seated if live in set(self._requests) and live.slot >= 0]
 
     @property
     def waiting(self):
-        """The requests that have none."""
-        return [live.request for live in self._requests if live.slot < 0]
+        """The requests that have no slot, in the order of their priorities."""
+        waiting = [live.request for live in self._requests if live.slot < 0]
+        return sorted(waiting, key=lambda request: request.priority) if self._has_priorities else waiting
+
+    @property
+    def deferred_waiting(self):
+        """The requests that wait for something else first."""
+        return [live.request for live in self._requests if live.waits_for_grammar]
+
+    @property
+    def kv_cache_manager(self):
+        """The numbers of its pool of blocks, which includes block 0; and the requests that hold blocks."""
+        snapshot = self._core.snapshot()
+        free = snapshot.num_blocks_free + snapshot.num_blocks_evictable
+        holders = {request.request_id: () for request in self.running}
+        return SimpleNamespace(
+            block_pool=SimpleNamespace(
+                num_gpu_blocks=self._core.config.num_blocks,
+                get_num_free_blocks=lambda: free,
+                free_block_queue=SimpleNamespace(num_free_blocks=free),
+                blocks=[],
+            ),
+            coordinator=SimpleNamespace(
+                single_type_managers=[SimpleNamespace(req_to_blocks=holders, num_cached_block=holders)]
+            ),
+        )
+
+    encoder_cache_manager = SimpleNamespace(freed=(), cached=())
 
     @property
     def use_v2_model_runner(self) -> bool:

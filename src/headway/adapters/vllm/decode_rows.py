@@ -13,7 +13,8 @@ class DecodeRows:
     """The decode rows of a step, in row order.
 
     slots: int32 [N]. lives, names: [N]. ones: name -> 1. one_minus_prompt: int32 [N], 1 - prompt tokens.
-    specials: the requests among them whose outputs carry more than a token. grammar_names: of them, with a grammar.
+    specials: the requests among them whose outputs each carry more than a token. grammar_names: of `specials`, the
+        requests with a grammar.
     """
 
     __slots__ = ("decode_set", "grammar_names", "lives", "names", "one_minus_prompt", "ones", "slots", "specials")

@@ -94,7 +94,7 @@ REQUEST_REFUSALS = (
     "images, audio or video",
     "LoRA",
     "streaming input",
-    "an empty prompt, or one that leaves no token of max_model_len for the output",
+    "an empty prompt, or a prompt that leaves no token of max_model_len for the output",
     "the id of a request that has not ended",
 )
 """What a single request may not have; it ends with an error, and the log says why."""

@@ -31,7 +31,7 @@ class LiveRequest:
     is_told: whether the worker has this table.
     is_with_worker: whether the worker keeps anything of it.
     is_watched: only vLLM's own record of its tokens can tell its end: a grammar, or repetition.
-    is_special: its outputs carry more than a token.
+    is_special: each of its outputs carries more than a token.
     """
 
     __slots__ = (
@@ -64,12 +64,7 @@ class LiveRequest:
         self.is_with_worker = False
         self.uses_grammar: bool = request.use_structured_output
         self.is_watched = self.uses_grammar or sampling.repetition_detection is not None
-        self.is_special = (
-            self.is_watched
-            or sampling.num_logprobs is not None
-            or sampling.prompt_logprobs is not None
-            or request.trace_headers is not None
-        )
+        self.is_special = self.is_watched or sampling.num_logprobs is not None or request.trace_headers is not None
 
     @property
     def waits_for_grammar(self) -> bool:
@@ -124,8 +119,9 @@ class LiveRequests:
         self.unseat(live)
 
     def seat(self, live: LiveRequest, slot: int) -> None:
-        """It computes in this slot from now on."""
+        """It computes in this slot from now on, with blocks that the worker has yet to be told."""
         live.slot = slot
+        live.is_told = False
         self.by_slot[slot] = live
         self.num_prompt[slot] = live.request.num_prompt_tokens
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -14,6 +13,7 @@ from vllm.v1.engine import EngineCoreOutput
 from vllm.v1.request import RequestStatus
 
 from headway.adapters.vllm.grammars import Grammars
+from headway.adapters.vllm.log import logger_of
 from headway.adapters.vllm.requests import LiveRequest, LiveRequests
 from headway.adapters.vllm.step_output import LaunchedStep
 from headway.request import FinishReason
@@ -22,7 +22,7 @@ from headway.scheduler import AbortRequests, Effects, GetProgress, Progress, Req
 if TYPE_CHECKING:
     from vllm.v1.outputs import ModelRunnerOutput
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 _STATUS = {
     FinishReason.STOP: RequestStatus.FINISHED_STOPPED,
@@ -128,11 +128,14 @@ class Results:
         self, step: LaunchedStep, result: ModelRunnerOutput, outputs: Outputs, ends: dict[int, RequestEnd]
     ) -> None:
         """Add to the outputs what they carry besides tokens. May find further ends."""
+        for live in step.firsts:
+            out = outputs.of(live.name)
+            if out is not None:
+                self._add_prefill(live, out, result)
         for live in chain(step.firsts, step.decodes.specials):
             out = outputs.of(live.name)
             if out is None or self._requests.named(live.name) is not live:
                 continue
-            self._add_prefill_stats(live, out)
             if live.is_special or self._returns_masks:
                 self._add_specials(live, out, result)
             if live.is_watched:
@@ -144,7 +147,9 @@ class Results:
         for name in [name for name in self._with_events if name in outputs.place]:
             outputs.all[outputs.place[name]].events = self._with_events.pop(name).request.take_events()
 
-    def _add_prefill_stats(self, live: LiveRequest, out: EngineCoreOutput) -> None:
+    def _add_prefill(self, live: LiveRequest, out: EngineCoreOutput, result: ModelRunnerOutput) -> None:
+        out.new_prompt_logprobs_tensors = result.prompt_logprobs_dict.get(live.name)
+        out.prompt_token_id_logprobs = result.prompt_token_id_logprobs_dict.get(live.name)
         stats = live.request.take_prefill_stats()
         if stats is None:
             return
@@ -163,8 +168,6 @@ class Results:
             out.new_logprobs = result.logprobs.slice_request(i, 1)
         if self._returns_masks and result.sampling_masks is not None:
             out.new_sampling_mask = result.sampling_masks.slice_request(i, 1)
-        out.new_prompt_logprobs_tensors = result.prompt_logprobs_dict.get(live.name)
-        out.prompt_token_id_logprobs = result.prompt_token_id_logprobs_dict.get(live.name)
         out.trace_headers = live.request.trace_headers
 
     def _watch(self, live: LiveRequest, out: EngineCoreOutput, ends: dict[int, RequestEnd]) -> None:

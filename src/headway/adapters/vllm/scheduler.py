@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import defaultdict, deque
 from collections.abc import Iterable
@@ -17,6 +16,7 @@ from headway.adapters.vllm import versions
 from headway.adapters.vllm.core_config import core_config
 from headway.adapters.vllm.grammars import Grammars
 from headway.adapters.vllm.kv_events import KVEvents, keeps_kv_events
+from headway.adapters.vllm.log import logger_of
 from headway.adapters.vllm.refusals import refuse_unless_served, why_not_served
 from headway.adapters.vllm.requests import LiveRequest, LiveRequests, core_request
 from headway.adapters.vllm.results import Results
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from vllm.v1.request import Request
     from vllm.v1.structured_output import StructuredOutputManager
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 
 class HeadwayScheduler(SchedulerInterface):

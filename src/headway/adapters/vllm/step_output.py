@@ -61,8 +61,7 @@ class StepOutputs:
         self._finished.add(name)
 
     def preempted(self, live: LiveRequest) -> None:
-        """A request has given up its slot: the next work order says so."""
-        live.is_told = False
+        """A request has given up its slot: runner V2 has no more of them than there are slots, and must hear of it."""
         if self._for_v2 and live.is_with_worker:
             self._preempted.add(live.name)
             live.is_with_worker = False

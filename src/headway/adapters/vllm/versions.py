@@ -3,13 +3,14 @@ vLLM here, and nowhere else."""
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 import vllm
 from vllm.v1.engine import EngineCoreOutput
 
-logger = logging.getLogger(__name__)
+from headway.adapters.vllm.log import logger_of
+
+logger = logger_of(__name__)
 
 TESTED = ("0.32.0", "0.33.0")
 
@@ -21,8 +22,8 @@ def warn_if_untested() -> None:
     version, _, _build = vllm.__version__.partition("+")
     if version not in TESTED:
         logger.warning(
-            "HeadwayScheduler was tested with vLLM %s; this is %s. The interface of vLLM's scheduler is not public, and "
-            "changes between versions. Watch the first requests, or leave out --scheduler-cls.",
+            "HeadwayScheduler was tested with vLLM %s; this is %s. The interface of vLLM's scheduler is not public "
+            "and changes between versions. Watch the first requests, or leave out --scheduler-cls.",
             " and ".join(TESTED),
             vllm.__version__,
         )

@@ -1,4 +1,4 @@
-"""The parts of FastDeploy's adapter that need no FastDeploy: steps over a free-running worker, sets, sizes, refusals."""
+"""The parts of the adapter that need no FastDeploy: steps over a free-running worker, sets, sizes, refusals."""
 
 from __future__ import annotations
 
@@ -49,7 +49,25 @@ class TestAStepOverAFreeWorker:
         flight = a_flight((record, True))
         assert flight.result().tokens.tolist() == [11, 12, 13]
         assert flight.result().tokens.tolist() == [14]
-        assert not flight.has_news()
+
+    @pytest.mark.parametrize(("num_places", "due"), [(13, False), (12, True)])
+    def test_of_decodes_is_answered_when_places_become_few(self, num_places: int, due: bool) -> None:
+        record = a_record(num_prompt=4, outputs=(10, 11), told=1)
+        record.free, record.num_places = True, num_places
+        assert a_flight((record, True)).is_due(7, others_wait=False) is due
+
+    def test_of_decodes_is_answered_at_once_for_requests_that_wait_or_catch_up(self) -> None:
+        record = a_record(num_prompt=4, outputs=(10, 11), told=1)
+        record.free, record.num_places = True, 100
+        flight = a_flight((record, True))
+        assert flight.is_due(7, others_wait=True) and not flight.is_due(7, others_wait=False)
+        record.free = False
+        assert flight.is_due(7, others_wait=False)
+
+    def test_without_news_is_not_answered_where_places_are_few(self) -> None:
+        record = a_record(num_prompt=4, outputs=(10,), told=1)
+        record.free, record.num_places = True, 6
+        assert not a_flight((record, True)).is_due(7, others_wait=False)
 
     def test_waits_for_the_first_token_after_a_chunk_and_for_nothing_else(self) -> None:
         new, decoding = a_record(), a_record(outputs=(10,), told=1, slot=1)
@@ -80,7 +98,7 @@ class TestAStepOverAFreeWorker:
                 record.muted = True
             else:
                 record.slot = None
-        assert flight.is_done() and flight.has_news()
+        assert flight.is_done() and flight.is_due(8, others_wait=False)
         result = flight.result()
         assert result.counts is not None and result.counts.tolist() == [0, 1]
         assert (chunk.num_told, decode.num_told) == (0, 1), "what is said of it tells the core nothing"

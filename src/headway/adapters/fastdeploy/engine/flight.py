@@ -8,6 +8,9 @@ flight, and its answer is put together from the tokens that have come:
 - a chunk that does not sample is done when it was sent: the worker takes its tasks in order;
 - a decoding request gives as many tokens as have come, from none to `most`. More stay for the next step.
 
+While nothing waits, a step of decodes is answered only when a request has used up half of the places that it was given
+ahead. So most calls of FastDeploy's scheduling loop only look.
+
 After a preemption a request may have more tokens than the core knows: the worker ran ahead before it heard of the
 preemption. These tokens are known results. The core gets them as the results of its next steps, and the worker gets
 them as further chunks: where the core sees a decode, the worker sees a chunk, until it has caught up.
@@ -73,9 +76,18 @@ class Flight:
             return False
         return all(row.decodes or row.is_void or row.num_new > 0 for row in self.rows)
 
-    def has_news(self) -> bool:
-        """Whether its answer changes anything."""
-        return self.num_chunks > 0 or any(row.num_new > 0 or row.is_void for row in self.rows)
+    def is_due(self, slack: int, *, others_wait: bool) -> bool:
+        """Whether it should be answered now. slack: places that a request should have before it. others_wait: whether
+        requests wait for this step to end."""
+        if self.num_chunks or others_wait:
+            return True
+        for row in self.rows:
+            record = row.record
+            if not record.free or record.slot != row.slot or record.muted:  # it catches up, has left or is to leave
+                return True
+            if record.num_places - record.num_known < slack and row.num_new:
+                return True
+        return False
 
     def result(self) -> StepResult:
         """The answer to the step. What it says is counted as told."""

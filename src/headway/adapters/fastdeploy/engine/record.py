@@ -17,7 +17,7 @@ class Record:
         how output tokens come to the scheduler.
     core: Headway's record of it.
     slot: where the core has seated it; None: it has no slot.
-    table: FastDeploy's ids of its blocks, in order.
+    table: FastDeploy's ids of its blocks, in order. num_places: tokens that fit into them.
     num_told: output tokens that the core knows.
     num_sent: leading tokens whose KV is in the blocks, or that the worker was told to compute in this slot.
     heard: the worker was told of it in this slot.
@@ -34,6 +34,7 @@ class Record:
     core: CoreRequest
     slot: int | None = None
     table: list[int] = field(default_factory=list)
+    num_places: int = 0
     num_told: int = 0
     num_sent: int = 0
     heard: bool = False

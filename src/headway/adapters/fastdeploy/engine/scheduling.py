@@ -51,6 +51,7 @@ class Scheduling:
         self._prepare = prepare
         self._role = manager.config.role
         self._most = manager.config.tokens_per_decode
+        self._slack = manager.config.num_speculative_tokens // 2
         self._shares_blocks = manager.config.enable_prefix_caching
         self._notes: deque[tuple[Callable[[str], None], str]] = deque()
         self._by_slot: dict[int, Record] = {}
@@ -170,14 +171,14 @@ class Scheduling:
             self._stop_all()
             self._manager.drain()
             self._carry(self._manager.take_effects())
-        elif not flight.has_news() and not self._has_more_to_run(flight):
+        elif not flight.is_due(self._slack, others_wait=self._others_wait(flight)):
             return False
         self._flight = None
         self._carry(self._manager.update(flight.result()))
         return True
 
-    def _has_more_to_run(self, flight: Flight) -> bool:
-        """Whether a request waits for the end of a step without news."""
+    def _others_wait(self, flight: Flight) -> bool:
+        """Whether requests wait for the end of a step."""
         snapshot = self._manager.snapshot()
         return snapshot.num_waiting > 0 or snapshot.num_running != len(flight.rows)
 
@@ -200,8 +201,7 @@ class Scheduling:
                     self._tasks.table(record)
                 continue
             start = record.num_sent if decodes else position
-            places = len(record.table) * self._manager.config.block_size
-            end = min(record.num_known, places) if decodes else position + count
+            end = min(record.num_known, record.num_places) if decodes else position + count
             if end > start and (self._shares_blocks or not record.muted):
                 flight.portions.append(Portion(record, start, end))
         return flight
@@ -241,6 +241,9 @@ class Scheduling:
             else:
                 assert column == len(table)
                 table.append(block - 1)
+        for slot in grown:
+            record = self._by_slot[slot]
+            record.num_places = len(record.table) * self._manager.config.block_size
         return grown
 
     def _send(self, flight: Flight) -> bool:

@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,15 @@ pytestmark = [
     pytest.mark.skipif(not isolated.is_possible(), reason="this machine lets us make no namespaces: see `isolated`"),
     pytest.mark.timeout(900),
 ]
+
+
+Cell = Callable[[str, str], None]
+
+
+@pytest.fixture
+def cell(record_property: Callable[[str, object], None]) -> Cell:
+    """Says what a test found, for the table of `make adapters`."""
+    return lambda row, text: record_property("cell", (row, FASTDEPLOY.title, text))
 
 
 def run(module: str, *arguments: str, folder: Path, **variables: str) -> str:
@@ -90,9 +100,10 @@ MIXED: dict[str, dict[str, Any]] = {
 
 @needs_whole
 @pytest.mark.parametrize("case", MIXED)
-def test_a_mixed_engine_answers_each_request_once_and_exactly(case: str, tmp_path: Path) -> None:
+def test_a_mixed_engine_answers_each_request_once_and_exactly(case: str, tmp_path: Path, cell: Cell) -> None:
     plan = {"seconds": 200, **MIXED[case]}
     came = result("mixed_run", json.dumps(plan), folder=tmp_path)
+    cell(f"FastDeploy, mixed: {case}", f"{came['num_exact']} exact")
     all_is_right(came, plan.get("num_requests", 60))
     nothing_is_left(came, plan.get("num_slots", 8))
     assert came["num_answered_aborted"] == came["num_aborted"]
@@ -125,9 +136,10 @@ PD: dict[str, dict[str, Any]] = {
 
 @needs_whole
 @pytest.mark.parametrize("case", PD)
-def test_p_and_d_answer_each_request_once_and_exactly(case: str, tmp_path: Path) -> None:
+def test_p_and_d_answer_each_request_once_and_exactly(case: str, tmp_path: Path, cell: Cell) -> None:
     plan = {"seconds": 200, **PD[case]}
     came = result("pd_run", json.dumps(plan), folder=tmp_path)
+    cell(f"FastDeploy, P and D: {case}", f"{came['num_exact']} exact")
     all_is_right(came, plan.get("num_requests", 40))
     assert came["messager_faults"] == []
     nothing_is_left(came["prefill"])
@@ -141,9 +153,10 @@ def test_p_and_d_answer_each_request_once_and_exactly(case: str, tmp_path: Path)
 
 @pytest.mark.parametrize(("first", "count"), [(0, 8), pytest.param(8, 400, marks=needs_whole)])
 def test_in_any_order_of_turns_each_request_is_answered_once_and_exactly(
-    first: int, count: int, tmp_path: Path
+    first: int, count: int, tmp_path: Path, cell: Cell
 ) -> None:
     came = result("interleaved_run", str(first), str(count), folder=tmp_path)
+    cell(f"FastDeploy, any order, seeds from {first}", f"{count - len(came['failed'])} exact")
     assert came["failed"] == {}, next(iter(came["failed"].values()))
     assert came["preempted"] > count / 8 and came["aborted"] > count
 
@@ -152,7 +165,7 @@ def test_in_any_order_of_turns_each_request_is_answered_once_and_exactly(
 
 
 @needs_whole
-def test_fastdeploys_own_tests_of_its_engine_pass_but_for_a_list_with_reasons(tmp_path: Path) -> None:
+def test_fastdeploys_own_tests_of_its_engine_pass_but_for_a_list_with_reasons(tmp_path: Path, cell: Cell) -> None:
     listed = tomllib.loads(NOT_PASSED.read_text())["not_passed"]
     printed = run(
         *(
@@ -172,6 +185,7 @@ def test_fastdeploys_own_tests_of_its_engine_pass_but_for_a_list_with_reasons(tm
     outcomes = {
         test: outcome for outcome, test in re.findall(r"^(PASSED|FAILED|ERROR) \S+::(\w+)", printed, re.MULTILINE)
     }
+    cell("FastDeploy, its own tests of its engine", f"{list(outcomes.values()).count('PASSED')} of {NUM_THEIRS} pass")
     assert len(outcomes) == NUM_THEIRS, printed[-4000:]
     assert {test for test, outcome in outcomes.items() if outcome != "PASSED"} == set(listed)
     assert NUM_THEIRS - len(listed) >= FEWEST_PASSED

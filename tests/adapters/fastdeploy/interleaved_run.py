@@ -47,7 +47,6 @@ class World:
         self.rng = rng = random.Random(seed)
         config = engine.cfg
         self.num_slots, self.num_blocks = rng.randint(1, 6), rng.randint(18, 40)
-        config.cache_config.total_block_num = self.num_blocks
         config.cache_config.enable_prefix_caching = rng.random() < 0.6
         config.cache_config.enable_output_caching = rng.random() < 0.6
         config.scheduler_config.max_num_batched_tokens = rng.choice((16, 48, 256))
@@ -57,7 +56,10 @@ class World:
             return replace(scheduler_config(*arguments), reserve=reserve)
 
         with patch("headway.adapters.fastdeploy.engine.resource_manager.scheduler_config", sizes):
+            config.cache_config.total_block_num = 20
             self.manager = HeadwayResourceManager(self.num_slots, config, 1, "mixed")
+            config.cache_config.total_block_num = self.num_blocks  # as after FastDeploy has measured the memory
+            self.manager.reset_cache_config(config.cache_config)
         self.processor = engine.token_processor
         self.processor.resource_manager = self.manager
         self.processor.cached_generated_tokens = self
@@ -70,10 +72,12 @@ class World:
         self.got: dict[str, list[int]] = {}
         self.ends: dict[str, int] = {}
         self.aborted: set[str] = set()
+        self.cleared: set[str] = set()
+        self.clears = rng.random() < 0.2
         self.num_requests = rng.randint(3, 25)
         self.aborts = rng.choice((0.0, 0.3, 1.0))
         self.is_long = rng.random() < 0.6
-        self.weights = [rng.choice((1, 3, 9)) for _ in range(5)]
+        self.weights = [rng.choice((1, 3, 9)) for _ in range(5)] + [0.05]
 
     def put_results(self, results: list[Any]) -> None:
         for result in results:
@@ -83,9 +87,9 @@ class World:
                 self.ends[result.request_id] = self.ends.get(result.request_id, 0) + 1
 
     def run(self) -> None:
-        turns = (self.schedule, self.work, self.work, self.process, self.come)
+        turns = (self.schedule, self.work, self.work, self.process, self.come, self.clear)
         for _ in range(MAX_TURNS):
-            if len(self.ends) == self.num_requests and self.is_quiet():
+            if len(self.ends | dict.fromkeys(self.cleared)) == self.num_requests and self.is_quiet():
                 break
             self.rng.choices(turns, self.weights)[0]()
         for _ in range(5):
@@ -116,11 +120,23 @@ class World:
             self.aborted.add(request_id)
             self.manager.add_abort_req_ids([request_id])
 
+    def clear(self) -> None:
+        """FastDeploy clears its engine, once. It does not answer requests that have a slot."""
+        if self.clears and len(self.prompts) > 2:
+            self.clears = False
+            self.cleared = set(self.prompts) - set(self.ends)
+            self.processor.clear_data()
+            self.inbox.clear()
+            self.outbox.clear()
+            self.worker.slots.clear()
+            self.worker.given_up.clear()
+
     def schedule(self) -> None:
         if self.inbox:
             return  # as FastDeploy's loop: the worker has not taken the last tasks
         batch, errors = self.manager.schedule()
-        assert not errors, errors
+        assert {request_id for request_id, _ in errors} <= self.cleared, errors
+        self.ends |= {request_id: self.ends.get(request_id, 0) + 1 for request_id, _ in errors}
         if len(batch):
             self.manager.get_real_bsz()
             for task in batch:  # as FastDeploy's loop
@@ -151,12 +167,16 @@ class World:
 
     def check(self) -> None:
         assert not self.worker.faults, self.worker.faults[:2]
-        assert self.ends == dict.fromkeys(self.prompts, 1), {
-            request_id: self.ends.get(request_id, 0) for request_id in self.prompts if self.ends.get(request_id, 0) != 1
+        ends = {request_id: self.ends.get(request_id, 0) for request_id in self.prompts}
+        odd = {
+            request_id
+            for request_id, count in ends.items()
+            if count > 1 or (not count and request_id not in self.cleared)
         }
+        assert not odd, odd
         for request_id, prompt in self.prompts.items():
             whole, got = answer(prompt, self.num_outputs[request_id]), self.got[request_id]
-            assert got == (whole[: len(got)] if request_id in self.aborted else whole), request_id
+            assert got == (whole[: len(got)] if request_id in self.aborted | self.cleared else whole), request_id
         manager = self.manager
         assert not manager.requests and len(manager.waiting) == 0
         assert all(manager.stop_flags) and manager.available_batch() == self.num_slots

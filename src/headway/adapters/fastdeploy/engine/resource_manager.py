@@ -154,6 +154,7 @@ class HeadwayResourceManager:
     def clear_data(self) -> None:
         """End all requests; the worker's tasks are thrown away. FastDeploy then answers requests that have a slot."""
         self._scheduling.note(self._scheduling.cleared, ("",))
+        self._manager.clear()  # told from here, so that requests which come later are left alone
 
     # -- P and D -------------------------------------------------------------------------------------------------
 

@@ -133,7 +133,6 @@ class Scheduling:
         """FastDeploy has thrown away the worker's tasks. What has a slot is answered by FastDeploy, which then says
         `finished`."""
         self._manager.post_result(DeviceLost("FastDeploy has cleared its engine"))
-        self._manager.clear()
         self._flight = None
         for owed in self._acknowledgements.drop_all():
             if owed.request.request_id not in self.by_id:

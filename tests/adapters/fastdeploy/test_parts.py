@@ -163,7 +163,7 @@ class TestTheArraysOfSlots:
         slots, request = SlotsView(3), SimpleNamespace(idx=None, block_tables=[1])
         slots.seat(1, request)
         assert (slots.tasks_list[1], slots.stop_flags, request.idx) == (request, [True, False, True], 1)
-        assert slots.num_spanned == 2
+        assert slots.num_spanned == 2 and slots.shows(request)
         slots.free(1, request)
         assert slots.stop_flags == [True] * 3 and slots.num_spanned == 0 and request.block_tables == []
 
@@ -171,7 +171,8 @@ class TestTheArraysOfSlots:
         slots, request = SlotsView(1), SimpleNamespace(idx=None, block_tables=[])
         slots.seat(0, request)
         slots.free(0, request)
-        assert slots.tasks_list[0] is request
+        assert slots.tasks_list[0] is request and not slots.shows(request)
+        assert not slots.shows(SimpleNamespace(idx=None))
 
     def test_are_not_freed_from_under_the_next_request(self) -> None:
         slots, first, second = (

@@ -334,8 +334,7 @@ class Scheduling:
         self._stopping.pop(record, None)
         if self._flight is not None:
             self._flight.portions = [portion for portion in self._flight.portions if portion.record is not record]
-        seated = record.request.idx is not None and self._slots.tasks_list[record.request.idx] is record.request
-        if not record.answered and not seated:  # FastDeploy answers what it finds in a slot
+        if not record.answered and not self._slots.shows(record.request):  # FastDeploy answers what it finds in a slot
             self._errors.append((record.request_id, end.error or "the engine was cleared"))
             record.answered = True
 

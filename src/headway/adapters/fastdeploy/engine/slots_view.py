@@ -28,6 +28,11 @@ class SlotsView:
             self.stop_flags[slot] = True
             request.block_tables = []
 
+    def shows(self, request: Any) -> bool:
+        """Whether a request has a slot."""
+        slot = request.idx
+        return slot is not None and self.tasks_list[slot] is request and not self.stop_flags[slot]
+
     @property
     def num_spanned(self) -> int:
         """The highest slot in use + 1."""

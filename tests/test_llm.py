@@ -206,6 +206,13 @@ def test_every_scheduler_serves_it(folder, gate, scheduler):
         assert texts(llm.generate(["one", "two", "three"] * 4, LONG)) == ["one", "two", "three"] * 4
 
 
+def test_places_for_drafts_that_the_device_does_not_make_change_no_answer(folder, gate, llm):
+    prompts, sampling = ["say this again", "and that", "ab"], SamplingParams(temperature=0, max_tokens=9)
+    with LLM(folder, num_speculative_tokens=3, **SMALL) as with_places:
+        answers = [output.outputs[0].text for output in with_places.generate(prompts, sampling)]
+    assert answers == [output.outputs[0].text for output in llm.generate(prompts, sampling)]
+
+
 def test_a_prefill_engine_gives_one_token(folder, gate):
     with LLM(folder, role="prefill", **SMALL) as llm:
         assert texts(llm.generate(["abc"], LONG)) == ["a"]

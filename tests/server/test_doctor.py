@@ -196,6 +196,7 @@ REPORT = {
             "seconds": 12.345,
             "peer": "10.0.0.2:40000",
         },
+        {"name": "uid 3", "kind": "quarantine", "slot": 1, "num_blocks": 0, "uid": 3, "seconds": 4.0, "peer": None},
     ],
 }
 
@@ -215,6 +216,7 @@ def test_problems_are_shown_and_the_exit_code_is_1(
         assert problem in out
     rows = [line.split() for line in out.splitlines()]
     assert ["a", "slot", "0", "3"] in rows
+    assert ["uid", "3", "quarantine", "1", "0", "4.0", "s"] in rows
     assert ["uid", "2", "borrower", "1", "12.3", "s", "10.0.0.2:40000"] in rows
     code, out, _ = doctor(url, "--json")
     assert (code, json.loads(out)) == (1, REPORT)

@@ -19,13 +19,17 @@ def test_the_table_has_a_cell_for_each_test_that_names_one() -> None:
     summary = Summary()
     summary.pytest_runtest_logreport(report("plain", "sync"))
     summary.pytest_runtest_logreport(report("plain", "async", failed=True))
+    summary.pytest_runtest_logreport(report("one front end", "async"))
+    summary.pytest_runtest_logreport(report("tight", "sync"))
     summary.pytest_runtest_logreport(report("tight", "async"))
     summary.pytest_runtest_logreport(report("teardown", "async", when="teardown"))
     console = Console(width=60, color_system=None)
     with console.capture() as printed:
-        console.print(summary.table())
+        many, one = summary.tables()
+        console.print(many, one)
     lines = [line.replace("│", " ").split() for line in printed.get().splitlines()]
-    assert ["plain", "9", "equal", "FAILED"] in lines and ["tight", "9", "equal"] in lines
+    assert ["plain", "9", "equal", "FAILED"] in lines and ["tight", "9", "equal", "9", "equal"] in lines
+    assert ["one", "front", "end", "9", "equal"] in lines
     assert "teardown" not in printed.get()
 
 

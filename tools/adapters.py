@@ -33,29 +33,27 @@ ENVIRONMENTS: tuple[Environment, ...] = (
 
 
 class Summary:
-    """A plugin of pytest that collects cells of a table. A test names its cell, before it asserts anything, by
+    """A plugin of pytest that collects the cells of tables. A test names its cell, before it asserts anything, by
     record_property("cell", (row, column, what it says if the test passes))."""
 
     def __init__(self) -> None:
         self._rows: dict[str, dict[str, str]] = {}
-        self._columns: dict[str, None] = {}
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when == "call":
             for name, cell in report.user_properties:
                 if name == "cell":
-                    self._add(*cell, failed=report.failed)
+                    row, column, text = cell
+                    self._rows.setdefault(row, {})[column] = "[red]FAILED[/]" if report.failed else text
 
-    def _add(self, row: str, column: str, text: str, *, failed: bool) -> None:
-        self._columns[column] = None
-        self._rows.setdefault(row, {})[column] = "[red]FAILED[/]" if failed else text
-
-    def table(self) -> Table:
-        """The cells, rows and columns in the order in which the tests ran."""
-        table = Table("", *self._columns)
+    def tables(self) -> list[Table]:
+        """The cells in the order in which the tests ran. Rows with the same columns are in one table."""
+        by_columns: dict[tuple[str, ...], Table] = {}
         for row, cells in self._rows.items():
-            table.add_row(row, *(cells.get(column, "") for column in self._columns))
-        return table
+            columns = tuple(sorted(cells, reverse=True))
+            table = by_columns.setdefault(columns, Table("", *columns))
+            table.add_row(row, *(cells[column] for column in columns))
+        return list(by_columns.values())
 
 
 def main(arguments: list[str]) -> int:
@@ -71,7 +69,9 @@ def main(arguments: list[str]) -> int:
     summary = Summary()
     plugins: list[Any] = [summary]
     status = pytest.main(["tests/adapters", "-p", "no:cacheprovider", "-rs", *arguments], plugins=plugins)
-    Console(width=120).print(summary.table())
+    console = Console(width=120)
+    for table in summary.tables():
+        console.print(table)
     return int(status)
 
 

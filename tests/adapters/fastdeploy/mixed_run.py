@@ -150,7 +150,13 @@ class Run:
             "wrong": wrong[:5] + cut[:5],
             "num_exact": len(self.prompts) - len(wrong),
             "num_aborted": len(self.aborted),
-            "num_answered_aborted": sum(self.errors.get(request_id) is not None for request_id in self.aborted),
+            # An abort may come too late: then the answer is whole.
+            "cut_without_a_word": [
+                request_id
+                for request_id in self.aborted
+                if self.errors.get(request_id) is None
+                and self.got[request_id] != answer(self.prompts[request_id], self.num_outputs[request_id])
+            ],
             "errors_of_others": {k: v for k, v in self.errors.items() if k not in self.aborted},
             "faults": worker.faults[:3],
             "num_given_up": worker.num_given_up,

@@ -20,6 +20,7 @@ from vllm.distributed.kv_events import (
     KVEventBatch,
 )
 from vllm.v1.core.kv_cache_utils import maybe_convert_block_hash
+from vllm.v1.kv_cache_interface import KVCacheSpecKind
 
 from headway.engine.findable_blocks import BlocksRemoved, BlocksStored, Change, FindableBlocks
 from headway.scheduler import Scheduler
@@ -74,8 +75,9 @@ class KVEvents:
                 lora_id=None,
                 medium=MEDIUM_GPU,
                 lora_name=None,
-                extra_keys=[extra or None for extra in change.extras] if any(change.extras) else None,
+                extra_keys=[extra or None for extra in change.extras],
                 group_idx=GROUP,
+                kv_cache_spec_kind=KVCacheSpecKind.FULL_ATTENTION.value,
             )
         if isinstance(change, BlocksRemoved):
             return BlockRemoved(block_hashes=_hashes(change.digests), medium=MEDIUM_GPU, group_idx=GROUP)

@@ -44,7 +44,11 @@ ENGINE_REFUSALS = (
     Refusal("KV offloading", "--kv-offloading-size", lambda c: c.cache_config.kv_offloading_size is not None),
     # Parallelism
     Refusal("pipeline parallelism", "--pipeline-parallel-size", lambda c: c.parallel_config.pipeline_parallel_size > 1),
-    Refusal("data parallelism", "--data-parallel-size", lambda c: c.parallel_config.data_parallel_size > 1),
+    Refusal(
+        "data parallelism of mixtures of experts",
+        "--data-parallel-size",
+        lambda c: c.parallel_config.data_parallel_size > 1,
+    ),
     Refusal(
         "context parallelism of decodes",
         "--decode-context-parallel-size",

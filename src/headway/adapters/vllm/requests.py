@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from vllm.v1.request import RequestStatus
 
 from headway.request import Request as CoreRequest
+from headway.sampling import MAX_STOP_TOKEN_IDS
 from headway.sampling import SamplingParams as CoreSampling
 
 if TYPE_CHECKING:
@@ -30,7 +31,9 @@ class LiveRequest:
     num_known: of these tokens.
     is_told: whether the worker has this table.
     is_with_worker: whether the worker keeps anything of it.
-    is_watched: only vLLM's own record of its tokens can tell its end: a grammar, or repetition.
+    many_stops: its stop tokens, if there are more than MAX_STOP_TOKEN_IDS; else empty. The core compares all rows with
+        as many tokens as the longest list has, so a long list would slow down all requests.
+    is_watched: its end is told here and not by the core: by a grammar, repetition, many stop tokens.
     is_special: each of its outputs carries more than a token.
     """
 
@@ -40,6 +43,7 @@ class LiveRequest:
         "is_told",
         "is_watched",
         "is_with_worker",
+        "many_stops",
         "name",
         "num_known",
         "request",
@@ -63,7 +67,9 @@ class LiveRequest:
         self.is_told = False
         self.is_with_worker = False
         self.uses_grammar: bool = request.use_structured_output
-        self.is_watched = self.uses_grammar or sampling.repetition_detection is not None
+        stops = stop_tokens(request)
+        self.many_stops = stops if len(stops) > MAX_STOP_TOKEN_IDS else frozenset[int]()
+        self.is_watched = self.uses_grammar or sampling.repetition_detection is not None or bool(self.many_stops)
         self.is_special = self.is_watched or sampling.num_logprobs is not None or request.trace_headers is not None
 
     @property
@@ -74,6 +80,13 @@ class LiveRequest:
     def forget_prefill(self) -> None:
         """All known tokens are computed, or given up: the worker has what it needs."""
         self.tokens, self.table = _NO_TOKENS, []
+
+
+def stop_tokens(request: Request) -> frozenset[int]:
+    """The tokens that end a request, end-of-sequence tokens included. A token that does not exist ends nothing."""
+    sampling = request.sampling_params
+    stops = {*(sampling.stop_token_ids or ()), sampling.eos_token_id}
+    return frozenset(token for token in stops if token is not None and 0 <= token <= MOST_INT32)
 
 
 class LiveRequests:
@@ -137,21 +150,19 @@ def core_request(live: LiveRequest, *, max_model_len: int, has_priorities: bool)
     """The request for the core. Numbers beyond the range of the core's arrays are brought into it where that changes
     nothing. The worker samples by vLLM's own parameters, and samples no stop token before `min_tokens`.
 
-    Raises OverflowError, TypeError or ValueError for a prompt that is no list of token ids.
+    Raises OverflowError or ValueError for a prompt that is no list of token ids.
     """
-    request, sampling = live.request, live.request.sampling_params
+    request = live.request
     prompt = np.array(request.prompt_token_ids, dtype=np.int32)
     if prompt.ndim != 1:
         raise ValueError(f"the prompt must be a list of token ids, got {prompt.ndim} dimensions")
-    stop_tokens = {*(sampling.stop_token_ids or ()), sampling.eos_token_id}
-    max_tokens = max(1, min(request.max_tokens, max_model_len - len(prompt)))
     return CoreRequest(
         uid=live.uid,
         request_id=live.name,
         prompt=prompt,
         sampling=_SAMPLING,
-        max_tokens=max_tokens,
-        stop_token_ids=tuple(sorted(token for token in stop_tokens if token is not None and 0 <= token <= MOST_INT32)),
+        max_tokens=max(1, min(request.max_tokens, max_model_len - len(prompt))),
+        stop_token_ids=() if live.many_stops else tuple(sorted(stop_tokens(request))),
         priority=max(LEAST_INT64, min(request.priority, MOST_INT64)) if has_priorities else 0,
         cache_salt=request.cache_salt,
         reads_prefix_cache=not request.skip_reading_prefix_cache,

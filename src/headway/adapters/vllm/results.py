@@ -90,7 +90,7 @@ class Results:
         ends = {end.uid: end for end in effects.ended}
         if step.firsts or step.decodes.specials or result.num_nans_in_logits or self._with_events:
             self._complete(step, result, outputs, ends)
-        return outputs.all, [self._end(end, outputs) for end in ends.values() if self._requests.numbered(end.uid)]
+        return outputs.all, [self._end(end, outputs) for end in ends.values()]
 
     def _tokens(self, step: LaunchedStep, result: ModelRunnerOutput) -> tuple[NDArray[np.int32], bool]:
         """The sampled tokens in the order of the core's rows, int32. Also whether every row of the result has one, so
@@ -118,9 +118,7 @@ class Results:
                 return Outputs(list(map(EngineCoreOutput, result.req_ids, sampled)), dict(index))
             names = step.names
         else:
-            ended = {end.uid: end.request_id for end in effects.ended}
-            live = self._requests.numbered
-            names = [found.name if (found := live(uid)) else ended[uid] for uid in kept.tolist()]
+            names = [live.name for live in self._requests.numbered_all(kept.tolist())]
         outputs = [EngineCoreOutput(name, sampled[index[name]]) for name in names]
         return Outputs(outputs, dict(zip(names, range(len(names)), strict=True)))
 
@@ -171,12 +169,15 @@ class Results:
         out.trace_headers = live.request.trace_headers
 
     def _watch(self, live: LiveRequest, out: EngineCoreOutput, ends: dict[int, RequestEnd]) -> None:
-        """A request whose end only vLLM's own record of its tokens can tell: a grammar, repetition."""
+        """Look for an end that the core does not see: see `LiveRequest.is_watched`."""
         request, tokens, end = live.request, out.new_token_ids, ends.get(live.uid)
         request.append_output_token_ids(tokens)
         if not self._grammars.accepts(live, tokens):
             logger.error("the grammar of request %s does not allow tokens %s; the request ends", live.name, tokens)
             request.status = RequestStatus.FINISHED_ERROR
+        elif tokens[-1] in live.many_stops:
+            request.status = RequestStatus.FINISHED_STOPPED
+            self._note_stop_token(live, tokens[-1])
         elif end is None and self._repeats(live):
             request.status, request.stop_reason = RequestStatus.FINISHED_REPETITION, "repetition_detected"
         else:
@@ -192,6 +193,11 @@ class Results:
             return False
         return bool(check_sequence_repetition(request.output_token_ids, sampling.repetition_detection))
 
+    @staticmethod
+    def _note_stop_token(live: LiveRequest, token: int) -> None:
+        if token != live.request.sampling_params.eos_token_id:
+            live.request.stop_reason = token
+
     def _end(self, end: RequestEnd, outputs: Outputs) -> LiveRequest:
         live = self._requests.numbered(end.uid)
         assert live is not None
@@ -200,8 +206,8 @@ class Results:
             request.status = _STATUS[end.reason]
             if end.error is not None:
                 logger.error("request %s ends with an error: %s", live.name, end.error)
-            if end.stop_token is not None and end.stop_token != request.sampling_params.eos_token_id:
-                request.stop_reason = end.stop_token
+            if end.stop_token is not None:
+                self._note_stop_token(live, end.stop_token)
         out = outputs.of_or_new(live.name)
         out.finish_reason, out.stop_reason = request.get_finished_reason(), request.stop_reason
         return live

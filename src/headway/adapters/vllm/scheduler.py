@@ -78,7 +78,7 @@ class HeadwayScheduler(SchedulerInterface):
         self._grammars = Grammars(structured_output_manager, requests)
         returns_masks = vllm_config.model_config.return_sampling_mask
         self._results = Results(core, requests, self._grammars, returns_masks=returns_masks)
-        self._stats = Stats(core)
+        self._stats = Stats(core, vllm_config)
         self._kv_events = KVEvents(core, vllm_config)
         self._in_flight: deque[LaunchedStep] = deque()
         self._rejected: list[tuple[Request, str]] = []
@@ -134,7 +134,7 @@ class HeadwayScheduler(SchedulerInterface):
             self._finished_by_client.clear()
         if self._log_stats:  # for one of the front ends
             client = next(iter(result), 0)
-            stats = self._stats.report(cudagraph_stats=model_runner_output.cudagraph_stats)
+            stats = self._stats.of_step(scheduler_output, model_runner_output)
             result.setdefault(client, EngineCoreOutputs()).scheduler_stats = stats
         return result
 
@@ -186,13 +186,13 @@ class HeadwayScheduler(SchedulerInterface):
         if why is not None:
             self._reject(request, why)
             return
-        live = LiveRequest(request, self._requests.take_uid())
+        max_model_len = self._core.config.max_model_len
         try:
-            message = AddRequest(
-                core_request(live, max_model_len=self._core.config.max_model_len, has_priorities=self._has_priorities)
-            )
-            ended = self._core.apply(message, time.monotonic()).ended
-        except (OverflowError, TypeError, ValueError) as error:
+            live = LiveRequest(request, self._requests.take_uid())
+            core = core_request(live, max_model_len=max_model_len, has_priorities=self._has_priorities)
+            ended = self._core.apply(AddRequest(core), time.monotonic()).ended
+        except Exception as error:  # whatever is wrong with this request, the engine has others
+            logger.exception("request %s cannot be taken", request.request_id)
             self._reject(request, str(error))
             return
         if ended:
@@ -279,9 +279,11 @@ class HeadwayScheduler(SchedulerInterface):
     def reset_prefix_cache(self, reset_running_requests: bool = False, reset_connector: bool = False) -> bool:
         """Forget what is cached. Requests that run go on, and what they have computed is found by no other request; or
         they are preempted, and computed anew. True: it never fails, also not while requests run."""
+        now = time.monotonic()
         if reset_running_requests:
-            self._core.apply(PreemptAll(), time.monotonic())
-        self._core.ask(ResetPrefixCache(0), time.monotonic())
+            self._core.apply(PreemptAll(), now)
+            self._note_preemptions(self._core.take_preempted(), now)
+        self._core.ask(ResetPrefixCache(0), now)
         self._stats.cache_was_reset()
         return True
 

@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from vllm.v1.metrics.perf import ModelMetrics
 from vllm.v1.metrics.stats import PrefixCacheStats, SchedulerStats
 
-from headway.scheduler import Scheduler
+from headway.scheduler import Scheduler, Snapshot
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.metrics.perf import PerfStats
+    from vllm.v1.outputs import ModelRunnerOutput
 
 
 class Stats:
     """Makes vLLM's statistics out of the core's numbers."""
 
-    def __init__(self, core: Scheduler) -> None:
+    def __init__(self, core: Scheduler, config: VllmConfig) -> None:
         self._core = core
+        self._model = ModelMetrics(config) if config.observability_config.enable_mfu_metrics else None
         self._reported = core.snapshot()
         self._was_reset = False
 
     def cache_was_reset(self) -> None:
         """The prefix cache has been emptied: the next report says so."""
         self._was_reset = True
+
+    def of_step(self, order: SchedulerOutput, result: ModelRunnerOutput) -> SchedulerStats:
+        """The statistics after a step."""
+        return self.report(cudagraph_stats=result.cudagraph_stats, perf_stats=self._performance(order))
 
     def report(self, **more: Any) -> SchedulerStats:
         """The statistics as things stand. more: fields that others know."""
@@ -33,7 +45,12 @@ class Stats:
             **more,
         )
 
-    def _prefix_cache(self, now: Any) -> PrefixCacheStats:
+    def _performance(self, order: SchedulerOutput) -> PerfStats | None:
+        if self._model is None or not self._model.is_enabled():
+            return None
+        return self._model.get_step_perf_stats_per_gpu(order)
+
+    def _prefix_cache(self, now: Snapshot) -> PrefixCacheStats:
         before, self._reported = self._reported, now
         was_reset, self._was_reset = self._was_reset, False
         return PrefixCacheStats(

@@ -100,6 +100,8 @@ def _group(
     planned.priority = dice.randint(-2, 2)
     if dice.random() < 0.3:
         sampling["stop_token_ids"] = [_token(dice) for _ in range(dice.randint(1, 6))]
+        if dice.random() < 0.2:  # more than the core compares
+            sampling["stop_token_ids"] += range(1000, 1100)
         sampling["min_tokens"] = dice.choice((0, 0, min(7, sampling["max_tokens"])))
     if dice.random() < 0.1:
         sampling["skip_reading_prefix_cache"] = True

@@ -66,7 +66,7 @@ WANTED = {
     "encoder-cache connectors": _set("ec_transfer_config", object()),
     "KV offloading": _set("cache_config.kv_offloading_size", 1.0),
     "pipeline parallelism": _set("parallel_config.pipeline_parallel_size", 2),
-    "data parallelism": _set("parallel_config.data_parallel_size", 2),
+    "data parallelism of mixtures of experts": _set("parallel_config.data_parallel_size", 2),
     "context parallelism of decodes": _set("parallel_config.decode_context_parallel_size", 2),
     "context parallelism of prefills": _set("parallel_config.prefill_context_parallel_size", 2),
     "prefills in one piece": _set("scheduler_config.enable_chunked_prefill", False),
@@ -169,6 +169,7 @@ def check_a_request_that_is_not_served_ends_with_an_error_and_the_engine_goes_on
         ("0 tokens", make_request("bad", [], max_tokens=3)),
         ("512 tokens", make_request("bad", [5] * 512, max_tokens=3)),
         ("out of bounds", make_request("bad", [5, 2**40], max_tokens=3)),
+        ("encode", _with(cache_salt=7)),
         ("list of token ids", _with(prompt_token_ids=[[5, 6, 7]])),
     ):
         core = EngineCore(make_scheduler(SHAPE), SHAPE)

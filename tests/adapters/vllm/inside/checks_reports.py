@@ -98,11 +98,14 @@ class _Publisher:
         pass
 
 
-def _core_with_events(**shape: Any) -> tuple[EngineCore, _Publisher]:
+def _core_with_events(kind: str = "headway", **shape: Any) -> tuple[EngineCore, _Publisher]:
     wanted = KVEventsConfig(enable_kv_cache_events=True, publisher="null")
-    scheduler = make_scheduler(Shape(**shape), config=vllm_config(Shape(**shape), wanted))
+    scheduler = make_scheduler(Shape(**shape), kind, config=vllm_config(Shape(**shape), wanted))
     publisher = _Publisher()
-    scheduler._kv_events._publisher = publisher
+    if kind == "stock":
+        scheduler.kv_event_publisher = publisher
+    else:
+        scheduler._kv_events._publisher = publisher
     return EngineCore(scheduler, Shape(**shape)), publisher
 
 
@@ -128,6 +131,21 @@ def check_kv_events_tell_which_blocks_the_cache_has() -> None:
     core.run()
     cleared, again = publisher.events[3:]
     assert isinstance(cleared, AllBlocksCleared) and again.block_hashes == stored.block_hashes, publisher.events[3:]
+
+
+def check_kv_events_have_the_fields_of_vllms_own_but_for_the_hashes() -> None:
+    fields: list[dict[str, Any]] = []
+    for kind in ("stock", "headway"):
+        core, publisher = _core_with_events(kind)
+        for name, salt in (("plain", {}), ("salted", {"cache_salt": "salt"})):
+            core.add(make_request(name, PROMPT, max_tokens=1, ignore_eos=True, hashed=kind == "stock", **salt))
+            core.run()
+        core.scheduler.reset_prefix_cache()
+        core.add(make_request("after", PROMPT[:20], max_tokens=1, ignore_eos=True, hashed=kind == "stock"))
+        core.run()
+        events = [msgspec.structs.asdict(event) | {"kind": type(event).__name__} for event in publisher.events]
+        fields.append([{**event, "block_hashes": len(event.get("block_hashes", ()))} for event in events])
+    assert fields[0] == fields[1], fields
 
 
 def check_kv_events_tell_which_blocks_had_to_go() -> None:

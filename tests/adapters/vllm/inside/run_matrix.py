@@ -1,43 +1,49 @@
-"""python run_matrix.py [--cases N] [--first SEED] [--runner 1|2] [--asynchronous] [--alone]
+"""python run_matrix.py [--cases N] [--first SEED] [--kinds NAME ...] [--alone]
 
-Prints one line of JSON: the numbers of all cases by kind of scheduler. Exit status 1, with the first case that fails
-and why, if one does. --alone: without vLLM's own scheduler beside.
+Runs random cases in each kind of engine. Prints one line of JSON: by kind, the sums of numbers by scheduler; or
+`failed`, the seed of the first case that fails, and `why`. --alone: without vLLM's own scheduler beside.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import sys
 import traceback
 from collections import Counter
+from typing import Any
 
-import vllm
 from matrix import run_case
 
+KINDS: dict[str, dict[str, Any]] = {
+    f"{name}, runner V{runner}": {"asynchronous": asynchronous, "runner": runner}
+    for name, asynchronous in (("sync", False), ("async", True))
+    for runner in (1, 2)
+}
 
-def main() -> int:
+
+def run(kind: str, seeds: range, schedulers: tuple[str, ...]) -> dict[str, Any]:
+    sums = {scheduler: Counter[str]() for scheduler in schedulers}
+    for seed in seeds:
+        try:
+            numbers = run_case(seed, **KINDS[kind], kinds=schedulers)
+        except Exception:
+            return {"failed": seed, "why": traceback.format_exc()}
+        for scheduler in schedulers:
+            sums[scheduler].update(numbers[scheduler])
+    return {"cases": len(seeds), **sums}
+
+
+def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--cases", type=int, default=200)
     parser.add_argument("--first", type=int, default=0)
-    parser.add_argument("--runner", type=int, choices=(1, 2), default=1)
-    parser.add_argument("--asynchronous", action="store_true")
+    parser.add_argument("--kinds", nargs="*", choices=list(KINDS), default=list(KINDS))
     parser.add_argument("--alone", action="store_true")
     options = parser.parse_args()
-    kinds = ("headway",) if options.alone else ("stock", "headway")
-    sums = {kind: Counter[str]() for kind in kinds}
-    for seed in range(options.first, options.first + options.cases):
-        try:
-            numbers = run_case(seed, asynchronous=options.asynchronous, runner=options.runner, kinds=kinds)
-        except Exception:
-            traceback.print_exc()
-            print(json.dumps({"vllm": vllm.__version__, "failed": seed}))
-            return 1
-        for kind in kinds:
-            sums[kind].update(numbers[kind])
-    print(json.dumps({"vllm": vllm.__version__, "cases": options.cases, **sums}))
-    return 0
+    seeds = range(options.first, options.first + options.cases)
+    schedulers = ("headway",) if options.alone else ("stock", "headway")
+    print(json.dumps({kind: run(kind, seeds, schedulers) for kind in options.kinds}))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -160,6 +160,19 @@ def test_in_any_order_of_turns_each_request_is_answered_once_and_exactly(tmp_pat
     assert came["preempted"] > NUM_SEEDS / 8 and came["aborted"] > NUM_SEEDS
 
 
+# -- the launcher ------------------------------------------------------------------------------------------------
+
+
+@needs_whole
+@pytest.mark.parametrize("switch", ["1", "0"])
+def test_the_launcher_starts_fastdeploys_server_with_the_scheduler_that_the_switch_names(
+    switch: str, tmp_path: Path
+) -> None:
+    printed = run("headway.adapters.fastdeploy", "--help", folder=tmp_path, ENABLE_V2_KVCACHE_SCHEDULER=switch)
+    assert "usage: api_server.py" in printed
+    assert ("FastDeploy runs with Headway's scheduler" in printed) is (switch == "1")
+
+
 # -- FastDeploy's tests ------------------------------------------------------------------------------------------
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from headway_lab.peers.environment import Environment, PeerMissing
+from headway_lab.peers.fastdeploy import FASTDEPLOY
 from headway_lab.peers.vllm_engine import VLLM_ENGINE
 from headway_lab.peers.vllm_source import VLLM_SOURCE
 from headway_lab.peers.vllm_tests import VLLM_TESTS
@@ -27,6 +28,7 @@ ENVIRONMENTS: tuple[Environment, ...] = (
     VLLM_SOURCE,
     VLLM_ENGINE,
     VLLM_TESTS,
+    FASTDEPLOY,
 )
 
 

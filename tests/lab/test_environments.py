@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from headway_lab.peers import environment, process, vllm_source
 from headway_lab.peers.environment import Environment
+from headway_lab.peers.fastdeploy import COMMIT, FASTDEPLOY, REPOSITORY, SOURCE_VARIABLE
 from headway_lab.peers.vllm_engine import VLLM_ENGINE
 from headway_lab.peers.vllm_source import VLLM_SOURCE
 from headway_lab.peers.vllm_tests import VLLM_TESTS
@@ -104,6 +105,22 @@ def test_the_environment_of_vllms_tests_lies_upon_that_of_its_source(cache: Path
     (path_file,) = cache.rglob("vllm-source.pth")
     assert Path(path_file.read_text().strip()).is_relative_to(VLLM_SOURCE.folder)
     assert (VLLM_TESTS.folder / "source" / "tests" / "test_it.py").is_file()
+
+
+@pytest.mark.parametrize("repository", [None, "/somewhere/else.git"])
+def test_the_environment_of_fastdeploy_has_its_source_at_one_commit(
+    repository: str | None, cache: Path, pip: FakePip, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(SOURCE_VARIABLE, raising=False)
+    if repository is not None:
+        monkeypatch.setenv(SOURCE_VARIABLE, repository)
+    FASTDEPLOY.python()
+    _, requirements, formers, start, fetch, checkout = pip.commands
+    assert requirements.endswith("fastdeploy-requirements.txt") and "--no-deps paddleformers==" in formers
+    assert start.startswith("git init") and fetch.endswith(f"{repository or REPOSITORY} {COMMIT}")
+    assert checkout.endswith("FETCH_HEAD -- fastdeploy tests")
+    (path_file,) = cache.rglob("fastdeploy-source.pth")
+    assert Path(path_file.read_text().strip()) == FASTDEPLOY.folder / "source"
 
 
 def test_environments_lie_beside_one_another(cache: Path, pip: FakePip) -> None:

@@ -131,12 +131,13 @@ class Driver:
         self.requests[request.uid] = request
         return self.tell(AddRequest(request))
 
-    def reserve(self, request: Request, timeout: float = 10.0) -> Reservation | None:
-        """Ask for room on P or D. It counts as handed in only with a yes. timeout: of D's reservation."""
+    def reserve(self, request: Request, timeout: float = 10.0, shows_blocks: bool = False) -> Reservation | None:
+        """Ask for room on P or D. It counts as handed in only with a yes. timeout: of D's reservation. shows_blocks: of
+        P's."""
         self._last_reply += 1
         prefill = self.config.role is Role.PREFILL
         reply = self._last_reply
-        query = ReservePrefill(reply, request) if prefill else ReserveDecode(reply, request, timeout)
+        query = ReservePrefill(reply, request, shows_blocks) if prefill else ReserveDecode(reply, request, timeout)
         answer = self.core.ask(query, self.now)
         assert answer is None or isinstance(answer, Reservation)
         if answer is not None:

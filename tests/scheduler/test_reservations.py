@@ -65,6 +65,29 @@ class TestReservationsOfP:
         assert driver.history.started[request.uid] == 8
         assert driver.batches[-1].positions.tolist() == [8]
 
+    @pytest.mark.parametrize("depth", [1, 2])
+    def test_that_were_shown_keep_their_blocks_when_others_compute_the_same(self, depth: int) -> None:
+        driver = p_of(depth, max_num_batched_tokens=8)
+        requests = [driver.make(range(12), max_tokens=1) for _ in range(3)]
+        shown = [driver.reserve(request, shows_blocks=True) for request in requests]
+        driver.start_prefill(*(request.uid for request in requests))
+        driver.run()
+        for request, reservation in zip(requests, shown, strict=True):
+            assert reservation is not None
+            assert driver.history.sent[request.uid].blocks.tolist() == reservation.blocks.tolist()
+
+    def test_that_were_not_shown_take_what_others_have_computed(self) -> None:
+        driver = p_of(max_num_batched_tokens=8)
+        requests = [driver.make(range(12), max_tokens=1) for _ in range(3)]
+        first, *later = [driver.reserve(request) for request in requests]
+        driver.start_prefill(*(request.uid for request in requests))
+        driver.run()
+        assert first is not None
+        for request, reservation in zip(requests[1:], later, strict=True):
+            assert reservation is not None
+            blocks = driver.history.sent[request.uid].blocks.tolist()
+            assert blocks[:2] == first.blocks.tolist()[:2] and blocks != reservation.blocks.tolist()
+
     def test_are_copies_that_their_holder_may_keep(self) -> None:
         driver = p_of()
         request = driver.make(range(9), max_tokens=1)

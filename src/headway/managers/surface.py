@@ -115,16 +115,21 @@ class Surface(ABC):
 
     # -- queries -------------------------------------------------------------------------------------------------
 
-    def reserve_prefill(self, request: Request, timeout: float = 5.0) -> Reservation | None:
+    def reserve_prefill(
+        self, request: Request, timeout: float = 5.0, *, shows_blocks: bool = False
+    ) -> Reservation | None:
         """P: reserve a slot and the blocks for the prompt, cached blocks included. None: too few are free; nothing is
         reserved.
+
+        shows_blocks: whether a connector is told the blocks now. Then they stay those of the reservation. Else wait for
+        `Effects.sending`: a block may be exchanged for a block of another request, computed meanwhile.
 
         A reservation is an accepted request: it ends exactly once. It expires if `start_prefill` does not come within
         `reservation_timeout` seconds.
         Raises QueryError on an engine of another role, RequestError for a request that must be prepared first or has
         a `transfer`, and the errors of `add`.
         """
-        return self._reserve(request, lambda reply: ReservePrefill(reply, request), timeout)
+        return self._reserve(request, lambda reply: ReservePrefill(reply, request, shows_blocks), timeout)
 
     def reserve_decode(
         self,

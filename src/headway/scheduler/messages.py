@@ -142,10 +142,15 @@ Command = (
 
 @dataclass(frozen=True, slots=True)
 class ReservePrefill:
-    """P: slot, blocks for the prompt and what the prefix cache has of it. Answer: Reservation, or None (no room)."""
+    """P: slot, blocks for the prompt and what the prefix cache has of it. Answer: Reservation, or None (no room).
+
+    shows_blocks: whether the asker tells a connector the blocks now. Then they stay the same; else a block may be
+        exchanged, until it is computed, for a block that another request has computed meanwhile.
+    """
 
     reply: int
     request: Request
+    shows_blocks: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,7 +45,10 @@ class Reservations:
         """P: hold a slot and blocks for the prompt. None if they are lacking. Raises QueryError."""
         self._check(query.request, Role.PREFILL)
         until = now + self._state.config.reservation_timeout
-        return self._reserve(query.request, len(query.request.prompt), until)
+        reservation = self._reserve(query.request, len(query.request.prompt), until)
+        if reservation is not None:
+            self._state.entries[reservation.uid].keeps_blocks = query.shows_blocks
+        return reservation
 
     def reserve_decode(self, query: ReserveDecode, now: float) -> Reservation | None:
         """D: hold a slot and blocks for the prompt and the first token. None if they are lacking. Raises QueryError."""

@@ -56,6 +56,8 @@ class Sharing:
         first = computed >> state.block_shift
         if not state.config.enable_prefix_caching or entry.request.spans or entry.num_matched != first:
             return True
+        if entry.keeps_blocks:
+            return True
         if not self.may_match_more(entry):
             return True
         max_blocks = ((len(entry.tokens) - 1) >> state.block_shift) - first

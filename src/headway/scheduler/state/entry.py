@@ -33,6 +33,7 @@ class Entry:
     computes_again: a failed step was to fill blocks that it shared; it has computed nothing since.
     sends: its KV goes to D once the prompt is computed. outcome: how it will end when that is done.
     pulls: the KV of its prompt shall come from P. lends: it shall go to D.
+    keeps_blocks: its blocks were told to a connector; it takes no others that another request has computed.
     filled_from_outside: a connector may write to its blocks at any time, until it says that it has stopped.
     """
 
@@ -53,6 +54,7 @@ class Entry:
     sends: bool = False
     pulls: bool = False
     lends: bool = False
+    keeps_blocks: bool = False
     filled_from_outside: bool = False
     outcome: FinishReason | None = None
 

@@ -23,7 +23,7 @@ from headway.bench import plot, throughput
 from headway.bench.machine import described, machine
 from headway.bench.report import Row
 from headway.bench.tables import Column, markdown, plain_columns
-from headway_lab.benches import churn, gap, intake, memory, pd, preempt, prefix, query, step
+from headway_lab.benches import churn, gap, intake, memory, pd, preempt, prefix, query, step, vllm
 from headway_lab.schedulers.contenders import PeerName
 
 HEADWAY = (sys.executable, "-m", "headway.cli")
@@ -37,7 +37,8 @@ class Entry:
 
     quick, full: the arguments of `headway bench`; full may be left out if it is the same. options: PEERS or DRAWS, if
     the command has them. tables: columns of each table, which shows the rows that have its first column. Without
-    tables, rows with equal keys make one.
+    tables, rows with equal keys make one. needs: the peer that it is about;
+    it runs where this peer, or the entry by its name, is asked for.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Entry:
     full: str = ""
     options: tuple[str, ...] = ()
     tables: tuple[Sequence[Column], ...] = ()
+    needs: PeerName | None = None
 
     def arguments(self, full: bool, peers: Sequence[PeerName]) -> list[str]:
         """The arguments of `headway bench`, without --json and --plot."""
@@ -108,6 +110,37 @@ SUITE = (
         "preempt --runs 5",
         options=(PEERS, DRAWS),
         tables=(preempt.COLUMNS,),
+    ),
+    Entry(
+        "vllm_step",
+        "Under vLLM: steady decode",
+        "step --peer vllm --through-adapter --running 64,256,1024",
+        options=(DRAWS,),
+        tables=(step.COLUMNS,),
+        needs=PeerName.VLLM,
+    ),
+    Entry(
+        "vllm_churn",
+        "Under vLLM: short answers",
+        "churn --peer vllm --through-adapter",
+        options=(DRAWS,),
+        tables=(churn.COLUMNS,),
+        needs=PeerName.VLLM,
+    ),
+    Entry(
+        "vllm_preempt",
+        "Under vLLM: preemption",
+        "preempt --peer vllm --through-adapter",
+        options=(DRAWS,),
+        tables=(preempt.COLUMNS,),
+        needs=PeerName.VLLM,
+    ),
+    Entry(
+        "vllm_engine",
+        "Under vLLM: tokens per second of the whole engine",
+        "vllm",
+        tables=(vllm.COLUMNS,),
+        needs=PeerName.VLLM,
     ),
     Entry(
         "query",
@@ -288,7 +321,9 @@ def command(
     results = out / "results"
     plot.check(results.with_suffix(".png"))
     results.mkdir(exist_ok=True)
-    chosen = [entry for entry in SUITE if not only or entry.name in only]
+    chosen = [
+        entry for entry in SUITE if (entry.name in only if only else entry.needs is None or entry.needs in (peer or ()))
+    ]
     failed = []
     for number, entry in enumerate(chosen, 1):
         print(f"[{number}/{len(chosen)}] {entry.name}", file=sys.stderr)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from headway_lab import suite
+from headway_lab.schedulers.contenders import PeerName
 from headway_lab.suite import DRAWS, PEERS, Entry
 
 from headway.bench import ENTRY_POINTS
@@ -109,6 +110,20 @@ def test_the_page_keeps_what_was_measured_before(run_all) -> None:
     (out / "results" / "first.jsonl").unlink()
     assert run("--only", "second") == 0
     assert "## The first" not in (out / "results.md").read_text()
+
+
+def test_what_needs_a_peer_runs_where_the_peer_or_the_entry_is_asked_for(
+    run_all, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, run = run_all
+    guest = Entry("guest", "The guest", "one", needs=PeerName.VLLM)
+    monkeypatch.setattr(suite, "SUITE", (*ENTRIES[:2], guest))
+    rows = out / "results" / "guest.jsonl"
+    assert run() == 0 and not rows.exists()
+    assert run("--peer", "transformers") == 0 and not rows.exists()
+    assert run("--peer", "vllm") == 0 and rows.exists()
+    rows.unlink()
+    assert run("--only", "guest") == 0 and rows.exists()
 
 
 def test_every_entry_names_a_command_that_there_is() -> None:

@@ -41,7 +41,7 @@ class Engine(AnsweringProcess):
 
 
 def measure(engines: Sequence[AnsweringProcess], question: dict[str, int], rounds: int) -> list[list[dict[str, float]]]:
-    """The answers of each engine, round by round; the engines take turns. A round before is not counted."""
+    """The answers of each engine, round by round; the engines take turns. A first round is not counted."""
     answers: list[list[dict[str, float]]] = [[] for _ in engines]
     for _ in range(rounds + 1):
         for engine, own in zip(engines, answers, strict=True):
@@ -70,7 +70,7 @@ def command(
     requests: Annotated[int, typer.Option(min=1, max=vllm_engine_run.MAX_NUM_SEQS, help="Requests at once.")] = 512,
     prompt: Annotated[int, typer.Option(min=1, max=512, help="Tokens in.")] = 16,
     output: Annotated[int, typer.Option(min=1, max=512, help="Tokens out.")] = 64,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds, in turn, after one that is not counted.")] = 7,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds, in turn, after a round to warm up.")] = 7,
     as_json: JsonOption = False,
 ) -> None:
     """Tokens per second of vLLM's engine on a CPU, with its own scheduler and with headway.adapters.vllm, in turn.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,8 +18,6 @@ class DecodeRows:
     specials: the requests among them whose outputs each carry more than a token. grammar_names: of `specials`, the
         requests with a grammar.
     """
-
-    __slots__ = ("decode_set", "grammar_names", "lives", "names", "one_minus_prompt", "ones", "slots", "specials")
 
     def __init__(self, decode_set: int, slots: NDArray[np.int32], requests: LiveRequests) -> None:
         by_slot = requests.by_slot
@@ -45,6 +45,11 @@ class DecodeRows:
     @classmethod
     def none(cls, requests: LiveRequests) -> DecodeRows:
         return cls(-1, np.zeros(0, dtype=np.int32), requests)
+
+    @cached_property
+    def clients(self) -> dict[str, int]:
+        """The front end of each request."""
+        return {live.name: live.client for live in self.lives}
 
     def __len__(self) -> int:
         return len(self.lives)

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from headway.adapters.vllm.core_config import core_config
+
 HOW_TO_GO_BACK = "Leave out --scheduler-cls to run vLLM's own scheduler."
 
 
@@ -108,6 +110,7 @@ def refuse_unless_served(config: Any, kv_cache_config: Any, block_size: int) -> 
     """Raise ValueError, naming everything that is not served, if there is anything."""
     reasons = [str(refusal) for refusal in ENGINE_REFUSALS if refusal.is_wanted(config)]
     reasons += _kv_cache_refusals(kv_cache_config, block_size)
+    reasons += _size_refusals(config, block_size)
     if reasons:
         raise ValueError(f"HeadwayScheduler does not serve: {'; '.join(reasons)}. {HOW_TO_GO_BACK}")
 
@@ -125,6 +128,15 @@ def _kv_cache_refusals(kv_cache_config: Any, block_size: int) -> Iterator[str]:
         yield zeroing
     if block_size & (block_size - 1):
         yield f"{sizes}: {block_size}"
+
+
+def _size_refusals(config: Any, block_size: int) -> Iterator[str]:
+    if block_size & (block_size - 1):
+        return  # said already
+    try:
+        core_config(config, block_size, keeps_kv_events=False)
+    except ValueError as error:
+        yield str(error)
 
 
 def why_not_served(request: Any, max_model_len: int) -> str | None:

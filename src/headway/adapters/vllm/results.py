@@ -67,14 +67,6 @@ class Results:
         self._returns_masks = returns_masks
         self._order_of: tuple[list[str], list[str]] = ([], [])  # names of a step, ids of its result
         self._order: NDArray[np.intp] | None = None
-        self._with_events: dict[str, LiveRequest] = {}
-
-    def has_events(self, live: LiveRequest) -> None:
-        """Something was noted down for a request: its next output takes it along."""
-        self._with_events[live.name] = live
-
-    def forget_events(self, live: LiveRequest) -> None:
-        self._with_events.pop(live.name, None)
 
     def take_in(
         self, step: LaunchedStep, result: ModelRunnerOutput
@@ -88,7 +80,7 @@ class Results:
         effects = self._core.apply(StepResult(step.step_id, tokens), time.monotonic())
         outputs = self._outputs(step, result, effects, is_in_order)
         ends = {end.uid: end for end in effects.ended}
-        if step.firsts or step.decodes.specials or result.num_nans_in_logits or self._with_events:
+        if step.firsts or step.decodes.specials or result.num_nans_in_logits:
             self._complete(step, result, outputs, ends)
         return outputs.all, [self._end(end, outputs) for end in ends.values()]
 
@@ -142,10 +134,10 @@ class Results:
             out = outputs.of(name)
             if out is not None:
                 out.num_nans_in_logits = int(count)
-        for name in [name for name in self._with_events if name in outputs.place]:
-            outputs.all[outputs.place[name]].events = self._with_events.pop(name).request.take_events()
 
     def _add_prefill(self, live: LiveRequest, out: EngineCoreOutput, result: ModelRunnerOutput) -> None:
+        """What is told with the first token after an admission: all events happen before."""
+        out.events = live.request.take_events()
         out.new_prompt_logprobs_tensors = result.prompt_logprobs_dict.get(live.name)
         out.prompt_token_id_logprobs = result.prompt_token_id_logprobs_dict.get(live.name)
         stats = live.request.take_prefill_stats()

@@ -142,8 +142,9 @@ class HeadwayScheduler(SchedulerInterface):
         clients = self._requests.clients
         if len(clients) == 1:
             return dict.fromkeys(clients, outputs)
-        client_of = {live.name: live.client for live in step.decodes.lives}
-        client_of.update((live.name, live.client) for live in step.firsts)
+        client_of = step.decodes.clients
+        if step.firsts:
+            client_of = client_of | {live.name: live.client for live in step.firsts}
         by_client: dict[int, list[EngineCoreOutput]] = {}
         for output in outputs:
             by_client.setdefault(client_of[output.request_id], []).append(output)
@@ -172,7 +173,6 @@ class HeadwayScheduler(SchedulerInterface):
     def _note_event(self, live: LiveRequest, kind: EngineCoreEventType, now: float) -> None:
         if self._log_stats:
             live.request.record_event(kind, now)
-            self._results.has_events(live)
 
     # -- requests ------------------------------------------------------------------------------------------------
 
@@ -201,8 +201,6 @@ class HeadwayScheduler(SchedulerInterface):
         self._requests.add(live)
         if live.waits_for_grammar:
             self._grammars.wait(live)
-        if self._log_stats:
-            self._results.has_events(live)
 
     def finish_requests(self, request_ids: str | Iterable[str] | None, finished_status: RequestStatus) -> list[Request]:
         if request_ids is None:
@@ -224,7 +222,6 @@ class HeadwayScheduler(SchedulerInterface):
         """A request has ended."""
         self._requests.remove(live)
         self._grammars.ended(live)
-        self._results.forget_events(live)
         self._outputs.finished(live.name)
         self._tell_finished(live.request)
 
@@ -254,7 +251,6 @@ class HeadwayScheduler(SchedulerInterface):
             else:
                 self._core.apply(AbortRequests((live.uid,)), now)
                 self._requests.remove(live)
-                self._results.forget_events(live)
                 self._reject(live.request, f"Invalid structured outputs: {error}")
 
     def update_draft_token_ids(self, draft_token_ids: DraftTokenIds) -> None:

@@ -133,6 +133,15 @@ def check_each_kind_of_kv_cache_that_is_not_served_is_refused() -> None:
         assert reason in _refusal(**options), f"{_refusal(**options)!r} does not say {reason!r}"
 
 
+def check_sizes_that_cannot_work_are_refused_with_both_numbers() -> None:
+    config = vllm_config(SHAPE)
+    config.scheduler_config.max_num_scheduled_tokens = SHAPE.max_num_seqs - 1
+    assert "(15) must be at least max_num_seqs (16)" in _refusal(config) and HOW_TO_GO_BACK in _refusal(config)
+    config = vllm_config(SHAPE)
+    config.cache_config.num_gpu_blocks = 32
+    assert "needs 32 blocks" in _refusal(config), _refusal(config)
+
+
 def check_a_version_that_was_not_tested_is_named_in_a_warning_with_the_tested_ones() -> None:
     version = vllm.__version__
     try:

@@ -82,14 +82,13 @@ def answer_offline(
 class Server(ChildProcess):
     """`vllm serve` for the time of a `with` block, on a free port."""
 
-    def __init__(self, *, ours: bool, asynchronous: bool, arguments: Sequence[str] = ()) -> None:
+    def __init__(self, *, ours: bool, arguments: Sequence[str] = ()) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = int(probe.getsockname()[1])
         command = [str(VLLM_ENGINE.python().parent / "vllm"), "serve", str(MODEL), "--served-model-name", "tiny"]
         command += ["--host", "127.0.0.1", "--port", str(port), "--enforce-eager", "--dtype", "float32"]
         command += ["--max-model-len", "256", "--block-size", "32"]
-        command += ["--async-scheduling" if asynchronous else "--no-async-scheduling"]
         command += ["--scheduler-cls", OURS] if ours else []
         variables = [f"{name}={value}" for name, value in VARIABLES.items()]
         super().__init__(["env", *variables, "VLLM_SERVER_DEV_MODE=1", *command, *arguments], stop_timeout_s=30.0)

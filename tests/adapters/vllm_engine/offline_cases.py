@@ -28,8 +28,8 @@ ENGINES = {
             "100 at once",
         ),
     ),
-    "tight": Engine(TIGHT, ("100 at once", "logprobs", "grammar")),
-    "tight with priorities": Engine({**TIGHT, "scheduling_policy": "priority"}, ("100 at once",)),
+    "tight": Engine(TIGHT, ("100 at once", "long answers", "logprobs", "grammar")),
+    "tight with priorities": Engine({**TIGHT, "scheduling_policy": "priority"}, ("100 at once", "long answers")),
     "in small chunks": Engine(
         {"max_num_batched_tokens": 32, "max_num_seqs": 16}, ("100 at once", "prompt logprobs", "stop")
     ),

@@ -22,7 +22,21 @@ import questions
 from offline_cases import ENGINES
 from vllm import LLM, SamplingParams
 from vllm.distributed import cleanup_dist_env_and_memory
+from vllm.platforms.cpu import CpuPlatform
 from vllm.sampling_params import RepetitionDetectionParams, StructuredOutputsParams
+
+
+def keep_async_scheduling() -> None:
+    """vLLM turns asynchronous scheduling off on a CPU, without a word, as it gains nothing there. Its engine, its
+    scheduler and its model runner can do it there too: this makes it stay as the job says."""
+    check = CpuPlatform.check_and_update_config.__func__
+
+    def check_and_keep(cls: type, config: Any) -> None:
+        wanted = config.scheduler_config.async_scheduling
+        check(cls, config)
+        config.scheduler_config.async_scheduling = wanted
+
+    CpuPlatform.check_and_update_config = classmethod(check_and_keep)
 
 
 def engine(job: dict[str, Any], **options: Any) -> LLM:
@@ -83,7 +97,7 @@ def margin(answer: dict[str, Any]) -> float:
 
 def choose_prompts(llm: LLM) -> list[str]:
     offered = list(islice(questions.candidates(), questions.CROWD * 3 // 2))
-    answers = ask(llm, [(prompt, {"max_tokens": 48, "logprobs": 2, "ignore_eos": True}) for prompt in offered])
+    answers = ask(llm, questions.to_choose_from(offered))
     chosen = [prompt for prompt, answer in zip(offered, answers) if margin(answer) >= questions.MARGIN]
     assert len(chosen) >= questions.CROWD, "too few candidates are decided by the margin"
     return chosen[: questions.CROWD]
@@ -96,8 +110,12 @@ def preemptions(llm: LLM) -> int:
 def main(job_file: str, answers_file: str) -> None:
     job = json.loads(Path(job_file).read_text())
     answers: dict[str, Any] = {"engines": {}}
+    keep_async_scheduling()
     for name in job["engines"]:
         llm = engine(job, **ENGINES[name].options)
+        config = llm.llm_engine.vllm_config
+        assert config.scheduler_config.async_scheduling == job["asynchronous"]
+        assert config.max_concurrent_batches == (2 if job["asynchronous"] else 1)
         job["prompts"] = job["prompts"] or choose_prompts(llm)
         given: dict[str, Any] = {}
         for case in ENGINES[name].cases:

@@ -18,6 +18,9 @@ PLAIN = 24
 CROWD = 100
 """Prompts that are asked at once."""
 
+LONGEST = 96
+"""Tokens of an answer. Prompts are chosen by the margin at this many."""
+
 MARGIN = 1e-5
 """In logarithms of probabilities: by how much the best token must lead. Different orders of adding must not decide."""
 
@@ -97,6 +100,16 @@ def crowd(prompts: Sequence[str]) -> list[Question]:
     return [(prompt, {"max_tokens": 8 + i % 40, "ignore_eos": True}) for i, prompt in enumerate(prompts[:CROWD])]
 
 
+def long_answers(prompts: Sequence[str]) -> list[Question]:
+    """Requests that grow by some blocks while they decode: in a tight pool some are preempted after they have begun."""
+    return [(prompt, {"max_tokens": LONGEST, "ignore_eos": True}) for prompt in prompts[: 2 * PLAIN]]
+
+
+def to_choose_from(prompts: Sequence[str]) -> list[Question]:
+    """What tells the margins of prompts."""
+    return [(prompt, {"max_tokens": LONGEST, "logprobs": 2, "ignore_eos": True}) for prompt in prompts]
+
+
 CASES = {
     "plain": plain,
     "again, from the prefix cache": plain,
@@ -107,4 +120,5 @@ CASES = {
     "grammar": grammars,
     "repetition detection": repetitions,
     "100 at once": crowd,
+    "long answers": long_answers,
 }

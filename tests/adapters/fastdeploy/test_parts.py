@@ -253,6 +253,18 @@ class TestRefusals:
         (reason,) = reasons_against(a_config(**changes), environment)
         assert name in reason
 
+    @pytest.mark.parametrize(
+        ("name", "value", "refused"),
+        [
+            ("FD_DETERMINISTIC_MODE", "2", True),
+            ("FD_DETERMINISTIC_MODE", "00", False),
+            ("ENABLE_V1_KVCACHE_SCHEDULER", "00", True),
+            ("ENABLE_V1_KVCACHE_SCHEDULER", "2", False),
+        ],
+    )
+    def test_a_switch_is_read_as_fastdeploy_reads_it(self, name: str, value: str, refused: bool) -> None:
+        assert bool(reasons_against(a_config(), {name: value})) is refused
+
     def test_all_reasons_stand_in_one_message_with_the_way_back(self) -> None:
         changes = {name: value for given, _ in REFUSED.values() for name, value in given.items()}
         environment = {name: value for _, given in REFUSED.values() for name, value in given.items()}

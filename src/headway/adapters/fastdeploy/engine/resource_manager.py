@@ -67,11 +67,11 @@ class HeadwayResourceManager:
         self.cache_manager = CacheView(
             config, tensor_parallel_size, splitwise_role, local_data_parallel_id, self._forget_cached
         )
-        self._build()
+        self._build(is_measured=config.cache_config.num_gpu_blocks_override is not None)
 
-    def _build(self) -> None:
+    def _build(self, *, is_measured: bool) -> None:
         """Make the scheduler, for as many blocks as the configuration says now."""
-        self._manager = LockFreeManager(scheduler_config(self.config, self.max_num_seqs, self._role))
+        self._manager = LockFreeManager(scheduler_config(self.config, self.max_num_seqs, self._role, is_measured))
         self._slots = SlotsView(self.max_num_seqs)
         self._acknowledgements = waits = Acknowledgements()
         self._scheduling = Scheduling(
@@ -258,12 +258,13 @@ class HeadwayResourceManager:
     # -- set-up --------------------------------------------------------------------------------------------------
 
     def reset_cache_config(self, cfg: Any) -> None:
-        """FastDeploy has measured how many blocks there are. Raises NotServedError if there are requests by then."""
+        """FastDeploy has measured how many blocks there are. Raises NotServedError if there are requests by then, and
+        ValueError if the blocks are too few for one request."""
         if self._manager.door.num_inside:
             raise not_served("reset_cache_config with requests inside", "the number of blocks is fixed by then")
         self.config.cache_config = cfg
         self.cache_manager.update_cache_config(cfg)
-        self._build()
+        self._build(is_measured=True)
 
     # -- not served ----------------------------------------------------------------------------------------------
 

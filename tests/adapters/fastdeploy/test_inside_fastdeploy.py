@@ -171,6 +171,15 @@ def test_the_launcher_starts_fastdeploys_server_with_the_scheduler_that_the_swit
     printed = run("headway.adapters.fastdeploy", "--help", folder=tmp_path, ENABLE_V2_KVCACHE_SCHEDULER=switch)
     assert "usage: api_server.py" in printed
     assert ("FastDeploy runs with Headway's scheduler" in printed) is (switch == "1")
+    assert ("FastDeploy runs with its own scheduler" in printed) is (switch == "0")
+
+
+@needs_whole
+def test_an_engine_that_fastdeploy_sets_to_version_0_is_refused_and_not_run_by_fastdeploys_own_scheduler(
+    tmp_path: Path,
+) -> None:
+    found = result("version_0_run", folder=tmp_path)
+    assert found["scheduler"] == "" and "ENABLE_V1_KVCACHE_SCHEDULER=0" in found["refusal"]
 
 
 # -- FastDeploy's tests ------------------------------------------------------------------------------------------

@@ -211,22 +211,26 @@ def a_config(**changes: Any) -> SimpleNamespace:
 
 class TestSizes:
     def test_have_one_block_more_as_block_0_is_padding_here(self) -> None:
-        assert scheduler_config(a_config(), 8, "mixed").num_blocks == 65
+        assert scheduler_config(a_config(), 8, "mixed", is_measured=True).num_blocks == 65
 
     def test_let_the_worker_run_ahead_by_a_block_without_counting_that_as_work(self) -> None:
-        config = scheduler_config(a_config(), 8, "mixed")
+        config = scheduler_config(a_config(), 8, "mixed", is_measured=True)
         assert config.num_speculative_tokens == 16 and config.quarantine_slots
         assert config.smallest_chunk_budget >= 512
 
     def test_of_p_have_no_tokens_ahead(self) -> None:
-        config = scheduler_config(a_config(), 8, "prefill")
+        config = scheduler_config(a_config(), 8, "prefill", is_measured=True)
         assert (config.role, config.num_speculative_tokens) == (Role.PREFILL, 0)
 
     def test_leave_the_end_of_an_answer_to_fastdeploy(self) -> None:
-        assert scheduler_config(a_config(), 8, "decode").max_model_len == 257
+        assert scheduler_config(a_config(), 8, "decode", is_measured=True).max_model_len == 257
 
     def test_are_taken_before_the_memory_was_measured(self) -> None:
-        assert scheduler_config(a_config(total_block_num=2), 8, "mixed").num_blocks == 18
+        assert scheduler_config(a_config(total_block_num=2), 8, "mixed", is_measured=False).num_blocks == 18
+
+    def test_have_no_block_that_the_device_lacks(self) -> None:
+        with pytest.raises(ValueError, match="cannot hold one request"):
+            scheduler_config(a_config(total_block_num=16), 8, "mixed", is_measured=True)
 
 
 REFUSED: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
@@ -252,6 +256,18 @@ class TestRefusals:
         changes, environment = REFUSED[name]
         (reason,) = reasons_against(a_config(**changes), environment)
         assert name in reason
+
+    @pytest.mark.parametrize(
+        ("name", "value", "refused"),
+        [
+            ("FD_DETERMINISTIC_MODE", "2", True),
+            ("FD_DETERMINISTIC_MODE", "00", False),
+            ("ENABLE_V1_KVCACHE_SCHEDULER", "00", True),
+            ("ENABLE_V1_KVCACHE_SCHEDULER", "2", False),
+        ],
+    )
+    def test_a_switch_is_read_as_fastdeploy_reads_it(self, name: str, value: str, refused: bool) -> None:
+        assert bool(reasons_against(a_config(), {name: value})) is refused
 
     def test_all_reasons_stand_in_one_message_with_the_way_back(self) -> None:
         changes = {name: value for given, _ in REFUSED.values() for name, value in given.items()}

@@ -12,7 +12,10 @@ class NotServedError(ValueError):
 
 # Switches of FastDeploy's environment: the value that is refused, and why. Each line can be taken back alone.
 _SWITCHES: dict[str, tuple[str, str]] = {
-    "ENABLE_V1_KVCACHE_SCHEDULER": ("0", "the scheduler of version 0 is another one"),
+    "ENABLE_V1_KVCACHE_SCHEDULER": (
+        "0",
+        "the scheduler of version 0 is another one (FastDeploy chooses it by itself on devices such as a CPU)",
+    ),
     "ENABLE_V1_KVCACHE_MANAGER": ("1", "Headway owns the blocks; the cache manager of version 1 would own them too"),
     "FD_DISABLE_CHUNKED_PREFILL": ("1", "prompts are computed in chunks"),
     "FD_DETERMINISTIC_MODE": ("1", "chunks do not end where FastDeploy's kernels want it"),
@@ -49,7 +52,11 @@ _SETTINGS: tuple[tuple[str, Callable[[Any], bool]], ...] = (
 
 def reasons_against(config: Any, environment: Mapping[str, str]) -> list[str]:
     """Why this configuration of FastDeploy is not served; empty if it is. config: an FDConfig."""
-    switches = [f"{name}={value}: {why}" for name, (value, why) in _SWITCHES.items() if environment.get(name) == value]
+    switches = [
+        f"{name}={value}: {why}"
+        for name, (value, why) in _SWITCHES.items()
+        if name in environment and bool(int(environment[name])) is bool(int(value))  # as FastDeploy reads its switches
+    ]
     return switches + [reason for reason, is_set in _SETTINGS if is_set(config)]
 
 

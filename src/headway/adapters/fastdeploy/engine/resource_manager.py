@@ -6,6 +6,7 @@ import copy
 import logging
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
@@ -63,15 +64,15 @@ class HeadwayResourceManager:
         self.scheduler_metrics_logger: Any = None
         self._role = splitwise_role
         self._downloads = Downloads()
-        self._refused: list[tuple[str, str]] = []
+        self._refused: deque[tuple[str, str]] = deque()  # other threads append
         self.cache_manager = CacheView(
             config, tensor_parallel_size, splitwise_role, local_data_parallel_id, self._forget_cached
         )
-        self._build()
+        self._build(is_measured=config.cache_config.num_gpu_blocks_override is not None)
 
-    def _build(self) -> None:
+    def _build(self, *, is_measured: bool) -> None:
         """Make the scheduler, for as many blocks as the configuration says now."""
-        self._manager = LockFreeManager(scheduler_config(self.config, self.max_num_seqs, self._role))
+        self._manager = LockFreeManager(scheduler_config(self.config, self.max_num_seqs, self._role, is_measured))
         self._slots = SlotsView(self.max_num_seqs)
         self._acknowledgements = waits = Acknowledgements()
         self._scheduling = Scheduling(
@@ -95,7 +96,7 @@ class HeadwayResourceManager:
     def schedule(self) -> tuple[Any, list[tuple[str, str]]]:
         """FastDeploy's BatchRequest for the worker, and (request id, message) of requests that cannot be served."""
         batch, errors = self._scheduling.turn()
-        refused, self._refused = self._refused, []
+        refused = [self._refused.popleft() for _ in range(len(self._refused))]
         snapshot = self._manager.snapshot()
         if len(batch):
             gauges.publish(snapshot, self.scheduler_unhandled_request_num)
@@ -258,12 +259,13 @@ class HeadwayResourceManager:
     # -- set-up --------------------------------------------------------------------------------------------------
 
     def reset_cache_config(self, cfg: Any) -> None:
-        """FastDeploy has measured how many blocks there are. Raises NotServedError if there are requests by then."""
+        """FastDeploy has measured how many blocks there are. Raises NotServedError if there are requests by then, and
+        ValueError if the blocks are too few for one request."""
         if self._manager.door.num_inside:
             raise not_served("reset_cache_config with requests inside", "the number of blocks is fixed by then")
         self.config.cache_config = cfg
         self.cache_manager.update_cache_config(cfg)
-        self._build()
+        self._build(is_measured=True)
 
     # -- not served ----------------------------------------------------------------------------------------------
 
@@ -319,7 +321,7 @@ class HeadwayResourceManager:
 
     def _refuse(self, request: Any, why: str) -> None:
         logger.warning("request %s is refused: %s", request.request_id, why)
-        self._refused = [*self._refused, (request.request_id, why)]
+        self._refused.append((request.request_id, why))
 
     def _prepare(self, record: Record) -> None:
         """Fetch what a request needs before it is scheduled."""

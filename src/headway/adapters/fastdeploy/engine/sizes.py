@@ -10,8 +10,9 @@ RESERVATION_TIMEOUT = 600.0  # seconds; FastDeploy itself waits for ever
 PREPROCESS_TIMEOUT = 600.0
 
 
-def scheduler_config(config: Any, max_num_seqs: int, role: str) -> SchedulerConfig:
-    """The configuration of Headway's scheduler. config: an FDConfig of FastDeploy.
+def scheduler_config(config: Any, max_num_seqs: int, role: str, is_measured: bool) -> SchedulerConfig:
+    """The configuration of Headway's scheduler. config: an FDConfig of FastDeploy. is_measured: whether its number of
+    blocks is the device's, and no guess; see `reset_cache_config`.
 
     - Block 0 is padding in Headway. FastDeploy uses it. So there is one block more here, and FastDeploy's block n is
       block n + 1 here.
@@ -26,8 +27,9 @@ def scheduler_config(config: Any, max_num_seqs: int, role: str) -> SchedulerConf
     block_size = config.cache_config.block_size
     max_model_len = config.model_config.max_model_len + 1
     ahead = 0 if role == Role.PREFILL else block_size
-    # Before FastDeploy has measured the memory, its number of blocks is a guess; see `reset_cache_config`.
-    num_blocks = max(int(config.cache_config.total_block_num), -(-max_model_len // block_size)) + 1
+    num_blocks = int(config.cache_config.total_block_num) + 1
+    if not is_measured:  # a guess may be too small for one request
+        num_blocks = max(num_blocks, -(-max_model_len // block_size) + 1)
     return SchedulerConfig(
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=config.scheduler_config.max_num_batched_tokens + max_num_seqs * (ahead + 1),

@@ -88,7 +88,7 @@ COURSES = {
 def test_the_events_of_any_run_add_up_to_what_lookups_find(traffic: str) -> None:
     of_seed, faults = COURSES[traffic]
     seen: Counter[type] = Counter()
-    for seed in range(6):
+    for seed in range(8):
         drawn = of_seed(seed)
         config = replace(drawn.config, enable_prefix_caching=True, keeps_kv_events=True)
         simulation = Simulation(replace(drawn, config=config, audits=False))

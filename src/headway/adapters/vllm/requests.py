@@ -75,7 +75,7 @@ class LiveRequest:
     @property
     def waits_for_grammar(self) -> bool:
         status: RequestStatus = self.request.status
-        return status == RequestStatus.WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR
+        return status is RequestStatus.WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR
 
     def forget_prefill(self) -> None:
         """All known tokens are computed, or given up: the worker has what it needs."""

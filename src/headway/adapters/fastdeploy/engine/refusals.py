@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from headway.managers import V1_SWITCH
+
 
 class NotServedError(ValueError):
     """A setting, a request or a call of FastDeploy that Headway does not serve. The message says why."""
@@ -12,7 +14,7 @@ class NotServedError(ValueError):
 
 # Switches of FastDeploy's environment: the value that is refused, and why. Each line can be taken back alone.
 _SWITCHES: dict[str, tuple[str, str]] = {
-    "ENABLE_V1_KVCACHE_SCHEDULER": (
+    V1_SWITCH: (
         "0",
         "the scheduler of version 0 is another one (FastDeploy chooses it by itself on devices such as a CPU)",
     ),

@@ -26,7 +26,7 @@ def scheduler_config(config: Any, max_num_seqs: int, role: str, is_measured: boo
     """
     block_size = config.cache_config.block_size
     max_model_len = config.model_config.max_model_len + 1
-    ahead = 0 if role == Role.PREFILL else block_size
+    ahead = 0 if Role(role) is Role.PREFILL else block_size
     num_blocks = int(config.cache_config.total_block_num) + 1
     if not is_measured:  # a guess may be too small for one request
         num_blocks = max(num_blocks, -(-max_model_len // block_size) + 1)

@@ -1,4 +1,5 @@
-"""What all tests share: how many examples Hypothesis tries, and the managers that a test runs under.
+"""What all tests share: how many examples Hypothesis tries, the managers that a test runs under, and turns that no clock
+cuts short.
 
 Profiles of Hypothesis, by HYPOTHESIS_PROFILE: `default` is small, for `make test`; `ci` tries four times as many, as
 CI does; both try the same examples in every run. `explore` looks for new ones, many more.
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import settings
 
 from headway.engine import writer
+from headway.managers import lock_free
 from tests.engine.running import Clock
 from tests.managers.driving import ACCESSES
 
@@ -32,3 +34,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     monkeypatch.setattr(writer, "time", clock)
     monkeypatch.setattr(writer, "_LONGEST_SLEEP", clock.LONGEST_SLEEP)
     return clock
+
+
+@pytest.fixture(autouse=True)
+def _turns_bounded_in_count_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that what one `drain` applies does not depend on how busy the machine is."""
+    monkeypatch.setattr(lock_free, "MAX_SECONDS_PER_TURN", 3600.0)

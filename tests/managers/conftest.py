@@ -7,8 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from headway.managers import lock_free
-from tests.managers.driving import PATIENCE, Driver, make
+from tests.managers.driving import Driver, make
 
 
 @pytest.fixture
@@ -24,9 +23,3 @@ def eager_switching() -> Iterator[None]:
     sys.setswitchinterval(1e-6)
     yield
     sys.setswitchinterval(interval)
-
-
-@pytest.fixture(autouse=True)
-def _turns_bounded_in_count_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that what one `drain` applies does not depend on how busy the machine is."""
-    monkeypatch.setattr(lock_free, "MAX_SECONDS_PER_TURN", PATIENCE)

@@ -50,7 +50,7 @@ class World:
         config.cache_config.enable_prefix_caching = rng.random() < 0.6
         config.cache_config.enable_output_caching = rng.random() < 0.6
         config.scheduler_config.max_num_batched_tokens = rng.choice((16, 48, 256))
-        reserve = rng.choice(("ratio", "none", "none"))  # "none" leads to many preemptions
+        reserve = rng.choice(("peak", "none", "none"))  # "none" leads to many preemptions
 
         def sizes(*arguments: Any) -> Any:
             return replace(scheduler_config(*arguments), reserve=reserve)

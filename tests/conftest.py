@@ -1,5 +1,5 @@
-"""What all tests share: how many examples Hypothesis tries, the managers that a test runs under, and turns that no clock
-cuts short.
+"""What all tests share: how many examples Hypothesis tries, the managers that a test runs under, and turns
+that no clock cuts short.
 
 Profiles of Hypothesis, by HYPOTHESIS_PROFILE: `default` is small, for `make test`; `ci` tries four times as many, as
 CI does; both try the same examples in every run. `explore` looks for new ones, many more.

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import socket
 import subprocess
 import sys
 import time
@@ -25,8 +24,8 @@ from typing import Any
 
 import httpx
 
-from headway.bench.child_process import ChildProcess
 from headway.bench.server_process import ServerProcess
+from headway.bench.serving_process import ServingProcess, free_port
 
 ROUTER = "vllm-router==0.1.17"
 PEERS = Path(__file__).parent.parent / ".peers"
@@ -35,7 +34,7 @@ PATIENCE = 60.0  # seconds
 CHARACTERS = "0123456789+-abcdefghij"
 
 
-class Router(ChildProcess):
+class Router(ServingProcess):
     """vllm-router, by its own command line."""
 
     def __init__(self, prefill: list[str], decode: list[str], port: int) -> None:
@@ -44,26 +43,8 @@ class Router(ChildProcess):
         for role, urls in (("--prefill", prefill), ("--decode", decode)):
             for url in urls:
                 words += [role, url]
-        super().__init__([str(_router_command()), *words], stop_timeout_s=10.0)
-        self.base_url = f"http://127.0.0.1:{port}"
-
-    def _wait_until_ready(self) -> None:
-        until = time.monotonic() + PATIENCE
-        while True:
-            try:
-                if httpx.get(f"{self.base_url}/health").status_code == 200:
-                    return
-            except httpx.TransportError:
-                pass
-            if self._process.poll() is not None or time.monotonic() > until:
-                raise RuntimeError(f"vllm-router does not answer:\n{self.last_words()}")
-            time.sleep(0.2)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+        command = [str(_router_command()), *words]
+        super().__init__(command, port, start_timeout_s=PATIENCE, stop_timeout_s=10.0)
 
 
 def _router_command() -> Path:

@@ -1,4 +1,4 @@
-"""Environments of peers: each is made once, by pip; one that cannot be made is told in one line."""
+"""Environments of peers: each is made once, by pip; an environment that cannot be made is told in one line."""
 
 import subprocess
 import sys

@@ -16,6 +16,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
+from headway.bench.serving_process import free_port
 from tests.server.fakes import MODEL
 from tests.server.running import Server, tiny_config
 from tests.tiny_tokenizer import CHAT_TEMPLATE, byte_tokenizer
@@ -32,12 +33,6 @@ class Group(NamedTuple):
     prefill: Server
     decode: dict[str, Server]
     mixed: Server
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="module")

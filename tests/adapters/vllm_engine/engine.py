@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import httpx
 from headway_lab.peers.vllm_engine import VLLM_ENGINE
+from headway_lab.schedulers.contenders import ADAPTER
 
 import headway
-from headway.bench.child_process import ChildProcess
+from headway.bench.serving_process import ServingProcess, free_port
 
-OURS = "headway.adapters.vllm.HeadwayScheduler"
 MODEL = Path(headway.__file__).parent / "default_model"  # a Llama with trained weights; vLLM reads it as it is
 PATIENCE = 600.0  # seconds; a busy machine may need many, and a broken engine ends at once
 VARIABLES = {
@@ -58,7 +56,7 @@ def answer_offline(
         json.dumps(
             {
                 "model": str(MODEL),
-                "scheduler": OURS if ours else None,
+                "scheduler": ADAPTER if ours else None,
                 "asynchronous": asynchronous,
                 "engines": engines,
                 "prompts": prompts,
@@ -79,31 +77,18 @@ def answer_offline(
     return given
 
 
-class Server(ChildProcess):
+class Server(ServingProcess):
     """`vllm serve` for the time of a `with` block, on a free port."""
 
     def __init__(self, *, ours: bool, arguments: Sequence[str] = ()) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = int(probe.getsockname()[1])
+        port = free_port()
         command = [str(VLLM_ENGINE.python().parent / "vllm"), "serve", str(MODEL), "--served-model-name", "tiny"]
         command += ["--host", "127.0.0.1", "--port", str(port), "--enforce-eager", "--dtype", "float32"]
         command += ["--max-model-len", "256", "--block-size", "32"]
-        command += ["--scheduler-cls", OURS] if ours else []
+        command += ["--scheduler-cls", ADAPTER] if ours else []
         variables = [f"{name}={value}" for name, value in VARIABLES.items()]
-        super().__init__(["env", *variables, "VLLM_SERVER_DEV_MODE=1", *command, *arguments], stop_timeout_s=30.0)
-        self.base_url = f"http://127.0.0.1:{port}"
-
-    def _wait_until_ready(self) -> None:
-        until = time.monotonic() + PATIENCE
-        while True:
-            try:
-                if httpx.get(f"{self.base_url}/health").status_code == 200:
-                    return
-            except httpx.TransportError:
-                pass
-            assert self.running and time.monotonic() < until, f"the server does not answer:\n{self.printed()[-5000:]}"
-            time.sleep(0.2)
+        command = ["env", *variables, "VLLM_SERVER_DEV_MODE=1", *command, *arguments]
+        super().__init__(command, port, start_timeout_s=PATIENCE, stop_timeout_s=30.0)
 
     def metric(self, name: str) -> float:
         """The sum of a metric over its labels."""

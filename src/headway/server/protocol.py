@@ -30,6 +30,9 @@ from headway.errors import RequestError
 from headway.kv_transfer_params import copied
 from headway.request import NewRequest, Transfer
 from headway.sampling import LIMITS, MAX_LOGIT_BIAS, MAX_LOGPROBS, MAX_STOP_STRINGS, MAX_STOP_TOKEN_IDS, SamplingParams
+from headway.server.reasoning_fields import ReasoningFields
+from headway.server.structured_output_fields import StructuredOutputFields
+from headway.server.tool_fields import ToolFields
 
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's default for /v1/completions
 
@@ -79,7 +82,7 @@ class StreamOptions(StrictModel):
 _STREAM_OPTIONS = any_of({"stream_options": NOTHING}, {"stream": ON})
 
 
-class _Generate(_Bookkeeping):
+class _Generate(_Bookkeeping, StructuredOutputFields):
     """The fields that completions and chat completions have in common."""
 
     model: str | None = None
@@ -243,7 +246,7 @@ class CompletionRequest(_Generate):
         return self._sampling(max_tokens=self.max_tokens, logprobs=self.logprobs, defaults=defaults)
 
 
-class ChatCompletionRequest(_Generate, Conversation):
+class ChatCompletionRequest(_Generate, Conversation, ToolFields, ReasoningFields):
     """POST /v1/chat/completions."""
 
     model_config = ConfigDict(
@@ -263,16 +266,9 @@ class ChatCompletionRequest(_Generate, Conversation):
     top_logprobs: _Logprobs | None = None
 
     # Fields of OpenAI's API that this server does not support.
-    tools: Annotated[Any, Unsupported()] = None
-    tool_choice: Annotated[Any, Unsupported("none")] = None
-    parallel_tool_calls: Any = None
-    functions: Annotated[Any, Unsupported()] = None
-    function_call: Annotated[Any, Unsupported("none")] = None
-    response_format: Annotated[Any, Unsupported({"type": "text"})] = None
     modalities: Annotated[Any, Unsupported(["text"])] = None
     audio: Annotated[Any, Unsupported()] = None
     prediction: Annotated[Any, Unsupported()] = None
-    reasoning_effort: Annotated[Any, Unsupported()] = None
     verbosity: Annotated[Any, Unsupported()] = None
     web_search_options: Annotated[Any, Unsupported()] = None
 

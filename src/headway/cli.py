@@ -1,4 +1,4 @@
-"""The command line: `headway generate | chat | serve | pd | doctor | simtest | bench | accuracy`.
+"""The command line: `headway generate | chat | serve | pd | top | doctor | simtest | bench | accuracy`.
 
 Bad input ends with one line on standard error and exit code 2, an engine that fails with code 1. Each command imports
 its modules when it runs, so that `headway --help` is quick.
@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from headway import __version__
-from headway.commands import accuracy, chat, doctor, generate, pd, serve, simtest
+from headway.commands import accuracy, chat, doctor, generate, pd, serve, simtest, top
 from headway.commands.laboratory import LaboratoryGroup
 from headway.errors import EngineDeadError
 
@@ -100,6 +100,7 @@ app.command("generate")(generate.command)
 app.command("chat")(chat.command)
 app.command("serve")(serve.command)
 app.command("pd")(pd.command)
+app.command("top")(top.command)
 app.command("doctor")(doctor.command)
 app.command("simtest")(simtest.command)
 app.command("accuracy")(accuracy.command)

@@ -35,6 +35,9 @@ class EngineHealth(Collector):
         dropped.add_metric([self._model_name, ENGINE, "engine"], self._client.num_engine_wire_errors)
         dropped.add_metric([self._model_name, ENGINE, self._client.wire_errors.side], self._client.wire_errors.count)
         yield dropped
+        slots = GaugeMetricFamily("headway:num_slots", "Slots: the most requests that run at once.", labels=LABELS)
+        slots.add_metric([self._model_name, ENGINE], self._client.config.max_num_seqs)
+        yield slots
         yield self._sleep_state()
         yield self._cache_config()
 

@@ -9,7 +9,7 @@ ARGS   ?=
 # Other engines whose schedulers `make bench` measures beside ours; vLLM's source is fetched the first time.
 PEERS  ?= vllm
 
-.PHONY: help setup demo serve test fuzz adapters router-check mutants golden lint format bench soak gpu-check model-check clean
+.PHONY: help setup demo serve test docs fuzz adapters router-check mutants golden lint format bench soak gpu-check model-check clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1	/' | expand -t 21
@@ -32,6 +32,10 @@ serve: $(READY)  ## Serve the embedded model (OpenAI's API) until Ctrl-C
 test: $(READY)  ## Run the tests; the core must be covered to 97%, branches included
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report= $(ARGS)
 	$(BIN)/coverage report --include='$(CORE)' --fail-under=97
+
+docs: $(READY)  ## Build the documentation as a site in build/site; links and references are checked
+	$(BIN)/python tools/reference.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 fuzz: $(READY)  ## Fuzz bodies and command lines, then a running server by its own documentation (minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/fuzz -q

@@ -1,0 +1,124 @@
+"""Writes docs/reference/ from the code: the command line, and the metrics of a server.
+
+    python tools/reference.py             compare: exit status 1, and the names of the pages that differ
+    python tools/reference.py --write     write the pages
+
+The metrics are those of a server on the embedded model with a simulated device.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import typer
+from prometheus_client.parser import text_string_to_metric_families
+
+from headway.cli import app
+from headway.client.engine_client import EngineClient
+from headway.config import EngineConfig
+from headway.server.service import Service
+
+FOLDER = Path(__file__).resolve().parent.parent / "docs" / "reference"
+NOTE = "<!-- Written by tools/reference.py from the code. Do not edit it here. -->"
+_OWN, _ALIAS = "headway:", "vllm:"
+
+
+def command_line() -> str:
+    """The page of all commands of the package, with their arguments and options."""
+    group: Any = typer.main.get_command(app)
+    lines = ["# Commands", "", NOTE, "", "`headway COMMAND --help` says the same in the terminal.", ""]
+    for name, command in group.commands.items():
+        if not command.params:
+            continue  # `bench` has a command line of its own
+        lines += [f"## headway {name}", "", *_sentences(command.help), ""]
+        lines += _options(command)
+    return "\n".join(lines)
+
+
+def _sentences(text: str) -> Iterator[str]:
+    """The paragraphs of a help text."""
+    for number, paragraph in enumerate((text or "").strip().split("\n\n")):
+        if number:
+            yield ""
+        yield " ".join(paragraph.split())
+
+
+def _options(command: Any) -> Iterator[str]:
+    context = command.make_context(command.name, [], resilient_parsing=True)
+    panels: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    for parameter in command.params:
+        record = parameter.get_help_record(context)
+        if record is not None and not parameter.hidden:
+            panels[parameter.rich_help_panel or ""].append(record)
+    for panel, records in panels.items():
+        if panel:
+            yield f"### {panel}"
+            yield ""
+        yield "| | |"
+        yield "|---|---|"
+        for flags, text in records:
+            yield f"| `{_cell(flags)}` | {_cell(text)} |"
+        yield ""
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def metrics() -> str:
+    """The page of all families that /metrics has."""
+    page = asyncio.run(_page())
+    lines = [
+        "# Metrics",
+        "",
+        NOTE,
+        "",
+        "`/metrics` has each family of Headway's twice: as `headway:NAME`, and as `vllm:NAME`, so that dashboards and "
+        "autoscalers made for vLLM work. The samples of a counter are called NAME_total. The label "
+        "`model_name` is the name of the model, `engine` is always 0.",
+        "",
+        "| name | kind | more labels | what it is |",
+        "|---|---|---|---|",
+    ]
+    for family in text_string_to_metric_families(page):
+        if family.name.startswith(_ALIAS):
+            continue
+        labels = {label for sample in family.samples for label in sample.labels} - {"model_name", "engine", "le"}
+        more = ", ".join(f"`{label}`" for label in sorted(labels))
+        lines.append(f"| `{family.name}` | {family.type} | {more} | {_cell(family.documentation)} |")
+    return "\n".join([*lines, ""])
+
+
+async def _page() -> str:
+    client = await EngineClient.start(EngineConfig(), engine_args=["--executor", "simulated"])
+    try:
+        return Service(client, client.files.name).metrics.page().decode()
+    finally:
+        await client.shutdown()
+
+
+PAGES: dict[str, Callable[[], str]] = {"commands.md": command_line, "metrics.md": metrics}
+
+
+def main(arguments: list[str]) -> int:
+    """Write the pages, or compare them. Returns the exit status."""
+    different = []
+    for name, make in PAGES.items():
+        path, text = FOLDER / name, make()
+        if "--write" in arguments:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        elif not path.exists() or path.read_text(encoding="utf-8") != text:
+            different.append(path.name)
+    if different:
+        print(f"docs/reference: {', '.join(different)} are not what the code says: tools/reference.py --write")
+    return 1 if different else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -17,6 +17,7 @@ from headway.errors import RequestError
 from headway.request import NewRequest, Transfer
 from headway.sampling import SamplingParams
 from headway.server import admin, errors, render
+from headway.server.answer_bodies import ModelCard, ModelList, Root, Text, Tokens, Version
 from headway.server.body import BodyForm, read_body
 from headway.server.chat import ChatFace
 from headway.server.completions import CompletionFace
@@ -33,7 +34,6 @@ from headway.server.protocol import (
     TokenizeChatRequest,
     TokenizeRequest,
 )
-from headway.server.responses import ModelCard, ModelList, Root, Text, Tokens, Version
 from headway.server.service import Service, answer, service_of
 from headway.token_ids import check_token_ids
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from headway.outputs import RequestDelta, RequestOutput, TokenLogprob
-from headway.server.generate import Face
-from headway.server.responses import (
+from headway.server.answer_bodies import (
     ChatChoice,
     ChatChunk,
     ChatChunkChoice,
@@ -18,6 +17,7 @@ from headway.server.responses import (
     TopLogprob,
     Usage,
 )
+from headway.server.generate import Face
 
 
 class ChatFace(Face):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from headway.outputs import RequestDelta, RequestOutput, TokenLogprob
+from headway.server.answer_bodies import Completion, CompletionChoice, CompletionLogprobs, Usage
 from headway.server.generate import Face, Prompt
-from headway.server.responses import Completion, CompletionChoice, CompletionLogprobs, Usage
 
 
 class CompletionFace(Face):

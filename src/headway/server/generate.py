@@ -21,8 +21,8 @@ from starlette.types import Receive, Scope, Send
 from headway.client.engine_client import PendingRequest, Update
 from headway.client.text_pool import TextPool
 from headway.outputs import RequestDelta, RequestOutput
+from headway.server.answer_bodies import PromptTokensDetails, Usage
 from headway.server.errors import ClientDisconnected, as_api_error
-from headway.server.responses import PromptTokensDetails, Usage
 
 T = TypeVar("T")
 _CHOICE_SIZE = 32  # characters that take as long as a choice without any

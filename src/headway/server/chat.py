@@ -17,10 +17,10 @@ from headway.server.answer_bodies import (
     TopLogprob,
     Usage,
 )
-from headway.server.generate import Face
+from headway.server.chunks import ChunkFace
 
 
-class ChatFace(Face):
+class ChatFace(ChunkFace):
     """The form of a chat completion. top_logprobs: alternatives shown per token."""
 
     def __init__(self, *, top_logprobs: int, **common: Any) -> None:

@@ -115,6 +115,7 @@ async def chat_completions(request: Request) -> Response:
         prompts=prompts,
         n=sampling.n,
         top_logprobs=body.top_logprobs or 0,
+        new_parser=lambda: service.answer_parser(body, prompts[0].text or ""),
     )
     return await _answer(request, body, sampling, prompts, face, arrival_time)
 

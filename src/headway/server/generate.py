@@ -57,7 +57,7 @@ class Face(ABC):
 
     @abstractmethod
     def chunk(self, choice: int, delta: RequestDelta) -> Any:
-        """The chunk for a delta of a choice; its `usage` can be set."""
+        """The chunk for a delta of a choice; its `usage` can be set. None: nothing is said yet."""
 
     @abstractmethod
     def closing(self, usage: Usage) -> msgspec.Struct:
@@ -176,6 +176,8 @@ def _lines(
                 yield _line(opening, include_usage)
         if delta.text or delta.logprobs or delta.finish_reason is not None or delta.kv_transfer_params is not None:
             chunk = face.chunk(choice, delta)
+            if chunk is None:
+                continue
             if delta.kv_transfer_params is not None:
                 chunk.kv_transfer_params = delta.kv_transfer_params
             if continuous_usage:

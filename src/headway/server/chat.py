@@ -10,8 +10,7 @@ from msgspec import UNSET
 from headway.client.answer_parser import AnswerDelta, AnswerParser, ToolCallDelta
 from headway.outputs import CompletionOutput, RequestDelta, RequestOutput, TokenLogprob
 from headway.request import FinishReason
-from headway.server.generate import Face
-from headway.server.responses import (
+from headway.server.answer_bodies import (
     ChatChoice,
     ChatChunk,
     ChatChunkChoice,
@@ -25,9 +24,10 @@ from headway.server.responses import (
     TopLogprob,
     Usage,
 )
+from headway.server.chunks import ChunkFace
 
 
-class ChatFace(Face):
+class ChatFace(ChunkFace):
     """The form of a chat completion. top_logprobs: alternatives shown per token. new_parser: makes the parser of an
     answer."""
 
@@ -45,7 +45,9 @@ class ChatFace(Face):
         parser = self._new_parser()
         message = _message(parser.whole(answer.text))
         reason = finish_reason(answer.finish_reason, parser)
-        return ChatChoice(answer.index, message, self._logprobs(answer.logprobs), reason, answer.stop_reason)
+        return ChatChoice(
+            answer.index, message, chat_logprobs(answer.logprobs, self._top_logprobs), reason, answer.stop_reason
+        )
 
     def opening(self, choice: int) -> ChatChunk:
         return self._chunk([ChatChunkChoice(choice, Delta(role="assistant", content=""))])
@@ -59,7 +61,7 @@ class ChatFace(Face):
             news.append(parser.finish())
         elif news.is_empty and not delta.logprobs and delta.kv_transfer_params is None:
             return None  # the parser waits for more text
-        logprobs = self._logprobs(delta.logprobs)
+        logprobs = chat_logprobs(delta.logprobs, self._top_logprobs)
         reason = finish_reason(delta.finish_reason, parser)
         return self._chunk([ChatChunkChoice(choice, _delta(news), logprobs, reason, delta.stop_reason)])
 
@@ -71,22 +73,24 @@ class ChatFace(Face):
     def _chunk(self, choices: list[ChatChunkChoice]) -> ChatChunk:
         return ChatChunk(self.id, self.created, self.model, choices)
 
-    def _logprobs(self, positions: list[dict[int, TokenLogprob]] | None) -> ChatLogprobs | None:
-        if positions is None:
-            return None
-        content: list[ChatTokenLogprob] = []
-        for position in positions:
-            sampled = next(iter(position.values()))  # the first entry is the token that was drawn
-            top = sorted(position.values(), key=lambda token: token.rank)[: self._top_logprobs]
-            content.append(
-                ChatTokenLogprob(
-                    sampled.decoded_token,
-                    sampled.logprob,
-                    list(sampled.bytes),
-                    [TopLogprob(token.decoded_token, token.logprob, list(token.bytes)) for token in top],
-                )
+
+def chat_logprobs(positions: list[dict[int, TokenLogprob]] | None, num_top: int) -> ChatLogprobs | None:
+    """num_top: alternatives shown per token."""
+    if positions is None:
+        return None
+    content: list[ChatTokenLogprob] = []
+    for position in positions:
+        sampled = next(iter(position.values()))  # the first entry is the token that was drawn
+        top = sorted(position.values(), key=lambda token: token.rank)[:num_top]
+        content.append(
+            ChatTokenLogprob(
+                sampled.decoded_token,
+                sampled.logprob,
+                list(sampled.bytes),
+                [TopLogprob(token.decoded_token, token.logprob, list(token.bytes)) for token in top],
             )
-        return ChatLogprobs(content)
+        )
+    return ChatLogprobs(content)
 
 
 def finish_reason(reason: FinishReason | None, parser: AnswerParser) -> str | None:

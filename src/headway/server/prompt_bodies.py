@@ -63,6 +63,7 @@ async def _read(request: Request, form: BodyForm[B]) -> B:
 
 def _sampling(service: Service, body: CompletionRequest | ChatCompletionRequest) -> SamplingParams:
     service.check_model(body.model)
+    body.check_context(service.client.config.max_model_len)
     return body.sampling(service.client.files.default_sampling)
 
 

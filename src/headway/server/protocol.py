@@ -25,6 +25,7 @@ from pydantic import (
 
 from headway.client.conversation import ONE_WAY_TO_GO_ON, Conversation, StrictModel
 from headway.client.field_rules import NOTHING, OFF, ON, AtMost, Unsupported, any_of
+from headway.errors import ContextLengthError
 from headway.kv_transfer_params import copied
 from headway.request import NewRequest, Transfer
 from headway.sampling import MAX_LOGPROBS, SamplingParams
@@ -81,6 +82,18 @@ class GenerationRequest(_Bookkeeping, SamplingFields, StructuredOutputFields):
         if self.stream_options is not None and not self.stream:
             raise ValueError("stream_options is only allowed when stream is true")
         return self
+
+    def check_context(self, max_model_len: int) -> None:
+        """Raises ContextLengthError if more output is asked for than the context can hold, were there no prompt. With
+        a prompt, less may be left: then the answer ends by length where the context does."""
+        for name in ("max_completion_tokens", "max_tokens"):
+            asked = getattr(self, name, None)
+            if asked is not None and asked > max_model_len:
+                raise ContextLengthError.of(
+                    max_model_len,
+                    f"{name} asks for {asked} tokens of output: ask for fewer, or leave it out to have what the prompt "
+                    "leaves",
+                )
 
     @property
     def include_usage(self) -> bool:

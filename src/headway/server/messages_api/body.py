@@ -11,7 +11,7 @@ from headway.client.field_rules import AtMost
 from headway.error_text import describe
 from headway.sampling import MAX_STOP_STRINGS
 from headway.server.messages_api.content import AssistantMessage, Message, TextBlock, TextBlocks, chat_messages
-from headway.server.protocol import ChatCompletionRequest
+from headway.server.protocol import ChatCompletionRequest, GenerationRequest
 from headway.server.tolerant import Refused, TolerantModel
 
 _MAX_TOOLS = 1024
@@ -180,7 +180,7 @@ class MessagesRequest(CountTokensRequest, GenerationRequest):
     stop_sequences: Annotated[list[Annotated[str, Field(min_length=1)]] | None, AtMost(MAX_STOP_STRINGS, "strings")] = (
         None
     )
-    metadata: dict[str, Any] | None = None  # type: ignore[assignment]  # any values: nothing reads them
+    metadata: dict[str, Any] | None = None  # any values: nothing reads them
 
     @model_validator(mode="after")
     def _check(self) -> MessagesRequest:

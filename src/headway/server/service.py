@@ -99,7 +99,7 @@ class Service:
                 "--trust-request-chat-template, or with the template itself (--chat-template)",
                 param="chat_template",
             )
-        return await self.client.prompts.texts.run(conversation.num_characters, partial(self._render, conversation))
+        return await self.client.prompts.texts.run(conversation.size, partial(self._render, conversation))
 
     def answer_parser(self, body: ChatCompletionRequest, prompt: str = "") -> AnswerParser:  # noqa: ARG002
         """A parser for one answer to this body. prompt: the text that the chat template made: an answer may begin in
@@ -107,9 +107,7 @@ class Service:
         return AnswerParser()
 
     def _render(self, conversation: Conversation) -> str:
-        if self._escape is not None:
-            conversation = conversation.with_text(self._escape)
-        return self._chat_template.render(conversation)
+        return self._chat_template.render(conversation, self._escape)
 
 
 def service_of(request: Request) -> Service:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from headway.client.conversation import StrictModel
 from headway.client.field_rules import Unsupported
+from headway.client.strict_model import StrictModel
 
 
 class StructuredOutputFields(StrictModel):

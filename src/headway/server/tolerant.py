@@ -7,8 +7,8 @@ from typing import Any
 from pydantic import ConfigDict
 from pydantic_core import core_schema
 
-from headway.client.conversation import StrictModel
 from headway.client.field_rules import Unsupported
+from headway.client.strict_model import StrictModel
 
 
 class TolerantModel(StrictModel):

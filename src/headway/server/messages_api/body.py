@@ -6,8 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Discriminator, Field, PrivateAttr, Tag, ValidationError, model_validator
 
-from headway.client.conversation import MAX_MESSAGES, StrictModel
+from headway.client.conversation import MAX_MESSAGES
 from headway.client.field_rules import AtMost
+from headway.client.strict_model import StrictModel
 from headway.error_text import describe
 from headway.sampling import MAX_STOP_STRINGS
 from headway.server.messages_api.content import AssistantMessage, Message, TextBlock, TextBlocks, chat_messages

@@ -49,6 +49,11 @@ class ChatTemplate:
             conversation, self._choose(conversation.chat_template, with_tools=variables.get("tools") is not None)
         )
 
+    @property
+    def text(self) -> str | None:
+        """The template for a conversation that names none; None: there is none."""
+        return self._template or self._named().get(_DEFAULT)
+
     def has(self, name: str) -> bool:
         """Whether `name` is the name of one of the model's own templates."""
         return name in self._named()

@@ -58,6 +58,11 @@ class ChatTemplate:
         with_tools = bool(conversation.tools) or kwargs.get("tools") is not None
         return self._choose(conversation.chat_template, with_tools=with_tools)
 
+    @property
+    def text(self) -> str | None:
+        """The template for a conversation that names none; None: there is none."""
+        return self._template or self._named().get(_DEFAULT)
+
     def has(self, name: str) -> bool:
         """Whether `name` is the name of one of the model's own templates."""
         return name in self._named()

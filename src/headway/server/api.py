@@ -14,7 +14,7 @@ from pydantic.json_schema import models_json_schema
 from headway import __version__
 from headway.client.engine_client import EngineClient
 from headway.errors import RequestError
-from headway.server import admin, errors, render
+from headway.server import about, admin, errors, not_served, render
 from headway.server.answer_bodies import ModelCard, ModelList, Root, Text, Tokens, Version
 from headway.server.body import BodyForm, read_body
 from headway.server.chat import ChatFace
@@ -56,7 +56,16 @@ def create_app(client: EngineClient, model_name: str, **options: Any) -> FastAPI
     """
     app = FastAPI(title="Headway", version=__version__)
     app.state.service = Service(client, model_name, **options)
-    for routes in (router, responses_api.router, messages_api.router, render.router, admin.admin, admin.debug):
+    for routes in (
+        router,
+        responses_api.router,
+        messages_api.router,
+        render.router,
+        about.router,
+        not_served.router,
+        admin.admin,
+        admin.debug,
+    ):
         app.include_router(routes)
     errors.install(app)
     app.add_middleware(Envelope, metrics=app.state.service.metrics)
@@ -195,6 +204,7 @@ async def root() -> Response:
     return answer(Root(__version__))
 
 
+@router.post("/ping", include_in_schema=False)
 @router.get("/ping", include_in_schema=False)
 @router.head("/health", include_in_schema=False)
 @router.get("/health")

@@ -91,6 +91,8 @@ class Door:
             raise RequestError(
                 f"this engine has no preprocessor: it takes no request that has to be prepared, got {new.request_id!r}"
             )
+        if new.sampling.structured_outputs is not None and not self._limits.has_grammars:
+            raise RequestError("structured_outputs are not supported here: this engine has no model that writes text")
         self._check_transfer(new.transfer)
         spans = tuple(new.spans)
         _check_spans(spans)
@@ -212,6 +214,8 @@ class Door:
         """A copy of the parameters that the caller cannot change. Raises RequestError for a token id out of range."""
         check_token_ids("stop_token_ids", sampling.stop_token_ids, self.num_token_ids)
         check_token_ids("logit_bias", tuple(sampling.logit_bias or ()), self.num_token_ids)
+        if sampling.structured_outputs is not None:
+            check_token_ids("starts_after", sampling.structured_outputs.starts_after, self.num_token_ids)
         if sampling.logit_bias is not None:
             sampling = replace(sampling, logit_bias=dict(sampling.logit_bias))
         return sampling

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from headway.errors import RequestError
+from headway.errors import ContextLengthError, RequestError
 from headway.structured_outputs import StructuredOutputs
 
 MAX_LOGPROBS = 20
@@ -103,12 +103,13 @@ class SamplingParams:
             )
 
     def most_tokens(self, prompt_tokens: int, max_model_len: int) -> int:
-        """The most output tokens after a prompt of so many. Raises RequestError if `max_model_len` leaves too few."""
+        """The most output tokens after a prompt of so many. Raises ContextLengthError if
+        `max_model_len` leaves none, RequestError if it leaves fewer than `min_tokens`."""
         left = max_model_len - prompt_tokens
         if left < 1:
-            raise RequestError(
-                f"the prompt has {prompt_tokens} tokens; max_model_len is {max_model_len}, of which at least 1 must be "
-                f"left for the output"
+            raise ContextLengthError.of(
+                max_model_len,
+                f"the prompt has {prompt_tokens} tokens, and at least 1 must be left for the output: shorten it",
             )
         most = left if self.max_tokens is None else min(self.max_tokens, left)
         if self.min_tokens > most:

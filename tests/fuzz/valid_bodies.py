@@ -24,6 +24,7 @@ REFUSALS = {
     r"the chat template does not take this conversation": "templates have rules of their own",
     r"chat_template in a request may only name": "which templates there are, or are trusted, is the server's",
     r"chat_template_kwargs must not set": "the names are those of the template",
+    r"structured_outputs: ": "one form of several, its depth and size, and whether there is a grammar of it",
     r"kv_transfer_params (contains|has|cannot)": "the size of its JSON",
     r"Input should be a valid integer, got -?\d+\.0$": "to a schema 1.0 is a whole number",
     r"prompt must be a string, a list of strings, a list of token ids": "the same in a list of token ids",

@@ -192,6 +192,8 @@ class TransformersExecutor(Executor):
             else:
                 result = StepResult(batch.step_id, np.empty(0, np.int32))
             copies.send()
+            if len(sampling_rows):
+                self._sampling.drew(batch.slots[sampling_rows], tokens, copies)
         return _Launched(result, copies)
 
     def _apply_changes(self, batch: Batch) -> None:

@@ -175,7 +175,9 @@ class CompletionRequest(GenerationRequest):
 
     def sampling(self, defaults: dict[str, Any]) -> SamplingParams:
         """Raises RequestError for values out of range. defaults: the model's own."""
-        return self._sampling(max_tokens=self.max_tokens, logprobs=self.logprobs, defaults=defaults)
+        return self._sampling(
+            max_tokens=self.max_tokens, logprobs=self.logprobs, defaults=defaults, structured_outputs=self.form()
+        )
 
 
 class ChatCompletionRequest(GenerationRequest, ToolConversation, ReasoningFields):
@@ -225,7 +227,9 @@ class ChatCompletionRequest(GenerationRequest, ToolConversation, ReasoningFields
         """Raises RequestError for values out of range. defaults: the model's own."""
         max_tokens = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
         logprobs = (self.top_logprobs or 0) if self.logprobs else None
-        return self._sampling(max_tokens=max_tokens, logprobs=logprobs, defaults=defaults)
+        return self._sampling(
+            max_tokens=max_tokens, logprobs=logprobs, defaults=defaults, structured_outputs=self.form()
+        )
 
 
 class TokenizeRequest(StrictModel):

@@ -11,6 +11,7 @@ from headway.sampling import SamplingParams
 from headway.server.generate import Face, Prompt, respond, unless_disconnected
 from headway.server.protocol import ChatCompletionRequest, CompletionRequest
 from headway.server.service import service_of
+from headway.server.structured_output_fields import as_fields
 
 
 async def submit(
@@ -26,7 +27,8 @@ async def submit(
     client = service.client
     source = None
     if service.prefill is not None and len(prompts) == 1 and not body.kv_transfer_params:
-        source = service.prefill.source(prompts[0].token_ids, body.for_prefill())
+        fields = {**body.for_prefill(), **as_fields(sampling.structured_outputs)}
+        source = service.prefill.source(prompts[0].token_ids, fields)
 
     def new_requests() -> list[NewRequest]:
         packed = [client.pack(prompt.token_ids) for prompt in prompts]

@@ -258,7 +258,7 @@ class LLM:
                     sampling=sampling,
                     uid=0,
                     priority=its_priority,
-                    transfer=Transfer.wanted_by(transfer, sampling.n),
+                    transfer=Transfer.wanted_by(transfer, sampling),
                     kv_transfer_params=transfer,
                 )
                 self._engine.manager.door.make_request(request)

@@ -25,9 +25,10 @@ LIMITS: dict[str, tuple[float, float | None]] = {
     "frequency_penalty": (-2, 2),
     "repetition_penalty": (0.001, 1000),
     "logit_bias": (-100, 100),
-    "max_tokens": (1, None),
+    "max_tokens": (0, None),
     "min_tokens": (0, None),
     "logprobs": (0, MAX_LOGPROBS),
+    "prompt_logprobs": (0, MAX_LOGPROBS),
 }
 
 
@@ -60,9 +61,10 @@ class SamplingParams:
     top_k: 0 or -1 keeps the whole vocabulary.
     seed: the same seed, prompt and parameters give the same tokens, whatever else runs and however often the
         request is preempted; None draws a fresh seed.
-    max_tokens: None means as many as `max_model_len` allows.
+    max_tokens: None means as many as `max_model_len` allows; 0: the prompt is computed, and the answer is empty.
     min_tokens: stop tokens are masked until this many tokens are generated.
     logprobs: top alternatives to report per token (0: only the sampled one); None reports nothing.
+    prompt_logprobs: the same for the tokens of the prompt. The first has none: it follows nothing.
     logit_bias: token id -> value added to its logit, -100 to 100.
 
     Raises RequestError (a ValueError) that names the value and the limit.
@@ -86,6 +88,7 @@ class SamplingParams:
     include_stop_str_in_output: bool = False
     skip_special_tokens: bool = True
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
 
     def __post_init__(self) -> None:
         stop = self.stop if self.stop is not None else ()
@@ -96,14 +99,15 @@ class SamplingParams:
         self._check_lists()
 
     def most_tokens(self, prompt_tokens: int, max_model_len: int) -> int:
-        """The most output tokens after a prompt of so many. Raises RequestError if `max_model_len` leaves too few."""
+        """The most output tokens after a prompt of so many, at least 1: a prompt is computed up to the token that
+        follows it. Raises RequestError if `max_model_len` leaves too few."""
         left = max_model_len - prompt_tokens
         if left < 1:
             raise RequestError(
                 f"the prompt has {prompt_tokens} tokens; max_model_len is {max_model_len}, of which at least 1 must be "
                 f"left for the output"
             )
-        most = left if self.max_tokens is None else min(self.max_tokens, left)
+        most = left if self.max_tokens is None else min(max(1, self.max_tokens), left)
         if self.min_tokens > most:
             raise RequestError(f"min_tokens is {self.min_tokens}, but at most {most} tokens can be generated")
         return most
@@ -111,7 +115,7 @@ class SamplingParams:
     def _check_choice_of_tokens(self) -> None:
         for name in ("n", "top_k", "min_tokens"):
             _integer(name, getattr(self, name))
-        for name in ("seed", "max_tokens", "logprobs"):
+        for name in ("seed", "max_tokens", "logprobs", "prompt_logprobs"):
             if getattr(self, name) is not None:
                 _integer(name, getattr(self, name))
         _number("top_p", self.top_p)
@@ -121,7 +125,7 @@ class SamplingParams:
             _in_range(name, getattr(self, name))
         if self.top_k < LIMITS["top_k"][0]:
             raise RequestError(f"top_k must be -1 or 0 (off) or at least 1, got {self.top_k}")
-        for name in ("seed", "logprobs"):
+        for name in ("seed", "logprobs", "prompt_logprobs"):
             if getattr(self, name) is not None:
                 _in_range(name, getattr(self, name))
 

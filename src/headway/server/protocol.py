@@ -104,7 +104,7 @@ class _Generate(_Bookkeeping, SamplingFields, StructuredOutputFields):
                 sampling=sampling,
                 priority=self.priority,
                 cache_salt=self.cache_salt,
-                transfer=None if len(prompts) > 1 else Transfer.wanted_by(self.kv_transfer_params, sampling.n),
+                transfer=None if len(prompts) > 1 else Transfer.wanted_by(self.kv_transfer_params, sampling),
                 kv_transfer_params=self.kv_transfer_params,
                 arrival_time=arrival_time,
             )

@@ -9,6 +9,7 @@ import numpy as np
 
 from headway.errors import ContextLengthError, RequestError
 from headway.repetition_detection import RepetitionDetectionParams
+from headway.structured_outputs import StructuredOutputs
 from headway.thinking_tokens import ThinkingTokens
 
 MAX_LOGPROBS = 20
@@ -82,6 +83,7 @@ class SamplingParams:
         `thinking`: the tokens between which the model thinks.
     repetition_detection: when an answer that repeats itself ends.
     spaces_between_special_tokens: changes nothing: a tokenizer's own text has no such spaces.
+    structured_outputs: the form that the answer must have; None: any.
 
     Raises RequestError (a ValueError) that names the value and the limit.
     """
@@ -111,6 +113,7 @@ class SamplingParams:
     thinking: ThinkingTokens | None = None
     repetition_detection: RepetitionDetectionParams | None = None
     spaces_between_special_tokens: bool = True
+    structured_outputs: StructuredOutputs | None = None
 
     def __post_init__(self) -> None:
         stop = self.stop if self.stop is not None else ()
@@ -126,6 +129,10 @@ class SamplingParams:
         self._check_length()
         self._check_bans()
         self._check_lists()
+        if self.structured_outputs is not None and not isinstance(self.structured_outputs, StructuredOutputs):
+            raise RequestError(
+                f"structured_outputs must be StructuredOutputs, got {type(self.structured_outputs).__name__}"
+            )
 
     def most_tokens(self, prompt_tokens: int, max_model_len: int) -> int:
         """The most output tokens after a prompt of so many. Raises ContextLengthError if

@@ -64,7 +64,7 @@ class StreamOptions(StrictModel):
 _STREAM_OPTIONS = any_of({"stream_options": NOTHING}, {"stream": ON})
 
 
-class _Generate(_Bookkeeping, SamplingFields, StructuredOutputFields):
+class GenerationRequest(_Bookkeeping, SamplingFields, StructuredOutputFields):
     """The fields that completions and chat completions have in common."""
 
     model: str | None = None
@@ -78,7 +78,7 @@ class _Generate(_Bookkeeping, SamplingFields, StructuredOutputFields):
     kv_transfer_params: Annotated[dict[str, Any], AfterValidator(copied)] | None = None
 
     @model_validator(mode="after")
-    def _stream_options_need_stream(self) -> _Generate:
+    def _stream_options_need_stream(self) -> GenerationRequest:
         if self.stream_options is not None and not self.stream:
             raise ValueError("stream_options is only allowed when stream is true")
         return self
@@ -145,7 +145,7 @@ def _check_prompt(value: Any) -> list[Prompt]:
     raise ValueError("prompt must be a string, a list of strings, a list of token ids, or a list of lists of token ids")
 
 
-class CompletionRequest(_Generate):
+class CompletionRequest(GenerationRequest):
     """POST /v1/completions."""
 
     model_config = ConfigDict(
@@ -177,7 +177,7 @@ class CompletionRequest(_Generate):
         return self._sampling(max_tokens=self.max_tokens, logprobs=self.logprobs, defaults=defaults)
 
 
-class ChatCompletionRequest(_Generate, Conversation, ToolFields, ReasoningFields):
+class ChatCompletionRequest(GenerationRequest, Conversation, ToolFields, ReasoningFields):
     """POST /v1/chat/completions."""
 
     model_config = ConfigDict(

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import ValidationError
 
+from headway.client.bad_words import spelled_out
 from headway.client.chat_template import ChatTemplate
 from headway.client.conversation import Conversation
 from headway.client.token_processor import Processed, TokenProcessor, expand
@@ -255,7 +256,7 @@ class LLM:
                 request = NewRequest(
                     request_id=next(self._request_ids),
                     prompt=prompt,
-                    sampling=sampling,
+                    sampling=spelled_out(sampling, self.tokenizer),
                     uid=0,
                     priority=its_priority,
                     transfer=Transfer.wanted_by(transfer, sampling),
@@ -263,7 +264,7 @@ class LLM:
                 )
                 self._engine.manager.door.make_request(request)
             except RequestError as error:
-                raise RequestError(f"prompt {index}: {error}") from None
+                raise type(error)(f"prompt {index}: {error}") from None
             requests.append(request)
         return [
             _Job(request, tuple(itertools.islice(self._uids, request.sampling.n)), text)

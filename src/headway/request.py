@@ -23,6 +23,7 @@ class FinishReason(StrEnum):
     STOP = "stop"  # a stop token or a stop string
     LENGTH = "length"  # max_tokens or max_model_len
     ABORT = "abort"  # the client asked, or went away
+    REPETITION = "repetition"  # it repeated itself, see `repetition_detection`
     ERROR = "error"  # it could not be served; the message says why
 
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from headway.client.detokenizer import Detokenizer
 from headway.client.prompt_scores import PromptScores
+from headway.client.repetition_scanner import RepetitionScanner
 from headway.client.stop_scanner import StopScanner
 from headway.outputs import RequestDelta, RequestOutput, TokenLogprob
 from headway.request import FinishReason
@@ -64,7 +65,7 @@ class OpenRequest:
 class OpenSequence:
     """One answer in progress. `token_ids`, `pieces` and `logprobs`: the part that is not yet in a delta.
 
-    pieces: of the text. scanner: None without stop strings.
+    pieces: of the text. scanner: None without stop strings. repetition: None unless it was asked for.
     num_given: tokens in the deltas so far.
     last_time: seconds; when the last tokens came.
     """
@@ -78,6 +79,7 @@ class OpenSequence:
     token_ids: list[int] = field(default_factory=list)
     pieces: list[str] = field(default_factory=list)
     num_given: int = 0
+    repetition: RepetitionScanner | None = None
     last_time: float | None = None
 
     @property
@@ -89,6 +91,12 @@ class OpenSequence:
     def past_min_tokens(self) -> bool:
         """Whether a stop string may end the answer at its last token."""
         return self.num_tokens > self.request.sampling.min_tokens
+
+    def repeats(self, token: int) -> bool:
+        """Whether the answer repeats itself with its last token, this one, and may end."""
+        if self.repetition is None:
+            return False
+        return self.repetition.feed(token) and self.num_tokens >= self.request.sampling.min_tokens
 
     def stop_of(self, token: int) -> str | None:
         """The stop string that this token is, if the text does not show it and it ends the answer now."""

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from headway.client.detokenizer import Detokenizer
 from headway.client.prompt_scores import PromptScores
+from headway.client.repetition_scanner import RepetitionScanner
 from headway.client.sequence import ONGOING, Ending, OpenRequest, OpenSequence
 from headway.client.stop_scanner import StopScanner
 from headway.client.token_pieces import TokenPieces
@@ -92,7 +93,8 @@ class Processed:
 
     deltas: of streaming requests, at most one per answer.
     outputs: of requests that do not stream and are complete now.
-    stop_uids: sequences that a stop string ended, for `Manager.finish`: the engine does not know this yet.
+    stop_uids: sequences that a stop string or a repetition ended, for `Manager.finish`: the engine does not know this
+        yet.
     shut_down: ids of requests with an answer that was cut off because the engine was shut down.
     ended: the numbers of requests that are over.
     num_tokens: output tokens of live sequences.
@@ -184,6 +186,9 @@ class TokenProcessor:
                 index,
                 Detokenizer.of(pieces, prompt_token_ids),
                 StopScanner(sampling.stop, sampling.include_stop_str_in_output) if sampling.stop else None,
+                repetition=None
+                if sampling.repetition_detection is None
+                else RepetitionScanner(sampling.repetition_detection),
                 logprobs=None if sampling.logprobs is None else [],
             )
 
@@ -225,7 +230,7 @@ class TokenProcessor:
         self._note_news(effects, now)
         ends = {end.uid: end for end in effects.ended}
         changed: dict[int, OpenSequence] = {}
-        stopped: dict[int, str] = {}  # uid -> the stop string found
+        stopped: dict[int, Ending] = {}  # uid -> how its answer ended here
         for step in range(len(effects.tokens)):
             count, num_prompt_tokens = self._take_tokens(effects.tokens[step:], ends, changed, stopped)
             processed.num_tokens += count
@@ -243,7 +248,7 @@ class TokenProcessor:
             if uid in stopped:
                 if uid not in ends:
                     processed.stop_uids.append(uid)
-                self._finish(sequence, Ending(FinishReason.STOP, stopped[uid]), now, processed)
+                self._finish(sequence, stopped[uid], now, processed)
             elif uid in ends:
                 self._finish(sequence, self._complete_text(sequence, ends[uid]), now, processed)
             elif sequence.request.stream:
@@ -271,7 +276,7 @@ class TokenProcessor:
         steps: Sequence[TokenOutputs],
         ends: dict[int, RequestEnd],
         changed: dict[int, OpenSequence],
-        stopped: dict[int, str],
+        stopped: dict[int, Ending],
     ) -> tuple[int, int]:
         """Append the tokens of the first of these steps to their sequences; returns how many belong to live sequences,
         and the prompt tokens of the answers that have their first token in it."""
@@ -290,16 +295,27 @@ class TokenProcessor:
             count += 1
             sequence.token_ids.append(token)
             changed[uid] = sequence
-            hidden = uid in ends and sequence.hides_last(ends[uid]) and _is_last(uid, row, steps)
+            repeats = sequence.repeats(token)
+            last = (uid in ends or repeats) and _is_last(uid, row, steps)
+            hidden = uid in ends and last and sequence.hides_last(ends[uid])
             if logprobs is not None and sequence.logprobs is not None:
                 self._add_logprobs(sequence, token, logprobs, row, hidden=hidden)
             if hidden:
                 continue
             stop = self._add_text(sequence, token)
             if stop is not None:
-                stopped[uid] = stop
-                del sequences[uid]  # tokens after the stop string are no part of the answer
+                stopped[uid] = Ending(FinishReason.STOP, stop)
+            elif repeats and not (uid in ends and last):  # else the engine's reason counts
+                stopped[uid] = self._end_by_repetition(sequence)
+            if uid in stopped:
+                del sequences[uid]  # tokens after the end are no part of the answer
         return count, num_prompt_tokens
+
+    def _end_by_repetition(self, sequence: OpenSequence) -> Ending:
+        stop = sequence.finish_text()
+        if stop is not None:
+            return Ending(FinishReason.STOP, stop)
+        return Ending(FinishReason.REPETITION, "repetition_detected")
 
     def _add_text(self, sequence: OpenSequence, token: int) -> str | None:
         """Add the text of a token; returns the stop string that ends the answer, or None."""

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from headway.executor import sampler
+from headway.executor.token_rules import TokenRules
 from headway.executor.transfer import to_device
 from headway.scheduler.batch import Admission, IntArray
 
@@ -50,6 +51,7 @@ class SamplingState:
         self._biases: dict[int, tuple[Tensor, Tensor]] = {}
         self._stop_ids: dict[int, Tensor] = {}
         self._histories = _Histories(vocab_size, device)
+        self._rules = TokenRules(max_num_seqs, vocab_size, device)
 
     def admit(self, admission: Admission) -> None:
         """Take over a slot for a request. The door has checked that its token ids are in the vocabulary, those of
@@ -83,7 +85,8 @@ class SamplingState:
         penalised = penalties != (1.0, 0.0, 0.0)
         if penalised:
             self._history_rows[slot] = self._histories.acquire(admission.tokens, len(request.prompt))
-        self._edited[slot] = penalised or slot in self._biases or slot in self._stop_ids
+        ruled = self._rules.admit(admission)
+        self._edited[slot] = ruled or penalised or slot in self._biases or slot in self._stop_ids
 
     def sample(self, logits: Tensor, slots: IntArray, positions: IntArray) -> Sampled:
         """Choose the next token of S rows, and add it to the histories.
@@ -119,7 +122,7 @@ class SamplingState:
         return sampler.draw(logits / temperature, sampler.row_keys(self._seeds[slots], positions), filters)
 
     def _edit(self, logits: Tensor, slots: IntArray, positions: IntArray) -> None:
-        """Logit bias, penalties, and the mask of `min_tokens`, in place."""
+        """Logit bias, penalties, the mask of `min_tokens`, and rules about tokens, in place."""
         for row in np.flatnonzero(self._edited[slots]):  # few slots have a bias or a minimum
             if (bias := self._biases.get(int(slots[row]))) is not None:
                 logits[row].index_add_(0, *bias)
@@ -131,12 +134,14 @@ class SamplingState:
             logits[rows] = self._histories.penalise(logits[rows], self._to_device(history_rows[penalised]), penalties)
         for row in np.flatnonzero(positions < self._min_length[slots]):
             logits[row].index_fill_(0, self._stop_ids[int(slots[row])], float("-inf"))
+        self._rules.edit(logits, slots)  # last: of what is left
 
     def _record(self, slots: IntArray, tokens: Tensor) -> None:
         history_rows = self._history_rows[slots]
         penalised = np.flatnonzero(history_rows >= 0)
         if len(penalised):
             self._histories.add(self._to_device(history_rows[penalised]), tokens[self._to_device(penalised)])
+        self._rules.record(slots, tokens)
 
     def _to_device(self, array: NDArray[Any]) -> Tensor:
         return to_device(array, self._device)

@@ -6,10 +6,12 @@ The routes that answer and the routes that only render read bodies here, so a pr
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Generic, NamedTuple, TypeVar
 
 from fastapi import Request
 
+from headway.client.bad_words import spelled_out
 from headway.client.engine_client import EngineClient
 from headway.sampling import SamplingParams
 from headway.server.body import BodyForm, read_body
@@ -52,7 +54,14 @@ async def _read(request: Request, form: BodyForm[B]) -> tuple[Service, B, Sampli
     service.check_open()
     body = await read_body(request, form, service.client.prompts.texts)
     service.check_model(body.model)
-    return service, body, body.sampling(service.client.files.default_sampling)
+    body.check_context(service.client.config.max_model_len)
+    sampling = body.sampling(service.client.files.default_sampling)
+    if sampling.bad_words:
+        length = sum(map(len, sampling.bad_words))
+        sampling = await service.client.prompts.texts.run(
+            length, partial(spelled_out, sampling, service.client.tokenizer)
+        )
+    return service, body, sampling
 
 
 async def _prompts(client: EngineClient, prompts: Sequence[str | list[int]]) -> list[Prompt]:

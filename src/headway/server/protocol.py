@@ -25,6 +25,7 @@ from pydantic import (
 
 from headway.client.conversation import ONE_WAY_TO_GO_ON, Conversation, StrictModel
 from headway.client.field_rules import NOTHING, OFF, ON, AtMost, Unsupported, any_of
+from headway.errors import ContextLengthError
 from headway.kv_transfer_params import copied
 from headway.request import NewRequest, Transfer
 from headway.sampling import MAX_LOGPROBS, SamplingParams
@@ -63,7 +64,7 @@ class StreamOptions(StrictModel):
 _STREAM_OPTIONS = any_of({"stream_options": NOTHING}, {"stream": ON})
 
 
-class _Generate(_Bookkeeping, SamplingFields, StructuredOutputFields):
+class GenerationRequest(_Bookkeeping, SamplingFields, StructuredOutputFields):
     """The fields that completions and chat completions have in common."""
 
     model: str | None = None
@@ -77,10 +78,22 @@ class _Generate(_Bookkeeping, SamplingFields, StructuredOutputFields):
     kv_transfer_params: Annotated[dict[str, Any], AfterValidator(copied)] | None = None
 
     @model_validator(mode="after")
-    def _stream_options_need_stream(self) -> _Generate:
+    def _stream_options_need_stream(self) -> GenerationRequest:
         if self.stream_options is not None and not self.stream:
             raise ValueError("stream_options is only allowed when stream is true")
         return self
+
+    def check_context(self, max_model_len: int) -> None:
+        """Raises ContextLengthError if more output is asked for than the context can hold, were there no prompt. With
+        a prompt, less may be left: then the answer ends by length where the context does."""
+        for name in ("max_completion_tokens", "max_tokens"):
+            asked = getattr(self, name, None)
+            if asked is not None and asked > max_model_len:
+                raise ContextLengthError.of(
+                    max_model_len,
+                    f"{name} asks for {asked} tokens of output: ask for fewer, or leave it out to have what the prompt "
+                    "leaves",
+                )
 
     @property
     def include_usage(self) -> bool:
@@ -132,7 +145,7 @@ def _check_prompt(value: Any) -> list[Prompt]:
     raise ValueError("prompt must be a string, a list of strings, a list of token ids, or a list of lists of token ids")
 
 
-class CompletionRequest(_Generate):
+class CompletionRequest(GenerationRequest):
     """POST /v1/completions."""
 
     model_config = ConfigDict(
@@ -164,7 +177,7 @@ class CompletionRequest(_Generate):
         return self._sampling(max_tokens=self.max_tokens, logprobs=self.logprobs, defaults=defaults)
 
 
-class ChatCompletionRequest(_Generate, Conversation, ToolFields, ReasoningFields):
+class ChatCompletionRequest(GenerationRequest, Conversation, ToolFields, ReasoningFields):
     """POST /v1/chat/completions."""
 
     model_config = ConfigDict(

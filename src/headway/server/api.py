@@ -22,6 +22,8 @@ from headway.server.completions import CompletionFace
 from headway.server.envelope import Envelope
 from headway.server.errors import ApiError
 from headway.server.generate import Prompt, unless_disconnected
+from headway.server.messages_api import routes as messages_api
+from headway.server.messages_api.body import CountTokensRequest, MessagesRequest
 from headway.server.openapi import body_of, describe_answers, describe_model
 from headway.server.prompt_bodies import read_chat, read_completion
 from headway.server.protocol import (
@@ -32,6 +34,8 @@ from headway.server.protocol import (
     TokenizeChatRequest,
     TokenizeRequest,
 )
+from headway.server.responses_api import routes as responses_api
+from headway.server.responses_api.body import ResponsesRequest
 from headway.server.service import Service, answer, service_of
 from headway.server.submission import submit
 from headway.token_ids import check_token_ids
@@ -52,7 +56,7 @@ def create_app(client: EngineClient, model_name: str, **options: Any) -> FastAPI
     """
     app = FastAPI(title="Headway", version=__version__)
     app.state.service = Service(client, model_name, **options)
-    for routes in (router, render.router, admin.admin, admin.debug):
+    for routes in (router, responses_api.router, messages_api.router, render.router, admin.admin, admin.debug):
         app.include_router(routes)
     errors.install(app)
     app.add_middleware(Envelope, metrics=app.state.service.metrics)
@@ -61,7 +65,10 @@ def create_app(client: EngineClient, model_name: str, **options: Any) -> FastAPI
 
 
 def _describe_bodies(app: FastAPI) -> None:
-    models = (CompletionRequest, ChatCompletionRequest, TokenizeRequest, TokenizeChatRequest, DetokenizeRequest)
+    models = (
+        *(CompletionRequest, ChatCompletionRequest, ResponsesRequest, MessagesRequest, CountTokensRequest),
+        *(TokenizeRequest, TokenizeChatRequest, DetokenizeRequest),
+    )
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:

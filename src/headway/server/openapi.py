@@ -21,6 +21,9 @@ _ENGINE = (400, 403, 409, 503, 504)
 _STATUSES = {
     "/v1/completions": (*_BODY, 409, 500, 503),
     "/v1/chat/completions": (*_BODY, 409, 500, 503),
+    "/v1/responses": (*_BODY, 409, 500, 503),
+    "/v1/messages": (*_BODY, 409, 500, 503),
+    "/v1/messages/count_tokens": (*_BODY, 503),
     "/v1/completions/render": (*_BODY, 503),
     "/v1/chat/completions/render": (*_BODY, 503),
     "/tokenize": _BODY,
@@ -33,6 +36,7 @@ _STATUSES = {
     "/reset_prefix_cache": _ENGINE,
     "/debug/ownership": (403, 409, 503, 504),
 }
+_STREAMS = ("/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/messages")
 _ERROR = {
     "type": "object",
     "required": ["error"],
@@ -65,7 +69,7 @@ def describe_answers(document: dict[str, Any]) -> None:
                 responses[str(status)] = {"description": _MEANINGS[status], "content": content}
             if path == "/metrics":
                 responses["200"]["content"] = {"text/plain": {"schema": {"type": "string"}}}
-            elif path in ("/v1/completions", "/v1/chat/completions"):
+            elif path in _STREAMS:
                 responses["200"]["content"]["text/event-stream"] = {}
 
 

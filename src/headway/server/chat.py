@@ -96,7 +96,7 @@ def chat_logprobs(positions: list[dict[int, TokenLogprob]] | None, num_top: int)
 def finish_reason(reason: FinishReason | None, parser: AnswerParser) -> str | None:
     """Why an answer ended, in the words of OpenAI's API: an answer that ended by itself and called tools ended for
     these."""
-    if reason is FinishReason.STOP and parser.num_calls:
+    if reason is FinishReason.STOP and parser.has_called:
         return "tool_calls"
     return None if reason is None else str(reason)
 

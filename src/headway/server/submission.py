@@ -25,7 +25,8 @@ async def submit(
     service = service_of(request)
     client = service.client
     source = None
-    if service.prefill is not None and len(prompts) == 1 and not body.kv_transfer_params:
+    computes_here = body.kv_transfer_params or sampling.prompt_logprobs is not None
+    if service.prefill is not None and len(prompts) == 1 and not computes_here:
         source = service.prefill.source(prompts[0].token_ids, body.for_prefill())
 
     def new_requests() -> list[NewRequest]:

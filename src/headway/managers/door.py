@@ -94,6 +94,10 @@ class Door:
         if new.sampling.structured_outputs is not None and not self._limits.has_grammars:
             raise RequestError("structured_outputs are not supported here: this engine has no model that writes text")
         self._check_transfer(new.transfer)
+        if new.transfer is not None and new.sampling.prompt_logprobs is not None:
+            raise RequestError(
+                f"prompt_logprobs need a prompt that this engine computes for itself, got transfer={new.transfer!s}"
+            )
         spans = tuple(new.spans)
         _check_spans(spans)
         if spans and not self._limits.encodes_media:
@@ -112,6 +116,7 @@ class Door:
             uid=next(self._uids) if new.uid is None else new.uid,
             prompt=prompt,
             sampling=sampling,
+            reads_prefix_cache=new.reads_prefix_cache and sampling.prompt_logprobs is None,
             spans=spans,
             kv_transfer_params=None if new.kv_transfer_params is None else copied(new.kv_transfer_params),
             max_tokens=self._max_tokens(len(prompt), sampling, new.transfer),

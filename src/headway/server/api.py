@@ -113,6 +113,9 @@ async def completions(request: Request) -> Response:
         prompts=prompts,
         n=sampling.n,
         echo=bool(body.echo),
+        echo_logprobs=body.logprobs if body.echo else None,
+        token_text=lambda token: _decode(service.client, [token], "prompt"),
+        prompt_logprobs=body.prompt_logprobs,
         include_usage=body.include_usage,
         continuous_usage=body.continuous_usage,
     )
@@ -132,6 +135,7 @@ async def chat_completions(request: Request) -> Response:
         prompts=prompts,
         n=sampling.n,
         top_logprobs=body.top_logprobs or 0,
+        prompt_logprobs=body.prompt_logprobs,
         new_parser=lambda: service.answer_parser(body, prompts[0].text or ""),
         include_usage=body.include_usage,
         continuous_usage=body.continuous_usage,

@@ -26,7 +26,8 @@ async def submit(
     service = service_of(request)
     client = service.client
     source = None
-    if service.prefill is not None and len(prompts) == 1 and not body.kv_transfer_params:
+    computes_here = body.kv_transfer_params or sampling.prompt_logprobs is not None
+    if service.prefill is not None and len(prompts) == 1 and not computes_here:
         fields = {**body.for_prefill(), **as_fields(sampling.structured_outputs)}
         source = service.prefill.source(prompts[0].token_ids, fields)
 

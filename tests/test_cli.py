@@ -252,11 +252,11 @@ def test_what_cannot_be_answered_ends_a_piped_chat_but_not_one_at_a_terminal(run
     stdin(f"{long}\nhi\n")
     code, out, err = run("chat", "--model", model)
     assert (code, out) == (2, "")
-    assert f"max_model_len is {MAX_MODEL_LEN}" in err
+    assert f"maximum context length is {MAX_MODEL_LEN} tokens" in err
     stdin(f"{long}\nhi\n", terminal=True)
     code, out, err = run("chat", "--model", model)
     assert code == 0
-    assert f"max_model_len is {MAX_MODEL_LEN}" in err
+    assert f"maximum context length is {MAX_MODEL_LEN} tokens" in err
     assert "<|user|>hi<|assistant|>\n" in out, "and the conversation goes on without it"
 
 
@@ -362,7 +362,7 @@ def test_bad_input_is_one_line_and_exit_code_2(run, arguments, message):
 def test_a_prompt_that_is_too_long_is_named_with_the_limit(run, model):
     code, out, err = run("generate", "ok", "x" * MAX_MODEL_LEN, "--model", model)
     assert (code, out) == (2, "")
-    assert err.startswith(f"headway: prompt 1: the prompt has {MAX_MODEL_LEN} tokens")
+    assert err.startswith(f"headway: prompt 1: This model's maximum context length is {MAX_MODEL_LEN} tokens")
     assert len(err.splitlines()) == 1
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from headway.outputs import CompletionOutput, RequestDelta, RequestMetrics, RequestOutput, TokenLogprob
     from headway.request import FinishReason
     from headway.sampling import SamplingParams
+    from headway.structured_outputs import StructuredOutputs
 
 __version__ = "0.1.0"
 
@@ -28,6 +29,7 @@ _HOMES = {
     "LLM": "headway.llm",
     "FinishReason": "headway.request",
     "SamplingParams": "headway.sampling",
+    "StructuredOutputs": "headway.structured_outputs",
     **dict.fromkeys(("EngineConfig", "Role", "SchedulerConfig"), "headway.config"),
     **dict.fromkeys(
         ("DuplicateRequestError", "EngineDeadError", "EnginePausedError", "QueueFullError", "RequestError"),
@@ -54,6 +56,7 @@ __all__ = [
     "Role",
     "SamplingParams",
     "SchedulerConfig",
+    "StructuredOutputs",
     "TokenLogprob",
     "__version__",
 ]

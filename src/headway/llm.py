@@ -263,7 +263,7 @@ class LLM:
                 )
                 self._engine.manager.door.make_request(request)
             except RequestError as error:
-                raise RequestError(f"prompt {index}: {error}") from None
+                raise type(error)(f"prompt {index}: {error}") from None
             requests.append(request)
         return [
             _Job(request, tuple(itertools.islice(self._uids, request.sampling.n)), text)

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from headway.errors import RequestError
+from headway.errors import ContextLengthError, RequestError
+from headway.structured_outputs import StructuredOutputs
 
 MAX_LOGPROBS = 20
 MAX_STOP_STRINGS = 16
@@ -64,6 +65,7 @@ class SamplingParams:
     min_tokens: stop tokens are masked until this many tokens are generated.
     logprobs: top alternatives to report per token (0: only the sampled one); None reports nothing.
     logit_bias: token id -> value added to its logit, -100 to 100.
+    structured_outputs: the form that the answer must have; None: any.
 
     Raises RequestError (a ValueError) that names the value and the limit.
     """
@@ -86,6 +88,7 @@ class SamplingParams:
     include_stop_str_in_output: bool = False
     skip_special_tokens: bool = True
     logprobs: int | None = None
+    structured_outputs: StructuredOutputs | None = None
 
     def __post_init__(self) -> None:
         stop = self.stop if self.stop is not None else ()
@@ -94,14 +97,19 @@ class SamplingParams:
         self._check_choice_of_tokens()
         self._check_length()
         self._check_lists()
+        if self.structured_outputs is not None and not isinstance(self.structured_outputs, StructuredOutputs):
+            raise RequestError(
+                f"structured_outputs must be StructuredOutputs, got {type(self.structured_outputs).__name__}"
+            )
 
     def most_tokens(self, prompt_tokens: int, max_model_len: int) -> int:
-        """The most output tokens after a prompt of so many. Raises RequestError if `max_model_len` leaves too few."""
+        """The most output tokens after a prompt of so many. Raises ContextLengthError if
+        `max_model_len` leaves none, RequestError if it leaves fewer than `min_tokens`."""
         left = max_model_len - prompt_tokens
         if left < 1:
-            raise RequestError(
-                f"the prompt has {prompt_tokens} tokens; max_model_len is {max_model_len}, of which at least 1 must be "
-                f"left for the output"
+            raise ContextLengthError.of(
+                max_model_len,
+                f"the prompt has {prompt_tokens} tokens, and at least 1 must be left for the output: shorten it",
             )
         most = left if self.max_tokens is None else min(self.max_tokens, left)
         if self.min_tokens > most:

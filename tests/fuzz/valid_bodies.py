@@ -16,7 +16,7 @@ REFUSALS = {
     r"min_tokens \(\d+\) must not exceed max_tokens": "two fields compared",
     r"min_tokens is \d+, but at most": "two fields and the length of the prompt compared",
     r"best_of \(-?\d+\) must equal n": "two fields compared",
-    r"the prompt has \d+ tokens; max_model_len is": "tokens are not characters, and the limit is the model's",
+    r"This model's maximum context length is \d+ tokens": "tokens are not characters, and the limit is the model's",
     r"the text has \d+ characters; at most": "the limit is the model's",
     r"contains token id \d+; ids are integers from 0 to": "the size of the vocabulary is the model's",
     r"the prompt is empty; at least 1 token is needed": "some tokenizers make a token of an empty text",

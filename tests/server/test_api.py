@@ -307,6 +307,7 @@ async def test_an_unknown_model_is_a_404(api: Api, path: str) -> None:
     [
         ("invalid", 400, None),
         ("duplicate", 409, "duplicate_request_id"),
+        ("context_length", 400, "context_length_exceeded"),
         ("queue_full", 503, "queue_full"),
         ("paused", 503, "engine_paused"),
         ("dead", 503, "engine_dead"),

@@ -109,6 +109,7 @@ def run(launch: Launch, build: Build) -> int:
     output.stop()
     intake.close()
     context.destroy(linger=LINGER_MS)
+    interpreter.unsettle()
     return status
 
 

@@ -16,8 +16,8 @@ from fastapi import APIRouter, Depends, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from headway.client.conversation import StrictModel
+from headway.server.answer_bodies import Ownership, PauseState, Reset, Status
 from headway.server.errors import ApiError
-from headway.server.responses import Ownership, PauseState, Reset, Status
 from headway.server.service import answer, service_of
 
 Q = TypeVar("Q", bound=BaseModel)

@@ -14,16 +14,14 @@ from pydantic.json_schema import models_json_schema
 from headway import __version__
 from headway.client.engine_client import EngineClient
 from headway.errors import RequestError
-from headway.request import NewRequest, Transfer
-from headway.sampling import SamplingParams
 from headway.server import admin, errors, middleware, render
+from headway.server.answer_bodies import ModelCard, ModelList, Root, Text, Tokens, Version
 from headway.server.body import BodyForm, read_body
 from headway.server.chat import ChatFace
 from headway.server.completions import CompletionFace
 from headway.server.doors import Doors
 from headway.server.errors import ApiError
-from headway.server.generate import Face, Prompt, respond, unless_disconnected
-from headway.server.key_check import salt_of
+from headway.server.generate import Prompt, unless_disconnected
 from headway.server.openapi import body_of, describe_answers, describe_model
 from headway.server.prompt_bodies import read_chat, read_completion
 from headway.server.protocol import (
@@ -34,8 +32,8 @@ from headway.server.protocol import (
     TokenizeChatRequest,
     TokenizeRequest,
 )
-from headway.server.responses import ModelCard, ModelList, Root, Text, Tokens, Version
 from headway.server.service import Service, answer, service_of
+from headway.server.submission import submit
 from headway.token_ids import check_token_ids
 
 _TOKENIZE: BodyForm[TokenizeRequest | TokenizeChatRequest] = BodyForm(
@@ -105,8 +103,10 @@ async def completions(request: Request) -> Response:
         prompts=prompts,
         n=sampling.n,
         echo=bool(body.echo),
+        include_usage=body.include_usage,
+        continuous_usage=body.continuous_usage,
     )
-    return await _answer(request, body, sampling, prompts, face, arrival_time)
+    return await submit(request, body, sampling, prompts, face, arrival_time)
 
 
 @router.post("/v1/chat/completions", openapi_extra=body_of(ChatCompletionRequest))
@@ -122,45 +122,11 @@ async def chat_completions(request: Request) -> Response:
         prompts=prompts,
         n=sampling.n,
         top_logprobs=body.top_logprobs or 0,
-    )
-    return await _answer(request, body, sampling, prompts, face, arrival_time)
-
-
-async def _answer(
-    request: Request,
-    body: CompletionRequest | ChatCompletionRequest,
-    sampling: SamplingParams,
-    prompts: Sequence[Prompt],
-    face: Face,
-    arrival_time: float,
-) -> Response:
-    """Submit the prompts, and answer in the form of `face`."""
-    service = service_of(request)
-    client = service.client
-    body.cache_salt = salt_of(request, body.cache_salt)
-    source = None
-    if service.prefill is not None and len(prompts) == 1 and not body.kv_transfer_params:
-        source = service.prefill.source(prompts[0].token_ids, body.for_prefill())
-
-    def new_requests() -> list[NewRequest]:
-        packed = [client.pack(prompt.token_ids) for prompt in prompts]
-        return body.new_requests(face.id, packed, sampling, arrival_time)
-
-    num_tokens = sum(len(prompt.token_ids) for prompt in prompts)
-    requests = await unless_disconnected(request, client.prompts.texts.run(num_tokens + len(prompts), new_requests))
-    service.check_open()  # again, because the server may have begun to stop while the body came
-    if source is not None:
-        requests[0].transfer = Transfer.PULL
-    pending = client.submit(requests, stream=bool(body.stream), source=source)
-    return await respond(
-        request,
-        pending,
-        face,
-        stream=bool(body.stream),
+        new_parser=lambda: service.answer_parser(body, prompts[0].text or ""),
         include_usage=body.include_usage,
         continuous_usage=body.continuous_usage,
-        texts=client.prompts.texts,
     )
+    return await submit(request, body, sampling, prompts, face, arrival_time)
 
 
 async def _tokenized(service: Service, body: TokenizeRequest | TokenizeChatRequest) -> list[int]:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from headway.outputs import RequestDelta, RequestOutput, TokenLogprob
-from headway.server.generate import Face, Prompt
-from headway.server.responses import Completion, CompletionChoice, CompletionLogprobs, Usage
+from headway.server.answer_bodies import Completion, CompletionChoice, CompletionLogprobs, Usage
+from headway.server.chunks import ChunkFace
 
 
-class CompletionFace(Face):
+class CompletionFace(ChunkFace):
     """The form of a completion. echo: every choice begins with the text of its prompt."""
 
-    def __init__(
-        self, *, response_id: str, created: int, model: str, prompts: list[Prompt], n: int, echo: bool
-    ) -> None:
-        super().__init__(response_id=response_id, created=created, model=model, prompts=prompts, n=n)
+    def __init__(self, *, echo: bool, **common: Any) -> None:
+        super().__init__(**common)
         self._echo = echo
         self._offsets: dict[int, int] = {}  # choice -> characters of its tokens so far
 

@@ -13,6 +13,7 @@ from starlette.requests import ClientDisconnect
 from headway.client.engine_client import RequestFailedError
 from headway.error_text import describe
 from headway.errors import (
+    ContextLengthError,
     DuplicateRequestError,
     EngineDeadError,
     EnginePausedError,
@@ -78,10 +79,8 @@ def as_api_error(error: Exception) -> ApiError:
         case ValidationError():
             message, field = describe(error)
             return ApiError(400, message, param=field)
-        case DuplicateRequestError():
-            return ApiError(409, str(error), code="duplicate_request_id", param="request_id")
         case RequestError():
-            return ApiError(400, str(error))
+            return _bad_request(error)
         case QueueFullError():
             return ApiError(503, str(error), code="queue_full", retry_after=RETRY_AFTER_S)
         case EnginePausedError():
@@ -98,6 +97,15 @@ def as_api_error(error: Exception) -> ApiError:
             return ApiError(error.status_code, str(error.detail), allow=(error.headers or {}).get("Allow"))
     logger.error("unexpected error", exc_info=error)
     return ApiError(500, f"internal error: {type(error).__name__}", code="internal_error")
+
+
+def _bad_request(error: RequestError) -> ApiError:
+    match error:
+        case DuplicateRequestError():
+            return ApiError(409, str(error), code="duplicate_request_id", param="request_id")
+        case ContextLengthError():
+            return ApiError(400, str(error), code="context_length_exceeded")
+    return ApiError(400, str(error))
 
 
 def _no_engine(error: EngineDeadError) -> ApiError:

@@ -52,6 +52,7 @@ async def _read(request: Request, form: BodyForm[B]) -> tuple[Service, B, Sampli
     service.check_open()
     body = await read_body(request, form, service.client.prompts.texts)
     service.check_model(body.model)
+    body.check_context(service.client.config.max_model_len)
     return service, body, body.sampling(service.client.files.default_sampling)
 
 

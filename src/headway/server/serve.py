@@ -128,7 +128,7 @@ async def _serve(
             return 0
         client = start.result()
         gc.collect()
-        gc.freeze()  # loaded objects live as long as the process: no collection visits them, at exit neither
+        gc.freeze()  # loaded objects live as long as the process: no collection visits them
         try:
             app = make_app(client, client.files.name)
             listening.listen(_BACKLOG)
@@ -138,6 +138,7 @@ async def _serve(
                 await app.state.service.prefill.close()
         finally:
             await client.shutdown()
+            gc.unfreeze()  # libraries complain at exit of objects that live on
     return ENGINE_DIED if died else 0
 
 

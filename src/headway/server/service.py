@@ -9,6 +9,7 @@ from functools import partial
 from fastapi import Request, Response
 from msgspec import Struct
 
+from headway.client.answer_parser import AnswerParser
 from headway.client.chat_template import ChatTemplate
 from headway.client.conversation import Conversation
 from headway.client.engine_client import EngineClient
@@ -22,6 +23,7 @@ from headway.server.kv_event_metrics import KVEventMetrics
 from headway.server.loop_monitor import LoopMonitor
 from headway.server.metrics import ServerMetrics
 from headway.server.prefill_engines import PrefillEngines
+from headway.server.protocol import ChatCompletionRequest
 from headway.server.transfer_metrics import TransferMetrics
 from headway.server.unknown_fields import UnknownFields
 
@@ -102,6 +104,11 @@ class Service:
                 param="chat_template",
             )
         return await self.client.prompts.texts.run(conversation.num_characters, partial(self._render, conversation))
+
+    def answer_parser(self, body: ChatCompletionRequest, prompt: str = "") -> AnswerParser:  # noqa: ARG002
+        """A parser for one answer to this body. prompt: the text that the chat template made: an answer may begin in
+        the middle of the reasoning."""
+        return AnswerParser()
 
     def _render(self, conversation: Conversation) -> str:
         if self._escape is not None:

@@ -77,10 +77,31 @@ class ChatLogprobs(Struct):
     refusal: None = None
 
 
+class Function(Struct):
+    """arguments: JSON text. In a stream: the next piece of it; only the first part of a call has its name."""
+
+    arguments: str
+    name: str | UnsetType = UNSET
+
+
+class ToolCall(Struct):
+    """A call of a tool, or in a stream a part of one. index: in streams alone. id, type: only in the first part."""
+
+    function: Function
+    id: str | UnsetType = UNSET
+    type: Literal["function"] | UnsetType = UNSET
+    index: int | UnsetType = UNSET
+
+
 class Message(Struct):
-    content: str
+    """reasoning, reasoning_content: the same text, by its newer and its older name."""
+
+    content: str | None
     role: Literal["assistant"] = "assistant"
     refusal: None = None
+    reasoning: str | UnsetType = UNSET
+    reasoning_content: str | UnsetType = UNSET
+    tool_calls: list[ToolCall] | UnsetType = UNSET
 
 
 class ChatChoice(Struct):
@@ -106,6 +127,9 @@ class ChatCompletion(Struct):
 class Delta(Struct):
     role: str | UnsetType = UNSET
     content: str | UnsetType = UNSET
+    reasoning: str | UnsetType = UNSET
+    reasoning_content: str | UnsetType = UNSET
+    tool_calls: list[ToolCall] | UnsetType = UNSET
 
 
 class ChatChunkChoice(Struct):

@@ -9,6 +9,7 @@ from fastapi import Request, Response
 from headway.request import NewRequest, Transfer
 from headway.sampling import SamplingParams
 from headway.server.generate import Face, Prompt, respond, unless_disconnected
+from headway.server.key_check import salt_of
 from headway.server.protocol import ChatCompletionRequest, CompletionRequest
 from headway.server.service import service_of
 from headway.server.structured_output_fields import as_fields
@@ -25,6 +26,7 @@ async def submit(
     """Submit the prompts, and answer in the form of `face`."""
     service = service_of(request)
     client = service.client
+    body.cache_salt = salt_of(request, body.cache_salt)
     source = None
     computes_here = body.kv_transfer_params or sampling.prompt_logprobs is not None
     if service.prefill is not None and len(prompts) == 1 and not computes_here:

@@ -135,7 +135,10 @@ def test_an_engine_that_can_lend_nothing_answers_in_full_and_brings_no_parameter
 @pytest.mark.parametrize(
     ("prompts", "message"),
     [
-        (["ok", "x" * MAX_MODEL_LEN], f"prompt 1: .* {MAX_MODEL_LEN} tokens; max_model_len is {MAX_MODEL_LEN}"),
+        (
+            ["ok", "x" * MAX_MODEL_LEN],
+            f"prompt 1: This model's maximum context length is {MAX_MODEL_LEN} tokens.* {MAX_MODEL_LEN} tokens",
+        ),
         (["ok", ""], "prompt 1: the prompt is empty"),
         ([[]], "prompt 0: the prompt is empty"),
         ([[1, 2], [1, 99999]], f"prompt 1: .*99999; ids .* from 0 to {len(TOKENIZER) - 1}"),

@@ -15,19 +15,23 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from headway.async_llm import AsyncLLM
     from headway.config import EngineConfig, Role, SchedulerConfig
     from headway.errors import DuplicateRequestError, EngineDeadError, EnginePausedError, QueueFullError, RequestError
     from headway.llm import LLM
     from headway.outputs import CompletionOutput, RequestDelta, RequestMetrics, RequestOutput, TokenLogprob
     from headway.request import FinishReason
     from headway.sampling import SamplingParams
+    from headway.structured_outputs import StructuredOutputs
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "AsyncLLM": "headway.async_llm",
     "LLM": "headway.llm",
     "FinishReason": "headway.request",
     "SamplingParams": "headway.sampling",
+    "StructuredOutputs": "headway.structured_outputs",
     **dict.fromkeys(("EngineConfig", "Role", "SchedulerConfig"), "headway.config"),
     **dict.fromkeys(
         ("DuplicateRequestError", "EngineDeadError", "EnginePausedError", "QueueFullError", "RequestError"),
@@ -40,6 +44,7 @@ _HOMES = {
 
 __all__ = [
     "LLM",
+    "AsyncLLM",
     "CompletionOutput",
     "DuplicateRequestError",
     "EngineConfig",
@@ -54,6 +59,7 @@ __all__ = [
     "Role",
     "SamplingParams",
     "SchedulerConfig",
+    "StructuredOutputs",
     "TokenLogprob",
     "__version__",
 ]

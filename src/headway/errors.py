@@ -7,6 +7,15 @@ class RequestError(ValueError):
     """The request breaks a rule; the message names the value and the limit. HTTP 400."""
 
 
+class ContextLengthError(RequestError):
+    """Prompt and output are longer than the model's context. HTTP 400 with the code "context_length_exceeded"."""
+
+    @classmethod
+    def of(cls, max_model_len: int, however: str) -> ContextLengthError:
+        """The error in the words that clients look for. however: what is too long, and the remedy."""
+        return cls(f"This model's maximum context length is {max_model_len} tokens. However, {however}")
+
+
 class DuplicateRequestError(RequestError):
     """A request with the same id is still in the engine. HTTP 409."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import queue
 import sys
@@ -11,18 +10,15 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from pydantic import ValidationError
-
+from headway.client.bad_words import spelled_out
 from headway.client.chat_template import ChatTemplate
 from headway.client.conversation import Conversation
 from headway.client.token_processor import Processed, TokenProcessor, expand
-from headway.config import EngineConfig
 from headway.engine.engine import Engine
-from headway.error_text import describe
 from headway.errors import EngineDeadError, QueueFullError, RequestError
 from headway.kv_transfer_params import copied
 from headway.model_files import ModelFiles
@@ -33,6 +29,7 @@ from headway.sampling import SamplingParams
 from headway.scheduler.audit import AuditReport
 from headway.scheduler.effects import Effects
 from headway.scheduler.snapshot import Snapshot
+from headway.settings import engine_config
 from headway.token_ids import pack
 
 if TYPE_CHECKING:
@@ -69,7 +66,7 @@ class LLM:
     """
 
     def __init__(self, model: str | None = None, *, chat_template: str | None = None, **settings: Any) -> None:
-        config = _engine_config(model, settings)
+        config = engine_config(model, settings)
         self.files = ModelFiles.resolve(config)
         self.tokenizer: PreTrainedTokenizerBase = self.files.load_tokenizer()
         self._chat_template = ChatTemplate(self.tokenizer, self.files.name, chat_template)
@@ -176,22 +173,25 @@ class LLM:
         continue_final_message: bool = False,
         chat_template: str | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        reasoning_effort: str | None = None,
     ) -> str:
         """The text of the prompt for a conversation, with special tokens written out.
 
         The options are the fields of `Conversation`. Raises RequestError, with the message that the server would send,
         if there is no template, if the messages are not valid, or if the template refuses the conversation.
         """
-        options: dict[str, Any] = {
-            "add_generation_prompt": add_generation_prompt,
-            "continue_final_message": continue_final_message,
-            "chat_template": chat_template,
-            "chat_template_kwargs": None if chat_template_kwargs is None else dict(chat_template_kwargs),
-        }
-        try:
-            conversation = Conversation.model_validate({"messages": messages, **options})
-        except ValidationError as error:
-            raise RequestError(describe(error)[0]) from None
+        conversation = Conversation.of(
+            messages,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            chat_template=chat_template,
+            chat_template_kwargs=chat_template_kwargs,
+            tools=tools,
+            documents=documents,
+            reasoning_effort=reasoning_effort,
+        )
         return self._chat_template.render(conversation)
 
     def default_sampling_params(self) -> SamplingParams:
@@ -255,15 +255,15 @@ class LLM:
                 request = NewRequest(
                     request_id=next(self._request_ids),
                     prompt=prompt,
-                    sampling=sampling,
+                    sampling=spelled_out(sampling, self.tokenizer),
                     uid=0,
                     priority=its_priority,
-                    transfer=Transfer.wanted_by(transfer, sampling.n),
+                    transfer=Transfer.wanted_by(transfer, sampling),
                     kv_transfer_params=transfer,
                 )
                 self._engine.manager.door.make_request(request)
             except RequestError as error:
-                raise RequestError(f"prompt {index}: {error}") from None
+                raise type(error)(f"prompt {index}: {error}") from None
             requests.append(request)
         return [
             _Job(request, tuple(itertools.islice(self._uids, request.sampling.n)), text)
@@ -276,14 +276,20 @@ class LLM:
         outputs: dict[str, RequestOutput] = {}
         with _progress(len(jobs), show_progress) as report, closing(self._run(jobs, stream=False)) as run:
             for processed in run:
-                outputs.update((output.request_id, output) for output in processed.outputs)
+                for output in processed.outputs:
+                    if output.prompt_logprobs is not None:
+                        output.prompt_logprobs = list(output.prompt_logprobs)
+                    outputs[output.request_id] = output
                 report(len(outputs), processed.num_tokens)
         return [outputs[job.request.request_id] for job in jobs]
 
     def _stream(self, jobs: list[_Job]) -> Generator[RequestDelta, None, None]:
         with closing(self._run(jobs, stream=True)) as run:
             for processed in run:
-                yield from processed.deltas
+                for delta in processed.deltas:
+                    if delta.prompt_logprobs is not None:
+                        delta.prompt_logprobs = list(delta.prompt_logprobs)
+                    yield delta
 
     def _run(self, jobs: list[_Job], *, stream: bool) -> Generator[Processed, None, None]:
         """Add the jobs and yield their output until all have ended. If this is closed or interrupted before, the rest
@@ -331,19 +337,6 @@ class LLM:
         if failure is not None:
             raise EngineDeadError(failure)
         return effects
-
-
-def _engine_config(model: str | None, settings: dict[str, Any]) -> EngineConfig:
-    known = [field.name for field in fields(EngineConfig) if field.name != "model"]
-    for name in settings:
-        if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(known)}"
-            raise TypeError(f"LLM has no setting {name!r}; {hint}")
-    for name in ("device", "dtype"):
-        if settings.get(name, "") is None:  # the default of other engines
-            settings[name] = "auto"
-    return EngineConfig(model=model, **settings)
 
 
 @contextmanager

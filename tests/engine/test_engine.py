@@ -51,7 +51,9 @@ def test_a_refused_request_never_appears_in_the_effects(name: str) -> None:
         uids = [it.add(f"r{i}") for i in range(3)]
         with pytest.raises(DuplicateRequestError, match="'r0'"):
             it.add("r0")
-        with pytest.raises(RequestError, match="64 tokens; max_model_len is 64"):
+        with pytest.raises(
+            RequestError, match=r"maximum context length is 64 tokens\. However, the prompt has 64 tokens"
+        ):
             it.add("long", [1] * 64)
         uids += [it.add(f"r{i}") for i in (3, 4)]
         with pytest.raises(QueueFullError, match="5 requests inside"):
@@ -144,7 +146,7 @@ def test_limits_that_cannot_work_are_a_value_error() -> None:
 def test_from_a_configuration_the_model_tells_the_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Vocabulary, length and end-of-sequence tokens come from the model's files, the blocks from the executor."""
     stop = answer_to([1, 2, 3], 2)[1]
-    files = SimpleNamespace(limits=ModelLimits(VOCAB, (stop,), 40))
+    files = SimpleNamespace(limits=ModelLimits(VOCAB, (stop,), 40), tokenizer="none", trust_remote_code=False)
     seen = []
 
     class Model(Device):
@@ -165,7 +167,7 @@ def test_from_a_configuration_the_model_tells_the_limits(monkeypatch: pytest.Mon
     assert seen == [(files, config)]
     assert engine.files is files
     assert (engine.manager.config.max_model_len, engine.manager.config.num_blocks) == (40, 33)
-    with pytest.raises(RequestError, match="max_model_len is 40"):
+    with pytest.raises(RequestError, match="maximum context length is 40 tokens"):
         make_request(engine.manager, "", [1] * 40, SamplingParams(), uid=0)
     with pytest.raises(RequestError, match=f"ids are integers from 0 to {VOCAB - 1}"):
         make_request(engine.manager, "", [VOCAB], SamplingParams(), uid=0)

@@ -71,7 +71,7 @@ async def test_the_tokens_are_those_that_the_engine_gets(api: Api, path: str, bo
         (COMPLETIONS, {"prompt": "a", "model": "other"}, 404, "the model 'other' does not exist"),
         (COMPLETIONS, {"prompt": ""}, 400, "the prompt is empty"),
         (COMPLETIONS, {"prompt": [999]}, 400, "token id 999"),
-        (COMPLETIONS, {"prompt": [1] * MAX_MODEL_LEN}, 400, f"max_model_len is {MAX_MODEL_LEN}"),
+        (COMPLETIONS, {"prompt": [1] * MAX_MODEL_LEN}, 400, f"maximum context length is {MAX_MODEL_LEN} tokens"),
         (COMPLETIONS, {"prompt": [1] * (MAX_MODEL_LEN - 2), "min_tokens": 3}, 400, "at most 2 tokens"),
         (COMPLETIONS, {"prompt": "a" * 100_000}, 400, "the prompt has 100000 characters"),
         (COMPLETIONS, {"prompt": ["a"] * 10_000}, 400, "this server holds at most"),

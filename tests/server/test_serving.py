@@ -83,7 +83,7 @@ async def test_many_at_once_are_all_answered(server: Server) -> None:
 
 def test_max_tokens_is_cut_to_what_the_model_leaves(server: Server) -> None:
     answer = server.openai.completions.create(
-        model=MODEL, prompt="a" * 250, max_tokens=1000, extra_body={"ignore_eos": True}
+        model=MODEL, prompt="a" * 250, max_tokens=200, extra_body={"ignore_eos": True}
     )
     assert answer.usage.completion_tokens == 6
 

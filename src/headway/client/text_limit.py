@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from headway.errors import RequestError
+from headway.errors import ContextLengthError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -33,11 +33,12 @@ class TextLimit:
         self.characters = max_model_len * self.per_token
 
     def check(self, num_characters: int) -> None:
-        """Raises RequestError that names value and limit for a text that is too long."""
+        """Raises ContextLengthError that names value and limit for a text that is too long."""
         if num_characters > self.characters:
-            raise RequestError(
-                f"the prompt has {num_characters} characters; at most {self.characters} can fit, since max_model_len "
-                f"is {self.max_model_len} tokens of at most {self.per_token} characters"
+            raise ContextLengthError.of(
+                self.max_model_len,
+                f"the prompt has {num_characters} characters, and at most {self.characters} can fit, since a token "
+                f"stands for at most {self.per_token}: shorten the prompt",
             )
 
 

@@ -11,7 +11,7 @@ import typer
 if TYPE_CHECKING:
     import httpx
 
-    from headway.server.responses import Ownership
+    from headway.server.answer_bodies import Ownership
 
 PROBLEMS = 1  # exit code
 CONNECT_TIMEOUT, ANSWER_TIMEOUT = 5.0, 60.0  # seconds; the recount itself may take the engine 30
@@ -30,7 +30,7 @@ def command(
     """
     import msgspec
 
-    from headway.server.responses import Ownership
+    from headway.server.answer_bodies import Ownership
 
     response = _ask(url)
     if response.status_code >= 500:

@@ -25,6 +25,11 @@ def settle() -> None:
     gc.set_threshold(young, middle, FULL_COLLECTION)
 
 
+def unsettle() -> None:
+    """For the end of the process: libraries complain at exit of objects that live on, and frozen objects do."""
+    gc.unfreeze()
+
+
 def tidy() -> None:
     """A full collection, if there may be something to collect. Call it while the engine has no work."""
     if gc.get_count()[2] >= _TIDY:

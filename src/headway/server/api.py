@@ -14,15 +14,16 @@ from pydantic.json_schema import models_json_schema
 from headway import __version__
 from headway.client.engine_client import EngineClient
 from headway.errors import RequestError
-from headway.request import NewRequest, Transfer
-from headway.sampling import SamplingParams
-from headway.server import admin, errors, render
+from headway.server import about, admin, errors, middleware, not_served, render
+from headway.server.answer_bodies import ModelCard, ModelList, Root, Text, Tokens, Version
 from headway.server.body import BodyForm, read_body
 from headway.server.chat import ChatFace
 from headway.server.completions import CompletionFace
-from headway.server.envelope import Envelope
+from headway.server.doors import Doors
 from headway.server.errors import ApiError
-from headway.server.generate import Face, Prompt, respond, unless_disconnected
+from headway.server.generate import Prompt, unless_disconnected
+from headway.server.messages_api import routes as messages_api
+from headway.server.messages_api.body import CountTokensRequest, MessagesRequest
 from headway.server.openapi import body_of, describe_answers, describe_model
 from headway.server.prompt_bodies import read_chat, read_completion
 from headway.server.protocol import (
@@ -33,8 +34,10 @@ from headway.server.protocol import (
     TokenizeChatRequest,
     TokenizeRequest,
 )
-from headway.server.responses import ModelCard, ModelList, Root, Text, Tokens, Version
+from headway.server.responses_api import routes as responses_api
+from headway.server.responses_api.body import ResponsesRequest
 from headway.server.service import Service, answer, service_of
+from headway.server.submission import submit
 from headway.token_ids import check_token_ids
 
 _TOKENIZE: BodyForm[TokenizeRequest | TokenizeChatRequest] = BodyForm(
@@ -45,24 +48,42 @@ _DETOKENIZE: BodyForm[DetokenizeRequest] = BodyForm(DetokenizeRequest, Detokeniz
 router = APIRouter()
 
 
-def create_app(client: EngineClient, model_name: str, **options: Any) -> FastAPI:
+def create_app(client: EngineClient, model_name: str, *, doors: Doors | None = None, **options: Any) -> FastAPI:
     """The application that serves the engine of `client` under the name `model_name`.
 
-    options: the keyword arguments of `Service`. Raises ValueError for a chat template that does not exist or is not
-    valid.
+    doors: who may come in; by default all. options: the keyword arguments of `Service`. Raises ValueError for a chat
+    template that does not exist or is not valid.
     """
-    app = FastAPI(title="Headway", version=__version__)
+    doors = doors or Doors()
+    app = FastAPI(
+        title="Headway",
+        version=__version__,
+        openapi_url="/openapi.json" if doors.docs else None,  # without it there are no pages either
+    )
+    app.root_path = doors.root_path
     app.state.service = Service(client, model_name, **options)
-    for routes in (router, render.router, admin.admin, admin.debug):
+    for routes in (
+        router,
+        responses_api.router,
+        messages_api.router,
+        render.router,
+        about.router,
+        not_served.router,
+        admin.admin,
+        admin.debug,
+    ):
         app.include_router(routes)
     errors.install(app)
-    app.add_middleware(Envelope, metrics=app.state.service.metrics)
+    middleware.install(app, doors, app.state.service.metrics)
     _describe_bodies(app)
     return app
 
 
 def _describe_bodies(app: FastAPI) -> None:
-    models = (CompletionRequest, ChatCompletionRequest, TokenizeRequest, TokenizeChatRequest, DetokenizeRequest)
+    models = (
+        *(CompletionRequest, ChatCompletionRequest, ResponsesRequest, MessagesRequest, CountTokensRequest),
+        *(TokenizeRequest, TokenizeChatRequest, DetokenizeRequest),
+    )
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -76,7 +97,7 @@ def _describe_bodies(app: FastAPI) -> None:
         for model in models:  # the fields of a body that are not known are ignored: see `UnknownFields`
             del described[model.__name__]["additionalProperties"]
         schema.setdefault("components", {}).setdefault("schemas", {}).update(described)
-        describe_model(schema, app.state.service.model_name)
+        describe_model(schema, app.state.service.model_names)
         describe_answers(schema)
         return schema
 
@@ -98,8 +119,13 @@ async def completions(request: Request) -> Response:
         prompts=prompts,
         n=sampling.n,
         echo=bool(body.echo),
+        echo_logprobs=body.logprobs if body.echo else None,
+        token_text=lambda token: _decode(service.client, [token], "prompt"),
+        prompt_logprobs=body.prompt_logprobs,
+        include_usage=body.include_usage,
+        continuous_usage=body.continuous_usage,
     )
-    return await _answer(request, body, sampling, prompts, face, arrival_time)
+    return await submit(request, body, sampling, prompts, face, arrival_time)
 
 
 @router.post("/v1/chat/completions", openapi_extra=body_of(ChatCompletionRequest))
@@ -115,44 +141,12 @@ async def chat_completions(request: Request) -> Response:
         prompts=prompts,
         n=sampling.n,
         top_logprobs=body.top_logprobs or 0,
-    )
-    return await _answer(request, body, sampling, prompts, face, arrival_time)
-
-
-async def _answer(
-    request: Request,
-    body: CompletionRequest | ChatCompletionRequest,
-    sampling: SamplingParams,
-    prompts: Sequence[Prompt],
-    face: Face,
-    arrival_time: float,
-) -> Response:
-    """Submit the prompts, and answer in the form of `face`."""
-    service = service_of(request)
-    client = service.client
-    source = None
-    if service.prefill is not None and len(prompts) == 1 and not body.kv_transfer_params:
-        source = service.prefill.source(prompts[0].token_ids, body.for_prefill())
-
-    def new_requests() -> list[NewRequest]:
-        packed = [client.pack(prompt.token_ids) for prompt in prompts]
-        return body.new_requests(face.id, packed, sampling, arrival_time)
-
-    num_tokens = sum(len(prompt.token_ids) for prompt in prompts)
-    requests = await unless_disconnected(request, client.prompts.texts.run(num_tokens + len(prompts), new_requests))
-    service.check_open()  # again, because the server may have begun to stop while the body came
-    if source is not None:
-        requests[0].transfer = Transfer.PULL
-    pending = client.submit(requests, stream=bool(body.stream), source=source)
-    return await respond(
-        request,
-        pending,
-        face,
-        stream=bool(body.stream),
+        prompt_logprobs=body.prompt_logprobs,
+        new_parser=lambda: service.answer_parser(body, prompts[0].text or ""),
         include_usage=body.include_usage,
         continuous_usage=body.continuous_usage,
-        texts=client.prompts.texts,
     )
+    return await submit(request, body, sampling, prompts, face, arrival_time)
 
 
 async def _tokenized(service: Service, body: TokenizeRequest | TokenizeChatRequest) -> list[int]:
@@ -197,8 +191,9 @@ async def detokenize(request: Request) -> Response:
 
 @router.get("/v1/models")
 async def models(request: Request) -> Response:
-    """The model that is served."""
-    return answer(ModelList([_card(service_of(request))]))
+    """The model that is served, under each of its names."""
+    service = service_of(request)
+    return answer(ModelList([_card(service, name) for name in service.model_names]))
 
 
 @router.get("/v1/models/{model:path}")
@@ -206,12 +201,12 @@ async def model(request: Request, model: str) -> Response:
     """The model of this name."""
     service = service_of(request)
     service.check_model(model)
-    return answer(_card(service))
+    return answer(_card(service, model))
 
 
-def _card(service: Service) -> ModelCard:
+def _card(service: Service, name: str) -> ModelCard:
     client = service.client
-    return ModelCard(service.model_name, service.created, str(client.files.path), client.config.max_model_len)
+    return ModelCard(name, service.created, str(client.files.path), client.config.max_model_len)
 
 
 @router.get("/", include_in_schema=False)
@@ -220,6 +215,7 @@ async def root() -> Response:
     return answer(Root(__version__))
 
 
+@router.post("/ping", include_in_schema=False)
 @router.get("/ping", include_in_schema=False)
 @router.head("/health", include_in_schema=False)
 @router.get("/health")

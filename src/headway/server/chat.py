@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from headway.outputs import RequestDelta, RequestOutput, TokenLogprob
-from headway.server.generate import Face
-from headway.server.responses import (
+from msgspec import UNSET
+
+from headway.client.answer_parser import AnswerDelta, AnswerParser, ToolCallDelta
+from headway.outputs import CompletionOutput, RequestDelta, RequestOutput, TokenLogprob
+from headway.request import FinishReason
+from headway.server.answer_bodies import (
     ChatChoice,
     ChatChunk,
     ChatChunkChoice,
@@ -14,40 +18,56 @@ from headway.server.responses import (
     ChatLogprobs,
     ChatTokenLogprob,
     Delta,
+    Function,
     Message,
+    ToolCall,
     TopLogprob,
     Usage,
 )
+from headway.server.chunks import ChunkFace
 
 
-class ChatFace(Face):
-    """The form of a chat completion. top_logprobs: alternatives shown per token."""
+class ChatFace(ChunkFace):
+    """The form of a chat completion. top_logprobs: alternatives shown per token. new_parser: makes the parser of an
+    answer."""
 
-    def __init__(self, *, top_logprobs: int, **common: Any) -> None:
+    def __init__(self, *, top_logprobs: int, new_parser: Callable[[], AnswerParser], **common: Any) -> None:
         super().__init__(**common)
         self._top_logprobs = top_logprobs
+        self._new_parser = new_parser
+        self._parsers: dict[int, AnswerParser] = {}  # of the choices of a stream
 
     def whole(self, outputs: list[RequestOutput], usage: Usage) -> ChatCompletion:
-        choices = [
-            ChatChoice(
-                answer.index,
-                Message(answer.text),
-                self._logprobs(answer.logprobs),
-                answer.finish_reason,
-                answer.stop_reason,
-            )
-            for output in outputs
-            for answer in output.outputs
-        ]
-        return ChatCompletion(self.id, self.created, self.model, choices, usage)
+        choices = [self._choice(answer) for output in outputs for answer in output.outputs]
+        answer = ChatCompletion(self.id, self.created, self.model, choices, usage)
+        answer.prompt_logprobs = self._entries(outputs[0].prompt_logprobs)
+        return answer
+
+    def _choice(self, answer: CompletionOutput) -> ChatChoice:
+        parser = self._new_parser()
+        message = _message(parser.whole(answer.text))
+        reason = finish_reason(answer.finish_reason, parser)
+        return ChatChoice(
+            answer.index, message, chat_logprobs(answer.logprobs, self._top_logprobs), reason, answer.stop_reason
+        )
 
     def opening(self, choice: int) -> ChatChunk:
-        return self._chunk([ChatChunkChoice(choice, Delta(role="assistant", content=""))])
+        chunk = self._chunk([ChatChunkChoice(choice, Delta(role="assistant", content=""))])
+        chunk.prompt_logprobs = self._entries(self._scores.get(0)) if choice == 0 else UNSET
+        return chunk
 
-    def chunk(self, choice: int, delta: RequestDelta) -> ChatChunk:
-        content = Delta(content=delta.text) if delta.text else Delta()
-        logprobs = self._logprobs(delta.logprobs)
-        return self._chunk([ChatChunkChoice(choice, content, logprobs, delta.finish_reason, delta.stop_reason)])
+    def chunk(self, choice: int, delta: RequestDelta) -> ChatChunk | None:
+        parser = self._parsers.get(choice)
+        if parser is None:
+            parser = self._parsers[choice] = self._new_parser()
+        news = parser.feed(delta.text)
+        if delta.finish_reason is not None:
+            news.append(parser.finish())
+        elif news.is_empty and not delta.logprobs and delta.kv_transfer_params is None:
+            return None  # the parser waits for more text
+        logprobs = chat_logprobs(delta.logprobs, self._top_logprobs)
+        reason = finish_reason(delta.finish_reason, parser)
+        return self._chunk([ChatChunkChoice(choice, _delta(news), logprobs, reason, delta.stop_reason)])
 
     def closing(self, usage: Usage) -> ChatChunk:
         chunk = self._chunk([])
@@ -57,19 +77,59 @@ class ChatFace(Face):
     def _chunk(self, choices: list[ChatChunkChoice]) -> ChatChunk:
         return ChatChunk(self.id, self.created, self.model, choices)
 
-    def _logprobs(self, positions: list[dict[int, TokenLogprob]] | None) -> ChatLogprobs | None:
-        if positions is None:
-            return None
-        content: list[ChatTokenLogprob] = []
-        for position in positions:
-            sampled = next(iter(position.values()))  # the first entry is the token that was drawn
-            top = sorted(position.values(), key=lambda token: token.rank)[: self._top_logprobs]
-            content.append(
-                ChatTokenLogprob(
-                    sampled.decoded_token,
-                    sampled.logprob,
-                    list(sampled.bytes),
-                    [TopLogprob(token.decoded_token, token.logprob, list(token.bytes)) for token in top],
-                )
+
+def chat_logprobs(positions: list[dict[int, TokenLogprob]] | None, num_top: int) -> ChatLogprobs | None:
+    """num_top: alternatives shown per token."""
+    if positions is None:
+        return None
+    content: list[ChatTokenLogprob] = []
+    for position in positions:
+        sampled = next(iter(position.values()))  # the first entry is the token that was drawn
+        top = sorted(position.values(), key=lambda token: token.rank)[:num_top]
+        content.append(
+            ChatTokenLogprob(
+                sampled.decoded_token,
+                sampled.logprob,
+                list(sampled.bytes),
+                [TopLogprob(token.decoded_token, token.logprob, list(token.bytes)) for token in top],
             )
-        return ChatLogprobs(content)
+        )
+    return ChatLogprobs(content)
+
+
+def finish_reason(reason: FinishReason | None, parser: AnswerParser) -> str | None:
+    """Why an answer ended, in the words of OpenAI's API: an answer that ended by itself and called tools ended for
+    these."""
+    if reason is FinishReason.STOP and parser.has_called:
+        return "tool_calls"
+    return None if reason is None else str(reason)
+
+
+def _message(answer: AnswerDelta) -> Message:
+    content = None if answer.tool_calls and not answer.content else answer.content
+    message = Message(content)
+    if answer.reasoning:
+        message.reasoning = message.reasoning_content = answer.reasoning
+    if answer.tool_calls:
+        message.tool_calls = [
+            ToolCall(Function(call.arguments, call.name or ""), call.id or UNSET, "function")
+            for call in answer.tool_calls
+        ]
+    return message
+
+
+def _delta(news: AnswerDelta) -> Delta:
+    delta = Delta()
+    if news.content:
+        delta.content = news.content
+    if news.reasoning:
+        delta.reasoning = delta.reasoning_content = news.reasoning
+    if news.tool_calls:
+        delta.tool_calls = [_part(part) for part in news.tool_calls]
+    return delta
+
+
+def _part(part: ToolCallDelta) -> ToolCall:
+    if part.id is None:
+        return ToolCall(Function(part.arguments), index=part.index)
+    return ToolCall(Function(part.arguments, part.name or UNSET), part.id, "function", part.index)

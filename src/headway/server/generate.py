@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
@@ -19,13 +20,15 @@ from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from headway.client.engine_client import PendingRequest, Update
+from headway.client.prompt_scores import PromptScores
 from headway.client.text_pool import TextPool
 from headway.outputs import RequestDelta, RequestOutput
-from headway.server.errors import ClientDisconnected, as_api_error
-from headway.server.responses import PromptTokensDetails, Usage
+from headway.server.answer_bodies import PromptTokensDetails, Usage
+from headway.server.errors import ApiError, ClientDisconnected, as_api_error
 
 T = TypeVar("T")
 _CHOICE_SIZE = 32  # characters that take as long as a choice without any
+_VALUE_SIZE = 16  # characters that take as long as a log-probability of the prompt
 encode_json = msgspec.json.Encoder().encode
 
 
@@ -35,33 +38,6 @@ class Prompt:
 
     token_ids: list[int]
     text: str | None = None
-
-
-class Face(ABC):
-    """The form of the answers to one HTTP request. Answer i of prompt p is choice p * n + i."""
-
-    def __init__(self, *, response_id: str, created: int, model: str, prompts: list[Prompt], n: int) -> None:
-        self.id = response_id
-        self.created = created
-        self.model = model
-        self.prompts = prompts
-        self.n = n
-
-    @abstractmethod
-    def whole(self, outputs: list[RequestOutput], usage: Usage) -> msgspec.Struct:
-        """The body of a response that is not a stream; outputs in the order of the prompts."""
-
-    @abstractmethod
-    def opening(self, choice: int) -> msgspec.Struct | None:
-        """The first chunk of a choice in a stream, before its first delta; None: there is none."""
-
-    @abstractmethod
-    def chunk(self, choice: int, delta: RequestDelta) -> Any:
-        """The chunk for a delta of a choice; its `usage` can be set."""
-
-    @abstractmethod
-    def closing(self, usage: Usage) -> msgspec.Struct:
-        """The last chunk, with the usage, for a client that asked for it."""
 
 
 class Counts:
@@ -91,16 +67,49 @@ class Counts:
         )
 
 
-async def respond(
-    http: Request,
-    pending: PendingRequest,
-    face: Face,
-    *,
-    stream: bool,
-    include_usage: bool,
-    continuous_usage: bool,
-    texts: TextPool,
-) -> Response:
+class Face(ABC):
+    """The form of the answers to one HTTP request: one body, or events of a stream. Answer i of prompt p is choice
+    p * n + i.
+
+    A stream is begun once, with its first update. Then it is ended, or it fails.
+    counts: of the updates so far; an update is counted before its events are asked for.
+    """
+
+    def __init__(self, *, response_id: str, created: int, model: str, prompts: list[Prompt], n: int) -> None:
+        self.id = response_id
+        self.created = created
+        self.model = model
+        self.prompts = prompts
+        self.n = n
+        self.counts = Counts(prompts)
+
+    @abstractmethod
+    def whole(self, outputs: list[RequestOutput], usage: Usage) -> msgspec.Struct:
+        """The body of a response that is not a stream; outputs in the order of the prompts."""
+
+    def begin(self) -> Iterator[bytes]:
+        """The events before the events of the first update."""
+        return iter(())
+
+    @abstractmethod
+    def events(self, choice: int, delta: RequestDelta) -> Iterator[bytes]:
+        """The events of an update."""
+
+    @abstractmethod
+    def end(self) -> Iterator[bytes]:
+        """The last events of a stream whose answers are complete."""
+
+    @abstractmethod
+    def failed(self, error: ApiError) -> Iterator[bytes]:
+        """The last events of a stream that an error ends: its status has been sent, so the error comes in it."""
+
+
+def event(name: str, data: msgspec.Struct | dict[str, Any]) -> bytes:
+    """A server-sent event with a name."""
+    return b"event: " + name.encode() + b"\ndata: " + encode_json(data) + b"\n\n"
+
+
+async def respond(http: Request, pending: PendingRequest, face: Face, *, stream: bool, texts: TextPool) -> Response:
     """The response to `http`; a large one is made in `texts`. Closes the pending request at its end. Raises the error
     with which the engine refuses."""
     try:
@@ -110,20 +119,18 @@ async def respond(
     except BaseException:
         pending.close()
         raise
-    body = _chunks(pending, first, face, include_usage, continuous_usage)
-    return _EventStream(pending, body)
+    return _EventStream(pending, _events(pending, first, face, texts))
 
 
 async def _whole(pending: PendingRequest, face: Face, texts: TextPool) -> Response:
-    counts = Counts(face.prompts)
     outputs: dict[int, RequestOutput] = {}
     with pending:
         async for updates in pending:
             for update in updates:
                 assert isinstance(update.output, RequestOutput)
                 outputs[update.prompt_index] = update.output
-                counts.add(update)
-    usage = counts.usage()
+                face.counts.add(update)
+    usage = face.counts.usage()
 
     def body() -> bytes:
         answer: Any = face.whole([outputs[i] for i in sorted(outputs)], usage)
@@ -131,62 +138,48 @@ async def _whole(pending: PendingRequest, face: Face, texts: TextPool) -> Respon
             answer.kv_transfer_params = params
         return encode_json(answer)
 
-    size = usage.completion_tokens + _CHOICE_SIZE * len(outputs) * face.n
+    size = usage.completion_tokens + _CHOICE_SIZE * len(outputs) * face.n + _size_of_scores(outputs.values()) * face.n
     return Response(await texts.run(size, body), media_type="application/json")
 
 
-async def _chunks(
-    pending: PendingRequest, first: list[Update], face: Face, include_usage: bool, continuous_usage: bool
-) -> AsyncIterator[bytes]:
-    counts = Counts(face.prompts)
-    opened: set[int] = set()
+async def _events(pending: PendingRequest, first: list[Update], face: Face, texts: TextPool) -> AsyncIterator[bytes]:
     updates = first
+    begun = False
     try:
         while True:
-            if lines := b"".join(_lines(updates, face, counts, opened, include_usage, continuous_usage)):
-                yield lines
+            size = _size_of_scores(update.output for update in updates) * face.n
+            if events := await texts.run(size, partial(_joined_events, updates, face, begun)):
+                yield events
+            begun = True
             try:
                 updates = await anext(pending)
             except StopAsyncIteration:
                 break
-        if include_usage:
-            yield _line(face.closing(counts.usage()), True)
-    except Exception as error:  # the status has been sent: the error has to follow in the stream
-        yield b"data: " + encode_json(as_api_error(error).body()) + b"\n\n"
-    yield b"data: [DONE]\n\n"
+        if events := b"".join(face.end()):
+            yield events
+    except Exception as error:
+        yield b"".join(face.failed(as_api_error(error)))
 
 
-def _lines(
-    updates: Sequence[Update],
-    face: Face,
-    counts: Counts,
-    opened: set[int],
-    include_usage: bool,
-    continuous_usage: bool,
-) -> Iterator[bytes]:
-    """The chunks for some updates. opened: the choices that have had a chunk; it is kept up to date, as `counts` is."""
+def _size_of_scores(outputs: Iterable[RequestOutput | RequestDelta]) -> int:
+    """Characters that take as long as the log-probabilities of the prompts."""
+    scores = (output.prompt_logprobs for output in outputs)
+    return _VALUE_SIZE * sum(some.num_values for some in scores if isinstance(some, PromptScores))
+
+
+def _joined_events(updates: Sequence[Update], face: Face, begun: bool) -> bytes:
+    return b"".join(_events_of(updates, face, begun))
+
+
+def _events_of(updates: Sequence[Update], face: Face, begun: bool) -> Iterator[bytes]:
     for update in updates:
         delta = update.output
         assert isinstance(delta, RequestDelta)
-        counts.add(update)
-        choice = update.prompt_index * face.n + delta.index
-        if choice not in opened:
-            opened.add(choice)
-            if (opening := face.opening(choice)) is not None:
-                yield _line(opening, include_usage)
-        if delta.text or delta.logprobs or delta.finish_reason is not None or delta.kv_transfer_params is not None:
-            chunk = face.chunk(choice, delta)
-            if delta.kv_transfer_params is not None:
-                chunk.kv_transfer_params = delta.kv_transfer_params
-            if continuous_usage:
-                chunk.usage = counts.usage()
-            yield _line(chunk, include_usage)
-
-
-def _line(chunk: Any, include_usage: bool) -> bytes:
-    if include_usage and chunk.usage is msgspec.UNSET:
-        chunk.usage = None  # as OpenAI's API: null in every chunk but the last
-    return b"data: " + encode_json(chunk) + b"\n\n"
+        face.counts.add(update)
+        if not begun:
+            begun = True
+            yield from face.begin()
+        yield from face.events(update.prompt_index * face.n + delta.index, delta)
 
 
 class _EventStream(StreamingResponse):

@@ -6,10 +6,12 @@ The routes that answer and the routes that only render read bodies here, so a pr
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Generic, NamedTuple, TypeVar
 
 from fastapi import Request
 
+from headway.client.bad_words import spelled_out
 from headway.client.engine_client import EngineClient
 from headway.sampling import SamplingParams
 from headway.server.body import BodyForm, read_body
@@ -33,7 +35,9 @@ class PromptBody(NamedTuple, Generic[B]):
 
 async def read_completion(request: Request) -> PromptBody[CompletionRequest]:
     """The body of a completion. Raises what `read_body` raises, RequestError, and ShuttingDownError."""
-    service, body, sampling = await _read(request, _COMPLETION)
+    service = service_of(request)
+    body = await _read(request, _COMPLETION)
+    sampling = await _sampling(service, body)
     service.client.check_num_answers(len(body.prompt), sampling.n)
     prompts = await unless_disconnected(request, _prompts(service.client, body.prompt))
     return PromptBody(body, sampling, prompts)
@@ -41,18 +45,32 @@ async def read_completion(request: Request) -> PromptBody[CompletionRequest]:
 
 async def read_chat(request: Request) -> PromptBody[ChatCompletionRequest]:
     """The body of a chat completion. Raises what `read_completion` raises."""
-    service, body, sampling = await _read(request, _CHAT)
+    return await chat_prompt(request, await _read(request, _CHAT))
+
+
+async def chat_prompt(request: Request, body: ChatCompletionRequest) -> PromptBody[ChatCompletionRequest]:
+    """A body with the prompt of its conversation. Raises RequestError and ApiError."""
+    service = service_of(request)
+    sampling = await _sampling(service, body)
     service.client.check_num_answers(1, sampling.n)
     prompt = await unless_disconnected(request, _chat_prompt(service, body))
     return PromptBody(body, sampling, [prompt])
 
 
-async def _read(request: Request, form: BodyForm[B]) -> tuple[Service, B, SamplingParams]:
+async def _read(request: Request, form: BodyForm[B]) -> B:
     service = service_of(request)
     service.check_open()
-    body = await read_body(request, form, service.client.prompts.texts)
+    return await read_body(request, form, service.client.prompts.texts)
+
+
+async def _sampling(service: Service, body: CompletionRequest | ChatCompletionRequest) -> SamplingParams:
     service.check_model(body.model)
-    return service, body, body.sampling(service.client.files.default_sampling)
+    body.check_context(service.client.config.max_model_len)
+    sampling = body.sampling(service.client.files.default_sampling)
+    if not sampling.bad_words:
+        return sampling
+    length = sum(map(len, sampling.bad_words))
+    return await service.client.prompts.texts.run(length, partial(spelled_out, sampling, service.client.tokenizer))
 
 
 async def _prompts(client: EngineClient, prompts: Sequence[str | list[int]]) -> list[Prompt]:

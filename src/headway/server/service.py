@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from functools import partial
 
 from fastapi import Request, Response
 from msgspec import Struct
 
+from headway.client.answer_parser import AnswerParser
 from headway.client.chat_template import ChatTemplate
 from headway.client.conversation import Conversation
 from headway.client.engine_client import EngineClient
@@ -21,6 +23,7 @@ from headway.server.kv_event_metrics import KVEventMetrics
 from headway.server.loop_monitor import LoopMonitor
 from headway.server.metrics import ServerMetrics
 from headway.server.prefill_engines import PrefillEngines
+from headway.server.protocol import ChatCompletionRequest
 from headway.server.transfer_metrics import TransferMetrics
 from headway.server.unknown_fields import UnknownFields
 
@@ -28,10 +31,12 @@ from headway.server.unknown_fields import UnknownFields
 class Service:
     """The state of a server.
 
+    model_name: the name in answers and metrics. model_aliases: more names that requests may use.
     admin_api: see `admin.py`. chat_template: see `ChatTemplate`.
     trust_request_chat_template: requests may bring templates.
     escape_special_tokens: special tokens that chat messages spell are text, see `SpecialTokenEscape`.
     strict_fields: unknown fields of requests are refused, see `UnknownFields`.
+    tokenizer_info: serve /tokenizer_info.
     prefill: the engines that compute prompts for this one; None: it asks no engine by itself.
     bodies: the bytes of all bodies that are being read.
     loop_monitor: `watch` is for the server to start.
@@ -45,21 +50,25 @@ class Service:
         client: EngineClient,
         model_name: str,
         *,
+        model_aliases: Sequence[str] = (),
         admin_api: bool = False,
         chat_template: str | None = None,
         trust_request_chat_template: bool = False,
         escape_special_tokens: bool = False,
         strict_fields: bool = False,
+        tokenizer_info: bool = False,
         prefill: PrefillEngines | None = None,
     ) -> None:
         self.client = client
         self.model_name = model_name
+        self.model_names = (model_name, *(name for name in model_aliases if name != model_name))
         self._chat_template = ChatTemplate(client.tokenizer, model_name, chat_template)
         self._trust_request_chat_template = trust_request_chat_template
         self._escape = SpecialTokenEscape(client.tokenizer) if escape_special_tokens else None
         self.prefill = prefill
         self.unknown_fields = UnknownFields(strict=strict_fields)
         self.admin_api = admin_api
+        self.tokenizer_info = tokenizer_info
         self.created = int(time.time())
         self.metrics = ServerMetrics(model_name, lambda: client.snapshot, client.config.max_model_len)
         self.metrics.add(EngineHealth(model_name, client))
@@ -78,13 +87,18 @@ class Service:
 
     def check_model(self, name: str | None) -> None:
         """Raise ApiError for a model that is not served here. None: the client names no model."""
-        if name is not None and name != self.model_name:
+        if name is not None and name not in self.model_names:
             raise ApiError(
                 404,
-                f"the model {name!r} does not exist: this server has {self.model_name!r}",
+                f"the model {name!r} does not exist: this server has {', '.join(map(repr, self.model_names))}",
                 code="model_not_found",
                 param="model",
             )
+
+    @property
+    def chat_template(self) -> str | None:
+        """The text of the chat template that is used by default; None: there is none."""
+        return self._chat_template.text
 
     async def render(self, conversation: Conversation) -> str:
         """The text of the prompt for a conversation. Raises RequestError, and ApiError for a template that is not
@@ -97,12 +111,15 @@ class Service:
                 "--trust-request-chat-template, or with the template itself (--chat-template)",
                 param="chat_template",
             )
-        return await self.client.prompts.texts.run(conversation.num_characters, partial(self._render, conversation))
+        return await self.client.prompts.texts.run(conversation.size, partial(self._render, conversation))
+
+    def answer_parser(self, body: ChatCompletionRequest, prompt: str = "") -> AnswerParser:  # noqa: ARG002
+        """A parser for one answer to this body. prompt: the text that the chat template made: an answer may begin in
+        the middle of the reasoning."""
+        return AnswerParser()
 
     def _render(self, conversation: Conversation) -> str:
-        if self._escape is not None:
-            conversation = conversation.with_text(self._escape)
-        return self._chat_template.render(conversation)
+        return self._chat_template.render(conversation, self._escape)
 
 
 def service_of(request: Request) -> Service:

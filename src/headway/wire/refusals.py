@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from headway.errors import (
+    ContextLengthError,
     DuplicateRequestError,
     EngineDeadError,
     EnginePausedError,
@@ -13,6 +14,7 @@ from headway.errors import (
 
 REFUSALS: dict[str, type[Exception]] = {  # kind -> type of the error; a subclass before its base class
     "duplicate": DuplicateRequestError,
+    "context_length": ContextLengthError,
     "invalid": RequestError,
     "queue_full": QueueFullError,
     "paused": EnginePausedError,

@@ -1,0 +1,46 @@
+"""Hands the prompts of an HTTP request to the engine, and answers: the one way for all routes that generate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fastapi import Request, Response
+
+from headway.request import NewRequest, Transfer
+from headway.sampling import SamplingParams
+from headway.server.generate import Face, Prompt, respond, unless_disconnected
+from headway.server.key_check import salt_of
+from headway.server.protocol import ChatCompletionRequest, CompletionRequest
+from headway.server.service import service_of
+from headway.server.structured_output_fields import as_fields
+
+
+async def submit(
+    request: Request,
+    body: CompletionRequest | ChatCompletionRequest,
+    sampling: SamplingParams,
+    prompts: Sequence[Prompt],
+    face: Face,
+    arrival_time: float,
+) -> Response:
+    """Submit the prompts, and answer in the form of `face`."""
+    service = service_of(request)
+    client = service.client
+    body.cache_salt = salt_of(request, body.cache_salt)
+    source = None
+    computes_here = body.kv_transfer_params or sampling.prompt_logprobs is not None
+    if service.prefill is not None and len(prompts) == 1 and not computes_here:
+        fields = {**body.for_prefill(), **as_fields(sampling.structured_outputs)}
+        source = service.prefill.source(prompts[0].token_ids, fields)
+
+    def new_requests() -> list[NewRequest]:
+        packed = [client.pack(prompt.token_ids) for prompt in prompts]
+        return body.new_requests(face.id, packed, sampling, arrival_time)
+
+    num_tokens = sum(len(prompt.token_ids) for prompt in prompts)
+    requests = await unless_disconnected(request, client.prompts.texts.run(num_tokens + len(prompts), new_requests))
+    service.check_open()  # again, because the server may have begun to stop while the body came
+    if source is not None:
+        requests[0].transfer = Transfer.PULL
+    pending = client.submit(requests, stream=bool(body.stream), source=source)
+    return await respond(request, pending, face, stream=bool(body.stream), texts=client.prompts.texts)

@@ -265,7 +265,7 @@ class LLM:
                     sampling=spelled_out(sampling, self.tokenizer),
                     uid=0,
                     priority=its_priority,
-                    transfer=Transfer.wanted_by(transfer, sampling.n),
+                    transfer=Transfer.wanted_by(transfer, sampling),
                     kv_transfer_params=transfer,
                 )
                 self._engine.manager.door.make_request(request)
@@ -283,14 +283,20 @@ class LLM:
         outputs: dict[str, RequestOutput] = {}
         with _progress(len(jobs), show_progress) as report, closing(self._run(jobs, stream=False)) as run:
             for processed in run:
-                outputs.update((output.request_id, output) for output in processed.outputs)
+                for output in processed.outputs:
+                    if output.prompt_logprobs is not None:
+                        output.prompt_logprobs = list(output.prompt_logprobs)
+                    outputs[output.request_id] = output
                 report(len(outputs), processed.num_tokens)
         return [outputs[job.request.request_id] for job in jobs]
 
     def _stream(self, jobs: list[_Job]) -> Generator[RequestDelta, None, None]:
         with closing(self._run(jobs, stream=True)) as run:
             for processed in run:
-                yield from processed.deltas
+                for delta in processed.deltas:
+                    if delta.prompt_logprobs is not None:
+                        delta.prompt_logprobs = list(delta.prompt_logprobs)
+                    yield delta
 
     def _run(self, jobs: list[_Job], *, stream: bool) -> Generator[Processed, None, None]:
         """Add the jobs and yield their output until all have ended. If this is closed or interrupted before, the rest

@@ -27,6 +27,7 @@ REFUSALS = {
     r"tool_choice names": "two fields compared",
     r"tool_choice needs a tool parser": "the form of calls is the model's",
     r"documents are not supported by this model's chat template": "the template is the model's",
+    r"structured_outputs: ": "one form of several, its depth and size, and whether there is a grammar of it",
     r"kv_transfer_params (contains|has|cannot)": "the size of its JSON",
     r"Input should be a valid integer, got -?\d+\.0$": "to a schema 1.0 is a whole number",
     r"prompt must be a string, a list of strings, a list of token ids": "the same in a list of token ids",

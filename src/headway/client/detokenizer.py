@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from itertools import islice
 
 from headway.client.token_pieces import TokenPieces
+from headway.outputs import TokenLogprob
 
 REPLACEMENT = "\ufffd"  # stands for bytes that are not (yet) a character
 _SURROGATE = b"\xed\xa0"  # the first bytes that surrogates would have: UTF-8 has none, so no character begins like this
@@ -47,6 +48,11 @@ class Detokenizer(ABC):
     @abstractmethod
     def peek(self, token: int) -> tuple[str, bytes]:
         """What `step` would return for this token, and the bytes that the token would add. Changes nothing."""
+
+    def logprob(self, token: int, logprob: float, rank: int) -> TokenLogprob:
+        """The log-probability of this token in the place of the next one, with its text. Changes nothing."""
+        text, own = self.peek(token)
+        return TokenLogprob(logprob, rank, text if own else self.pieces.name(token), own)
 
     @abstractmethod
     def finish(self) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from headway.client.answer_parser import AnswerParser
 from headway.client.chat_template import ChatTemplate
-from headway.client.reasoning_parsers import reasoning_parser
+from headway.client.reasoning_parsers import ReasoningParser, reasoning_parser
 from headway.client.special_tokens import special_tokens
 from headway.client.tool_parsers import TOOL_PARSERS, ToolParser, tool_parser, tool_parser_of
 from headway.client.tool_parsers.forced import NamedCall, RequiredCalls

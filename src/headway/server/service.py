@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from functools import partial
 
 from fastapi import Request, Response
@@ -31,6 +32,7 @@ from headway.server.unknown_fields import UnknownFields
 class Service:
     """The state of a server.
 
+    model_name: the name in answers and metrics. model_aliases: more names that requests may use.
     admin_api: see `admin.py`. chat_template: see `ChatTemplate`.
     trust_request_chat_template: requests may bring templates.
     escape_special_tokens: special tokens that chat messages spell are text, see `SpecialTokenEscape`.
@@ -50,6 +52,7 @@ class Service:
         client: EngineClient,
         model_name: str,
         *,
+        model_aliases: Sequence[str] = (),
         admin_api: bool = False,
         chat_template: str | None = None,
         trust_request_chat_template: bool = False,
@@ -63,6 +66,7 @@ class Service:
     ) -> None:
         self.client = client
         self.model_name = model_name
+        self.model_names = (model_name, *(name for name in model_aliases if name != model_name))
         self._chat_template = ChatTemplate(client.tokenizer, model_name, chat_template)
         self.parsers = AnswerParsers(
             client.tokenizer,
@@ -95,10 +99,10 @@ class Service:
 
     def check_model(self, name: str | None) -> None:
         """Raise ApiError for a model that is not served here. None: the client names no model."""
-        if name is not None and name != self.model_name:
+        if name is not None and name not in self.model_names:
             raise ApiError(
                 404,
-                f"the model {name!r} does not exist: this server has {self.model_name!r}",
+                f"the model {name!r} does not exist: this server has {', '.join(map(repr, self.model_names))}",
                 code="model_not_found",
                 param="model",
             )

@@ -224,7 +224,7 @@ async def test_version_and_documentation(api: Api) -> None:
 @pytest.mark.parametrize(
     ("path", "body", "message"),
     [
-        ("/v1/completions", {"bad_words": ["foo"]}, "unknown field 'bad_words'"),
+        ("/v1/completions", {"use_beam_search": True}, "the field 'use_beam_search' is not supported"),
         ("/v1/completions", {"prompt": 3}, "prompt must be a string"),
         ("/v1/completions", {"temperature": -1}, "temperature must be in [0, 100], got -1"),
         ("/v1/completions", {"top_p": 0}, "top_p must be in (0, 1], got 0"),

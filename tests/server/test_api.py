@@ -390,6 +390,19 @@ async def test_an_id_that_is_in_use_is_a_409(make_api: MakeApi) -> None:
     assert (await post(api, request_id="same")).status_code == 200
 
 
+async def test_an_id_whose_client_leaves_in_a_moment_is_waited_for(make_api: MakeApi) -> None:
+    api = make_api(silent=True)
+    first = asyncio.create_task(post(api, request_id="same"))
+    while not api.link.sent:
+        await asyncio.sleep(0)
+    api.link.silent = False
+    second = asyncio.create_task(post(api, request_id="same"))
+    await settled()
+    assert not second.done()
+    first.cancel()
+    assert (await second).status_code == 200
+
+
 async def test_a_request_that_fails_is_a_500_that_says_why(make_api: MakeApi) -> None:
     response = await post(make_api(error="the step failed"))
     assert response.status_code == 500 and error_of(response)["message"] == "the step failed"

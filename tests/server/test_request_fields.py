@@ -116,6 +116,7 @@ _OF_CHAT: dict[str, Any] = {
     "chat_template_kwargs": {},
     "suffix": None,
 }
+_SAY_THE_DEFAULT = {"top_k", "logit_bias", "repetition_detection", "spaces_between_special_tokens"}  # in other words
 _OF_COMPLETIONS: dict[str, Any] = {"echo": False, "suffix": "", "best_of": 1, "logprobs": None}
 
 
@@ -134,12 +135,7 @@ async def test_a_value_that_asks_for_nothing_passes_and_changes_nothing(api: Api
     answer = await ask(api, path, **{name: more[name]})
     text = answer["choices"][0].get("text") or answer["choices"][0]["message"]["content"]
     assert text == ANSWER
-    if name not in (
-        "top_k",
-        "logit_bias",
-        "repetition_detection",
-        "spaces_between_special_tokens",
-    ):  # another way to say the default
+    if name not in _SAY_THE_DEFAULT:
         assert sent(api).sampling == plain
 
 

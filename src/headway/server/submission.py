@@ -15,7 +15,7 @@ from headway.server.generate import Face, Prompt, respond, unless_disconnected
 from headway.server.protocol import ChatCompletionRequest, CompletionRequest
 from headway.server.service import service_of
 
-_TRIES, _TRY_SECONDS = 20, 0.01  # a client that has left is noticed within a few turns of the event loop
+_TRIES, _TRY_SECONDS = 50, 0.01  # a client that has left is noticed within a few turns of the event loop
 
 
 async def submit(

@@ -17,6 +17,7 @@ _SERVICE_OPTIONS = (
     "escape_special_tokens",
     "strict_fields",
     "prefill",
+    "tokenizer_info",
 )
 
 

@@ -57,7 +57,7 @@ class Text(TolerantModel):
 class ResponsesRequest(GenerationRequest, ReasoningFields):
     """POST /v1/responses."""
 
-    input: str | Annotated[list[Item], AtMost(MAX_MESSAGES, "items"), Field(min_length=1)]
+    input: str | Annotated[list[Item], AtMost(MAX_MESSAGES, "items"), Field(json_schema_extra={"minItems": 1})]
     instructions: str | None = None
     max_output_tokens: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
     tools: Annotated[list[Tool] | None, AtMost(_MAX_TOOLS, "tools")] = None
@@ -85,7 +85,7 @@ class ResponsesRequest(GenerationRequest, ReasoningFields):
         if self.n not in (None, 1):
             raise ValueError(f"n is {self.n}: a response has one answer")
         if isinstance(self.input, list) and all(isinstance(item, ReasoningItem) for item in self.input):
-            raise ValueError("input has reasoning alone: give at least one message")
+            raise ValueError("input has no message: give a text, or at least one item that is no reasoning")
         try:
             self._chat = ChatCompletionRequest.model_validate(self._chat_fields())
         except ValidationError as error:

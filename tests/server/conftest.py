@@ -18,6 +18,8 @@ _SERVICE_OPTIONS = (
     "strict_fields",
     "prefill",
     "tokenizer_info",
+    "doors",
+    "model_aliases",
 )
 
 

@@ -169,8 +169,37 @@ def test_results_of_tools_come_before_the_text_beside_them() -> None:
     ]
     messages = chat_of(messages=conversation).messages
     assert [message.role for message in messages] == ["user", "assistant", "tool", "user"]
-    assert messages[1].tool_calls[0].function.arguments == '{"a": 1}'
+    assert messages[1].tool_calls[0].function.arguments == {"a": 1}
     assert messages[2].tool_call_id == "t1" and messages[2].texts() == ["2"]
+
+
+def test_tools_and_their_choice_are_those_of_a_chat() -> None:
+    tools = [{"name": "add", "description": "adds", "input_schema": {"type": "object"}, "cache_control": None}]
+    chat = chat_of(tools=tools, tool_choice={"type": "any", "disable_parallel_tool_use": True})
+    assert chat.tools[0].for_template()["function"] == {
+        "name": "add",
+        "description": "adds",
+        "parameters": {"type": "object"},
+    }
+    assert (chat.tool_choice, chat.parallel_tool_calls) == ("required", False)
+    assert chat_of(tools=tools, tool_choice={"type": "tool", "name": "add"}).tool_choice.function.name == "add"
+    assert chat_of(tools=tools, tool_choice={"type": "none"}).tool_choice == "none"
+    assert chat_of(tools=tools).use_of_tools == "auto"
+
+
+def test_thinking_is_a_variable_of_the_template_and_thoughts_are_given_back_to_it() -> None:
+    assert chat_of(thinking={"type": "enabled", "budget_tokens": 8}).variables()["enable_thinking"] is True
+    assert chat_of(thinking={"type": "disabled"}).variables()["enable_thinking"] is False
+    thought = {"type": "thinking", "thinking": "hm", "signature": ""}
+    said = {"role": "assistant", "content": [thought, {"type": "redacted_thinking", "data": "x"}]}
+    assert chat_of(messages=[USER, said, USER]).messages[1].for_template()["reasoning_content"] == "hm"
+
+
+def test_a_format_of_the_output_is_a_strict_schema() -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+    config = {"effort": "low", "format": {"type": "json_schema", "schema": schema}}
+    chat = chat_of(output_config=config)
+    assert chat.reasoning_effort == "low" and chat.form().json is not None
 
 
 # -- counting

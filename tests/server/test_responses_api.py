@@ -10,6 +10,7 @@ import openai
 import pytest
 
 from headway.request import FinishReason
+from headway.server.responses_api.body import ResponsesRequest
 from headway.wire import to_engine
 from tests.server.api_clients import openai_client, reads_calls, spelled
 from tests.server.conftest import Api
@@ -180,6 +181,50 @@ async def test_a_failure_in_the_middle_of_a_stream_is_a_failed_response(make_api
     last = (await task)[-1]
     assert last.type == "response.failed" and last.response.status == "failed"
     assert "killed by SIGKILL" in last.response.error.message
+
+
+# -- what a body asks for
+
+
+def chat_of(**fields: Any) -> Any:
+    return ResponsesRequest.model_validate({"input": "hi", **fields}).chat
+
+
+def test_tools_and_their_choice_are_those_of_a_chat() -> None:
+    tools = [
+        {"type": "function", "name": name, "parameters": {"type": "object"}, "strict": None} for name in ("add", "sub")
+    ]
+    chat = chat_of(tools=tools, tool_choice="required", parallel_tool_calls=False)
+    assert [tool.function.name for tool in chat.tools] == ["add", "sub"] and chat.tools[0].function.strict is None
+    assert (chat.tool_choice, chat.parallel_tool_calls) == ("required", False)
+    assert chat_of(tools=tools, tool_choice={"type": "function", "name": "sub"}).called_tool.function.name == "sub"
+    some = {"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "sub"}]}
+    chat = chat_of(tools=tools, tool_choice=some)
+    assert [tool.function.name for tool in chat.tools] == ["sub"] and chat.tool_choice == "required"
+
+
+def test_calls_and_their_outputs_go_on_as_a_chat() -> None:
+    reasoning = {"type": "reasoning", "id": "r", "summary": [], "content": [{"type": "reasoning_text", "text": "hm"}]}
+    call = {"type": "function_call", "call_id": "c1", "name": "add", "arguments": '{"a": 1}'}
+    output = {"type": "function_call_output", "call_id": "c1", "output": "2"}
+    items = [{"role": "user", "content": "hi"}, reasoning, {"role": "assistant", "content": "well"}, call, output]
+    messages = [message.for_template() for message in chat_of(input=items).messages]
+    assert [message["role"] for message in messages] == ["user", "assistant", "tool"]
+    assert (messages[1]["reasoning_content"], messages[1]["content"]) == ("hm", "well")
+    assert messages[1]["tool_calls"][0]["function"] == {"name": "add", "arguments": {"a": 1}}
+    assert (messages[2]["tool_call_id"], messages[2]["content"]) == ("c1", "2")
+
+
+def test_the_format_of_the_text_is_the_form_of_a_chat() -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+    format_ = {"type": "json_schema", "name": "answer", "schema": schema, "strict": True}
+    assert chat_of(text={"format": format_}).form().json is not None
+    assert chat_of(text={"format": {"type": "json_object"}}).form().json_object
+    assert chat_of(text={"format": {"type": "text"}, "verbosity": "medium"}).form() is None
+
+
+def test_the_effort_of_reasoning_reaches_the_template() -> None:
+    assert chat_of(reasoning={"effort": "low", "summary": "auto"}).variables()["reasoning_effort"] == "low"
 
 
 # -- refusals

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from itertools import islice
 
 from headway.client.token_pieces import TokenPieces
+from headway.outputs import TokenLogprob
 
 REPLACEMENT = "\ufffd"  # stands for bytes that are not (yet) a character
 _SURROGATE = b"\xed\xa0"  # the first bytes that surrogates would have: UTF-8 has none, so no character begins like this
@@ -28,6 +29,8 @@ class Detokenizer(ABC):
     the prompt has begun. Bytes that are no character read as U+FFFD.
     """
 
+    _pieces: TokenPieces
+
     @staticmethod
     def of(pieces: TokenPieces, prompt_token_ids: Sequence[int] = ()) -> Detokenizer:
         """A detokenizer for an answer to this prompt, of the kind that the tokenizer needs."""
@@ -42,6 +45,11 @@ class Detokenizer(ABC):
     @abstractmethod
     def peek(self, token: int) -> tuple[str, bytes]:
         """What `step` would return for this token, and the bytes that the token would add. Changes nothing."""
+
+    def logprob(self, token: int, logprob: float, rank: int) -> TokenLogprob:
+        """The log-probability of this token in the place of the next one, with its text. Changes nothing."""
+        text, own = self.peek(token)
+        return TokenLogprob(logprob, rank, text if own else self._pieces.name(token), own)
 
     @abstractmethod
     def finish(self) -> str:

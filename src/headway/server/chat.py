@@ -39,7 +39,9 @@ class ChatFace(ChunkFace):
 
     def whole(self, outputs: list[RequestOutput], usage: Usage) -> ChatCompletion:
         choices = [self._choice(answer) for output in outputs for answer in output.outputs]
-        return ChatCompletion(self.id, self.created, self.model, choices, usage)
+        answer = ChatCompletion(self.id, self.created, self.model, choices, usage)
+        answer.prompt_logprobs = self._entries(outputs[0].prompt_logprobs)
+        return answer
 
     def _choice(self, answer: CompletionOutput) -> ChatChoice:
         parser = self._new_parser()
@@ -50,7 +52,9 @@ class ChatFace(ChunkFace):
         )
 
     def opening(self, choice: int) -> ChatChunk:
-        return self._chunk([ChatChunkChoice(choice, Delta(role="assistant", content=""))])
+        chunk = self._chunk([ChatChunkChoice(choice, Delta(role="assistant", content=""))])
+        chunk.prompt_logprobs = self._entries(self._scores.get(0)) if choice == 0 else UNSET
+        return chunk
 
     def chunk(self, choice: int, delta: RequestDelta) -> ChatChunk | None:
         parser = self._parsers.get(choice)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 _MEANINGS = {
@@ -75,11 +76,11 @@ def describe_answers(document: dict[str, Any]) -> None:
                 responses["200"]["content"]["text/event-stream"] = {}
 
 
-def describe_model(document: dict[str, Any], model_name: str) -> None:
-    """Write the name of the model that is served into an OpenAPI document: other names are a 404."""
+def describe_model(document: dict[str, Any], model_names: Sequence[str]) -> None:
+    """Write the names of the model that is served into an OpenAPI document: other names are a 404."""
     for schema in document["components"]["schemas"].values():
         if (field := schema.get("properties", {}).get("model")) is not None:
             field.pop("anyOf")
-            field["enum"] = [model_name, None]
+            field["enum"] = [*model_names, None]
     (parameter,) = document["paths"]["/v1/models/{model}"]["get"]["parameters"]
-    parameter["schema"]["enum"] = [model_name]
+    parameter["schema"]["enum"] = list(model_names)

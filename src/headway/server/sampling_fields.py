@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, WithJsonSchema
 
-from headway.client.conversation import StrictModel
 from headway.client.field_rules import AtMost
+from headway.client.strict_model import StrictModel
 from headway.errors import RequestError
 from headway.sampling import LIMITS, MAX_LOGIT_BIAS, MAX_STOP_STRINGS, MAX_STOP_TOKEN_IDS, SamplingParams
 
@@ -55,6 +55,12 @@ class SamplingFields(StrictModel):
     ignore_eos: bool | None = None
     include_stop_str_in_output: bool | None = None
     skip_special_tokens: bool | None = None
+    prompt_logprobs: NumLogprobs | None = None
+
+    @property
+    def num_prompt_logprobs(self) -> int | None:
+        """Alternatives per token of the prompt that the engine is asked for; None: nothing is said of the prompt."""
+        return self.prompt_logprobs
 
     def for_prefill(self) -> dict[str, Any]:
         """The fields that P needs for the first token of the answer, and for the place of the prompt in its queue."""
@@ -76,7 +82,9 @@ class SamplingFields(StrictModel):
                 given[name] = value
         if self.logit_bias is not None:
             given["logit_bias"] = {_token_id(key): bias for key, bias in self.logit_bias.items()}
-        return SamplingParams(**given, max_tokens=max_tokens, logprobs=logprobs)
+        return SamplingParams(
+            **given, max_tokens=max_tokens, logprobs=logprobs, prompt_logprobs=self.num_prompt_logprobs
+        )
 
 
 _FOR_PREFILL = {

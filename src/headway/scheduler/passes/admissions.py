@@ -267,5 +267,5 @@ class Admissions:
 
     def _tell_executor(self, entry: Entry, num_cached_tokens: int) -> None:
         assert entry.handle is not None
-        admission = Admission(entry.slot, entry.request, entry.tokens, num_cached_tokens)
+        admission = Admission(entry.slot, entry.request, entry.tokens, num_cached_tokens, entry.prompt_logprobs_from)
         self._told.append((entry.handle, admission))

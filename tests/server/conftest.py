@@ -17,7 +17,6 @@ _SERVICE_OPTIONS = (
     "escape_special_tokens",
     "strict_fields",
     "prefill",
-    "tokenizer_info",
     "doors",
     "model_aliases",
 )

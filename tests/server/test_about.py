@@ -38,10 +38,7 @@ async def test_the_settings_of_the_server_as_a_text_and_as_json(api: Api) -> Non
     assert (await api.get("/server_info?config_format=yaml")).status_code == 400
 
 
-async def test_the_tokenizer_is_told_only_if_the_operator_wants_it(make_api: MakeApi) -> None:
-    off = await make_api().get("/tokenizer_info")
-    assert off.status_code == 404 and "--enable-tokenizer-info-endpoint" in off.json()["error"]["message"]
-    api = make_api(tokenizer_info=True)
+async def test_the_tokenizer_and_its_template_are_told_without_secrets(api: Api) -> None:
     api.client.tokenizer.init_kwargs["token"] = "a secret"
     told = (await api.get("/tokenizer_info")).json()
     assert told["chat_template"] == CHAT_TEMPLATE and told["eos_token"] == "<eos>" and told["tokenizer_class"]
@@ -49,7 +46,7 @@ async def test_the_tokenizer_is_told_only_if_the_operator_wants_it(make_api: Mak
 
 
 async def test_the_template_of_the_server_is_the_one_that_is_told(make_api: MakeApi) -> None:
-    api = make_api(tokenizer_info=True, chat_template="{{ messages[0].content }}")
+    api = make_api(chat_template="{{ messages[0].content }}")
     assert (await api.get("/tokenizer_info")).json()["chat_template"] == "{{ messages[0].content }}"
 
 

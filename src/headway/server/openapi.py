@@ -32,7 +32,6 @@ _STATUSES = {
     "/v1/models/{model}": (404,),
     "/health": (503,),
     "/server_info": (400,),
-    "/tokenizer_info": (404,),
     "/pause": _ENGINE,
     "/resume": _ENGINE,
     "/is_paused": _ENGINE,

@@ -36,7 +36,6 @@ class Service:
     trust_request_chat_template: requests may bring templates.
     escape_special_tokens: special tokens that chat messages spell are text, see `SpecialTokenEscape`.
     strict_fields: unknown fields of requests are refused, see `UnknownFields`.
-    tokenizer_info: serve /tokenizer_info.
     prefill: the engines that compute prompts for this one; None: it asks no engine by itself.
     bodies: the bytes of all bodies that are being read.
     loop_monitor: `watch` is for the server to start.
@@ -56,7 +55,6 @@ class Service:
         trust_request_chat_template: bool = False,
         escape_special_tokens: bool = False,
         strict_fields: bool = False,
-        tokenizer_info: bool = False,
         prefill: PrefillEngines | None = None,
     ) -> None:
         self.client = client
@@ -68,7 +66,6 @@ class Service:
         self.prefill = prefill
         self.unknown_fields = UnknownFields(strict=strict_fields)
         self.admin_api = admin_api
-        self.tokenizer_info = tokenizer_info
         self.created = int(time.time())
         self.metrics = ServerMetrics(model_name, lambda: client.snapshot, client.config.max_model_len)
         self.metrics.add(EngineHealth(model_name, client))

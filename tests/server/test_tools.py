@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from headway.client.tool_parsers import tool_parser
 from headway.sampling import SamplingParams
 from headway.server.api import create_app
+from headway.server.protocol import ChatCompletionRequest
 from headway.wire.to_engine import AddGroup
 from tests.server.conftest import Api
 from tests.server.fakes import MODEL, fake_client
@@ -312,11 +313,11 @@ async def test_form_of_the_answer_begins_behind_the_reasoning(
 
 
 async def test_budget_of_thinking_knows_where_thinking_begins_and_ends(make_api: MakeApi) -> None:
-    api = api_that_says(make_api, THOUGHT, "<think>", "</think>", reasoning_parser="qwen3")
-    await asked(api, thinking_token_budget=5)
-    sampling = sampling_of(api)
+    api = make_api(tokenizer=tokenizer("<think>", "</think>"), reasoning_parser="qwen3")
+    body = ChatCompletionRequest.model_validate({"messages": USER})
+    sampling = api.app.state.service.parsers.sampling(body, SamplingParams(thinking_token_budget=5), "")
     ids = api.client.tokenizer.convert_tokens_to_ids
-    assert sampling.thinking_token_budget == 5 and sampling.thinking is not None
+    assert sampling.thinking is not None
     assert (sampling.thinking.start, sampling.thinking.end) == ((ids("<think>"),), (ids("</think>"),))
 
 

@@ -32,7 +32,6 @@ _STATUSES = {
     "/v1/models/{model}": (404,),
     "/health": (503,),
     "/server_info": (400,),
-    "/tokenizer_info": (404,),
     "/pause": _ENGINE,
     "/resume": _ENGINE,
     "/is_paused": _ENGINE,
@@ -51,6 +50,18 @@ _ERROR = {
         }
     },
 }
+_ANTHROPIC_ERROR = {
+    "type": "object",
+    "required": ["type", "error"],
+    "properties": {
+        "type": {"const": "error"},
+        "error": {
+            "type": "object",
+            "required": ["type", "message"],
+            "properties": {"type": {"type": "string"}, "message": {"type": "string"}},
+        },
+    },
+}
 
 
 def body_of(model: type[Any], *more: type[Any]) -> dict[str, Any]:
@@ -62,9 +73,11 @@ def body_of(model: type[Any], *more: type[Any]) -> dict[str, Any]:
 
 def describe_answers(document: dict[str, Any]) -> None:
     """Write the statuses of every route into an OpenAPI document."""
-    document.setdefault("components", {}).setdefault("schemas", {})["Error"] = _ERROR
-    content = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+    schemas = document.setdefault("components", {}).setdefault("schemas", {})
+    schemas["Error"], schemas["AnthropicError"] = _ERROR, _ANTHROPIC_ERROR
     for path, methods in document["paths"].items():
+        form = "AnthropicError" if path.startswith("/v1/messages") else "Error"
+        content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{form}"}}}
         for operation in methods.values():
             responses = operation["responses"]
             responses.pop("422", None)  # FastAPI's own checks take no part: the routes read their bodies themselves

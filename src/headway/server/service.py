@@ -37,7 +37,6 @@ class Service:
     trust_request_chat_template: requests may bring templates.
     escape_special_tokens: special tokens that chat messages spell are text, see `SpecialTokenEscape`.
     strict_fields: unknown fields of requests are refused, see `UnknownFields`.
-    tokenizer_info: serve /tokenizer_info.
     tool_call_parser, enable_auto_tool_choice, reasoning_parser: see `AnswerParsers`.
     prefill: the engines that compute prompts for this one; None: it asks no engine by itself.
     bodies: the bytes of all bodies that are being read.
@@ -61,7 +60,6 @@ class Service:
         tool_call_parser: str | None = None,
         enable_auto_tool_choice: bool = False,
         reasoning_parser: str | None = None,
-        tokenizer_info: bool = False,
         prefill: PrefillEngines | None = None,
     ) -> None:
         self.client = client
@@ -80,7 +78,6 @@ class Service:
         self.prefill = prefill
         self.unknown_fields = UnknownFields(strict=strict_fields)
         self.admin_api = admin_api
-        self.tokenizer_info = tokenizer_info
         self.created = int(time.time())
         self.metrics = ServerMetrics(model_name, lambda: client.snapshot, client.config.max_model_len)
         self.metrics.add(EngineHealth(model_name, client))

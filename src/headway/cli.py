@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from headway import __version__
-from headway.commands import accuracy, chat, doctor, generate, pd, serve, simtest
+from headway.commands import accuracy, chat, doctor, generate, pd, run_batch, serve, simtest
 from headway.commands.laboratory import LaboratoryGroup
 from headway.errors import EngineDeadError
 
@@ -100,6 +100,7 @@ app.command("generate")(generate.command)
 app.command("chat")(chat.command)
 app.command("serve")(serve.command)
 app.command("pd")(pd.command)
+app.command("run-batch")(run_batch.command)
 app.command("doctor")(doctor.command)
 app.command("simtest")(simtest.command)
 app.command("accuracy")(accuracy.command)

@@ -177,6 +177,9 @@ class LLM:
         continue_final_message: bool = False,
         chat_template: str | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        reasoning_effort: str | None = None,
     ) -> str:
         """The text of the prompt for a conversation, with special tokens written out.
 
@@ -188,6 +191,9 @@ class LLM:
             "continue_final_message": continue_final_message,
             "chat_template": chat_template,
             "chat_template_kwargs": None if chat_template_kwargs is None else dict(chat_template_kwargs),
+            "tools": None if tools is None else [dict(tool) for tool in tools],
+            "documents": None if documents is None else [dict(document) for document in documents],
+            "reasoning_effort": reasoning_effort,
         }
         try:
             conversation = Conversation.model_validate({"messages": messages, **options})

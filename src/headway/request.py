@@ -114,6 +114,11 @@ class NewRequest:
     kv_transfer_params: Mapping[str, Any] | None = None
     arrival_time: float | None = None
 
+    @property
+    def to_prepare(self) -> bool:
+        """Whether a job of the engine must make something for the request before it can be queued."""
+        return self.preprocess is not None or self.sampling.structured_outputs is not None
+
 
 @dataclass(slots=True, kw_only=True)
 class Request(NewRequest):
@@ -124,12 +129,14 @@ class Request(NewRequest):
     max_tokens: the most output tokens; prompt and output together are at most `max_model_len`.
     stop_token_ids: every token that ends the request (end-of-sequence tokens included unless ignored).
     arrival_time: seconds, on the clock that drives the scheduler.
+    grammar: what a job made of `sampling.structured_outputs`, for the executor; opaque to the core.
     """
 
     uid: int
     max_tokens: int
     stop_token_ids: tuple[int, ...] = ()
     arrival_time: float = 0.0
+    grammar: object | None = None
 
     @classmethod
     def of(cls, new: NewRequest, **checked: Any) -> Request:

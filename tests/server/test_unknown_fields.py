@@ -51,8 +51,8 @@ async def test_fields_of_a_router_are_ignored_and_each_is_logged_once(
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("structured_outputs", {"json": {}}),
-        ("guided_regex", "a+"),
+        ("ebnf", "root ::= 'a'"),
+        ("structural_tag", "{}"),
         ("bad_words", ["a"]),
         ("prompt_logprobs", 1),
         ("return_hidden_states", True),

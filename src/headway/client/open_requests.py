@@ -12,7 +12,7 @@ from headway.client.feed import Feed
 from headway.client.kv_sources import FindSource, KVSources
 from headway.client.pending_request import PendingRequest, Update
 from headway.client.token_processor import Ended, Processed, TokenProcessor, expand
-from headway.errors import DuplicateRequestError, EngineDeadError, QueueFullError
+from headway.errors import DuplicateRequestError, EngineDeadError, QueueFullError, RequestError
 from headway.outputs import RequestDelta, RequestOutput
 from headway.request import FinishReason, NewRequest
 from headway.wire import to_client, to_engine
@@ -151,6 +151,8 @@ class OpenRequests:
                 continue
             if output.request_id in processed.shut_down:
                 pending.fail(EngineDeadError("the request was aborted: the engine was shut down"))
+            elif output.request_id in processed.refused:
+                pending.fail(RequestError(processed.refused[output.request_id]))
             else:
                 pending.take(Update(index, output))
             if output.finished:

@@ -43,10 +43,10 @@ class PendingRequest:
     """One client request in progress: one or more prompts, each with `sampling.n` answers.
 
     Iterating gives lists of updates, in order, and ends when every answer is complete. It raises RequestError,
-    DuplicateRequestError, QueueFullError, EnginePausedError or EngineDeadError if the engine refuses the request or
-    is shut down, RequestFailedError if an answer ends in an error; then the other answers are aborted. An answer that
-    a pause cuts short is complete, with finish_reason "abort". Updates are kept back until the engine has accepted the
-    first answers: so its refusal always comes before any update.
+    DuplicateRequestError, QueueFullError, EnginePausedError or EngineDeadError if the engine refuses the request (a
+    form that cannot be compiled, too) or is shut down, RequestFailedError if an answer ends in an error; then the other
+    answers are aborted. An answer that a pause cuts short is complete, with finish_reason "abort". Updates are kept
+    back until the engine has accepted the first answers: so its refusal always comes before any update.
 
     release: called when no more updates are wanted. `OpenRequests` calls `take`, `accept` and `fail`.
     """

@@ -96,6 +96,7 @@ class Processed:
     stop_uids: sequences that a stop string or a repetition ended, for `Manager.finish`: the engine does not know this
         yet.
     shut_down: ids of requests with an answer that was cut off because the engine was shut down.
+    refused: request id -> what is wrong with the request, found out after it was accepted.
     ended: the numbers of requests that are over.
     num_tokens: output tokens of live sequences.
     step_tokens: of each step, its output tokens, and the prompts of the answers that it gave their first token.
@@ -107,6 +108,7 @@ class Processed:
     outputs: list[RequestOutput] = field(default_factory=list)
     stop_uids: list[int] = field(default_factory=list)
     shut_down: set[str] = field(default_factory=set)
+    refused: dict[str, str] = field(default_factory=dict)
     ended: list[Ended] = field(default_factory=list)
     num_tokens: int = 0
     step_tokens: list[int] = field(default_factory=list)
@@ -243,6 +245,8 @@ class TokenProcessor:
                 changed[uid] = ended
                 if end.engine_stopped and end.reason is FinishReason.ABORT:
                     processed.shut_down.add(ended.request.request_id)
+                if end.refused:
+                    processed.refused[ended.request.request_id] = end.error or "the request cannot be served"
 
         for uid, sequence in changed.items():
             if uid in stopped:

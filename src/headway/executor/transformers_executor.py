@@ -200,6 +200,8 @@ class TransformersExecutor(Executor):
                 tokens, logprobs = np.empty(0, np.int32), None
             result = StepResult(batch.step_id, tokens, logprobs, prompt_logprobs=judged)
             copies.send()
+            if len(sampling_rows):
+                self._sampling.drew(batch.slots[sampling_rows], tokens, copies)
         return _Launched(result, copies)
 
     def _apply_changes(self, batch: Batch) -> None:

@@ -91,6 +91,8 @@ class Door:
             raise RequestError(
                 f"this engine has no preprocessor: it takes no request that has to be prepared, got {new.request_id!r}"
             )
+        if new.sampling.structured_outputs is not None and not self._limits.has_grammars:
+            raise RequestError("structured_outputs are not supported here: this engine has no model that writes text")
         self._check_transfer(new.transfer)
         if new.transfer is not None and new.sampling.prompt_logprobs is not None:
             raise RequestError(
@@ -231,6 +233,8 @@ class Door:
                 "thinking_token_budget is set, but the tokens between which this model thinks are not known: choose a "
                 "reasoning parser, or leave the field out"
             )
+        if sampling.structured_outputs is not None:
+            check_token_ids("starts_after", sampling.structured_outputs.starts_after, self.num_token_ids)
         if sampling.logit_bias is not None:
             sampling = replace(sampling, logit_bias=dict(sampling.logit_bias))
         return sampling

@@ -18,6 +18,7 @@ class RequestEnd:
     stop_token: the token that ended it, when reason is STOP and it was seen by the core.
     error: why, when reason is ERROR, and where there is more to say than ABORT.
     engine_stopped: the request was cut off because the engine stopped.
+    refused: the error says what is wrong with the request; nothing was computed for it.
     """
 
     uid: int
@@ -26,6 +27,7 @@ class RequestEnd:
     stop_token: int | None = None
     error: str | None = None
     engine_stopped: bool = False
+    refused: bool = False
 
 
 @dataclass(frozen=True, slots=True)

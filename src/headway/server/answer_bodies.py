@@ -221,6 +221,24 @@ class Version(Struct):
     version: str
 
 
+class Load(Struct):
+    """The answer of /load. server_load: requests in progress."""
+
+    server_load: int
+
+
+class ServerInfo(Struct):
+    """The answer of /server_info. config: the settings of the scheduler, as one text or by name."""
+
+    version: str
+    model: str
+    model_path: str
+    max_model_len: int
+    vocab_size: int
+    quantization: str | None
+    config: str | dict[str, Any]
+
+
 class Root(Struct):
     """The answer of /."""
 

@@ -67,12 +67,10 @@ async def _sampling(service: Service, body: CompletionRequest | ChatCompletionRe
     service.check_model(body.model)
     body.check_context(service.client.config.max_model_len)
     sampling = body.sampling(service.client.files.default_sampling)
-    if sampling.bad_words:
-        length = sum(map(len, sampling.bad_words))
-        sampling = await service.client.prompts.texts.run(
-            length, partial(spelled_out, sampling, service.client.tokenizer)
-        )
-    return sampling
+    if not sampling.bad_words:
+        return sampling
+    length = sum(map(len, sampling.bad_words))
+    return await service.client.prompts.texts.run(length, partial(spelled_out, sampling, service.client.tokenizer))
 
 
 async def _prompts(client: EngineClient, prompts: Sequence[str | list[int]]) -> list[Prompt]:

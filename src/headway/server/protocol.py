@@ -23,8 +23,9 @@ from pydantic import (
     model_validator,
 )
 
-from headway.client.conversation import ONE_WAY_TO_GO_ON, Conversation, StrictModel
+from headway.client.conversation import ONE_WAY_TO_GO_ON, Conversation
 from headway.client.field_rules import NOTHING, ON, AtMost, Unsupported, any_of
+from headway.client.strict_model import StrictModel
 from headway.errors import ContextLengthError
 from headway.kv_transfer_params import copied
 from headway.request import NewRequest, Transfer
@@ -32,7 +33,7 @@ from headway.sampling import MAX_LOGPROBS, SamplingParams
 from headway.server.reasoning_fields import ReasoningFields
 from headway.server.sampling_fields import Int32, MaxTokens, NumLogprobs, SamplingFields, TokenId
 from headway.server.structured_output_fields import StructuredOutputFields
-from headway.server.tool_fields import ToolFields
+from headway.server.tool_fields import CALLS_NEED_TOOLS, ToolConversation
 
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's default for /v1/completions
 
@@ -176,10 +177,12 @@ class CompletionRequest(GenerationRequest):
 
     def sampling(self, defaults: dict[str, Any]) -> SamplingParams:
         """Raises RequestError for values out of range. defaults: the model's own."""
-        return self._sampling(max_tokens=self.max_tokens, logprobs=self.logprobs, defaults=defaults)
+        return self._sampling(
+            max_tokens=self.max_tokens, logprobs=self.logprobs, defaults=defaults, structured_outputs=self.form()
+        )
 
 
-class ChatCompletionRequest(GenerationRequest, Conversation, ToolFields, ReasoningFields):
+class ChatCompletionRequest(GenerationRequest, ToolConversation, ReasoningFields):
     """POST /v1/chat/completions."""
 
     model_config = ConfigDict(
@@ -187,6 +190,7 @@ class ChatCompletionRequest(GenerationRequest, Conversation, ToolFields, Reasoni
             "allOf": [
                 _STREAM_OPTIONS,
                 ONE_WAY_TO_GO_ON,
+                CALLS_NEED_TOOLS,
                 any_of({"top_logprobs": NOTHING}, {"logprobs": ON}),
                 any_of({"max_tokens": NOTHING}, {"max_completion_tokens": NOTHING}),
             ]
@@ -225,7 +229,9 @@ class ChatCompletionRequest(GenerationRequest, Conversation, ToolFields, Reasoni
         """Raises RequestError for values out of range. defaults: the model's own."""
         max_tokens = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
         logprobs = (self.top_logprobs or 0) if self.logprobs else None
-        return self._sampling(max_tokens=max_tokens, logprobs=logprobs, defaults=defaults)
+        return self._sampling(
+            max_tokens=max_tokens, logprobs=logprobs, defaults=defaults, structured_outputs=self.form()
+        )
 
 
 class TokenizeRequest(StrictModel):

@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, WithJsonSchema
 
-from headway.client.conversation import StrictModel
 from headway.client.field_rules import AtMost
+from headway.client.strict_model import StrictModel
 from headway.errors import RequestError
 from headway.sampling import LIMITS, MAX_LOGIT_BIAS, MAX_STOP_STRINGS, MAX_STOP_TOKEN_IDS, SamplingParams
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from functools import partial
 
 from fastapi import Request, Response
@@ -30,6 +31,7 @@ from headway.server.unknown_fields import UnknownFields
 class Service:
     """The state of a server.
 
+    model_name: the name in answers and metrics. model_aliases: more names that requests may use.
     admin_api: see `admin.py`. chat_template: see `ChatTemplate`.
     trust_request_chat_template: requests may bring templates.
     escape_special_tokens: special tokens that chat messages spell are text, see `SpecialTokenEscape`.
@@ -47,6 +49,7 @@ class Service:
         client: EngineClient,
         model_name: str,
         *,
+        model_aliases: Sequence[str] = (),
         admin_api: bool = False,
         chat_template: str | None = None,
         trust_request_chat_template: bool = False,
@@ -56,6 +59,7 @@ class Service:
     ) -> None:
         self.client = client
         self.model_name = model_name
+        self.model_names = (model_name, *(name for name in model_aliases if name != model_name))
         self._chat_template = ChatTemplate(client.tokenizer, model_name, chat_template)
         self._trust_request_chat_template = trust_request_chat_template
         self._escape = SpecialTokenEscape(client.tokenizer) if escape_special_tokens else None
@@ -80,13 +84,18 @@ class Service:
 
     def check_model(self, name: str | None) -> None:
         """Raise ApiError for a model that is not served here. None: the client names no model."""
-        if name is not None and name != self.model_name:
+        if name is not None and name not in self.model_names:
             raise ApiError(
                 404,
-                f"the model {name!r} does not exist: this server has {self.model_name!r}",
+                f"the model {name!r} does not exist: this server has {', '.join(map(repr, self.model_names))}",
                 code="model_not_found",
                 param="model",
             )
+
+    @property
+    def chat_template(self) -> str | None:
+        """The text of the chat template that is used by default; None: there is none."""
+        return self._chat_template.text
 
     async def render(self, conversation: Conversation) -> str:
         """The text of the prompt for a conversation. Raises RequestError, and ApiError for a template that is not
@@ -99,7 +108,7 @@ class Service:
                 "--trust-request-chat-template, or with the template itself (--chat-template)",
                 param="chat_template",
             )
-        return await self.client.prompts.texts.run(conversation.num_characters, partial(self._render, conversation))
+        return await self.client.prompts.texts.run(conversation.size, partial(self._render, conversation))
 
     def answer_parser(self, body: ChatCompletionRequest, prompt: str = "") -> AnswerParser:  # noqa: ARG002
         """A parser for one answer to this body. prompt: the text that the chat template made: an answer may begin in
@@ -107,9 +116,7 @@ class Service:
         return AnswerParser()
 
     def _render(self, conversation: Conversation) -> str:
-        if self._escape is not None:
-            conversation = conversation.with_text(self._escape)
-        return self._chat_template.render(conversation)
+        return self._chat_template.render(conversation, self._escape)
 
 
 def service_of(request: Request) -> Service:

@@ -9,8 +9,10 @@ from fastapi import Request, Response
 from headway.request import NewRequest, Transfer
 from headway.sampling import SamplingParams
 from headway.server.generate import Face, Prompt, respond, unless_disconnected
+from headway.server.key_check import salt_of
 from headway.server.protocol import ChatCompletionRequest, CompletionRequest
 from headway.server.service import service_of
+from headway.server.structured_output_fields import as_fields
 
 
 async def submit(
@@ -24,10 +26,12 @@ async def submit(
     """Submit the prompts, and answer in the form of `face`."""
     service = service_of(request)
     client = service.client
+    body.cache_salt = salt_of(request, body.cache_salt)
     source = None
     computes_here = body.kv_transfer_params or sampling.prompt_logprobs is not None
     if service.prefill is not None and len(prompts) == 1 and not computes_here:
-        source = service.prefill.source(prompts[0].token_ids, body.for_prefill())
+        fields = {**body.for_prefill(), **as_fields(sampling.structured_outputs)}
+        source = service.prefill.source(prompts[0].token_ids, fields)
 
     def new_requests() -> list[NewRequest]:
         packed = [client.pack(prompt.token_ids) for prompt in prompts]

@@ -15,8 +15,7 @@ _LONGEST_NAME = 64  # characters of a name in the log
 # Known from other servers, and not served here. An answer without these would not be what was asked for.
 _CHANGE_THE_ANSWER = frozenset(
     {
-        *("bad_words", "allowed_token_ids", "truncate_prompt_tokens", "add_special_tokens"),
-        *("structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar", "structural_tag"),
+        *("bad_words", "allowed_token_ids", "truncate_prompt_tokens", "add_special_tokens", "structural_tag"),
         *("regex", "ebnf", "json_schema", "use_beam_search", "length_penalty", "thinking_token_budget"),
         *("repetition_detection", "logits_processors", "echo", "documents", "prompt_embeds", "lora_path"),
         *("return_token_ids", "return_tokens_as_token_ids", "return_hidden_states", "input_ids", "image_data"),

@@ -269,10 +269,11 @@ class Moves:
         stop_token: int | None = None,
         error: str | None = None,
         by_step: bool = False,
+        refused: bool = False,
     ) -> RequestEnd:
-        """END, SENT, DROP or EXPIRE: it ends. by_step: by the result of a step."""
+        """END, SENT, DROP or EXPIRE: it ends. by_step: by the result of a step. refused: see `RequestEnd`."""
         self._state.pool.release(self._take_out(entry, self._after(event, entry), by_step))
-        return RequestEnd(entry.uid, entry.request.request_id, reason, stop_token, error)
+        return RequestEnd(entry.uid, entry.request.request_id, reason, stop_token, error, refused=refused)
 
     def end_by(self, entry: Entry, token: int) -> RequestEnd | None:
         """END, if this token, the last of its known tokens, is its last at all; else None, and it goes on."""

@@ -3,9 +3,9 @@
     python tools/lm_eval_check.py --python ENVIRONMENT/bin/python [--url http://127.0.0.1:8000] [--model FOLDER]
 
 Without a URL it serves the embedded model itself. Every task runs with prompts as token ids, by the tokenizer here and
-by that of the server (/tokenizer_info); the task of generated answers with prompts as texts too. Compared are the
-metrics, the log-likelihood of every choice and of every text, and every generated answer. Exit status 1 if any of these
-differs by more than `TOLERANCE`. A key for the server comes from OPENAI_API_KEY, which lm-eval reads.
+by that of the server (/tokenizer_info); the task of generated answers with prompts as texts too. Compared are metrics,
+the log-likelihood of every choice and of every text, and every generated answer. Exit status 1 if any of these differs
+by more than `TOLERANCE`. A key for the server comes from OPENAI_API_KEY, which lm-eval reads.
 
 lm-eval cannot ask for log-likelihoods with texts where a tokenizer begins every text with a special token: it sends this
 token in the text, and the server adds it.

@@ -170,23 +170,23 @@ async def test_an_answer_that_is_ahead_of_its_prompt_waits_for_it(make_api: Any)
     assert seen == {0: [None, -1.0, -2.0, -1.0], 1: [None, -1.0, -2.0, -1.0]}
 
 
-async def test_an_answer_cut_short_before_its_prompt_was_computed_has_no_logprobs_of_it(make_api: Any) -> None:
-    for stream in (False, True):
-        api = make_api(silent=True)
-            from headway.scheduler.effects import Effects, RequestEnd
-        from headway.wire import to_client
-
-        answering = asyncio.create_task(post(api, prompt="abc", echo=True, logprobs=0, prompt_logprobs=0, stream=stream))
-        while not api.link.sent_of(to_engine.AddGroup):
-            await asyncio.sleep(0)
-        ((add,),) = [group.requests for group in api.link.sent_of(to_engine.AddGroup)]
-        api.link.judge(add.uid, 1, 1, 0)
-        api.link.say(to_client.Step.of(Effects(ended=[RequestEnd(add.uid, add.request_id, FinishReason.ABORT)])))
-        response = await answering
-        choices = [one["choices"][0] for one in (chunks(response) if stream else [response.json()])]
-        assert choices[-1]["finish_reason"] == "abort"
-        assert not any("prompt_logprobs" in choice for choice in choices)
-        assert not any(choice["logprobs"]["tokens"] for choice in choices if choice["logprobs"])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_answer_cut_short_before_its_prompt_was_computed_has_no_logprobs_of_it(
+    make_api: Any, stream: bool
+) -> None:
+    api = make_api(silent=True)
+    fields = {"prompt": "abc", "echo": True, "logprobs": 0, "prompt_logprobs": 0, "stream": stream}
+    answering = asyncio.create_task(post(api, **fields))
+    while not api.link.sent_of(to_engine.AddGroup):
+        await asyncio.sleep(0)
+    ((add,),) = [group.requests for group in api.link.sent_of(to_engine.AddGroup)]
+    api.link.judge(add.uid, 1, 1, 0)
+    api.link.say(to_client.Step.of(Effects(ended=[RequestEnd(add.uid, add.request_id, FinishReason.ABORT)])))
+    response = await answering
+    choices = [one["choices"][0] for one in (chunks(response) if stream else [response.json()])]
+    assert choices[-1]["finish_reason"] == "abort"
+    assert not any("prompt_logprobs" in choice for choice in choices)
+    assert not any(choice["logprobs"]["tokens"] for choice in choices if choice["logprobs"])
 
 
 async def test_a_prompt_with_an_added_special_token_has_the_offsets_of_the_text_that_is_echoed(api: Api) -> None:

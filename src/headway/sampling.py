@@ -34,10 +34,11 @@ LIMITS: dict[str, tuple[float, float | None]] = {
     "frequency_penalty": (-2, 2),
     "repetition_penalty": (0.001, 1000),
     "logit_bias": (-100, 100),
-    "max_tokens": (1, None),
+    "max_tokens": (0, None),
     "min_tokens": (0, None),
     "thinking_token_budget": (-1, None),
     "logprobs": (0, MAX_LOGPROBS),
+    "prompt_logprobs": (0, MAX_LOGPROBS),
 }
 
 
@@ -70,9 +71,10 @@ class SamplingParams:
     top_k: 0 or -1 keeps the whole vocabulary.
     seed: the same seed, prompt and parameters give the same tokens, whatever else runs and however often the
         request is preempted; None draws a fresh seed.
-    max_tokens: None means as many as `max_model_len` allows.
+    max_tokens: None means as many as `max_model_len` allows; 0: the prompt is computed, and the answer is empty.
     min_tokens: stop tokens are masked until this many tokens are generated.
     logprobs: top alternatives to report per token (0: only the sampled one); None reports nothing.
+    prompt_logprobs: the same for the tokens of the prompt. The first has none: it follows nothing.
     logit_bias: token id -> value added to its logit, -100 to 100.
     bad_words: words that the answer does not have, at the start of a text and after a space. A client with the model's
         tokenizer makes bad token sequences of them (`client/bad_words.py`).
@@ -106,6 +108,7 @@ class SamplingParams:
     include_stop_str_in_output: bool = False
     skip_special_tokens: bool = True
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
     bad_words: tuple[str, ...] = ()
     bad_token_sequences: tuple[tuple[int, ...], ...] = ()
     allowed_token_ids: tuple[int, ...] | None = None
@@ -135,15 +138,16 @@ class SamplingParams:
             )
 
     def most_tokens(self, prompt_tokens: int, max_model_len: int) -> int:
-        """The most output tokens after a prompt of so many. Raises ContextLengthError if
-        `max_model_len` leaves none, RequestError if it leaves fewer than `min_tokens`."""
+        """The most output tokens after a prompt of so many, at least 1: a prompt is computed up to the token that
+        follows it. Raises ContextLengthError if `max_model_len` leaves none, RequestError if it leaves fewer than
+        `min_tokens`."""
         left = max_model_len - prompt_tokens
         if left < 1:
             raise ContextLengthError.of(
                 max_model_len,
                 f"the prompt has {prompt_tokens} tokens, and at least 1 must be left for the output: shorten it",
             )
-        most = left if self.max_tokens is None else min(self.max_tokens, left)
+        most = left if self.max_tokens is None else min(max(1, self.max_tokens), left)
         if self.min_tokens > most:
             raise RequestError(f"min_tokens is {self.min_tokens}, but at most {most} tokens can be generated")
         return most
@@ -151,7 +155,7 @@ class SamplingParams:
     def _check_choice_of_tokens(self) -> None:
         for name in ("n", "top_k", "min_tokens"):
             _integer(name, getattr(self, name))
-        for name in ("seed", "max_tokens", "logprobs", "thinking_token_budget"):
+        for name in ("seed", "max_tokens", "logprobs", "prompt_logprobs", "thinking_token_budget"):
             if getattr(self, name) is not None:
                 _integer(name, getattr(self, name))
         _number("top_p", self.top_p)
@@ -161,7 +165,7 @@ class SamplingParams:
             _in_range(name, getattr(self, name))
         if self.top_k < LIMITS["top_k"][0]:
             raise RequestError(f"top_k must be -1 or 0 (off) or at least 1, got {self.top_k}")
-        for name in ("seed", "logprobs", "thinking_token_budget"):
+        for name in ("seed", "logprobs", "prompt_logprobs", "thinking_token_budget"):
             if getattr(self, name) is not None:
                 _in_range(name, getattr(self, name))
 

@@ -17,6 +17,8 @@ _SERVICE_OPTIONS = (
     "escape_special_tokens",
     "strict_fields",
     "prefill",
+    "doors",
+    "model_aliases",
 )
 
 

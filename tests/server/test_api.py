@@ -235,7 +235,7 @@ async def test_version_and_documentation(api: Api) -> None:
         ("/v1/completions", {"prompt": [2**40]}, str(2**40)),
         ("/v1/completions", {"echo": True, "prompt": [999_999]}, "999999"),
         ("/v1/chat/completions", {"messages": []}, "messages"),
-        ("/v1/chat/completions", {"tools": [{}]}, "tools is not supported"),
+        ("/v1/chat/completions", {"functions": [{}]}, "functions is not supported"),
         ("/v1/chat/completions", {"chat_template_kwargs": {"tokenize": True}}, "must not set 'tokenize'"),
         ("/tokenize", {"prompt": 1}, "prompt: Input should be a valid string, got 1"),
         ("/detokenize", {"tokens": [-1]}, "-1"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import re
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -17,6 +18,7 @@ from headway.scheduler.effects import Effects, RequestEnd
 from headway.server.prefill_choice import OUT_SECONDS, PIECE, PrefillChoice, Prefixes
 from headway.server.prefill_engines import MAX_ANSWER_BYTES, MAX_TRIES, Outcome, PrefillEngines
 from headway.server.serve import BAD_START, serve
+from headway.server.settings import ServerSettings
 from headway.wire import to_client, to_engine
 from tests.server.conftest import Api
 from tests.server.fakes import settled
@@ -321,11 +323,30 @@ async def test_a_request_that_a_router_has_prepared_is_not_asked_for_again(make_
     [
         ({"role": "prefill", "kv_listen": "127.0.0.1:0"}, ["http://p:1"], "whose role is decode, got role prefill"),
         ({"role": "decode"}, ["http://p:1"], "prefill engines need kv_peers too"),
-        ({"role": "decode", "kv_peers": "p:9"}, ["p:1"], "named by its URL, http://HOST:PORT, got 'p:1'"),
     ],
 )
 def test_a_server_that_could_not_pull_does_not_start(
     config: dict[str, Any], urls: list[str], error: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert serve(EngineConfig(**config), prefill=urls) == BAD_START
+    assert serve(EngineConfig(**config), ServerSettings(prefill=tuple(urls))) == BAD_START
     assert error in capsys.readouterr().err
+
+
+def test_a_prefill_engine_is_named_by_its_url() -> None:
+    with pytest.raises(ValueError, match=re.escape("named by its URL, http://HOST:PORT, got 'p:1'")):
+        ServerSettings(prefill=("p:1",))
+
+
+async def test_prefill_engines_are_asked_with_their_key() -> None:
+    shown: list[str | None] = []
+
+    async def handle(request: httpx.Request) -> httpx.Response:
+        shown.append(request.headers.get("Authorization"))
+        return httpx.Response(401)
+
+    for api_key in ("secret-of-p", None):
+        transport = httpx.MockTransport(handle)
+        engines = PrefillEngines(["http://p"], timeout=5.0, least_tokens=1, api_key=api_key, transport=transport)
+        await engines.ask(LONG, {}, lambda params: None)
+        await engines.close()
+    assert shown == ["Bearer secret-of-p", None]

@@ -51,12 +51,11 @@ async def test_fields_of_a_router_are_ignored_and_each_is_logged_once(
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("structured_outputs", {"json": {}}),
-        ("guided_regex", "a+"),
+        ("ebnf", "root ::= 'a'"),
+        ("structural_tag", "{}"),
         ("logits_processors", ["a"]),
         ("prompt_embeds", "a"),
         ("use_beam_search", True),
-        ("prompt_logprobs", 1),
         ("return_hidden_states", True),
         ("length_penalty", 0.5),
     ],

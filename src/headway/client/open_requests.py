@@ -13,7 +13,7 @@ from headway.client.feed import Feed
 from headway.client.kv_sources import FindSource, KVSources
 from headway.client.pending_request import PendingRequest, Update
 from headway.client.token_processor import Ended, Processed, TokenProcessor, expand
-from headway.errors import DuplicateRequestError, EngineDeadError, QueueFullError
+from headway.errors import DuplicateRequestError, EngineDeadError, QueueFullError, RequestError
 from headway.outputs import RequestDelta, RequestOutput
 from headway.request import FinishReason, NewRequest
 from headway.wire import to_client, to_engine
@@ -74,7 +74,14 @@ class OpenRequests:
         """Answers that wait here for a place in the engine."""
         return sum(feed.num_waiting for feed in self._feeds.values())
 
-    def add(self, requests: Sequence[NewRequest], *, stream: bool, source: FindSource | None = None) -> PendingRequest:
+    def add(
+        self,
+        requests: Sequence[NewRequest],
+        *,
+        stream: bool,
+        source: FindSource | None = None,
+        shown: Sequence[str] = (),
+    ) -> PendingRequest:
         """See `EngineClient.submit`."""
         request_ids = [request.request_id for request in requests]
         for request_id in request_ids:
@@ -83,7 +90,10 @@ class OpenRequests:
         now = time.monotonic()
         pending = PendingRequest(self.release, request_ids)
         feed = Feed(
-            requests, partial(self._register, stream=stream, now=now), partial(self._send_slice, pending), self._window
+            requests,
+            partial(self._register, stream=stream, shown=shown, now=now),
+            partial(self._send_slice, pending),
+            self._window,
         )
         if feed.num_answers > 1 and self.num_waiting + feed.num_answers > self._capacity:
             raise QueueFullError(
@@ -154,6 +164,8 @@ class OpenRequests:
                 continue
             if output.request_id in processed.shut_down:
                 pending.fail(EngineDeadError("the request was aborted: the engine was shut down"))
+            elif output.request_id in processed.refused:
+                pending.fail(RequestError(processed.refused[output.request_id]))
             else:
                 pending.take(Update(index, output))
             if output.finished:
@@ -197,11 +209,11 @@ class OpenRequests:
             del self._given_up[next(iter(self._given_up))]
         self._send(to_engine.Abort(uids))
 
-    def _register(self, request: NewRequest, *, stream: bool, now: float) -> list[NewRequest]:
+    def _register(self, request: NewRequest, *, stream: bool, shown: Sequence[str], now: float) -> list[NewRequest]:
         uids = range(self._next_uid, self._next_uid + request.sampling.n)
         self._next_uid += len(uids)
         arrival_time = now if request.arrival_time is None else request.arrival_time
-        self._processor.add(request, uids, now=arrival_time, stream=stream)
+        self._processor.add(request, uids, now=arrival_time, stream=stream, shown=shown)
         if request.request_id in self._given_up:  # a client that asks anew at once must not wait for the end of the old
             request = replace(request, request_id=f"{request.request_id}-{uids[0]}")
         return expand(request, uids)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from headway.client.detokenizer import Detokenizer
+from headway.client.prompt_scores import PromptScores
 from headway.client.repetition_scanner import RepetitionScanner
 from headway.client.stop_scanner import StopScanner
 from headway.outputs import RequestDelta, RequestOutput, TokenLogprob
@@ -32,6 +33,7 @@ class OpenRequest:
     live: the number of answers that have not ended.
     stop_tokens: hidden special tokens whose text is a stop string. The text of the answer does not show these.
     ends: of the answers that have ended, in the order of their ends: the reason, and the number of tokens.
+    scores: log-probabilities of the prompt, as far as they have come; None: not asked for, or in a delta already.
     """
 
     request_id: str
@@ -43,6 +45,20 @@ class OpenRequest:
     num_cached_tokens: int = 0
     stop_tokens: dict[int, str] = field(default_factory=dict)
     ends: list[tuple[FinishReason, int]] = field(default_factory=list)
+    scores: PromptScores | None = None
+
+    @property
+    def wants_tokens(self) -> bool:
+        """Whether the caller wants an answer at all: the engine computes one token at least."""
+        return self.sampling.max_tokens != 0
+
+    def take_scores(self) -> PromptScores | None:
+        """The log-probabilities of the prompt, once, if they are complete."""
+        scores = self.scores
+        if scores is None or not scores.complete:
+            return None
+        self.scores = None
+        return scores
 
 
 @dataclass(slots=True)
@@ -133,4 +149,5 @@ class OpenSequence:
             num_cached_tokens=request.num_cached_tokens,
             finished=not request.live,
             metrics=request.output.metrics,
+            prompt_logprobs=request.take_scores() if self.index == 0 else None,
         )

@@ -91,7 +91,13 @@ class Door:
             raise RequestError(
                 f"this engine has no preprocessor: it takes no request that has to be prepared, got {new.request_id!r}"
             )
+        if new.sampling.structured_outputs is not None and not self._limits.has_grammars:
+            raise RequestError("structured_outputs are not supported here: this engine has no model that writes text")
         self._check_transfer(new.transfer)
+        if new.transfer is not None and new.sampling.prompt_logprobs is not None:
+            raise RequestError(
+                f"prompt_logprobs need a prompt that this engine computes for itself, got transfer={new.transfer!s}"
+            )
         spans = tuple(new.spans)
         _check_spans(spans)
         if spans and not self._limits.encodes_media:
@@ -110,6 +116,7 @@ class Door:
             uid=next(self._uids) if new.uid is None else new.uid,
             prompt=prompt,
             sampling=sampling,
+            reads_prefix_cache=new.reads_prefix_cache and sampling.prompt_logprobs is None,
             spans=spans,
             kv_transfer_params=None if new.kv_transfer_params is None else copied(new.kv_transfer_params),
             max_tokens=self._max_tokens(len(prompt), sampling, new.transfer),
@@ -226,6 +233,8 @@ class Door:
                 "thinking_token_budget is set, but the tokens between which this model thinks are not known: choose a "
                 "reasoning parser, or leave the field out"
             )
+        if sampling.structured_outputs is not None:
+            check_token_ids("starts_after", sampling.structured_outputs.starts_after, self.num_token_ids)
         if sampling.logit_bias is not None:
             sampling = replace(sampling, logit_bias=dict(sampling.logit_bias))
         return sampling

@@ -14,12 +14,12 @@ from pydantic.json_schema import models_json_schema
 from headway import __version__
 from headway.client.engine_client import EngineClient
 from headway.errors import RequestError
-from headway.server import admin, errors, render
+from headway.server import about, admin, errors, middleware, not_served, render
 from headway.server.answer_bodies import ModelCard, ModelList, Root, Text, Tokens, Version
 from headway.server.body import BodyForm, read_body
 from headway.server.chat import ChatFace
 from headway.server.completions import CompletionFace
-from headway.server.envelope import Envelope
+from headway.server.doors import Doors
 from headway.server.errors import ApiError
 from headway.server.generate import Prompt, unless_disconnected
 from headway.server.messages_api import routes as messages_api
@@ -48,18 +48,33 @@ _DETOKENIZE: BodyForm[DetokenizeRequest] = BodyForm(DetokenizeRequest, Detokeniz
 router = APIRouter()
 
 
-def create_app(client: EngineClient, model_name: str, **options: Any) -> FastAPI:
+def create_app(client: EngineClient, model_name: str, *, doors: Doors | None = None, **options: Any) -> FastAPI:
     """The application that serves the engine of `client` under the name `model_name`.
 
-    options: the keyword arguments of `Service`. Raises ValueError for a chat template that does not exist or is not
-    valid.
+    doors: who may come in; by default all. options: the keyword arguments of `Service`. Raises ValueError for a chat
+    template that does not exist or is not valid.
     """
-    app = FastAPI(title="Headway", version=__version__)
+    doors = doors or Doors()
+    app = FastAPI(
+        title="Headway",
+        version=__version__,
+        openapi_url="/openapi.json" if doors.docs else None,  # without it there are no pages either
+    )
+    app.root_path = doors.root_path
     app.state.service = Service(client, model_name, **options)
-    for routes in (router, responses_api.router, messages_api.router, render.router, admin.admin, admin.debug):
+    for routes in (
+        router,
+        responses_api.router,
+        messages_api.router,
+        render.router,
+        about.router,
+        not_served.router,
+        admin.admin,
+        admin.debug,
+    ):
         app.include_router(routes)
     errors.install(app)
-    app.add_middleware(Envelope, metrics=app.state.service.metrics)
+    middleware.install(app, doors, app.state.service.metrics)
     _describe_bodies(app)
     return app
 
@@ -82,7 +97,7 @@ def _describe_bodies(app: FastAPI) -> None:
         for model in models:  # the fields of a body that are not known are ignored: see `UnknownFields`
             del described[model.__name__]["additionalProperties"]
         schema.setdefault("components", {}).setdefault("schemas", {}).update(described)
-        describe_model(schema, app.state.service.model_name)
+        describe_model(schema, app.state.service.model_names)
         describe_answers(schema)
         return schema
 
@@ -104,6 +119,9 @@ async def completions(request: Request) -> Response:
         prompts=prompts,
         n=sampling.n,
         echo=bool(body.echo),
+        echo_logprobs=body.logprobs if body.echo else None,
+        token_text=lambda token: _decode(service.client, [token], "prompt"),
+        prompt_logprobs=body.prompt_logprobs,
         include_usage=body.include_usage,
         continuous_usage=body.continuous_usage,
         with_token_ids=bool(body.return_token_ids),
@@ -125,6 +143,7 @@ async def chat_completions(request: Request) -> Response:
         prompts=prompts,
         n=sampling.n,
         top_logprobs=body.top_logprobs or 0,
+        prompt_logprobs=body.prompt_logprobs,
         new_parser=lambda: service.answer_parser(body, prompts[0].text or ""),
         include_usage=body.include_usage,
         continuous_usage=body.continuous_usage,
@@ -176,8 +195,9 @@ async def detokenize(request: Request) -> Response:
 
 @router.get("/v1/models")
 async def models(request: Request) -> Response:
-    """The model that is served."""
-    return answer(ModelList([_card(service_of(request))]))
+    """The model that is served, under each of its names."""
+    service = service_of(request)
+    return answer(ModelList([_card(service, name) for name in service.model_names]))
 
 
 @router.get("/v1/models/{model:path}")
@@ -185,12 +205,12 @@ async def model(request: Request, model: str) -> Response:
     """The model of this name."""
     service = service_of(request)
     service.check_model(model)
-    return answer(_card(service))
+    return answer(_card(service, model))
 
 
-def _card(service: Service) -> ModelCard:
+def _card(service: Service, name: str) -> ModelCard:
     client = service.client
-    return ModelCard(service.model_name, service.created, str(client.files.path), client.config.max_model_len)
+    return ModelCard(name, service.created, str(client.files.path), client.config.max_model_len)
 
 
 @router.get("/", include_in_schema=False)
@@ -199,6 +219,7 @@ async def root() -> Response:
     return answer(Root(__version__))
 
 
+@router.post("/ping", include_in_schema=False)
 @router.get("/ping", include_in_schema=False)
 @router.head("/health", include_in_schema=False)
 @router.get("/health")

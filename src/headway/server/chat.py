@@ -40,6 +40,7 @@ class ChatFace(ChunkFace):
     def whole(self, outputs: list[RequestOutput], usage: Usage) -> ChatCompletion:
         choices = [self._choice(answer) for output in outputs for answer in output.outputs]
         body = ChatCompletion(self.id, self.created, self.model, choices, usage)
+        body.prompt_logprobs = self._entries(outputs[0].prompt_logprobs)
         if self.with_token_ids:
             body.prompt_token_ids = self.prompts[0].token_ids
         return body
@@ -53,7 +54,9 @@ class ChatFace(ChunkFace):
         return ChatChoice(answer.index, message, logprobs, reason, answer.stop_reason, token_ids)
 
     def opening(self, choice: int) -> ChatChunk:
-        return self._chunk([ChatChunkChoice(choice, Delta(role="assistant", content=""))])
+        chunk = self._chunk([ChatChunkChoice(choice, Delta(role="assistant", content=""))])
+        chunk.prompt_logprobs = self._entries(self._scores.get(0)) if choice == 0 else UNSET
+        return chunk
 
     def chunk(self, choice: int, delta: RequestDelta) -> ChatChunk | None:
         parser = self._parsers.get(choice)
@@ -107,7 +110,7 @@ def chat_logprobs(
 def finish_reason(reason: FinishReason | None, parser: AnswerParser) -> str | None:
     """Why an answer ended, in the words of OpenAI's API: an answer that ended by itself and called tools ended for
     these."""
-    if reason is FinishReason.STOP and parser.num_calls:
+    if reason is FinishReason.STOP and parser.has_called:
         return "tool_calls"
     return None if reason is None else str(reason)
 

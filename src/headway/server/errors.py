@@ -36,7 +36,7 @@ RETRY_AFTER_S = 1  # a full queue has a place again as soon as any request ends
 PAUSED_RETRY_AFTER_S = 5  # a change of weights takes seconds
 RESTART_RETRY_AFTER_S = 5  # so does loading the model
 
-_ANTHROPIC_PATHS = ("/v1/messages", "/v1/messages/count_tokens")
+_ANTHROPIC = "/v1/messages/"  # begins the paths of the Messages API, behind the root path
 _ANTHROPIC_KINDS = {
     401: "authentication_error",
     403: "permission_error",
@@ -86,7 +86,7 @@ class ApiError(Exception):
         """path: of the request. The paths of the Messages API answer errors in its own form."""
         given = {"Retry-After": self.retry_after, "Allow": self.allow}
         headers = {name: str(value) for name, value in given.items() if value is not None}
-        body = self.anthropic_body() if path.endswith(_ANTHROPIC_PATHS) else self.body()
+        body = self.anthropic_body() if _ANTHROPIC in f"{path}/" else self.body()
         return Response(msgspec.json.encode(body), self.status, headers, "application/json")
 
 

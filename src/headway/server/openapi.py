@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 _MEANINGS = {
@@ -30,6 +31,7 @@ _STATUSES = {
     "/detokenize": _BODY,
     "/v1/models/{model}": (404,),
     "/health": (503,),
+    "/server_info": (400,),
     "/pause": _ENGINE,
     "/resume": _ENGINE,
     "/is_paused": _ENGINE,
@@ -48,6 +50,18 @@ _ERROR = {
         }
     },
 }
+_ANTHROPIC_ERROR = {
+    "type": "object",
+    "required": ["type", "error"],
+    "properties": {
+        "type": {"const": "error"},
+        "error": {
+            "type": "object",
+            "required": ["type", "message"],
+            "properties": {"type": {"type": "string"}, "message": {"type": "string"}},
+        },
+    },
+}
 
 
 def body_of(model: type[Any], *more: type[Any]) -> dict[str, Any]:
@@ -59,9 +73,11 @@ def body_of(model: type[Any], *more: type[Any]) -> dict[str, Any]:
 
 def describe_answers(document: dict[str, Any]) -> None:
     """Write the statuses of every route into an OpenAPI document."""
-    document.setdefault("components", {}).setdefault("schemas", {})["Error"] = _ERROR
-    content = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+    schemas = document.setdefault("components", {}).setdefault("schemas", {})
+    schemas["Error"], schemas["AnthropicError"] = _ERROR, _ANTHROPIC_ERROR
     for path, methods in document["paths"].items():
+        form = "AnthropicError" if path.startswith("/v1/messages") else "Error"
+        content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{form}"}}}
         for operation in methods.values():
             responses = operation["responses"]
             responses.pop("422", None)  # FastAPI's own checks take no part: the routes read their bodies themselves
@@ -73,11 +89,11 @@ def describe_answers(document: dict[str, Any]) -> None:
                 responses["200"]["content"]["text/event-stream"] = {}
 
 
-def describe_model(document: dict[str, Any], model_name: str) -> None:
-    """Write the name of the model that is served into an OpenAPI document: other names are a 404."""
+def describe_model(document: dict[str, Any], model_names: Sequence[str]) -> None:
+    """Write the names of the model that is served into an OpenAPI document: other names are a 404."""
     for schema in document["components"]["schemas"].values():
         if (field := schema.get("properties", {}).get("model")) is not None:
             field.pop("anyOf")
-            field["enum"] = [model_name, None]
+            field["enum"] = [*model_names, None]
     (parameter,) = document["paths"]["/v1/models/{model}"]["get"]["parameters"]
-    parameter["schema"]["enum"] = [model_name]
+    parameter["schema"]["enum"] = list(model_names)

@@ -55,6 +55,7 @@ async def chat_prompt(request: Request, body: ChatCompletionRequest) -> PromptBo
     sampling = await _sampling(service, body)
     service.client.check_num_answers(1, sampling.n)
     prompt = await unless_disconnected(request, _chat_prompt(service, body))
+    sampling = service.parsers.sampling(body, sampling, prompt.text or "")
     return PromptBody(body, sampling, [prompt])
 
 

@@ -23,8 +23,9 @@ from pydantic import (
     model_validator,
 )
 
-from headway.client.conversation import ONE_WAY_TO_GO_ON, Conversation, StrictModel
-from headway.client.field_rules import NOTHING, OFF, ON, AtMost, Unsupported, any_of
+from headway.client.conversation import ONE_WAY_TO_GO_ON, Conversation
+from headway.client.field_rules import NOTHING, ON, AtMost, Unsupported, any_of
+from headway.client.strict_model import StrictModel
 from headway.errors import ContextLengthError
 from headway.kv_transfer_params import copied
 from headway.request import NewRequest, Transfer
@@ -34,7 +35,7 @@ from headway.server.reasoning_fields import ReasoningFields
 from headway.server.sampling_fields import Int32, MaxTokens, NumLogprobs, SamplingFields, TokenId
 from headway.server.structured_output_fields import StructuredOutputFields
 from headway.server.token_id_fields import TokenIdFields
-from headway.server.tool_fields import ToolFields
+from headway.server.tool_fields import CALLS_NEED_TOOLS, ToolConversation
 
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's default for /v1/completions
 
@@ -120,7 +121,7 @@ class GenerationRequest(Ignored, SamplingFields, StructuredOutputFields):
                 sampling=sampling,
                 priority=self.priority,
                 cache_salt=self.cache_salt,
-                transfer=None if len(prompts) > 1 else Transfer.wanted_by(self.kv_transfer_params, sampling.n),
+                transfer=None if len(prompts) > 1 else Transfer.wanted_by(self.kv_transfer_params, sampling),
                 kv_transfer_params=self.kv_transfer_params,
                 arrival_time=arrival_time,
             )
@@ -151,9 +152,7 @@ def _check_prompt(value: Any) -> list[Prompt]:
 class CompletionRequest(GenerationRequest, PromptFields, TokenIdFields):
     """POST /v1/completions."""
 
-    model_config = ConfigDict(
-        json_schema_extra={"allOf": [_STREAM_OPTIONS, any_of({"echo": OFF}, {"logprobs": NOTHING})]}
-    )
+    model_config = ConfigDict(json_schema_extra={"allOf": [_STREAM_OPTIONS]})
 
     prompt: Annotated[
         list[Prompt],
@@ -172,16 +171,22 @@ class CompletionRequest(GenerationRequest, PromptFields, TokenIdFields):
             raise ValueError(
                 f"best_of ({self.best_of}) must equal n ({self.n or 1}): answers are not ranked and dropped"
             )
-        if self.echo and self.logprobs is not None:
-            raise ValueError("echo together with logprobs needs logprobs of the prompt, which are not supported")
         return self
+
+    @property
+    def num_prompt_logprobs(self) -> int | None:
+        if not self.echo or self.logprobs is None:
+            return self.prompt_logprobs
+        return max(self.logprobs, self.prompt_logprobs or 0)
 
     def sampling(self, defaults: dict[str, Any]) -> SamplingParams:
         """Raises RequestError for values out of range. defaults: the model's own."""
-        return self._sampling(max_tokens=self.max_tokens, logprobs=self.logprobs, defaults=defaults)
+        return self._sampling(
+            max_tokens=self.max_tokens, logprobs=self.logprobs, defaults=defaults, structured_outputs=self.form()
+        )
 
 
-class ChatCompletionRequest(GenerationRequest, Conversation, PromptFields, TokenIdFields, ToolFields, ReasoningFields):
+class ChatCompletionRequest(GenerationRequest, ToolConversation, PromptFields, TokenIdFields, ReasoningFields):
     """POST /v1/chat/completions."""
 
     model_config = ConfigDict(
@@ -189,6 +194,7 @@ class ChatCompletionRequest(GenerationRequest, Conversation, PromptFields, Token
             "allOf": [
                 _STREAM_OPTIONS,
                 ONE_WAY_TO_GO_ON,
+                CALLS_NEED_TOOLS,
                 any_of({"top_logprobs": {"enum": [0, None]}}, {"logprobs": ON}),
                 any_of({"max_tokens": NOTHING}, {"max_completion_tokens": NOTHING}),
             ]
@@ -228,7 +234,9 @@ class ChatCompletionRequest(GenerationRequest, Conversation, PromptFields, Token
         """Raises RequestError for values out of range. defaults: the model's own."""
         max_tokens = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
         logprobs = (self.top_logprobs or 0) if self.logprobs else None
-        return self._sampling(max_tokens=max_tokens, logprobs=logprobs, defaults=defaults)
+        return self._sampling(
+            max_tokens=max_tokens, logprobs=logprobs, defaults=defaults, structured_outputs=self.form()
+        )
 
 
 class TokenizeRequest(StrictModel):

@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
-from headway.client.conversation import StrictModel
 from headway.client.field_rules import AtMost
+from headway.client.strict_model import StrictModel
 from headway.errors import RequestError
 from headway.repetition_detection import MAX_PATTERN_SIZE, MAX_REPETITIONS, RepetitionDetectionParams
 from headway.sampling import (
@@ -91,6 +91,7 @@ class SamplingFields(StrictModel):
     include_stop_str_in_output: bool | None = None
     skip_special_tokens: bool | None = None
     spaces_between_special_tokens: bool | None = None
+    prompt_logprobs: NumLogprobs | None = None
     bad_words: Annotated[list[_BadWord] | None, AtMost(MAX_BAD_WORDS, "words")] = None
     allowed_token_ids: Annotated[
         Annotated[list[TokenId], Field(json_schema_extra={"minItems": 1})] | None,
@@ -99,6 +100,11 @@ class SamplingFields(StrictModel):
     ] = None
     repetition_detection: RepetitionDetection | None = None
     thinking_token_budget: Annotated[Int32, _range_of("thinking_token_budget", "integer")] | None = None
+
+    @property
+    def num_prompt_logprobs(self) -> int | None:
+        """Alternatives per token of the prompt that the engine is asked for; None: nothing is said of the prompt."""
+        return self.prompt_logprobs
 
     def for_prefill(self) -> dict[str, Any]:
         """The fields that P needs for the first token of the answer, and for the place of the prompt in its queue."""
@@ -122,7 +128,9 @@ class SamplingFields(StrictModel):
             given["logit_bias"] = {_token_id(key): bias for key, bias in self.logit_bias.items()}
         if self.repetition_detection is not None:
             given["repetition_detection"] = self.repetition_detection.params()
-        return SamplingParams(**given, max_tokens=max_tokens, logprobs=logprobs)
+        return SamplingParams(
+            **given, max_tokens=max_tokens, logprobs=logprobs, prompt_logprobs=self.num_prompt_logprobs
+        )
 
 
 _FOR_PREFILL = {

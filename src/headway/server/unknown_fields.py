@@ -17,8 +17,7 @@ _LONGEST_NAME = 64  # characters of a name in the log
 # Known from other servers, and not served here. An answer without these would not be what was asked for.
 CHANGE_THE_ANSWER = frozenset(
     {
-        *("prompt_logprobs", "logprob_token_ids", "return_prompt_text", "custom_logit_processor", "stop_regex"),
-        *("structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar", "structural_tag"),
+        *("logprob_token_ids", "return_prompt_text", "custom_logit_processor", "stop_regex", "structural_tag"),
         *("regex", "ebnf", "json_schema", "use_beam_search", "length_penalty"),
         *("logits_processors", "echo", "documents", "prompt_embeds", "lora_path", "adapter_id"),
         *("return_hidden_states", "input_ids", "image_data"),

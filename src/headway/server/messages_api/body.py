@@ -6,15 +6,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Discriminator, Field, PrivateAttr, Tag, ValidationError, model_validator
 
-from headway.client.conversation import MAX_MESSAGES, StrictModel
+from headway.client.conversation import MAX_MESSAGES
 from headway.client.field_rules import AtMost
+from headway.client.strict_model import StrictModel
+from headway.client.tools import MAX_TOOLS, TolerantModel
 from headway.error_text import describe
 from headway.sampling import MAX_STOP_STRINGS
 from headway.server.messages_api.content import AssistantMessage, Message, TextBlock, TextBlocks, chat_messages
 from headway.server.protocol import ChatCompletionRequest, GenerationRequest
-from headway.server.tolerant import Refused, TolerantModel
-
-_MAX_TOOLS = 1024
+from headway.server.refused import Refused
 
 
 class Tool(TolerantModel):
@@ -117,7 +117,7 @@ class CountTokensRequest(StrictModel):
     model: str | None = None
     messages: Annotated[list[Message], AtMost(MAX_MESSAGES, "messages"), Field(min_length=1)]
     system: str | TextBlocks | None = None
-    tools: Annotated[list[AnyTool] | None, AtMost(_MAX_TOOLS, "tools")] = None
+    tools: Annotated[list[AnyTool] | None, AtMost(MAX_TOOLS, "tools")] = None
     tool_choice: ToolChoice | None = None
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None

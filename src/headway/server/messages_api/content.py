@@ -10,7 +10,7 @@ from pydantic import ConfigDict, Discriminator, Tag, model_validator
 
 from headway.client.conversation import MAX_PARTS
 from headway.client.field_rules import AtMost
-from headway.server.tolerant import TolerantModel
+from headway.client.tools import TolerantModel
 
 
 class TextBlock(TolerantModel):

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from msgspec import UNSET, Struct, UnsetType
 
-from headway.client.answer_parser import AnswerParser
+from headway.client.answer_parser import AnswerDelta, AnswerParser
 from headway.outputs import RequestDelta, RequestOutput
 from headway.request import FinishReason
 from headway.server import answer_bodies
@@ -56,7 +56,7 @@ class MessagesFace(Face):
 
     def whole(self, outputs: list[RequestOutput], usage: answer_bodies.Usage) -> Message:
         (answer,) = outputs[0].outputs
-        for _ in self._take(answer.text, answer.finish_reason, answer.stop_reason):
+        for _ in self._take(self._parser.whole(answer.text), answer.finish_reason, answer.stop_reason):
             pass
         return self._message(_usage(usage))
 
@@ -70,7 +70,10 @@ class MessagesFace(Face):
         assert choice == 0, "a message has one answer"
         if delta.kv_transfer_params is not None:
             self._kv_transfer_params = delta.kv_transfer_params
-        for kind, fields in self._take(delta.text, delta.finish_reason, delta.stop_reason):
+        news = self._parser.feed(delta.text)
+        if delta.finish_reason is not None:
+            news.append(self._parser.finish())
+        for kind, fields in self._take(news, delta.finish_reason, delta.stop_reason):
             yield _event(kind, **fields)
 
     def end(self) -> Iterator[bytes]:
@@ -83,12 +86,9 @@ class MessagesFace(Face):
         yield event("error", error.anthropic_body())
 
     def _take(
-        self, text: str, reason: FinishReason | None, stop_reason: int | str | None
+        self, news: AnswerDelta, reason: FinishReason | None, stop_reason: int | str | None
     ) -> Iterator[tuple[str, dict[str, Any]]]:
-        """The events of the next text. reason: the answer ends with it."""
-        news = self._parser.feed(text)
-        if reason is not None:
-            news.append(self._parser.finish())
+        """The events of what is new. reason: the answer ends with it."""
         yield from self._answer.add(news)
         if reason is None:
             return

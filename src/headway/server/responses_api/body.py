@@ -8,15 +8,15 @@ from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
 from headway.client.conversation import MAX_MESSAGES
 from headway.client.field_rules import AtMost
+from headway.client.tools import MAX_TOOLS, TolerantModel
 from headway.error_text import describe
 from headway.server.protocol import ChatCompletionRequest, GenerationRequest
 from headway.server.reasoning_fields import ReasoningFields
+from headway.server.refused import Refused
 from headway.server.responses_api.function_tools import Tool, ToolChoice, tools_for_chat
 from headway.server.responses_api.input_items import Item, MessageItem, ReasoningItem, chat_messages
 from headway.server.sampling_fields import NumLogprobs
-from headway.server.tolerant import Refused, TolerantModel
 
-_MAX_TOOLS = 1024
 _NOTHING_STORED = "nothing is stored here between requests; send the whole conversation as input"
 LOGPROBS = "message.output_text.logprobs"
 
@@ -57,10 +57,10 @@ class Text(TolerantModel):
 class ResponsesRequest(GenerationRequest, ReasoningFields):
     """POST /v1/responses."""
 
-    input: str | Annotated[list[Item], AtMost(MAX_MESSAGES, "items"), Field(min_length=1)]
+    input: str | Annotated[list[Item], AtMost(MAX_MESSAGES, "items"), Field(json_schema_extra={"minItems": 1})]
     instructions: str | None = None
     max_output_tokens: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
-    tools: Annotated[list[Tool] | None, AtMost(_MAX_TOOLS, "tools")] = None
+    tools: Annotated[list[Tool] | None, AtMost(MAX_TOOLS, "tools")] = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     max_tool_calls: int | None = None  # of tools that a server runs: there are none
@@ -85,7 +85,7 @@ class ResponsesRequest(GenerationRequest, ReasoningFields):
         if self.n not in (None, 1):
             raise ValueError(f"n is {self.n}: a response has one answer")
         if isinstance(self.input, list) and all(isinstance(item, ReasoningItem) for item in self.input):
-            raise ValueError("input has reasoning alone: give at least one message")
+            raise ValueError("input has no message: give a text, or at least one item that is no reasoning")
         try:
             self._chat = ChatCompletionRequest.model_validate(self._chat_fields())
         except ValidationError as error:

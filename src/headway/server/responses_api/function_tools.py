@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Discriminator, Tag, model_validator
 
-from headway.server.tolerant import TolerantModel
+from headway.client.tools import TolerantModel
 
 
 class FunctionTool(TolerantModel):

@@ -12,7 +12,7 @@ from pydantic import ConfigDict, Discriminator, Tag, model_validator
 
 from headway.client.conversation import MAX_PARTS
 from headway.client.field_rules import AtMost, any_of
-from headway.server.tolerant import TolerantModel
+from headway.client.tools import TolerantModel
 
 _TEXTS = ("input_text", "output_text", "text", "reasoning_text", "summary_text")
 

@@ -159,6 +159,15 @@ def test_where_bad_sequences_leave_nothing_they_give_way() -> None:
     assert one(sampling, [4, 4, 4]) == [5, 5, 5]
 
 
+def test_where_another_rule_has_left_no_allowed_token_what_that_rule_leaves_is_drawn() -> None:
+    answer = Answer(replace(GREEDY, allowed_token_ids=(5,)))
+    logits = torch.zeros(1, VOCAB)
+    logits[0, 5] = float("-inf")  # as a grammar does
+    logits[0, 3] = 1.0
+    Served(answer).step(logits)
+    assert answer.output == [3]
+
+
 def test_only_allowed_tokens_are_drawn_also_at_a_high_temperature() -> None:
     answer = Answer(SamplingParams(temperature=50.0, seed=3, allowed_token_ids=(2, 5), max_tokens=100))
     served = Served(answer)

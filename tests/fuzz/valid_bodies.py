@@ -17,6 +17,7 @@ REFUSALS = {
     r"min_tokens is \d+, but at most": "two fields and the length of the prompt compared",
     r"best_of \(-?\d+\) must equal n": "two fields compared",
     r"This model's maximum context length is \d+ tokens": "tokens are not characters, and the limit is the model's",
+    r"tool_choice .* needs a tool parser": "whether there is one is the server's",
     r"truncate_prompt_tokens keeps \d+: keep fewer": "the limit is the model's",
     r"thinking_token_budget is set, but": "which tokens a model thinks between is the model's",
     r"no token is left to draw": "two fields compared",

@@ -112,10 +112,6 @@ def test_best_of_must_equal_n() -> None:
     assert complaint(CompletionRequest, {"prompt": "a", "best_of": 2})[0].startswith("best_of (2) must equal n (1)")
 
 
-def test_echo_with_logprobs_is_refused() -> None:
-    assert "logprobs of the prompt" in complaint(CompletionRequest, {"prompt": "a", "echo": True, "logprobs": 1})[0]
-
-
 def test_stream_options_need_a_stream() -> None:
     message, _ = complaint(CompletionRequest, {"prompt": "a", "stream_options": {"include_usage": True}})
     assert message == "stream_options is only allowed when stream is true"
@@ -154,7 +150,6 @@ def test_max_completion_tokens_is_max_tokens() -> None:
     "unsupported",
     [
         {"functions": [{}]},
-        {"response_format": {"type": "json_object"}},
         {"modalities": ["audio"]},
         {"function_call": {"name": "f"}},
     ],

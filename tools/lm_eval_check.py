@@ -7,8 +7,9 @@ by that of the server (/tokenizer_info); the task of generated answers with prom
 the log-likelihood of every choice and of every text, and every generated answer. Exit status 1 if any of these differs
 by more than `TOLERANCE`. A key for the server comes from OPENAI_API_KEY, which lm-eval reads.
 
-lm-eval cannot ask for log-likelihoods with texts where a tokenizer begins every text with a special token: it sends this
-token in the text, and the server adds it.
+A tokenizer may begin every text with a special token. lm-eval leaves this token out with the server's tokenizer, and so
+does `hf` then. With texts, which the server tokenises, lm-eval would count it twice, or not at all: it cannot ask for
+log-likelihoods so.
 """
 
 from __future__ import annotations
@@ -106,28 +107,39 @@ def compare(theirs: Run, ours: Run, names: Sequence[str] = NAMES) -> tuple[list[
     return lines, equal
 
 
-def ways(model: Path) -> dict[str, tuple[Sequence[str], dict[str, str]]]:
-    """The ways in which lm-eval asks the server: tasks, and arguments of its backend."""
+class Way(NamedTuple):
+    """How lm-eval asks the server. begins: whether prompts begin with the tokenizer's token for that. names: of the
+    tasks."""
+
+    title: str
+    arguments: dict[str, str]
+    begins: bool
+    names: Sequence[str] = NAMES
+
+
+def ways(model: Path) -> list[Way]:
+    """The ways in which lm-eval can ask."""
     local = {"tokenizer_backend": "huggingface", "tokenizer": str(model)}
-    return {
-        "token ids, tokenizer here": (NAMES, {**local, "add_bos_token": "True"}),
-        "token ids, tokenizer of the server": (NAMES, {"tokenizer_backend": "remote", "add_bos_token": "True"}),
-        "texts": (GENERATED, {**local, "tokenized_requests": "False"}),
-    }
+    return [
+        Way("token ids, tokenizer here", {**local, "add_bos_token": "True"}, begins=True),
+        Way("token ids, tokenizer of the server", {"tokenizer_backend": "remote"}, begins=False),
+        Way("texts", {**local, "tokenized_requests": "False"}, begins=True, names=GENERATED),
+    ]
 
 
 def check(python: Path, url: str, model: Path) -> bool:
     """Run and print everything; returns whether all is equal."""
-    theirs = run(python, "hf", {"pretrained": str(model), "dtype": "float32"})
+    hf = {"pretrained": str(model), "dtype": "float32"}
+    theirs = {begins: run(python, "hf", {**hf, "add_bos_token": str(begins)}) for begins in (True, False)}
     key = os.environ.get("OPENAI_API_KEY")
     headers = {} if key is None else {"Authorization": f"Bearer {key}"}
     name = httpx.get(f"{url}/v1/models", headers=headers).raise_for_status().json()["data"][0]["id"]
     right = True
-    for title, (names, arguments) in ways(model).items():
-        common = {"model": name, "base_url": f"{url}/v1/completions", "num_concurrent": "4", "max_length": "2048"}
-        ours = run(python, "local-completions", {**common, **arguments}, names)
-        lines, equal = compare(theirs, ours, names)
-        print(f"{title}: {'equal' if equal else 'DIFFERENT'}", *lines, "", sep="\n", flush=True)
+    common = {"model": name, "base_url": f"{url}/v1/completions", "num_concurrent": "4", "max_length": "2048"}
+    for way in ways(model):
+        ours = run(python, "local-completions", {**common, **way.arguments}, way.names)
+        lines, equal = compare(theirs[way.begins], ours, way.names)
+        print(f"{way.title}: {'equal' if equal else 'DIFFERENT'}", *lines, "", sep="\n", flush=True)
         right = right and equal
     return right
 

@@ -169,7 +169,6 @@ def test_max_completion_tokens_is_max_tokens() -> None:
     "unsupported",
     [
         {"functions": [{}]},
-        {"response_format": {"type": "json_object"}},
         {"modalities": ["audio"]},
         {"function_call": {"name": "f"}},
     ],

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from headway import __version__
-from headway.commands import accuracy, chat, collect_env, complete, doctor, generate, pd, serve, simtest
+from headway.commands import accuracy, chat, collect_env, complete, doctor, generate, pd, run_batch, serve, simtest
 from headway.commands.laboratory import LaboratoryGroup
 from headway.commands.vllm_line import VllmCommand
 from headway.errors import EngineDeadError
@@ -101,6 +101,7 @@ app.command("chat")(chat.command)
 app.command("complete")(complete.command)
 app.command("serve", cls=VllmCommand)(serve.command)
 app.command("pd", cls=VllmCommand)(pd.command)
+app.command("run-batch", cls=VllmCommand)(run_batch.command)
 app.command("doctor")(doctor.command)
 app.command("collect-env")(collect_env.command)
 app.command("simtest")(simtest.command)

@@ -35,7 +35,7 @@ class FakeLink:
 
     refuse: (kind, message) refuses every request; with refuse_after, so many requests of a group are taken before.
     silent: requests are taken and never answered. accept: groups of several are told that they are accepted.
-    error: every request ends with it after its first token.
+    error: every request ends with it after its first token. reason: why the other answers end.
     ask: answers a call, or raises; None leaves all calls open.
     """
 
@@ -45,6 +45,7 @@ class FakeLink:
     silent: bool = False
     accept: bool = True
     error: str | None = None
+    reason: FinishReason = FinishReason.LENGTH
     ask: Callable[[to_engine.EngineCall], Any] | None = None
 
     pid: int = 0
@@ -105,7 +106,7 @@ class FakeLink:
                 if self.error is not None:
                     ended = [RequestEnd(add.uid, add.request_id, FinishReason.ERROR, error=self.error)]
                 elif at == count:
-                    ended = [RequestEnd(add.uid, add.request_id, FinishReason.LENGTH)]
+                    ended = [RequestEnd(add.uid, add.request_id, self.reason)]
                 self.step([add.uid], [token], ended)
                 if ended:
                     break
@@ -132,6 +133,7 @@ def fake_client(
     *,
     reopen: Reopen | None = None,
     restarts: RestartBudget | None = None,
+    max_model_len: int = MAX_MODEL_LEN,
     **behaviour: Any,
 ) -> tuple[EngineClient, FakeLink]:
     """A client, in front of a fake engine. Needs a running loop.
@@ -144,12 +146,12 @@ def fake_client(
         path=Path("/models/tiny"),
         name=MODEL,
         hf_config=None,  # type: ignore[arg-type]
-        limits=ModelLimits(len(tokenizer), (tokenizer.eos_token_id,), MAX_MODEL_LEN),
+        limits=ModelLimits(len(tokenizer), (tokenizer.eos_token_id,), max_model_len),
         default_sampling={"temperature": 0.5},
         tokenizer="",
     )
     config = SchedulerConfig(
-        max_num_seqs=4, max_num_batched_tokens=64, max_model_len=MAX_MODEL_LEN, num_blocks=100, block_size=16
+        max_num_seqs=4, max_num_batched_tokens=64, max_model_len=max_model_len, num_blocks=100, block_size=16
     )
     client = EngineClient(files=files, tokenizer=tokenizer, config=config, link=link, reopen=reopen, restarts=restarts)
     return client, link

@@ -51,10 +51,11 @@ async def test_fields_of_a_router_are_ignored_and_each_is_logged_once(
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("structured_outputs", {"json": {}}),
-        ("guided_regex", "a+"),
-        ("bad_words", ["a"]),
-        ("prompt_logprobs", 1),
+        ("ebnf", "root ::= 'a'"),
+        ("structural_tag", "{}"),
+        ("logits_processors", ["a"]),
+        ("prompt_embeds", "a"),
+        ("use_beam_search", True),
         ("return_hidden_states", True),
         ("length_penalty", 0.5),
     ],

@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar
 from fastapi import APIRouter, Depends, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from headway.client.conversation import StrictModel
+from headway.client.strict_model import StrictModel
 from headway.server.answer_bodies import Ownership, PauseState, Reset, Status
 from headway.server.errors import ApiError
 from headway.server.service import answer, service_of

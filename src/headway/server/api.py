@@ -14,7 +14,7 @@ from pydantic.json_schema import models_json_schema
 from headway import __version__
 from headway.client.engine_client import EngineClient
 from headway.errors import RequestError
-from headway.server import admin, errors, middleware, render
+from headway.server import about, admin, errors, middleware, not_served, render
 from headway.server.answer_bodies import ModelCard, ModelList, Root, Text, Tokens, Version
 from headway.server.body import BodyForm, read_body
 from headway.server.chat import ChatFace
@@ -22,6 +22,8 @@ from headway.server.completions import CompletionFace
 from headway.server.doors import Doors
 from headway.server.errors import ApiError
 from headway.server.generate import Prompt, unless_disconnected
+from headway.server.messages_api import routes as messages_api
+from headway.server.messages_api.body import CountTokensRequest, MessagesRequest
 from headway.server.openapi import body_of, describe_answers, describe_model
 from headway.server.prompt_bodies import read_chat, read_completion
 from headway.server.protocol import (
@@ -32,6 +34,8 @@ from headway.server.protocol import (
     TokenizeChatRequest,
     TokenizeRequest,
 )
+from headway.server.responses_api import routes as responses_api
+from headway.server.responses_api.body import ResponsesRequest
 from headway.server.service import Service, answer, service_of
 from headway.server.submission import submit
 from headway.token_ids import check_token_ids
@@ -58,7 +62,16 @@ def create_app(client: EngineClient, model_name: str, *, doors: Doors | None = N
     )
     app.root_path = doors.root_path
     app.state.service = Service(client, model_name, **options)
-    for routes in (router, render.router, admin.admin, admin.debug):
+    for routes in (
+        router,
+        responses_api.router,
+        messages_api.router,
+        render.router,
+        about.router,
+        not_served.router,
+        admin.admin,
+        admin.debug,
+    ):
         app.include_router(routes)
     errors.install(app)
     middleware.install(app, doors, app.state.service.metrics)
@@ -67,7 +80,10 @@ def create_app(client: EngineClient, model_name: str, *, doors: Doors | None = N
 
 
 def _describe_bodies(app: FastAPI) -> None:
-    models = (CompletionRequest, ChatCompletionRequest, TokenizeRequest, TokenizeChatRequest, DetokenizeRequest)
+    models = (
+        *(CompletionRequest, ChatCompletionRequest, ResponsesRequest, MessagesRequest, CountTokensRequest),
+        *(TokenizeRequest, TokenizeChatRequest, DetokenizeRequest),
+    )
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -103,8 +119,13 @@ async def completions(request: Request) -> Response:
         prompts=prompts,
         n=sampling.n,
         echo=bool(body.echo),
+        echo_logprobs=body.logprobs if body.echo else None,
+        token_text=lambda token: _decode(service.client, [token], "prompt"),
+        prompt_logprobs=body.prompt_logprobs,
         include_usage=body.include_usage,
         continuous_usage=body.continuous_usage,
+        with_token_ids=bool(body.return_token_ids),
+        named_by_ids=bool(body.return_tokens_as_token_ids),
     )
     return await submit(request, body, sampling, prompts, face, arrival_time)
 
@@ -122,9 +143,12 @@ async def chat_completions(request: Request) -> Response:
         prompts=prompts,
         n=sampling.n,
         top_logprobs=body.top_logprobs or 0,
+        prompt_logprobs=body.prompt_logprobs,
         new_parser=lambda: service.answer_parser(body, prompts[0].text or ""),
         include_usage=body.include_usage,
         continuous_usage=body.continuous_usage,
+        with_token_ids=bool(body.return_token_ids),
+        named_by_ids=bool(body.return_tokens_as_token_ids),
     )
     return await submit(request, body, sampling, prompts, face, arrival_time)
 
@@ -195,6 +219,7 @@ async def root() -> Response:
     return answer(Root(__version__))
 
 
+@router.post("/ping", include_in_schema=False)
 @router.get("/ping", include_in_schema=False)
 @router.head("/health", include_in_schema=False)
 @router.get("/health")

@@ -64,7 +64,6 @@ def _torch(installer: Installer) -> None:
     installer.pip("install", f"torch=={TORCH}")
 
 
-
 NEWEST = _environment("newest", "minutes, 700 MB", "clients that take the newest openai, and JavaScript's", _javascript)
 OLDER = _environment("older", "minutes, 400 MB", "clients that ask for an older openai")
 GUIDELLM = _environment("guidellm", "minutes, 1.5 GB", "guidellm", _torch)

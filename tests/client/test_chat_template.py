@@ -114,7 +114,7 @@ async def faces(llm: LLM) -> AsyncIterator[Faces]:
         ({"messages": [USER], "chat_template": "rag", "documents": [{"text": "D"}]}, "[D]fox"),
         ({"messages": [USER], "chat_template": "default", "documents": []}, "<|user|>fox<|assistant|>"),
         ({"messages": [USER], "tools": [{"function": {"name": "T"}}],
-          "chat_template": "{{ tools | map(attribute='function.name') | join }}"}, "T"),
+          "chat_template": "{# <tool_call> #}{{ tools | map(attribute='function.name') | join }}"}, "T"),
         ({"messages": [USER], "tools": [], "chat_template": "default"}, "<|user|>fox<|assistant|>"),
         ({"messages": [USER], "reasoning_effort": "none", "chat_template": "{{ enable_thinking }}"}, "False"),
         ({"messages": [USER], "reasoning_effort": "low",

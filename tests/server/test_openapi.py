@@ -91,7 +91,7 @@ async def test_the_documented_range_of_a_number_is_the_range_that_is_taken(api: 
         (RESPONSES, {"input": [USER, {"type": "message", "role": "assistant", "content": "a", "id": "x"}]}),
         (RESPONSES, {"input": [USER, {"type": "function_call_output", "call_id": "c", "output": "2", "id": "x"}]}),
         (RESPONSES, {"input": [{"role": "user", "content": [{"type": "input_text", "text": "a", "x": 1}]}]}),
-        (RESPONSES, {"tools": [{"type": "function", "name": "a", "parameters": {}}], "tool_choice": "auto"}),
+        (RESPONSES, {"tools": [{"type": "function", "name": "a", "parameters": {}}], "tool_choice": "required"}),
         (RESPONSES, {"previous_response_id": None, "background": False, "truncation": "disabled", "include": []}),
         (RESPONSES, {"text": {"format": {"type": "text"}}, "reasoning": {}, "max_output_tokens": 3, "x": 1}),
         (MESSAGES, {"system": [{"type": "text", "text": "a", "cache_control": {}}], "stop_sequences": ["a"]}),

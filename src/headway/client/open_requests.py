@@ -71,7 +71,14 @@ class OpenRequests:
         """Answers that wait here for a place in the engine."""
         return sum(feed.num_waiting for feed in self._feeds.values())
 
-    def add(self, requests: Sequence[NewRequest], *, stream: bool, source: FindSource | None = None) -> PendingRequest:
+    def add(
+        self,
+        requests: Sequence[NewRequest],
+        *,
+        stream: bool,
+        source: FindSource | None = None,
+        shown: Sequence[str] = (),
+    ) -> PendingRequest:
         """See `EngineClient.submit`."""
         request_ids = [request.request_id for request in requests]
         for request_id in request_ids:
@@ -80,7 +87,10 @@ class OpenRequests:
         now = time.monotonic()
         pending = PendingRequest(self.release, request_ids)
         feed = Feed(
-            requests, partial(self._register, stream=stream, now=now), partial(self._send_slice, pending), self._window
+            requests,
+            partial(self._register, stream=stream, shown=shown, now=now),
+            partial(self._send_slice, pending),
+            self._window,
         )
         if feed.num_answers > 1 and self.num_waiting + feed.num_answers > self._capacity:
             raise QueueFullError(
@@ -190,11 +200,11 @@ class OpenRequests:
 
     # -- the inside
 
-    def _register(self, request: NewRequest, *, stream: bool, now: float) -> list[NewRequest]:
+    def _register(self, request: NewRequest, *, stream: bool, shown: Sequence[str], now: float) -> list[NewRequest]:
         uids = range(self._next_uid, self._next_uid + request.sampling.n)
         self._next_uid += len(uids)
         arrival_time = now if request.arrival_time is None else request.arrival_time
-        self._processor.add(request, uids, now=arrival_time, stream=stream)
+        self._processor.add(request, uids, now=arrival_time, stream=stream, shown=shown)
         return expand(request, uids)
 
     def _send_slice(self, pending: PendingRequest, answers: list[NewRequest]) -> None:

@@ -29,7 +29,7 @@ class PromptScores(Sequence[PromptPosition]):
         self._entries: list[PromptPosition] | None = None
 
     def add(self, found: PromptLogprobs, run: int) -> None:
-        """Take in the next positions: one run of those that a step has found."""
+        """Take in the next positions: one run of what a step has found."""
         assert found.starts[run] == self._num_known, "positions come in order"
         begin = int(found.counts[:run].sum())
         count = int(found.counts[run])

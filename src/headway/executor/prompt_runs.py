@@ -1,4 +1,4 @@
-"""Which positions of prompts a step is asked to judge: those that follow the tokens of its chunks."""
+"""Which positions of prompts a step is asked to judge: the positions after the tokens of its chunks."""
 
 from __future__ import annotations
 

@@ -53,7 +53,8 @@ async def chat_prompt(request: Request, body: ChatCompletionRequest) -> PromptBo
     service = service_of(request)
     sampling = await _sampling(service, body)
     service.client.check_num_answers(1, sampling.n)
-    prompt = await unless_disconnected(request, _chat_prompt(service, body))
+    prompt = await unless_disconnected(request, prompt_of(service, body))
+    sampling = service.parsers.sampling(body, sampling, prompt.text or "")
     return PromptBody(body, sampling, [prompt])
 
 
@@ -81,7 +82,8 @@ async def _prompts(client: EngineClient, prompts: Sequence[str | list[int]]) -> 
     return [Prompt(token_ids, text) for token_ids, text in zip(encoded, texts)]
 
 
-async def _chat_prompt(service: Service, body: ChatCompletionRequest) -> Prompt:
+async def prompt_of(service: Service, body: ChatCompletionRequest) -> Prompt:
+    """The prompt of a conversation. Raises RequestError and ApiError."""
     service.client.prompts.limit.check(body.num_characters)
     text = await service.render(body)
     # The template has written the special tokens already.

@@ -42,5 +42,6 @@ async def submit(
     service.check_open()  # again, because the server may have begun to stop while the body came
     if source is not None:
         requests[0].transfer = Transfer.PULL
-    pending = client.submit(requests, stream=bool(body.stream), source=source)
+    shown = service.parsers.shown(body) if isinstance(body, ChatCompletionRequest) else ()
+    pending = client.submit(requests, stream=bool(body.stream), source=source, shown=shown)
     return await respond(request, pending, face, stream=bool(body.stream), texts=client.prompts.texts)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from headway.client.tool_parsers.hermes import HermesParser
 from headway.client.tool_parsers.llama3_json import Llama3JsonParser
 from headway.client.tool_parsers.mistral import MistralParser
@@ -25,6 +27,7 @@ def tool_parser(name: str) -> type[ToolParser]:
     return TOOL_PARSERS[name]
 
 
+@lru_cache(maxsize=64)
 def tool_parser_of(template: str) -> type[ToolParser] | None:
     """The parser of the form that a chat template tells the model to use; None if it does not say, or says an unknown
     one."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import secrets
 import string
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from headway.client.tool_parsers.tool_parser import JsonToolParser
 
@@ -23,8 +23,8 @@ class MistralParser(JsonToolParser):
     markers = (_CALLS, _ARGUMENTS, _ID)
     signs = (_CALLS,)
 
-    def __init__(self, names: Collection[str], *, patient: bool = False) -> None:
-        super().__init__(names, patient=patient)
+    def __init__(self, names: Collection[str], *, new_id: Callable[[], str] | None = None) -> None:
+        super().__init__(names, new_id=new_id)
         self._in_list = False
         self._raw: list[str] = []  # what has been read of a call that is not yet begun
 

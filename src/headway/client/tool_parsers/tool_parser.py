@@ -28,6 +28,7 @@ class ToolParser(ABC):
     is_forced: a grammar makes the model call: a call that is cut off is a call.
     patient: whether a call is given out only when it is complete. Else its arguments are given out as they come, and
         stay given out when the rest turns out to be no call.
+    new_id: makes the ids of calls, if they are not those of this form.
     num_calls: the calls so far.
     """
 
@@ -36,9 +37,11 @@ class ToolParser(ABC):
     contrary: ClassVar[tuple[str, ...]] = ()
     is_forced: ClassVar[bool] = False
 
-    def __init__(self, names: Collection[str], *, patient: bool = False) -> None:
+    def __init__(self, names: Collection[str], *, new_id: Callable[[], str] | None = None) -> None:
         self.names = frozenset(names)
-        self.patient = patient
+        self.patient = False
+        if new_id is not None:
+            self.new_id = new_id  # type: ignore[method-assign]
         self.num_calls = 0
         self._state: State = self._begin
         self._kept = ""  # text that may become a marker, with the text to come
@@ -145,8 +148,8 @@ class ToolParser(ABC):
 class JsonToolParser(ToolParser):
     """A parser whose calls are JSON objects, one after the other or in a list."""
 
-    def __init__(self, names: Collection[str], *, patient: bool = False) -> None:
-        super().__init__(names, patient=patient)
+    def __init__(self, names: Collection[str], *, new_id: Callable[[], str] | None = None) -> None:
+        super().__init__(names, new_id=new_id)
         self._call: JsonCall | None = None
         self._opened = False  # the call has been given out
 

@@ -99,8 +99,8 @@ class AnswerBlocks:
 
 
 def _arguments(text: str) -> dict[str, Any]:
-    """The arguments of a call. An answer that was cut short may have cut them: then there are those that are
-    complete."""
+    """The arguments of a call. An answer that was cut short may have cut them: then the complete ones
+    are left."""
     try:
         value = from_json(text or "{}", allow_partial=True)
     except ValueError:

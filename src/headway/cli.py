@@ -17,6 +17,7 @@ import typer
 from headway import __version__
 from headway.commands import accuracy, chat, doctor, generate, pd, run_batch, serve, simtest
 from headway.commands.laboratory import LaboratoryGroup
+from headway.commands.vllm_line import VllmCommand
 from headway.errors import EngineDeadError
 
 logger = logging.getLogger(__name__)
@@ -37,7 +38,6 @@ app = typer.Typer(
     help="Serve language models with a scheduler that takes no locks.",
     epilog="Without a model, commands use the small model that comes with Headway.",
     no_args_is_help=True,
-    add_completion=False,
 )
 
 
@@ -98,8 +98,8 @@ def _headway(
 
 app.command("generate")(generate.command)
 app.command("chat")(chat.command)
-app.command("serve")(serve.command)
-app.command("pd")(pd.command)
+app.command("serve", cls=VllmCommand)(serve.command)
+app.command("pd", cls=VllmCommand)(pd.command)
 app.command("run-batch")(run_batch.command)
 app.command("doctor")(doctor.command)
 app.command("simtest")(simtest.command)

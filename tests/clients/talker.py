@@ -69,7 +69,12 @@ def _results(*texts: str) -> list[dict[str, Any]]:
 PARIS, BOTH = _user("What is the weather in Paris?"), _user("What is the weather in Paris and in Rome?")
 SUNNY, RAIN = "sunny, 21 degrees", "rain, 12 degrees"
 PARIS_ROUND = [PARIS, _calls("Paris"), *_results(SUNNY), _says("It is sunny in Paris: 21 degrees.")]
-BOTH_ROUND = [BOTH, _calls("Paris", "Rome"), *_results(SUNNY, RAIN), _says("It is sunny in Paris, and it rains in Rome.")]
+BOTH_ROUND = [
+    BOTH,
+    _calls("Paris", "Rome"),
+    *_results(SUNNY, RAIN),
+    _says("It is sunny in Paris, and it rains in Rome."),
+]
 HELLO = [_user("Hello"), _says("Hello! Ask me about the weather.")]
 THOUGHT = [_user("Which is larger, 9 or 11?"), _says("<think>11 is 9 and 2 more.</think>11 is larger.")]
 OBJECT = [_user("Give me the weather in Paris as JSON."), _says('{"city": "Paris", "degrees": 21}')]

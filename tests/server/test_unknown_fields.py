@@ -53,8 +53,9 @@ async def test_fields_of_a_router_are_ignored_and_each_is_logged_once(
     [
         ("ebnf", "root ::= 'a'"),
         ("structural_tag", "{}"),
-        ("bad_words", ["a"]),
-        ("prompt_logprobs", 1),
+        ("logits_processors", ["a"]),
+        ("prompt_embeds", "a"),
+        ("use_beam_search", True),
         ("return_hidden_states", True),
         ("length_penalty", 0.5),
     ],

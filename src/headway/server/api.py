@@ -124,6 +124,8 @@ async def completions(request: Request) -> Response:
         prompt_logprobs=body.prompt_logprobs,
         include_usage=body.include_usage,
         continuous_usage=body.continuous_usage,
+        with_token_ids=bool(body.return_token_ids),
+        named_by_ids=bool(body.return_tokens_as_token_ids),
     )
     return await submit(request, body, sampling, prompts, face, arrival_time)
 
@@ -145,6 +147,8 @@ async def chat_completions(request: Request) -> Response:
         new_parser=lambda: service.answer_parser(body, prompts[0].text or ""),
         include_usage=body.include_usage,
         continuous_usage=body.continuous_usage,
+        with_token_ids=bool(body.return_token_ids),
+        named_by_ids=bool(body.return_tokens_as_token_ids),
     )
     return await submit(request, body, sampling, prompts, face, arrival_time)
 

@@ -29,7 +29,10 @@ async def create_message(request: Request) -> Response:
     service = service_of(request)
     service.check_open()
     body = await read_body(request, _MESSAGES, service.client.prompts.texts)
-    chat, sampling, prompts = await chat_prompt(request, body.chat)
+    chat = body.chat
+    if service.parsers.read_reasoning and body.thinking_budget is not None:
+        chat.thinking_token_budget = body.thinking_budget  # without a parser of reasoning its end is not known
+    _, sampling, prompts = await chat_prompt(request, chat)
     face = MessagesFace(
         parser=service.answer_parser(chat, prompts[0].text or ""),
         response_id=chat.request_id or f"msg_{uuid.uuid4().hex}",

@@ -23,6 +23,7 @@ class FinishReason(StrEnum):
     STOP = "stop"  # a stop token or a stop string
     LENGTH = "length"  # max_tokens or max_model_len
     ABORT = "abort"  # the client asked, or went away
+    REPETITION = "repetition"  # it repeated itself, see `repetition_detection`
     ERROR = "error"  # it could not be served; the message says why
 
 
@@ -48,12 +49,15 @@ class Transfer(StrEnum):
     LEND = "lend"  # P: it is computed, and its blocks are lent to D; the request ends with its first token
 
     @classmethod
-    def wanted_by(cls, params: Mapping[str, Any] | None, n: int) -> Transfer | None:
-        """What `kv_transfer_params` want, in the words of vLLM's connectors. n: answers to the prompt. P lends the KV
-        of one answer alone; the first of several answers to a prompt pulls."""
+    def wanted_by(cls, params: Mapping[str, Any] | None, sampling: SamplingParams) -> Transfer | None:
+        """What `kv_transfer_params` want, in the words of vLLM's connectors. P lends the KV of one answer alone; the
+        first of several answers to a prompt pulls. Where log-probabilities of the prompt are asked for, the engine that
+        answers computes the prompt: they do not come with its KV."""
         wanted = params or {}
+        if sampling.prompt_logprobs is not None:
+            return None
         if wanted.get("do_remote_decode") is True:
-            return cls.LEND if n == 1 else None
+            return cls.LEND if sampling.n == 1 else None
         return cls.PULL if wanted.get("do_remote_prefill") is True else None
 
 

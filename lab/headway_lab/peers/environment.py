@@ -55,6 +55,7 @@ class Environment:
     parts: what decides, beside the Python that this runs in, what comes out. It is made anew when one changes: two
         builds of one version can differ in speed by a third.
     fill: puts the packages into the new environment.
+    shelf: the folder, in Headway's own of the user's cache, that the environment lies in.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Environment:
     cost: str
     parts: tuple[str, ...]
     fill: Callable[[Installer], None]
+    shelf: str = "peers"
 
     @property
     def how_to_get(self) -> str:
@@ -75,7 +77,7 @@ class Environment:
     def folder(self) -> Path:
         """The folder of the environment, which may not exist yet."""
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        return cache / "headway" / "peers" / f"{self.name}-python{sysconfig.get_python_version()}"
+        return cache / "headway" / self.shelf / f"{self.name}-python{sysconfig.get_python_version()}"
 
     def is_ready(self) -> bool:
         """Whether it exists, as today's recipe makes it."""

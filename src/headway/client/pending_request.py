@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
+from headway.client.prompt_scores import PromptScores
 from headway.outputs import RequestDelta, RequestOutput
 from headway.request import FinishReason
 
@@ -27,7 +28,7 @@ class SlowReaderError(RequestFailedError):
 PER_TURN = 65_536  # bytes of updates that are read in one turn of the event loop, about
 PER_UPDATE = 16_384  # bytes to which deltas of an answer that wait are put together, about
 MAX_UNREAD = 16 * 2**20  # bytes of updates that wait for a client that does not read
-_PER_DELTA, _PER_TOKEN, _PER_LOGPROB = 600, 40, 130  # bytes, about
+_PER_DELTA, _PER_TOKEN, _PER_LOGPROB, _PER_SCORE = 600, 40, 130, 12  # bytes, about
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +174,9 @@ def _size_of(output: RequestDelta | RequestOutput) -> int:
     if not isinstance(output, RequestDelta):
         return 0
     num_logprobs = sum(map(len, output.logprobs or ()))
-    return _PER_DELTA + len(output.text) + _PER_TOKEN * len(output.token_ids) + _PER_LOGPROB * num_logprobs
+    size = _PER_DELTA + len(output.text) + _PER_TOKEN * len(output.token_ids) + _PER_LOGPROB * num_logprobs
+    scores = output.prompt_logprobs
+    return size + (_PER_SCORE * scores.num_values if isinstance(scores, PromptScores) else 0)
 
 
 def _failure_of(output: RequestDelta | RequestOutput) -> Exception | None:

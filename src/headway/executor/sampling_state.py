@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from headway.executor import sampler
+from headway.executor.token_rules import TokenRules
 from headway.executor.transfer import HostCopies, to_device
 from headway.scheduler.batch import Admission, IntArray
 
@@ -53,6 +54,7 @@ class SamplingState:
         self._biases: dict[int, tuple[Tensor, Tensor]] = {}
         self._stop_ids: dict[int, Tensor] = {}
         self._histories = _Histories(vocab_size, device)
+        self._rules = TokenRules(max_num_seqs, vocab_size, device)
         self._has_grammar = np.zeros(max_num_seqs, np.bool_)
         self._grammars: GrammarRows | None = None  # made when the first grammar comes
 
@@ -88,6 +90,7 @@ class SamplingState:
         penalised = penalties != (1.0, 0.0, 0.0)
         if penalised:
             self._history_rows[slot] = self._histories.acquire(admission.tokens, len(request.prompt))
+        self._rules.admit(admission)
         self._edited[slot] = penalised or slot in self._biases or slot in self._stop_ids
         self._admit_grammar(admission)
 
@@ -106,6 +109,7 @@ class SamplingState:
             self._edit(logits, slots, positions)
         if self._has_grammar[slots].any():
             self._forbid(logits, slots, positions)
+        self._rules.edit(logits, slots)  # last: of what is left
         temperature = self._temperature[slots]
         drawn = np.flatnonzero(temperature >= _GREEDY_BELOW)
         if len(drawn) < len(slots):
@@ -170,6 +174,7 @@ class SamplingState:
         penalised = np.flatnonzero(history_rows >= 0)
         if len(penalised):
             self._histories.add(self._to_device(history_rows[penalised]), tokens[self._to_device(penalised)])
+        self._rules.record(slots, tokens)
 
     def _to_device(self, array: NDArray[Any]) -> Tensor:
         return to_device(array, self._device)

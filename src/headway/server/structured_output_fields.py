@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from headway.client.conversation import StrictModel
 from headway.client.field_rules import AtMost, Unsupported
+from headway.client.strict_model import StrictModel
 from headway.errors import RequestError
 from headway.structured_outputs import MAX_CHOICES, StructuredOutputs
 

@@ -237,6 +237,7 @@ async def test_named_call_has_the_arguments_of_its_tool(make_api: MakeApi) -> No
     api = api_that_says(make_api, ARGUMENTS + ".")
     choice = await asked(api, tools=[SEARCH, WEATHER], tool_choice=NAMED, stop=".")
     assert choice["message"]["tool_calls"][0]["function"] == {"name": "weather", "arguments": ARGUMENTS}
+    assert choice["finish_reason"] == "stop"  # as OpenAI's API says where the client has named the tool
     form = sampling_of(api).structured_outputs
     assert form is not None and isinstance(form.json, str) and json.loads(form.json) == SCHEMA
 

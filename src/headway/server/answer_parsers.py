@@ -56,6 +56,11 @@ class AnswerParsers:
                 f"that is known here; choose one of {', '.join(sorted(TOOL_PARSERS))}"
             )
 
+    @property
+    def read_reasoning(self) -> bool:
+        """Whether what the model thinks is told apart from what it says."""
+        return self._reasoning is not None
+
     def new(self, body: ChatCompletionRequest, prompt: str) -> AnswerParser:
         """A parser for one answer. prompt: what the chat template made of the body."""
         return AnswerParser(

@@ -17,7 +17,7 @@ _MOST_NAMES = 256  # that are logged
 _LONGEST_NAME = 64  # characters of a name in the log
 
 # Known from other servers, and not served here. An answer without these would not be what was asked for.
-_CHANGE_THE_ANSWER = frozenset(
+CHANGE_THE_ANSWER = frozenset(
     {
         *("logprob_token_ids", "return_prompt_text", "custom_logit_processor", "stop_regex", "structural_tag"),
         *("regex", "ebnf", "json_schema", "use_beam_search", "length_penalty"),
@@ -25,7 +25,7 @@ _CHANGE_THE_ANSWER = frozenset(
         *("return_hidden_states", "input_ids", "image_data"),
     }
 )
-_SIMULTANEOUS = frozenset({"bootstrap_host", "bootstrap_port", "bootstrap_room"})
+SIMULTANEOUS = frozenset({"bootstrap_host", "bootstrap_port", "bootstrap_room"})
 _ASK_FOR_NOTHING: tuple[Any, ...] = (None, False, "", [], {})
 
 
@@ -92,7 +92,7 @@ def _refuse(fields: list[str], one: str, several: str) -> None:
 
 
 def _may_go(name: str, value: Any) -> bool:
-    if name not in _CHANGE_THE_ANSWER:
+    if name not in CHANGE_THE_ANSWER:
         return True
     return _asks_for_nothing(value) or (name == "length_penalty" and value == 1)
 
@@ -102,7 +102,7 @@ def _asks_for_nothing(value: Any) -> bool:
 
 
 def _refuse_simultaneous(body: dict[str, Any]) -> None:
-    for name in body.keys() & _SIMULTANEOUS:
+    for name in body.keys() & SIMULTANEOUS:
         if not _asks_for_nothing(body[name]):
             raise RequestError(
                 "sglang-router's form of prefill and decode (bootstrap_host, bootstrap_port, bootstrap_room) asks both "

@@ -192,7 +192,7 @@ async def test_model_whose_calls_cannot_be_read_is_not_asked_for_any(make_api: M
     response = await api.post(CHAT, json={"messages": USER, "tools": [WEATHER]})
     error = response.json()["error"]
     assert (response.status_code, error["param"]) == (400, "tool_choice")
-    assert "--tool-call-parser (hermes, llama3_json" in error["message"]
+    assert "--tool-call-parser (deepseek_v3, " in error["message"]
     assert not api.link.sent_of(AddGroup)
     for fine in ("none", "required", NAMED):
         response = await api.post(CHAT, json={"messages": USER, "tools": [WEATHER], "tool_choice": fine})

@@ -112,6 +112,25 @@ def test_best_of_must_equal_n() -> None:
     assert complaint(CompletionRequest, {"prompt": "a", "best_of": 2})[0].startswith("best_of (2) must equal n (1)")
 
 
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, None),
+        ({"logprobs": 2}, None),
+        ({"echo": True}, None),
+        ({"echo": True, "logprobs": 0}, 0),
+        ({"echo": True, "logprobs": 2, "prompt_logprobs": 1}, 2),
+        ({"echo": True, "prompt_logprobs": 1}, 1),
+        ({"logprobs": 2, "prompt_logprobs": 0}, 0),
+    ],
+)
+def test_the_engine_is_asked_for_what_echo_and_prompt_logprobs_show(
+    fields: dict[str, Any], expected: int | None
+) -> None:
+    body = CompletionRequest.model_validate({"prompt": "a", **fields})
+    assert body.sampling({}).prompt_logprobs == expected
+
+
 def test_stream_options_need_a_stream() -> None:
     message, _ = complaint(CompletionRequest, {"prompt": "a", "stream_options": {"include_usage": True}})
     assert message == "stream_options is only allowed when stream is true"

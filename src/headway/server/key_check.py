@@ -39,7 +39,7 @@ class KeyCheck:
             if key is None:
                 raise ApiError(401, "the API key is not valid here: ask the operator of this server", code=_CODE)
         except ApiError as refusal:
-            response = refusal.response()
+            response = refusal.response(self._path(scope))
             response.headers["WWW-Authenticate"] = "Bearer"
             if _goes_on_for_long(headers):
                 response.headers["Connection"] = "close"

@@ -56,6 +56,11 @@ class AnswerParsers:
                 f"that is known here; choose one of {', '.join(sorted(TOOL_PARSERS))}"
             )
 
+    @property
+    def read_reasoning(self) -> bool:
+        """Whether what the model thinks is told apart from what it says."""
+        return self._reasoning is not None
+
     def new(self, body: ChatCompletionRequest, prompt: str) -> AnswerParser:
         """A parser for one answer. prompt: what the chat template made of the body."""
         return AnswerParser(
@@ -107,9 +112,10 @@ class AnswerParsers:
         match body.use_of_tools:
             case "named":
                 assert body.called_tool is not None
-                return {"json": body.called_tool.schema_of_arguments}
+                return {"json": body.called_tool.schema_of_arguments, "disable_any_whitespace": True}
             case "required":
-                return {"json": RequiredCalls.schema(_schemas(tools), parallel=parallel)}
+                schema = RequiredCalls.schema(_schemas(tools), parallel=parallel)
+                return {"json": schema, "disable_any_whitespace": True}
             case "auto":
                 form = self._form_of(body)  # refuses a model whose calls cannot be read
                 if not any(tool.function.strict for tool in tools):

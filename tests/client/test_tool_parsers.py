@@ -80,12 +80,6 @@ WELL_FORMED: dict[str, tuple[str, str, str, list[tuple[str, str]]]] = {
     "no arguments": ("hermes", '<tool_call>{"name": "weather"}</tool_call>', "", [("weather", "{}")]),
     "null arguments": ("hermes", '<tool_call>{"name":"weather","arguments":null}</tool_call>', "", [("weather", "{}")]),
     "no closing tag": ("hermes", '<tool_call>{"name": "weather", "arguments": {}}', "", [("weather", "{}")]),
-    "no closing brace": (
-        "hermes",
-        '<tool_call>{"name": "weather", "arguments": {}\n</tool_call>',
-        "",
-        [("weather", "{}")],
-    ),
     "an unknown name": ("hermes", '<tool_call>{"name": "fly", "arguments": {}}</tool_call>', "", [("fly", "{}")]),
     "other keys": (
         "hermes",
@@ -166,6 +160,10 @@ MALFORMED: dict[str, tuple[str, str]] = {
     "a number for a name": ("hermes", '<tool_call>{"name": 7, "arguments": {}}</tool_call>'),
     "an empty name": ("hermes", '<tool_call>{"name": "", "arguments": {}}</tool_call>'),
     "two names": ("hermes", '<tool_call>{"name": "a", "name": "b", "arguments": {}}</tool_call>'),
+    "no closing brace": ("hermes", '<tool_call>{"name": "weather", "arguments": {"a": 1}\n</tool_call>'),
+    "another bracket at the end": ("hermes", '<tool_call>{"name": "weather", "arguments": {"a": 1}]</tool_call>'),
+    "cut before the last brace": ("hermes", '<tool_call>{"name": "weather", "arguments": {"a": 1}'),
+    "garbage behind the arguments": ("hermes", '<tool_call>{"name": "weather", "arguments": {"a": 1}, 7}</tool_call>'),
     "too deep": ("hermes", '<tool_call>{"name": "weather", "arguments": {"a": ' + "[" * 70 + "]" * 70 + "}}"),
     "an empty tag": ("hermes", "<tool_call></tool_call>"),
     "cut in the name": ("hermes", 'Look: <tool_call>{"name": "wea'),
@@ -181,6 +179,10 @@ MALFORMED: dict[str, tuple[str, str]] = {
     "mistral's endless name": ("mistral", "[TOOL_CALLS]" + "a" * 300 + "{}"),
 }
 HEAD_IS_FINE = {  # calls whose arguments have begun when it turns out that they are none
+    "no closing brace",
+    "another bracket at the end",
+    "cut before the last brace",
+    "garbage behind the arguments",
     "broken arguments",
     "brackets that do not match",
     "NaN",

@@ -229,7 +229,7 @@ async def test_version_and_documentation(api: Api) -> None:
         ("/v1/completions", {"temperature": -1}, "temperature must be in [0, 100], got -1"),
         ("/v1/completions", {"top_p": 0}, "top_p must be in (0, 1], got 0"),
         ("/v1/completions", {"n": 0}, "n must be in [1, 128], got 0"),
-        ("/v1/completions", {"max_tokens": -5}, "max_tokens must be at least 1, got -5"),
+        ("/v1/completions", {"max_tokens": -5}, "max_tokens must be at least 0, got -5"),
         ("/v1/completions", {"logprobs": 99}, "logprobs must be in [0, 20], got 99"),
         ("/v1/completions", {"stop": ""}, "stop must not contain an empty string"),
         ("/v1/completions", {"prompt": [2**40]}, str(2**40)),

@@ -57,6 +57,9 @@ async def is_taken(api: Api, path: str, body: Any) -> bool:
     return message is None or cannot_be_described(message)
 
 
+CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+
+
 @pytest.mark.parametrize("name", sorted(LIMITS.keys() - {"logit_bias"}))
 async def test_the_documented_range_of_a_number_is_the_range_that_is_taken(api: Api, name: str) -> None:
     low, most = LIMITS[name]
@@ -70,7 +73,18 @@ async def test_the_documented_range_of_a_number_is_the_range_that_is_taken(api: 
     ("path", "given"),
     [
         (COMPLETIONS, {"prompt": [[1], [2]], "logit_bias": {"97": -100, "98": 100}, "stop": ["a"] * 16}),
-        (COMPLETIONS, {"echo": True, "logprobs": None, "stop": "x", "stop_token_ids": [1] * 64, "top_p": 1}),
+        (COMPLETIONS, {"echo": True, "logprobs": 20, "max_tokens": 0}),
+        (
+            COMPLETIONS,
+            {
+                "echo": True,
+                "prompt_logprobs": 20,
+                "logprobs": None,
+                "stop": "x",
+                "stop_token_ids": [1] * 64,
+                "top_p": 1,
+            },
+        ),
         (COMPLETIONS, {"stream": True, "stream_options": {"include_usage": True}, "model": "tiny", "suffix": None}),
         (CHAT, {"tools": [], "tool_choice": "none", "response_format": {"type": "text"}, "modalities": ["text"]}),
         (CHAT, {"logprobs": True, "top_logprobs": 3, "max_tokens": 5, "max_completion_tokens": None}),
@@ -116,7 +130,7 @@ async def test_what_is_documented_is_taken(api: Api, path: str, given: dict[str,
         *((COMPLETIONS, {"top_p": top_p}) for top_p in (0, 1.1)),
         (COMPLETIONS, {"model": "other"}),
         (COMPLETIONS, {"suffix": "z"}),
-        (COMPLETIONS, {"echo": True, "logprobs": 1}),
+        (COMPLETIONS, {"prompt_logprobs": 21}),
         (COMPLETIONS, {"stream_options": {"include_usage": True}}),
         (CHAT, {"stream": False, "stream_options": {}}),
         (CHAT, {"tools": [{"type": "function"}]}),
@@ -134,7 +148,12 @@ async def test_what_is_documented_is_taken(api: Api, path: str, given: dict[str,
         (CHAT, {"messages": [{"role": "user"}]}),
         (CHAT, {"messages": [{"role": "robot", "content": "a"}]}),
         (CHAT, {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}),
-        (CHAT, {"messages": [{"role": "user", "content": [{"type": "text", "text": "a", "x": 1}]}]}),
+        (CHAT, {"messages": [{"role": "user", "content": "a", "tool_calls": [CALL]}]}),
+        (CHAT, {"messages": [{"role": "assistant", "tool_calls": [{"type": "function"}]}]}),
+        (CHAT, {"tools": [{"type": "function", "function": {"name": ""}}]}),
+        (CHAT, {"tools": [{"type": "function", "function": {"name": "f"}}] * 1025}),
+        (CHAT, {"tool_choice": {"type": "function", "function": {"name": "f"}}}),
+        (CHAT, {"reasoning_effort": "huge"}),
         (CHAT, {"messages": [{"role": "assistant", "tool_calls": [{}]}]}),
         (TOKENIZE, {"prompt": 3}),
         (DETOKENIZE, {"tokens": [-1]}),

@@ -112,9 +112,10 @@ class AnswerParsers:
         match body.use_of_tools:
             case "named":
                 assert body.called_tool is not None
-                return {"json": body.called_tool.schema_of_arguments}
+                return {"json": body.called_tool.schema_of_arguments, "disable_any_whitespace": True}
             case "required":
-                return {"json": RequiredCalls.schema(_schemas(tools), parallel=parallel)}
+                schema = RequiredCalls.schema(_schemas(tools), parallel=parallel)
+                return {"json": schema, "disable_any_whitespace": True}
             case "auto":
                 form = self._form_of(body)  # refuses a model whose calls cannot be read
                 if not any(tool.function.strict for tool in tools):

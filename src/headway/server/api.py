@@ -12,6 +12,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic.json_schema import models_json_schema
 
 from headway import __version__
+from headway.client.conversation import ChatMessage, ContentPart
 from headway.client.engine_client import EngineClient
 from headway.errors import RequestError
 from headway.server import about, admin, errors, middleware, not_served, render
@@ -94,7 +95,7 @@ def _describe_bodies(app: FastAPI) -> None:
             [(model, "validation") for model in models], ref_template="#/components/schemas/{model}"
         )
         described = definitions["$defs"]
-        for model in models:  # the fields of a body that are not known are ignored: see `UnknownFields`
+        for model in (*models, ChatMessage, ContentPart):  # unknown fields are ignored: see `UnknownFields`
             del described[model.__name__]["additionalProperties"]
         schema.setdefault("components", {}).setdefault("schemas", {}).update(described)
         describe_model(schema, app.state.service.model_names)

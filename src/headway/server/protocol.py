@@ -46,7 +46,7 @@ _PromptForms = (
 )
 
 
-class _Bookkeeping(StrictModel):
+class Ignored(StrictModel):
     """Fields that clients send and that change no answer here. vllm_xargs: for extensions, of which there are none."""
 
     user: str | None = None
@@ -68,7 +68,7 @@ class StreamOptions(StrictModel):
 _STREAM_OPTIONS = any_of({"stream_options": NOTHING}, {"stream": ON})
 
 
-class GenerationRequest(_Bookkeeping, SamplingFields, StructuredOutputFields):
+class GenerationRequest(Ignored, SamplingFields, StructuredOutputFields):
     """The fields that completions and chat completions have in common."""
 
     model: str | None = None

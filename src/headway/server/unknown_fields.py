@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from headway.client.conversation import ChatMessage, ContentPart
+from headway.client.strict_model import StrictModel
 from headway.error_text import bounded
 from headway.errors import RequestError
 from headway.server.errors import ApiError
@@ -15,7 +17,7 @@ _MOST_NAMES = 256  # that are logged
 _LONGEST_NAME = 64  # characters of a name in the log
 
 # Known from other servers, and not served here. An answer without these would not be what was asked for.
-_CHANGE_THE_ANSWER = frozenset(
+CHANGE_THE_ANSWER = frozenset(
     {
         *("logprob_token_ids", "return_prompt_text", "custom_logit_processor", "stop_regex", "structural_tag"),
         *("regex", "ebnf", "json_schema", "use_beam_search", "length_penalty"),
@@ -23,7 +25,7 @@ _CHANGE_THE_ANSWER = frozenset(
         *("return_hidden_states", "input_ids", "image_data"),
     }
 )
-_SIMULTANEOUS = frozenset({"bootstrap_host", "bootstrap_port", "bootstrap_room"})
+SIMULTANEOUS = frozenset({"bootstrap_host", "bootstrap_port", "bootstrap_room"})
 _ASK_FOR_NOTHING: tuple[Any, ...] = (None, False, "", [], {})
 
 
@@ -54,13 +56,32 @@ class UnknownFields:
         for name in unknown:
             del value[name]
             self._log(name)
+        if not self._strict:
+            self._clean_messages(value.get("messages"))
         return value
+
+    def _clean_messages(self, messages: Any) -> None:
+        """Take unknown fields out of messages and their texts: clients send back what other servers have added."""
+        for message in _objects(messages):
+            for part in _objects(message.get("content")):
+                if part.get("type") == "text":
+                    self._clean(part, ContentPart)
+            self._clean(message, ChatMessage)
+
+    def _clean(self, record: dict[str, Any], kind: type[StrictModel]) -> None:
+        for name in record.keys() - kind.model_fields.keys():
+            del record[name]
+            self._log(f"messages.{name}")
 
     def _log(self, name: str) -> None:
         name = name[:_LONGEST_NAME]
         if name not in self._logged and len(self._logged) < _MOST_NAMES:
             self._logged.add(name)
             logger.info("requests bring the field %r, which is not known here and is ignored", name)
+
+
+def _objects(value: Any) -> list[dict[str, Any]]:
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 
 
 def _refuse(fields: list[str], one: str, several: str) -> None:
@@ -71,7 +92,7 @@ def _refuse(fields: list[str], one: str, several: str) -> None:
 
 
 def _may_go(name: str, value: Any) -> bool:
-    if name not in _CHANGE_THE_ANSWER:
+    if name not in CHANGE_THE_ANSWER:
         return True
     return _asks_for_nothing(value) or (name == "length_penalty" and value == 1)
 
@@ -81,7 +102,7 @@ def _asks_for_nothing(value: Any) -> bool:
 
 
 def _refuse_simultaneous(body: dict[str, Any]) -> None:
-    for name in body.keys() & _SIMULTANEOUS:
+    for name in body.keys() & SIMULTANEOUS:
         if not _asks_for_nothing(body[name]):
             raise RequestError(
                 "sglang-router's form of prefill and decode (bootstrap_host, bootstrap_port, bootstrap_room) asks both "

@@ -192,10 +192,6 @@ class JsonToolParser(ToolParser):
             self._state = self._after_call
 
     def _end(self, kept: str) -> None:
-        call = self._call
-        if call is not None:
-            call.end()
-            self._give_out(call)
-            if not call.complete and not call.broken:
-                self._say("".join(call.raw))
+        if self._call is not None:
+            self._say("".join(self._call.raw))
         super()._end(kept)

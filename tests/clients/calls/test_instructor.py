@@ -49,7 +49,7 @@ def test_an_object_by_json(sums, mode) -> None:
 @pytest.mark.parametrize("mode", [Mode.TOOLS, Mode.TOOLS_STRICT])
 def test_an_object_by_a_named_tool(sums, mode) -> None:
     done = client(sums, mode).chat.completions.create(
-        model=sums.model, messages=SUM, response_model=Verdict, max_tokens=200, temperature=0, max_retries=0
+        model=sums.model, messages=SUM, response_model=Verdict, max_tokens=600, temperature=0, max_retries=0
     )
     assert isinstance(done, Verdict)
 
@@ -61,7 +61,7 @@ def test_several_objects_by_required_calls(sums) -> None:
         model=sums.model,
         messages=SUM,
         response_model=Iterable[Verdict],
-        max_tokens=200,
+        max_tokens=600,
         temperature=0,
         tool_choice="required",
     )
@@ -72,7 +72,7 @@ def test_several_objects_by_required_calls(sums) -> None:
 @pytest.mark.shows("tools: streamed")
 def test_a_partial_object_grows(sums) -> None:
     partial = client(sums, Mode.TOOLS).chat.completions.create_partial(
-        model=sums.model, messages=SUM, response_model=Verdict, max_tokens=200, temperature=0
+        model=sums.model, messages=SUM, response_model=Verdict, max_tokens=600, temperature=0
     )
     assert list(partial)[-1].larger in ("9", "11")
 

@@ -12,13 +12,15 @@ from headway.scheduler import Effects, RequestEnd, Sending
 class History:
     """By uid. Refuses a second start, a second end, and anything about a request that has ended.
 
-    started: the number of cached tokens. tokens: in order. sent: KV that was handed to the sender. stopped: pulls and
+    started: the number of cached tokens. tokens: in order. judged: positions of the prompt whose log-probabilities were
+    told, in order. sent: KV that was handed to the sender. stopped: pulls and
     reservations that are over, whose connector must say that it has stopped.
     """
 
     def __init__(self) -> None:
         self.started: dict[int, int] = {}
         self.tokens: defaultdict[int, list[int]] = defaultdict(list)
+        self.judged: defaultdict[int, list[int]] = defaultdict(list)
         self.sent: dict[int, Sending] = {}
         self.ends: dict[int, RequestEnd] = {}
         self.stopped: list[int] = []
@@ -30,6 +32,12 @@ class History:
             assert uid not in self.started, f"uid {uid} started twice"
             assert uid not in self.ends, f"uid {uid} started after its end"
             self.started[uid] = num_cached_tokens
+        for prompts in effects.prompt_logprobs:
+            found = prompts.logprobs
+            for uid, start, count in zip(prompts.uids.tolist(), found.starts, found.counts, strict=True):
+                assert uid not in self.ends, f"uid {uid}: its prompt is judged after its end"
+                assert not self.tokens[uid], f"uid {uid}: its prompt is judged after its first token"
+                self.judged[uid] += range(start, start + count)
         for outputs in effects.tokens:
             for uid, token in zip(outputs.uids.tolist(), outputs.tokens.tolist(), strict=True):
                 assert uid not in self.ends, f"uid {uid} got a token after its end"

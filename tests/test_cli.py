@@ -16,6 +16,8 @@ import headway
 from headway.cli import main
 from headway.commands import options
 from headway.config import EngineConfig, KVTransport, Role
+from headway.server.doors import Doors
+from headway.server.settings import ServerSettings
 from tests.echo_model import MAX_MODEL_LEN, use_echo_model, write_echo_model
 
 
@@ -291,35 +293,28 @@ def test_a_failing_step_ends_a_piped_chat_with_code_1(monkeypatch, run, stdin, m
 
 def test_serve_passes_its_options_on_and_exits_with_the_servers_code(monkeypatch, run):
     calls = []
-    monkeypatch.setattr("headway.server.serve.serve", lambda *args, **kwargs: calls.append((args, kwargs)) or 3)
+    monkeypatch.setattr("headway.server.serve.serve", lambda *args: calls.append(args) or 3)
+
+    def settings(*options):
+        calls.clear()
+        assert run("serve", "some/model", *options) == (3, "", "")
+        ((config, server),) = calls
+        assert config == EngineConfig(model="some/model")
+        return server
+
+    assert settings() == ServerSettings()
     options = ["--host", "0.0.0.0", "--port", 0, "--shutdown-grace", 2, "--access-log"]
-    assert run("serve", "some/model", *options) == (3, "", "")
-    assert calls == [
-        (
-            (EngineConfig(model="some/model"), "0.0.0.0", 0),
-            {
-                "shutdown_grace": 2.0,
-                "access_log": True,
-                "admin_api": False,
-                "chat_template": None,
-                "trust_request_chat_template": False,
-                "escape_special_tokens": False,
-                "engine_restarts": 0,
-                "strict_fields": False,
-                "prefill": [],
-                "max_local_prefill_tokens": 64,
-            },
-        )
-    ]
-    calls.clear()
-    assert run("serve", "--enable-admin-api")[0] == 3
-    assert calls[0][1]["admin_api"] is True
-    calls.clear()
-    assert run("serve", "--chat-template", "rag", "--trust-request-chat-template")[0] == 3
-    assert (calls[0][1]["chat_template"], calls[0][1]["trust_request_chat_template"]) == ("rag", True)
-    calls.clear()
-    assert run("serve", "--escape-special-tokens")[0] == 3
-    assert calls[0][1]["escape_special_tokens"] is True
+    assert settings(*options) == ServerSettings(host="0.0.0.0", port=0, shutdown_grace=2.0, access_log=True)
+    assert settings("--enable-admin-api") == ServerSettings(admin_api=True)
+    trusted = ServerSettings(chat_template="rag", trust_request_chat_template=True)
+    assert settings("--chat-template", "rag", "--trust-request-chat-template") == trusted
+    assert settings("--escape-special-tokens") == ServerSettings(escape_special_tokens=True)
+    quiet = ServerSettings(log_format="json", quiet_paths=("/health", "/metrics"), uvicorn_log_level="error")
+    named = ["--log-format", "json", "--uvicorn-log-level", "error"]
+    assert settings(*named, "--disable-access-log-for-endpoints", "/health,/metrics") == quiet
+    doors = Doors(root_path="/llm", docs=False, allowed_origins=("https://a",), allow_credentials=True)
+    named = ["--root-path", "/llm", "--disable-fastapi-docs", "--allow-credentials"]
+    assert settings(*named, "--allowed-origins", '["https://a"]') == ServerSettings(doors=doors)
 
 
 @pytest.mark.parametrize("command", ["bench", "accuracy"])

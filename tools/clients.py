@@ -75,7 +75,7 @@ NEWEST = _environment(
 )
 OLDER = _environment("older", "minutes, 400 MB", "clients that ask for an older openai")
 GUIDELLM = _environment("guidellm", "minutes, 1.5 GB", "guidellm", _torch)
-LM_EVAL = _environment("lm_eval", "minutes, 1.8 GB", "lm-eval", _torch)
+LM_EVAL = _environment("lm-eval", "minutes, 1.8 GB", "lm-eval", _torch)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import ValidationError
 
+from headway.client.bad_words import spelled_out
 from headway.client.chat_template import ChatTemplate
 from headway.client.conversation import Conversation
 from headway.client.token_processor import Processed, TokenProcessor, expand
@@ -176,6 +177,9 @@ class LLM:
         continue_final_message: bool = False,
         chat_template: str | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        reasoning_effort: str | None = None,
     ) -> str:
         """The text of the prompt for a conversation, with special tokens written out.
 
@@ -187,6 +191,9 @@ class LLM:
             "continue_final_message": continue_final_message,
             "chat_template": chat_template,
             "chat_template_kwargs": None if chat_template_kwargs is None else dict(chat_template_kwargs),
+            "tools": None if tools is None else [dict(tool) for tool in tools],
+            "documents": None if documents is None else [dict(document) for document in documents],
+            "reasoning_effort": reasoning_effort,
         }
         try:
             conversation = Conversation.model_validate({"messages": messages, **options})
@@ -255,10 +262,10 @@ class LLM:
                 request = NewRequest(
                     request_id=next(self._request_ids),
                     prompt=prompt,
-                    sampling=sampling,
+                    sampling=spelled_out(sampling, self.tokenizer),
                     uid=0,
                     priority=its_priority,
-                    transfer=Transfer.wanted_by(transfer, sampling.n),
+                    transfer=Transfer.wanted_by(transfer, sampling),
                     kv_transfer_params=transfer,
                 )
                 self._engine.manager.door.make_request(request)
@@ -276,14 +283,20 @@ class LLM:
         outputs: dict[str, RequestOutput] = {}
         with _progress(len(jobs), show_progress) as report, closing(self._run(jobs, stream=False)) as run:
             for processed in run:
-                outputs.update((output.request_id, output) for output in processed.outputs)
+                for output in processed.outputs:
+                    if output.prompt_logprobs is not None:
+                        output.prompt_logprobs = list(output.prompt_logprobs)
+                    outputs[output.request_id] = output
                 report(len(outputs), processed.num_tokens)
         return [outputs[job.request.request_id] for job in jobs]
 
     def _stream(self, jobs: list[_Job]) -> Generator[RequestDelta, None, None]:
         with closing(self._run(jobs, stream=True)) as run:
             for processed in run:
-                yield from processed.deltas
+                for delta in processed.deltas:
+                    if delta.prompt_logprobs is not None:
+                        delta.prompt_logprobs = list(delta.prompt_logprobs)
+                    yield delta
 
     def _run(self, jobs: list[_Job], *, stream: bool) -> Generator[Processed, None, None]:
         """Add the jobs and yield their output until all have ended. If this is closed or interrupted before, the rest

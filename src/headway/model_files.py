@@ -106,23 +106,26 @@ class ModelFiles:
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer of the model. Raises ValueError if there is none or it cannot be read."""
-        from transformers import AutoTokenizer
+        return load_tokenizer(self.tokenizer, trust_remote_code=self.trust_remote_code)
 
-        folder = Path(self.tokenizer).expanduser()
-        if folder.is_dir() and not any((folder / name).is_file() for name in _TOKENIZER_FILES):
-            raise ValueError(
-                f"cannot load a tokenizer from {self.tokenizer!r}: it has none of {', '.join(_TOKENIZER_FILES)}: copy "
-                "the tokenizer's files there, or name another folder or hub id (tokenizer, --tokenizer)"
-            )
-        try:
-            loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-                self.tokenizer, trust_remote_code=self.trust_remote_code
-            )
-        except Exception as error:  # the types of errors depend on the kind of tokenizer and on its version
-            raise ValueError(f"cannot load a tokenizer from {self.tokenizer!r}: {one_line(error)}") from error
-        if loaded.chat_template is None:  # transformers reads this older file for processors only
-            loaded.chat_template = read_json(folder / "chat_template.json").get("chat_template")
-        return loaded
+
+def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer of this folder or hub id. Raises ValueError if there is none or it cannot be read."""
+    from transformers import AutoTokenizer
+
+    folder = Path(name).expanduser()
+    if folder.is_dir() and not any((folder / file).is_file() for file in _TOKENIZER_FILES):
+        raise ValueError(
+            f"cannot load a tokenizer from {name!r}: it has none of {', '.join(_TOKENIZER_FILES)}: copy "
+            "the tokenizer's files there, or name another folder or hub id (tokenizer, --tokenizer)"
+        )
+    try:
+        loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+    except Exception as error:  # the types of errors depend on the kind of tokenizer and on its version
+        raise ValueError(f"cannot load a tokenizer from {name!r}: {one_line(error)}") from error
+    if loaded.chat_template is None:  # transformers reads this older file for processors only
+        loaded.chat_template = read_json(folder / "chat_template.json").get("chat_template")
+    return loaded
 
 
 def auto_class(config: PretrainedConfig) -> Any:

@@ -15,6 +15,7 @@ class ModelLimits:
     max_model_len: the most tokens of a request, prompt and output together.
     encodes_media: whether the engine can compute images and videos (spans).
     has_preprocessor: whether the engine can prepare requests that bring `preprocess`.
+    has_grammars: whether the engine can give an answer a form (`SamplingParams.structured_outputs`).
     """
 
     vocab_size: int = NUM_INT32
@@ -22,3 +23,4 @@ class ModelLimits:
     max_model_len: int = NUM_INT32
     encodes_media: bool = True
     has_preprocessor: bool = True
+    has_grammars: bool = True

@@ -26,6 +26,10 @@ class TokenLogprob:
     bytes: bytes = b""
 
 
+PromptPosition = dict[int, TokenLogprob] | None
+"""What is said of a position of a prompt, by token id: its own token first, then the most likely ones."""
+
+
 @dataclass(slots=True)
 class CompletionOutput:
     """One of the `n` answers of a request. `logprobs[i]` maps token ids to TokenLogprob, for output token i."""
@@ -57,6 +61,8 @@ class RequestOutput:
 
     num_cached_tokens: prompt tokens found in the prefix cache.
     kv_transfer_params: what another engine needs to read the KV of the prompt, if that is lent.
+    prompt_logprobs: one entry per token of the prompt, None for the first. None: not asked for, or the request ended
+        before its prompt was computed. A list from `LLM`, else `PromptScores`.
     """
 
     request_id: str
@@ -67,6 +73,7 @@ class RequestOutput:
     num_cached_tokens: int = 0
     kv_transfer_params: dict[str, Any] | None = None
     metrics: RequestMetrics = field(default_factory=RequestMetrics)
+    prompt_logprobs: Sequence[PromptPosition] | None = None
 
 
 @dataclass(slots=True)
@@ -82,6 +89,7 @@ class RequestDelta:
     metrics: of the request; all its deltas share this object. Do not change it.
     kv_transfer_params: what another engine needs to read the KV of the prompt, while it is computed. In one delta, the
         first, of a request that lends.
+    prompt_logprobs: as in `RequestOutput`; in one delta of answer 0, the first with an output token or an end.
     """
 
     request_id: str
@@ -97,6 +105,7 @@ class RequestDelta:
     finished: bool
     metrics: RequestMetrics
     kv_transfer_params: dict[str, Any] | None = None
+    prompt_logprobs: Sequence[PromptPosition] | None = None
 
     def append(self, later: RequestDelta) -> None:
         """Take in the next delta of the same answer: this is the new part of both from here on."""
@@ -108,3 +117,5 @@ class RequestDelta:
         self.num_tokens, self.num_cached_tokens = later.num_tokens, later.num_cached_tokens
         self.finished = later.finished
         self.kv_transfer_params = self.kv_transfer_params or later.kv_transfer_params
+        if self.prompt_logprobs is None:
+            self.prompt_logprobs = later.prompt_logprobs

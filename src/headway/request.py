@@ -23,6 +23,7 @@ class FinishReason(StrEnum):
     STOP = "stop"  # a stop token or a stop string
     LENGTH = "length"  # max_tokens or max_model_len
     ABORT = "abort"  # the client asked, or went away
+    REPETITION = "repetition"  # it repeated itself, see `repetition_detection`
     ERROR = "error"  # it could not be served; the message says why
 
 
@@ -48,12 +49,15 @@ class Transfer(StrEnum):
     LEND = "lend"  # P: it is computed, and its blocks are lent to D; the request ends with its first token
 
     @classmethod
-    def wanted_by(cls, params: Mapping[str, Any] | None, n: int) -> Transfer | None:
-        """What `kv_transfer_params` want, in the words of vLLM's connectors. n: answers to the prompt. P lends the KV
-        of one answer alone; the first of several answers to a prompt pulls."""
+    def wanted_by(cls, params: Mapping[str, Any] | None, sampling: SamplingParams) -> Transfer | None:
+        """What `kv_transfer_params` want, in the words of vLLM's connectors. P lends the KV of one answer alone; the
+        first of several answers to a prompt pulls. Where log-probabilities of the prompt are asked for, the engine that
+        answers computes the prompt: they do not come with its KV."""
         wanted = params or {}
+        if sampling.prompt_logprobs is not None:
+            return None
         if wanted.get("do_remote_decode") is True:
-            return cls.LEND if n == 1 else None
+            return cls.LEND if sampling.n == 1 else None
         return cls.PULL if wanted.get("do_remote_prefill") is True else None
 
 
@@ -110,6 +114,11 @@ class NewRequest:
     kv_transfer_params: Mapping[str, Any] | None = None
     arrival_time: float | None = None
 
+    @property
+    def to_prepare(self) -> bool:
+        """Whether a job of the engine must make something for the request before it can be queued."""
+        return self.preprocess is not None or self.sampling.structured_outputs is not None
+
 
 @dataclass(slots=True, kw_only=True)
 class Request(NewRequest):
@@ -120,12 +129,14 @@ class Request(NewRequest):
     max_tokens: the most output tokens; prompt and output together are at most `max_model_len`.
     stop_token_ids: every token that ends the request (end-of-sequence tokens included unless ignored).
     arrival_time: seconds, on the clock that drives the scheduler.
+    grammar: what a job made of `sampling.structured_outputs`, for the executor; opaque to the core.
     """
 
     uid: int
     max_tokens: int
     stop_token_ids: tuple[int, ...] = ()
     arrival_time: float = 0.0
+    grammar: object | None = None
 
     @classmethod
     def of(cls, new: NewRequest, **checked: Any) -> Request:

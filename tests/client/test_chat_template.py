@@ -42,7 +42,7 @@ class Faces:
     def __init__(self, llm: LLM) -> None:
         self._llm = llm
         self._client, self._link = fake_client()
-        app = create_app(self._client, llm.files.name, trust_request_chat_template=True)
+        app = create_app(self._client, llm.files.name, trust_request_chat_template=True, strict_fields=True)
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         self._http = httpx.AsyncClient(transport=transport, base_url="http://test")
 
@@ -111,6 +111,18 @@ async def faces(llm: LLM) -> AsyncIterator[Faces]:
           "chat_template_kwargs": {"documents": [{"text": "D"}]}}, "[D]fox"),
         ({"messages": [USER], "chat_template_kwargs": {"tools": [{"name": "T"}]}}, "T:fox"),
         ({"messages": [USER], "chat_template": "default"}, "<|user|>fox<|assistant|>"),
+        ({"messages": [USER], "chat_template": "rag", "documents": [{"text": "D"}]}, "[D]fox"),
+        ({"messages": [USER], "chat_template": "default", "documents": []}, "<|user|>fox<|assistant|>"),
+        ({"messages": [USER], "tools": [{"function": {"name": "T"}}],
+          "chat_template": "{# <tool_call> #}{{ tools | map(attribute='function.name') | join }}"}, "T"),
+        ({"messages": [USER], "tools": [], "chat_template": "default"}, "<|user|>fox<|assistant|>"),
+        ({"messages": [USER], "reasoning_effort": "none", "chat_template": "{{ enable_thinking }}"}, "False"),
+        ({"messages": [USER], "reasoning_effort": "low",
+          "chat_template": "{{ enable_thinking }} {{ reasoning_effort }}"}, "True low"),
+        ({"messages": [USER], "reasoning_effort": "low", "chat_template_kwargs": {"enable_thinking": False},
+          "chat_template": "{{ enable_thinking }}"}, "False"),
+        ({"messages": [USER, {"role": "tool", "tool_call_id": "i", "content": "7"}],
+          "chat_template": "{{ messages[1].tool_call_id }}{{ messages[1].content }}"}, "i7"),
     ],
 )  # fmt: skip
 async def test_the_same_conversation_is_the_same_prompt(faces: Faces, body: dict[str, Any], prompt: str) -> None:
@@ -138,7 +150,8 @@ async def test_the_same_conversation_is_the_same_prompt(faces: Faces, body: dict
         ({"messages": []}, "messages is empty: a conversation needs at least one message"),
         ({"messages": [USER, "a"]}, "messages[1] must be a mapping with a role and a content, got 'a'"),
         ({"messages": [{**USER, "mood": 1}]}, "unknown field 'messages[0].mood'"),
-        ({"messages": [USER, {"role": "assistant", "tool_calls": [{}]}]}, "tool_calls is not supported: leave it out"),
+        ({"messages": [USER, {"role": "assistant", "tool_calls": [{}]}]},
+         "the field 'messages[1].tool_calls[0].function' is required"),
         ({"messages": [USER], "continue_final_message": True},
          "continue_final_message needs add_generation_prompt to be false"),
         ({"messages": [USER], "chat_template_kwargs": {"tokenize": True}},
@@ -148,6 +161,10 @@ async def test_the_same_conversation_is_the_same_prompt(faces: Faces, body: dict
         ({"messages": [USER], "chat_template_kwargs": {"conversations": []}}, "must not set 'conversations'"),
         ({"messages": [USER], "chat_template_kwargs": {"chat_template": "{{ 1 }}"}},
          "chat_template_kwargs must not set 'chat_template': give it beside chat_template_kwargs"),
+        ({"messages": [USER], "documents": [{"text": "D"}], "chat_template": "default"},
+         "documents are not supported by this model's chat template"),
+        ({"messages": [USER], "tools": [{"function": {"name": "T"}}], "chat_template_kwargs": {"tools": []}},
+         "chat_template_kwargs must not set 'tools': give it beside chat_template_kwargs"),
         ({"messages": [USER], "chat_template": "raq"},
          "chat_template 'raq' is neither the name of one of the model's templates (default, rag, tool_use), nor the "
          "text of a template"),

@@ -31,19 +31,35 @@ def test_a_space_parts_the_name_and_other_text_stays() -> None:
 
 
 def test_all_texts_of_a_conversation_change_and_the_conversation_itself_does_not() -> None:
+    def part(text: str) -> str:
+        return text.replace("<", "< ")
+
+    call = {"function": {"name": "<e", "arguments": '{"<f": ["<g", 1, "\\u003ch"]}'}}
     messages = [
-        {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}], "name": "c"},
-        {"role": "assistant", "content": "d"},
-        {"role": "assistant"},
+        {"role": "user", "content": [{"type": "text", "text": "<a"}, {"type": "text", "text": "b"}], "name": "<c"},
+        {"role": "assistant", "content": "<d", "reasoning": "<r"},
+        {"role": "assistant", "tool_calls": [call]},
+        {"role": "tool", "content": "<i", "tool_call_id": "<j"},
     ]
-    conversation = Conversation.model_validate({"messages": messages})
-    changed = [message.for_template() for message in conversation.with_text(str.upper).messages]
-    assert changed == [
-        {"role": "user", "content": "A\nB", "name": "C"},
-        {"role": "assistant", "content": "D"},
-        {"role": "assistant", "content": ""},
+    tool = {"function": {"name": "<e", "parameters": {"properties": {"<f": {}}}}}
+    conversation = Conversation.model_validate({"messages": messages, "tools": [tool], "documents": [{"<k": "<l"}]})
+    changed = conversation.variables(part)
+    assert changed["messages"] == [
+        {"role": "user", "content": "< a\nb", "name": "< c"},
+        {"role": "assistant", "content": "< d", "reasoning": "< r", "reasoning_content": "< r"},
+        {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [
+                {"type": "function", "function": {"name": "< e", "arguments": {"< f": ["< g", 1, "< h"]}}},
+            ],
+        },
+        {"role": "tool", "content": "< i", "tool_call_id": "< j"},
     ]
-    assert conversation.messages[0].for_template()["content"] == "a\nb"
+    function = {"name": "< e", "parameters": {"properties": {"< f": {}}}}
+    assert changed["tools"] == [{"type": "function", "function": function}]
+    assert changed["documents"] == [{"< k": "< l"}]
+    assert conversation.variables()["messages"][0]["content"] == "<a\nb"
 
 
 def test_slow_tokenizers_name_their_special_tokens_too() -> None:

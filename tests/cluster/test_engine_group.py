@@ -17,6 +17,7 @@ from headway.cluster import engine_group, group_server
 from headway.cluster.engine_group import EngineGroup, GroupError, GroupStartError
 from headway.cluster.group_server import Member
 from headway.config import EngineConfig
+from headway.server.settings import ServerSettings
 
 PATIENCE = 60.0  # seconds
 BEGINNING = """
@@ -45,7 +46,7 @@ async def started(*names: str, restarts: int = 0, lines: list[tuple[str, str]] |
         if lines is not None:
             lines.append((name, line))
 
-    members = [Member(name, EngineConfig(), "127.0.0.1", 0, {}) for name in names]
+    members = [Member(name, EngineConfig(), ServerSettings(port=0)) for name in names]
     group = EngineGroup(members, RestartBudget(restarts), tell)
     try:
         async with asyncio.timeout(PATIENCE):

@@ -9,6 +9,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import httpx
 import psutil
@@ -19,9 +20,12 @@ from headway.cli import main
 from headway.cluster.held_ports import HeldPorts
 from headway.cluster.prefill_decode import members_of
 from headway.config import EngineConfig, Role
+from headway.server.doors import Doors
+from headway.server.keys import ApiKey, Keys
+from headway.server.settings import ServerSettings
 
 PATIENCE = 120.0  # seconds
-OPTIONS = {"shutdown_grace": 1.0, "max_local_prefill_tokens": 16}
+SETTINGS = ServerSettings(port=0, shutdown_grace=1.0, max_local_prefill_tokens=16)
 
 
 def wait_until(condition: Callable[[], object]) -> None:
@@ -129,17 +133,18 @@ def test_an_unknown_model_is_named_once(capsys: pytest.CaptureFixture[str]) -> N
 def test_decode_engines_have_the_ports_from_the_given_one_and_know_all_prefill_engines() -> None:
     with HeldPorts() as ports, HeldPorts() as probe:
         config = EngineConfig(num_blocks=50)
-        members = members_of(config, ports, prefill=2, decode=2, host="127.0.0.1", port=0, options=OPTIONS)
+        members = members_of(config, ports, prefill=2, decode=2, settings=SETTINGS)
         by_name = {member.name: member for member in members}
         assert list(by_name) == ["prefill-0", "prefill-1", "decode-0", "decode-1"]
         lenders = [by_name[name].config.kv_listen for name in ("prefill-0", "prefill-1")]
-        urls = [f"http://127.0.0.1:{by_name[name].port}" for name in ("prefill-0", "prefill-1")]
+        urls = tuple(f"http://127.0.0.1:{by_name[name].settings.port}" for name in ("prefill-0", "prefill-1"))
         for name in ("decode-0", "decode-1"):
             assert by_name[name].config.role is Role.DECODE and by_name[name].config.num_blocks == 50
             assert by_name[name].config.kv_peers == ",".join(map(str, lenders))
-            assert by_name[name].options == {**OPTIONS, "prefill": urls}
-        assert by_name["prefill-0"].options == {"shutdown_grace": 1.0}
-        assert probe.take("127.0.0.1", members[0].port) == members[0].port, "a server can be bound to a port held here"
+            assert by_name[name].settings.prefill == urls
+        assert by_name["prefill-0"].settings.prefill == ()
+        port = members[0].settings.port
+        assert probe.take("127.0.0.1", port) == port, "a server can be bound to a port held here"
 
 
 def test_ports_follow_each_other_from_the_given_one() -> None:
@@ -150,5 +155,23 @@ def test_ports_follow_each_other_from_the_given_one() -> None:
             taken.append((host, port))
             return port
 
-    members_of(EngineConfig(), Noted(), prefill=1, decode=2, host="0.0.0.0", port=8000, options=OPTIONS)
+    members_of(EngineConfig(), Noted(), prefill=1, decode=2, settings=replace(SETTINGS, host="0.0.0.0", port=8000))
     assert taken == [("0.0.0.0", 8000), ("0.0.0.0", 8001), ("127.0.0.1", 8002), ("127.0.0.1", 0)]
+
+
+def test_prefill_engines_of_a_group_with_keys_ask_for_a_key_that_decode_engines_alone_have() -> None:
+    users = Doors(keys=(ApiKey.of("of-users"),), allowed_origins=("https://chat.example",))
+    with HeldPorts() as ports:
+        settings = replace(SETTINGS, doors=users, host="0.0.0.0")
+        prefill, decode = members_of(EngineConfig(), ports, prefill=1, decode=1, settings=settings)
+    assert decode.settings.doors == users and decode.settings.host == "0.0.0.0"
+    assert prefill.settings.host == "127.0.0.1" and prefill.settings.doors != users
+    inside = Keys(prefill.settings.doors.keys)
+    assert inside.find("of-users") is None
+    assert decode.settings.prefill_api_key is not None and inside.find(decode.settings.prefill_api_key)
+
+
+def test_a_group_without_keys_asks_for_none_inside() -> None:
+    with HeldPorts() as ports:
+        prefill, decode = members_of(EngineConfig(), ports, prefill=1, decode=1, settings=SETTINGS)
+    assert prefill.settings.doors == Doors() and decode.settings.prefill_api_key is None

@@ -146,7 +146,7 @@ def test_limits_that_cannot_work_are_a_value_error() -> None:
 def test_from_a_configuration_the_model_tells_the_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Vocabulary, length and end-of-sequence tokens come from the model's files, the blocks from the executor."""
     stop = answer_to([1, 2, 3], 2)[1]
-    files = SimpleNamespace(limits=ModelLimits(VOCAB, (stop,), 40))
+    files = SimpleNamespace(limits=ModelLimits(VOCAB, (stop,), 40), tokenizer="none", trust_remote_code=False)
     seen = []
 
     class Model(Device):

@@ -21,6 +21,7 @@ from headway.executor import attention_backend
 from headway.executor.transformers_executor import TransformersExecutor
 from headway.model_files import ModelFiles
 from headway.sampling import SamplingParams
+from headway.thinking_tokens import ThinkingTokens
 from tests.engine.running import Recorder
 from tests.executor.driver import GREEDY, Driver
 from tests.executor.test_overlap import Job
@@ -205,6 +206,8 @@ WAYS = (
     SamplingParams(temperature=0.8, top_p=0.9, top_k=5, min_p=0.01, logprobs=3, max_tokens=99),
     dataclasses.replace(GREEDY, repetition_penalty=1.3, frequency_penalty=0.2, logprobs=0),
     SamplingParams(temperature=0.5, min_tokens=4, logit_bias={7: 5.0}, presence_penalty=0.5, max_tokens=99),
+    dataclasses.replace(GREEDY, allowed_token_ids=(3, 4, 5), bad_token_sequences=((3, 4), (4, 3, 3), (5,))),
+    dataclasses.replace(GREEDY, thinking=ThinkingTokens(start=(5, 6), end=(9, 8)), thinking_token_budget=2),
 )
 
 

@@ -18,6 +18,7 @@ from headway.engine.engine import Engine
 from headway.request import FinishReason
 from headway.sampling import SamplingParams
 from headway.scheduler import Effects
+from headway.thinking_tokens import ThinkingTokens
 from tests.engine.running import Recorder, eventually
 from tests.executor.conftest import LENGTHS, NUM_OUTPUT
 from tests.managers.driving import ACCESSES, assert_nothing_held, new_request
@@ -151,7 +152,7 @@ def test_aborts_stop_tokens_and_preemptions_in_flight_change_no_token(
 def test_sampling_that_depends_on_the_tokens_before_is_the_same(
     llama: Path, reference: Callable[[str], Reference]
 ) -> None:
-    """Penalties count tokens that the writer has not seen yet; seeds, biases, minima and logprobs go by position."""
+    """What goes by tokens that the writer has not seen yet (penalties, bad sequences, thinking) or by position."""
     prompts = reference("llama").prompts
     ways = (
         DRAWN,
@@ -159,6 +160,8 @@ def test_sampling_that_depends_on_the_tokens_before_is_the_same(
         replace(DRAWN, presence_penalty=1.1, frequency_penalty=0.6, seed=5),
         replace(GREEDY, logprobs=3),
         replace(DRAWN, min_tokens=9, logit_bias={7: 8.0}, stop_token_ids=(7,)),
+        replace(DRAWN, allowed_token_ids=(3, 4, 5), bad_token_sequences=((3, 4), (4, 3, 3), (5, 5))),
+        replace(DRAWN, thinking=ThinkingTokens(end=(9, 8)), thinking_token_budget=5, seed=3),
     )
     jobs = [Job(prompt, ways[(i + half) % len(ways)]) for half in (0, 2) for i, prompt in enumerate(prompts)]
     plain, tight = (

@@ -16,7 +16,12 @@ _SERVICE_OPTIONS = (
     "trust_request_chat_template",
     "escape_special_tokens",
     "strict_fields",
+    "tool_call_parser",
+    "enable_auto_tool_choice",
+    "reasoning_parser",
     "prefill",
+    "doors",
+    "model_aliases",
 )
 
 

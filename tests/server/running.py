@@ -24,11 +24,13 @@ from tests.tiny_tokenizer import CHAT_TEMPLATE, byte_tokenizer
 START_TIMEOUT = 120.0
 _SERVE = """
 import json, sys
+import msgspec
 from headway.config import EngineConfig
 from headway.server.serve import serve
+from headway.server.settings import ServerSettings
 if __name__ == "__main__":
     config, options = json.loads(sys.argv[1])
-    sys.exit(serve(EngineConfig(**config), **options))
+    sys.exit(serve(EngineConfig(**config), msgspec.convert(options, ServerSettings)))
 """
 
 
@@ -59,7 +61,7 @@ class Server:
     """Runs until `stop`; the temp folder of its processes is `folder`, so that leftovers can be seen.
 
     wait: until requests are taken; without it there is no client yet. env: more variables for its processes.
-    options: more arguments of `serve`.
+    options: more fields of `ServerSettings`.
     """
 
     def __init__(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import re
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -17,6 +18,7 @@ from headway.scheduler.effects import Effects, RequestEnd
 from headway.server.prefill_choice import OUT_SECONDS, PIECE, PrefillChoice, Prefixes
 from headway.server.prefill_engines import MAX_ANSWER_BYTES, MAX_TRIES, Outcome, PrefillEngines
 from headway.server.serve import BAD_START, serve
+from headway.server.settings import ServerSettings
 from headway.wire import to_client, to_engine
 from tests.server.conftest import Api
 from tests.server.fakes import settled
@@ -245,7 +247,8 @@ async def pulling(
     api = make_api(prefill=engines.make(), silent=True)
     text = "a long text that is worth it"
     body |= {"prompt": text} if path == "/v1/completions" else {"messages": [{"role": "user", "content": text}]}
-    task = asyncio.create_task(api.post(path, json={**body, "max_tokens": 2}))
+    body |= {"input": text} if path == "/v1/responses" else {"max_tokens": 2}
+    task = asyncio.create_task(api.post(path, json=body))
     while not api.link.sent_of(to_engine.AddGroup):
         await asyncio.sleep(0)
     (request,) = api.link.sent_of(to_engine.AddGroup)[0].requests
@@ -255,12 +258,15 @@ async def pulling(
     return api, task, request
 
 
-@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+@pytest.mark.parametrize(
+    ("path", "n"),
+    [("/v1/completions", 2), ("/v1/chat/completions", 2), ("/v1/responses", 1), ("/v1/messages", 1)],
+)
 async def test_p_is_asked_when_the_engine_has_blocks_and_the_engine_is_told_where_to_read(
-    make_api: Callable[..., Api], path: str
+    make_api: Callable[..., Api], path: str, n: int
 ) -> None:
     engines = Engines(a=200)
-    api, task, request = await pulling(make_api, engines, path, seed=5, min_tokens=2, n=2)
+    api, task, request = await pulling(make_api, engines, path, seed=5, min_tokens=2, n=n)
     while not api.link.sent_of(to_engine.PullFrom):
         await asyncio.sleep(0)
     assert api.link.sent_of(to_engine.PullFrom) == [to_engine.PullFrom(request.uid or 0, LENT)]
@@ -321,11 +327,30 @@ async def test_a_request_that_a_router_has_prepared_is_not_asked_for_again(make_
     [
         ({"role": "prefill", "kv_listen": "127.0.0.1:0"}, ["http://p:1"], "whose role is decode, got role prefill"),
         ({"role": "decode"}, ["http://p:1"], "prefill engines need kv_peers too"),
-        ({"role": "decode", "kv_peers": "p:9"}, ["p:1"], "named by its URL, http://HOST:PORT, got 'p:1'"),
     ],
 )
 def test_a_server_that_could_not_pull_does_not_start(
     config: dict[str, Any], urls: list[str], error: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert serve(EngineConfig(**config), prefill=urls) == BAD_START
+    assert serve(EngineConfig(**config), ServerSettings(prefill=tuple(urls))) == BAD_START
     assert error in capsys.readouterr().err
+
+
+def test_a_prefill_engine_is_named_by_its_url() -> None:
+    with pytest.raises(ValueError, match=re.escape("named by its URL, http://HOST:PORT, got 'p:1'")):
+        ServerSettings(prefill=("p:1",))
+
+
+async def test_prefill_engines_are_asked_with_their_key() -> None:
+    shown: list[str | None] = []
+
+    async def handle(request: httpx.Request) -> httpx.Response:
+        shown.append(request.headers.get("Authorization"))
+        return httpx.Response(401)
+
+    for api_key in ("secret-of-p", None):
+        transport = httpx.MockTransport(handle)
+        engines = PrefillEngines(["http://p"], timeout=5.0, least_tokens=1, api_key=api_key, transport=transport)
+        await engines.ask(LONG, {}, lambda params: None)
+        await engines.close()
+    assert shown == ["Bearer secret-of-p", None]

@@ -18,6 +18,10 @@ from headway.server.protocol import (
     TokenizeRequest,
 )
 
+TOOL = {"type": "function", "function": {"name": "f", "description": "d", "parameters": {"type": "object"}}}
+NAMED = {"type": "function", "function": {"name": "f"}}
+CALL = {"id": "1", "type": "function", "index": 0, "function": {"name": "f", "arguments": '{"a": [1]}'}}
+RESULT = {"role": "tool", "tool_call_id": "1", "content": "7"}
 USER = [{"role": "user", "content": "hi"}]
 
 
@@ -108,8 +112,23 @@ def test_best_of_must_equal_n() -> None:
     assert complaint(CompletionRequest, {"prompt": "a", "best_of": 2})[0].startswith("best_of (2) must equal n (1)")
 
 
-def test_echo_with_logprobs_is_refused() -> None:
-    assert "logprobs of the prompt" in complaint(CompletionRequest, {"prompt": "a", "echo": True, "logprobs": 1})[0]
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, None),
+        ({"logprobs": 2}, None),
+        ({"echo": True}, None),
+        ({"echo": True, "logprobs": 0}, 0),
+        ({"echo": True, "logprobs": 2, "prompt_logprobs": 1}, 2),
+        ({"echo": True, "prompt_logprobs": 1}, 1),
+        ({"logprobs": 2, "prompt_logprobs": 0}, 0),
+    ],
+)
+def test_the_engine_is_asked_for_what_echo_and_prompt_logprobs_show(
+    fields: dict[str, Any], expected: int | None
+) -> None:
+    body = CompletionRequest.model_validate({"prompt": "a", **fields})
+    assert body.sampling({}).prompt_logprobs == expected
 
 
 def test_stream_options_need_a_stream() -> None:
@@ -149,12 +168,9 @@ def test_max_completion_tokens_is_max_tokens() -> None:
 @pytest.mark.parametrize(
     "unsupported",
     [
-        {"tools": [{"type": "function"}]},
-        {"tool_choice": "auto"},
         {"functions": [{}]},
-        {"response_format": {"type": "json_object"}},
         {"modalities": ["audio"]},
-        {"reasoning_effort": "low"},
+        {"function_call": {"name": "f"}},
     ],
 )
 def test_what_this_server_does_not_do_is_refused_by_name(unsupported: dict[str, Any]) -> None:
@@ -177,7 +193,12 @@ def test_asking_for_nothing_unsupported_is_fine() -> None:
         ([{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}], "content parts of type 'image_url'"),
         ([{"role": "user", "content": [{"type": "text"}]}], "a content part of type 'text' needs"),
         ([{"role": "user", "content": [{"type": "text", "text": "a", "x": 1}]}], "unknown field 'x'"),
-        ([{"role": "assistant", "content": None, "tool_calls": [{}]}], "tool_calls is not supported"),
+        (
+            [{"role": "assistant", "content": None, "tool_calls": [{}]}],
+            "the field 'messages[0].tool_calls[0].function' is required",
+        ),
+        ([{"role": "user", "content": "a", "tool_calls": [CALL]}], "a message of role 'user' has no tool_calls"),
+        ([{"role": "tool"}], "a message of role 'tool' needs content"),
     ],
 )
 def test_messages_that_cannot_be_read_are_refused(messages: Any, message: str) -> None:
@@ -190,8 +211,72 @@ def test_content_parts_are_lines_of_one_string() -> None:
     assert message.for_template() == {"role": "user", "content": "a\nb", "name": "me"}
 
 
+def test_tools_and_their_calls_are_read() -> None:
+    body = chat(tools=[TOOL], messages=[*USER, {"role": "assistant", "content": None, "tool_calls": [CALL]}, RESULT])
+    assert [message.for_template() for message in body.messages[1:]] == [
+        {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [{"id": "1", "type": "function", "function": {"name": "f", "arguments": {"a": [1]}}}],
+        },
+        {"role": "tool", "content": "7", "tool_call_id": "1"},
+    ]
+    assert body.variables()["tools"] == [TOOL]
+
+
+@pytest.mark.parametrize("written", ["", "{", "[1]", "nonsense", "[" * 100_000])
+def test_arguments_that_a_model_wrote_wrongly_do_not_end_the_conversation(written: str) -> None:
+    call = {**CALL, "function": {"name": "f", "arguments": written}}
+    (message,) = chat(messages=[{"role": "assistant", "tool_calls": [call]}]).messages
+    assert message.for_template()["tool_calls"][0]["function"]["arguments"] == (written or {})
+
+
+@pytest.mark.parametrize(
+    ("given", "use"),
+    [
+        ({}, "none"),
+        ({"tools": []}, "none"),
+        ({"tool_choice": "auto"}, "none"),
+        ({"tool_choice": "none"}, "none"),
+        ({"tools": [], "tool_choice": "auto"}, "none"),
+        ({"tools": [TOOL], "tool_choice": "none"}, "none"),
+        ({"tools": [TOOL]}, "auto"),
+        ({"tools": [TOOL], "tool_choice": "auto", "parallel_tool_calls": False}, "auto"),
+        ({"tools": [TOOL], "tool_choice": "required"}, "required"),
+        ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "f"}}}, "named"),
+    ],
+)
+def test_use_of_tools(given: dict[str, Any], use: str) -> None:
+    assert chat(**given).use_of_tools == use
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"tool_choice": "required"}, "tool_choice asks for a call, and there are no tools"),
+        ({"tools": [], "tool_choice": NAMED}, "tool_choice asks for a call, and there are no tools"),
+        (
+            {"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "g"}}},
+            "tool_choice names 'g', which is none of the tools (f)",
+        ),
+        ({"tools": [TOOL], "tool_choice": "any"}, "tool_choice"),
+        ({"tools": [TOOL], "tool_choice": {"type": "function"}}, "tool_choice"),
+        ({"tools": [{"type": "function"}]}, "the field 'tools[0].function' is required"),
+        ({"tools": [{"type": "function", "function": {"name": ""}}]}, "tools[0].function.name"),
+        ({"tools": [{"type": "web_search", "function": {"name": "f"}}]}, "tools[0].type"),
+        ({"tools": [{"type": "function", "function": {"name": "f", "parameters": 3}}]}, "tools[0].function.parameters"),
+        ({"tools": [TOOL] * 1025}, "at most 1024 tools are taken, got 1025"),
+        ({"reasoning_effort": "huge"}, "reasoning_effort"),
+    ],
+)
+def test_tools_that_cannot_be_used_are_refused(given: dict[str, Any], message: str) -> None:
+    said, param = complaint(ChatCompletionRequest, {"messages": USER, **given})
+    assert message in f"{param}: {said}"
+
+
 def test_an_answer_may_be_sent_back_as_it_came() -> None:
     message = {"role": "assistant", "content": "x", "refusal": None, "tool_calls": None, "annotations": []}
+    message |= {"reasoning": "r", "reasoning_content": "r", "cache_control": {"type": "ephemeral"}}
     assert chat(messages=[*USER, message, *USER]).messages[1].content == "x"
 
 

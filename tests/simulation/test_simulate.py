@@ -344,10 +344,6 @@ BROKEN: list[tuple[Break, str, int]] = [
 ]
 
 
-def the_tokens_of_a_block_are_those_of_its_leader(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(State, "write_down", lambda self, entry, start, end: None)
-
-
 def who_relies_on_a_failed_step_goes_on(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Results, "_relying_on", lambda self, failed, digests: [])
 
@@ -365,7 +361,6 @@ def a_reset_forgets_who_relies_on_steps(patch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "broken",
     [
-        the_tokens_of_a_block_are_those_of_its_leader,
         who_relies_on_a_failed_step_goes_on,
         a_reset_forgets_who_relies_on_steps,
     ],
@@ -415,7 +410,7 @@ def kv_is_pulled_where_steps_still_write(patch: pytest.MonkeyPatch) -> None:
 
 def a_last_block_is_published_before_its_last_position_is_computed(patch: pytest.MonkeyPatch) -> None:
     store = State.store
-    patch.setattr(State, "store", lambda self, entry, start, end: store(self, entry, start, len(entry.tokens)))
+    patch.setattr(State, "store", lambda self, entry, end: store(self, entry, len(entry.tokens)))
 
 
 def a_chunk_is_lent_before_its_step_has_succeeded(patch: pytest.MonkeyPatch) -> None:

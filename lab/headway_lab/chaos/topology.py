@@ -12,6 +12,7 @@ from typing import Any
 from headway.cluster.group_server import Member
 from headway.cluster.held_ports import HeldPorts
 from headway.config import EngineConfig, KVTransport, Role
+from headway.server.settings import ServerSettings
 from headway_lab.chaos.proxy import Proxy
 
 HOST = "127.0.0.1"
@@ -28,7 +29,7 @@ _DECODE_BLOCKS = 80  # too few for all slots: decode engines preempt
 
 def mixed() -> Member:
     """The server whose answers are right."""
-    return Member("mixed", EngineConfig(**_SMALL), HOST, 0, {"shutdown_grace": 0.0})
+    return Member("mixed", EngineConfig(**_SMALL), ServerSettings(host=HOST, port=0, shutdown_grace=0.0))
 
 
 class Topology:
@@ -41,7 +42,7 @@ class Topology:
         self.proxies = {wire: Proxy(kv[PREFILL[1]], ports) for wire in WIRES}
         self.members = []
         for name in SERVERS:
-            options: dict[str, Any] = {"shutdown_grace": 1.0, "admin_api": True}
+            options: dict[str, Any] = {"host": HOST, "port": http[name], "shutdown_grace": 1.0, "admin_api": True}
             options["engine_restarts"] = MANY if name in _RESTARTS_ENGINE else 0
             if name in PREFILL:
                 config = self._config(role=Role.PREFILL, kv_listen=f"{HOST}:{kv[name]}")
@@ -51,8 +52,8 @@ class Topology:
                 way = KVTransport.AUTO if name == DECODE[0] else KVTransport.TCP
                 reads = {"kv_peers": peers, "kv_transport": way}
                 config = self._config(role=Role.DECODE, num_blocks=_DECODE_BLOCKS, reserve="none", **reads)
-                options |= {"prefill": [self.urls[one] for one in PREFILL], "max_local_prefill_tokens": 16}
-            self.members.append(Member(name, config, HOST, http[name], options))
+                options |= {"prefill": tuple(self.urls[one] for one in PREFILL), "max_local_prefill_tokens": 16}
+            self.members.append(Member(name, config, ServerSettings(**options)))
 
     @staticmethod
     def _config(**more: Any) -> EngineConfig:

@@ -5,8 +5,13 @@ Each answer has a parser of its own. It takes the text in pieces, as they come, 
 
 from __future__ import annotations
 
-import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from headway.client.reasoning_parsers import ReasoningParser
+    from headway.client.tool_parsers import ToolParser
 
 
 @dataclass(slots=True)
@@ -44,28 +49,71 @@ class AnswerDelta:
 
 
 class AnswerParser:
-    """The parser of one answer, in which all text is content.
+    """The parser of one answer. Without any option all text is content.
 
-    num_calls: the calls of tools so far.
+    reasoning: parts the reasoning from the rest. show_reasoning: give it to the client.
+    tools: finds calls of tools in what is no reasoning. parallel: give more than the first to the client.
+    hidden: special tokens that the text shows for the parsers alone; the client does not see them.
     """
 
-    num_calls: int = 0
+    def __init__(
+        self,
+        *,
+        reasoning: ReasoningParser | None = None,
+        tools: ToolParser | None = None,
+        show_reasoning: bool = True,
+        parallel: bool = True,
+        hidden: Sequence[str] = (),
+    ) -> None:
+        self._reasoning = reasoning
+        self._tools = tools
+        self._show_reasoning = show_reasoning
+        self._parallel = parallel
+        self._hidden = hidden
+
+    @property
+    def has_called(self) -> bool:
+        """Whether there has been a call of a tool."""
+        return self._tools is not None and self._tools.num_calls > 0
 
     def feed(self, text: str) -> AnswerDelta:
         """What the next piece of the text adds."""
-        return AnswerDelta(content=text)
+        thought = ""
+        if self._reasoning is not None and not self._reasoning.is_over:
+            thought, text = self._reasoning.feed(text)
+        delta = AnswerDelta(text) if self._tools is None else self._tools.feed(text)
+        return self._shown(thought, delta)
 
     def finish(self) -> AnswerDelta:
         """The rest, when no more text comes."""
-        return AnswerDelta()
+        thought = text = ""
+        if self._reasoning is not None:
+            thought, text = self._reasoning.finish()
+        delta = AnswerDelta(text)
+        if self._tools is not None:
+            delta = self._tools.feed(text)
+            delta.append(self._tools.finish())
+        return self._shown(thought, delta)
 
     def whole(self, text: str) -> AnswerDelta:
-        """What an answer of this text says. Use this or `feed`, not both. One part per call."""
-        answer = self.feed(text)
+        """What an answer of this text says, in one part per call. Use this or `feed`, not both. Here a call that is
+        malformed or cut off is content; in pieces what has been given out of it stays given out."""
+        if self._tools is not None:
+            self._tools.patient = not self._tools.is_forced
+        answer = AnswerDelta()
+        answer.append(self.feed(text))
         answer.append(self.finish())
         return answer
 
+    def _shown(self, thought: str, delta: AnswerDelta) -> AnswerDelta:
+        if self._show_reasoning:
+            delta.reasoning = self._visible(thought)
+        delta.content = self._visible(delta.content)
+        if not self._parallel:
+            delta.tool_calls = [part for part in delta.tool_calls if part.index == 0]
+        return delta
 
-def new_call_id() -> str:
-    """An id for a call, as OpenAI's API writes them."""
-    return f"call_{uuid.uuid4().hex[:24]}"
+    def _visible(self, text: str) -> str:
+        for token in self._hidden:
+            text = text.replace(token, "")
+        return text

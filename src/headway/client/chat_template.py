@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _DEFAULT, _WITH_TOOLS = "default", "tool_use"  # names that transformers gives to the templates chosen by default
-_VARIABLES = {"tools", "documents"}  # parameters of transformers' renderer that are only variables of the template
+_VARIABLES = {"tools", "documents", "reasoning_effort"}  # fields of a conversation that are variables of the template
 _WRITTEN_HERE = {"messages", "conversations"}  # variables that transformers' renderer sets itself
 
 
@@ -37,33 +37,52 @@ class ChatTemplate:
         self._model = model
         self._template = None if template is None else self._load(template)
 
-    def render(self, conversation: Conversation) -> str:
+    def render(self, conversation: Conversation, change: Callable[[str], str] | None = None) -> str:
         """The text of the prompt, with special tokens written out: tokenise it without adding special tokens.
 
+        change: is applied to every text that the template gets of messages, tools and documents.
+
         Raises RequestError if there is no template, if its name is unknown, if `chat_template_kwargs` sets a name that
-        is no variable, and if the template raises an error; the message is that of the template.
+        is no variable, if there are documents that the template does not use, and if the template raises an error; the
+        message is that of the template.
         """
-        variables = conversation.chat_template_kwargs or {}
-        self._check_variables(variables)
-        return self._write(
-            conversation, self._choose(conversation.chat_template, with_tools=variables.get("tools") is not None)
-        )
+        self._check_variables(conversation)
+        template = self.text_for(conversation)
+        if conversation.documents and "documents" not in template:
+            raise RequestError("documents are not supported by this model's chat template: write them into a message")
+        return self._write(conversation, template, change)
+
+    def text_for(self, conversation: Conversation) -> str:
+        """The template that a conversation is rendered with. Raises RequestError as `render`."""
+        kwargs = conversation.chat_template_kwargs or {}
+        with_tools = bool(conversation.tools) or kwargs.get("tools") is not None
+        return self._choose(conversation.chat_template, with_tools=with_tools)
+
+    @property
+    def text(self) -> str | None:
+        """The template for a conversation that names none; None: there is none."""
+        return self._template or self._named().get(_DEFAULT)
+
+    def texts(self) -> list[str]:
+        """The templates that may be used for conversations that bring none."""
+        return list(self._named().values()) if self._template is None else [self._template]
 
     def has(self, name: str) -> bool:
         """Whether `name` is the name of one of the model's own templates."""
         return name in self._named()
 
-    def _write(self, conversation: Conversation, template: str) -> str:
+    def _write(self, conversation: Conversation, template: str, change: Callable[[str], str] | None = None) -> str:
         from jinja2 import TemplateSyntaxError
 
+        variables = conversation.variables(change)
         try:
             text = self._tokenizer.apply_chat_template(
-                [message.for_template() for message in conversation.messages],
+                variables.pop("messages"),
                 chat_template=template,
                 add_generation_prompt=conversation.add_generation_prompt,
                 continue_final_message=conversation.continue_final_message,
                 tokenize=False,
-                **(conversation.chat_template_kwargs or {}),
+                **variables,
             )
         except TemplateSyntaxError as error:
             raise RequestError(
@@ -151,12 +170,16 @@ class ChatTemplate:
         names = ", ".join(sorted(self._named())) or "there is none"
         return f"the name of one of the model's templates ({names})"
 
-    def _check_variables(self, variables: Mapping[str, object]) -> None:
+    def _check_variables(self, conversation: Conversation) -> None:
+        variables = conversation.chat_template_kwargs
         if not variables:
             return
         set_here = {*inspect.signature(self._tokenizer.apply_chat_template).parameters, *_WRITTEN_HERE} - _VARIABLES
         for name in variables:
-            if name in Conversation.model_fields:
+            given = name in Conversation.model_fields and (
+                name not in _VARIABLES or getattr(conversation, name) is not None
+            )
+            if given:
                 raise RequestError(f"chat_template_kwargs must not set {name!r}: give it beside chat_template_kwargs")
             if name in set_here:
                 raise RequestError(f"chat_template_kwargs must not set {name!r}: it is no variable of a template")

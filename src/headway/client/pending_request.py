@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
+from headway.client.prompt_scores import PromptScores
 from headway.outputs import RequestDelta, RequestOutput
 from headway.request import FinishReason
 
@@ -27,7 +28,7 @@ class SlowReaderError(RequestFailedError):
 PER_TURN = 65_536  # bytes of updates that are read in one turn of the event loop, about
 PER_UPDATE = 16_384  # bytes to which deltas of an answer that wait are put together, about
 MAX_UNREAD = 16 * 2**20  # bytes of updates that wait for a client that does not read
-_PER_DELTA, _PER_TOKEN, _PER_LOGPROB = 600, 40, 130  # bytes, about
+_PER_DELTA, _PER_TOKEN, _PER_LOGPROB, _PER_SCORE = 600, 40, 130, 12  # bytes, about
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +43,10 @@ class PendingRequest:
     """One client request in progress: one or more prompts, each with `sampling.n` answers.
 
     Iterating gives lists of updates, in order, and ends when every answer is complete. It raises RequestError,
-    DuplicateRequestError, QueueFullError, EnginePausedError or EngineDeadError if the engine refuses the request or
-    is shut down, RequestFailedError if an answer ends in an error; then the other answers are aborted. An answer that
-    a pause cuts short is complete, with finish_reason "abort". Updates are kept back until the engine has accepted the
-    first answers: so its refusal always comes before any update.
+    DuplicateRequestError, QueueFullError, EnginePausedError or EngineDeadError if the engine refuses the request (a
+    form that cannot be compiled, too) or is shut down, RequestFailedError if an answer ends in an error; then the other
+    answers are aborted. An answer that a pause cuts short is complete, with finish_reason "abort". Updates are kept
+    back until the engine has accepted the first answers: so its refusal always comes before any update.
 
     release: called when no more updates are wanted. `OpenRequests` calls `take`, `accept` and `fail`.
     """
@@ -173,7 +174,9 @@ def _size_of(output: RequestDelta | RequestOutput) -> int:
     if not isinstance(output, RequestDelta):
         return 0
     num_logprobs = sum(map(len, output.logprobs or ()))
-    return _PER_DELTA + len(output.text) + _PER_TOKEN * len(output.token_ids) + _PER_LOGPROB * num_logprobs
+    size = _PER_DELTA + len(output.text) + _PER_TOKEN * len(output.token_ids) + _PER_LOGPROB * num_logprobs
+    scores = output.prompt_logprobs
+    return size + (_PER_SCORE * scores.num_values if isinstance(scores, PromptScores) else 0)
 
 
 def _failure_of(output: RequestDelta | RequestOutput) -> Exception | None:

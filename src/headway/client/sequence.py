@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from headway.client.detokenizer import Detokenizer
+from headway.client.prompt_scores import PromptScores
+from headway.client.repetition_scanner import RepetitionScanner
 from headway.client.stop_scanner import StopScanner
 from headway.outputs import RequestDelta, RequestOutput, TokenLogprob
 from headway.request import FinishReason
@@ -31,6 +33,7 @@ class OpenRequest:
     live: the number of answers that have not ended.
     stop_tokens: hidden special tokens whose text is a stop string. The text of the answer does not show these.
     ends: of the answers that have ended, in the order of their ends: the reason, and the number of tokens.
+    scores: log-probabilities of the prompt, as far as they have come; None: not asked for, or in a delta already.
     """
 
     request_id: str
@@ -42,13 +45,27 @@ class OpenRequest:
     num_cached_tokens: int = 0
     stop_tokens: dict[int, str] = field(default_factory=dict)
     ends: list[tuple[FinishReason, int]] = field(default_factory=list)
+    scores: PromptScores | None = None
+
+    @property
+    def wants_tokens(self) -> bool:
+        """Whether the caller wants an answer at all: the engine computes one token at least."""
+        return self.sampling.max_tokens != 0
+
+    def take_scores(self) -> PromptScores | None:
+        """The log-probabilities of the prompt, once, if they are complete."""
+        scores = self.scores
+        if scores is None or not scores.complete:
+            return None
+        self.scores = None
+        return scores
 
 
 @dataclass(slots=True)
 class OpenSequence:
     """One answer in progress. `token_ids`, `pieces` and `logprobs`: the part that is not yet in a delta.
 
-    pieces: of the text. scanner: None without stop strings.
+    pieces: of the text. scanner: None without stop strings. repetition: None unless it was asked for.
     num_given: tokens in the deltas so far.
     last_time: seconds; when the last tokens came.
     """
@@ -62,6 +79,7 @@ class OpenSequence:
     token_ids: list[int] = field(default_factory=list)
     pieces: list[str] = field(default_factory=list)
     num_given: int = 0
+    repetition: RepetitionScanner | None = None
     last_time: float | None = None
 
     @property
@@ -73,6 +91,12 @@ class OpenSequence:
     def past_min_tokens(self) -> bool:
         """Whether a stop string may end the answer at its last token."""
         return self.num_tokens > self.request.sampling.min_tokens
+
+    def repeats(self, token: int) -> bool:
+        """Whether the answer repeats itself with its last token, this one, and may end."""
+        if self.repetition is None:
+            return False
+        return self.repetition.feed(token) and self.num_tokens >= self.request.sampling.min_tokens
 
     def stop_of(self, token: int) -> str | None:
         """The stop string that this token is, if the text does not show it and it ends the answer now."""
@@ -125,4 +149,5 @@ class OpenSequence:
             num_cached_tokens=request.num_cached_tokens,
             finished=not request.live,
             metrics=request.output.metrics,
+            prompt_logprobs=request.take_scores() if self.index == 0 else None,
         )

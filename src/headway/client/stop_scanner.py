@@ -5,6 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
+def begun_at(stop: str, text: str) -> int:
+    """Where the longest proper start of `stop` that ends `text` begins; len(text) if there is none."""
+    at = text.find(stop[0], max(0, len(text) - len(stop) + 1))
+    while at >= 0:
+        if stop.startswith(text[at:]):
+            return at
+        at = text.find(stop[0], at + 1)
+    return len(text)
+
+
 class StopScanner:
     """Looks for stop strings in a text that comes in pieces. It keeps back a text that may start a stop string.
 
@@ -35,7 +45,7 @@ class StopScanner:
             if found is not None:
                 self._pending = ""
                 return text[: end if self._include else end - len(found)], found
-        cut = min((self._start_of(stop, text) for stop in self._stops), default=len(text))
+        cut = min((begun_at(stop, text) for stop in self._stops), default=len(text))
         self._pending = text[cut:]
         return text[:cut], None
 
@@ -43,13 +53,3 @@ class StopScanner:
         """The text that is still kept back. Call it when no more text comes."""
         pending, self._pending = self._pending, ""
         return pending
-
-    @staticmethod
-    def _start_of(stop: str, text: str) -> int:
-        """Where the longest proper start of `stop` that ends `text` begins; len(text) if there is none."""
-        at = text.find(stop[0], max(0, len(text) - len(stop) + 1))
-        while at >= 0:
-            if stop.startswith(text[at:]):
-                return at
-            at = text.find(stop[0], at + 1)
-        return len(text)

@@ -12,11 +12,13 @@ A request of n answers is n sequences, each with a uid and a scheduler request o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from headway.client.detokenizer import Detokenizer
+from headway.client.prompt_scores import PromptScores
+from headway.client.repetition_scanner import RepetitionScanner
 from headway.client.sequence import ONGOING, Ending, OpenRequest, OpenSequence
 from headway.client.stop_scanner import StopScanner
 from headway.client.token_pieces import TokenPieces
@@ -46,7 +48,12 @@ def expand(request: NewRequest, uids: Sequence[int]) -> list[NewRequest]:
             uid=uid,
             request_id=f"{request.request_id}-{i}",
             transfer=request.transfer if i == 0 else None,  # the others find the prompt in the prefix cache
-            sampling=replace(sampling, n=1, seed=_shift_seed(sampling.seed, i)),
+            sampling=replace(
+                sampling,
+                n=1,
+                seed=_shift_seed(sampling.seed, i),
+                prompt_logprobs=sampling.prompt_logprobs if i == 0 else None,  # once for all of them
+            ),
         )
         for i, uid in enumerate(uids)
     ]
@@ -86,8 +93,10 @@ class Processed:
 
     deltas: of streaming requests, at most one per answer.
     outputs: of requests that do not stream and are complete now.
-    stop_uids: sequences that a stop string ended, for `Manager.finish`: the engine does not know this yet.
+    stop_uids: sequences that a stop string or a repetition ended, for `Manager.finish`: the engine does not know this
+        yet.
     shut_down: ids of requests with an answer that was cut off because the engine was shut down.
+    refused: request id -> what is wrong with the request, found out after it was accepted.
     ended: the numbers of requests that are over.
     num_tokens: output tokens of live sequences.
     step_tokens: of each step, its output tokens, and the prompts of the answers that it gave their first token.
@@ -99,6 +108,7 @@ class Processed:
     outputs: list[RequestOutput] = field(default_factory=list)
     stop_uids: list[int] = field(default_factory=list)
     shut_down: set[str] = field(default_factory=set)
+    refused: dict[str, str] = field(default_factory=dict)
     ended: list[Ended] = field(default_factory=list)
     num_tokens: int = 0
     step_tokens: list[int] = field(default_factory=list)
@@ -114,7 +124,8 @@ class TokenProcessor:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase | None, eos_token_ids: Sequence[int] = ()) -> None:
-        self._pieces = {skip: TokenPieces(tokenizer, skip_special_tokens=skip) for skip in (False, True)}
+        self._tokenizer = tokenizer
+        self._pieces: dict[tuple[bool, frozenset[str]], TokenPieces] = {}  # by what is left out
         self._eos_token_ids = frozenset(eos_token_ids)
         self._requests: dict[str, OpenRequest] = {}
         self._sequences: dict[int, OpenSequence] = {}  # live sequences by uid; late tokens of others are dropped
@@ -134,12 +145,14 @@ class TokenProcessor:
         text: str | None = None,
         now: float,
         stream: bool = False,
+        shown: Collection[str] = (),
     ) -> None:
         """Register a request before its sequences go to the engine.
 
         uids: one for each of the `sampling.n` answers, never used again.
         text: the text of the prompt, if the prompt was a text.
         stream: True: report deltas (`Processed.deltas`). False: report complete outputs (`Processed.outputs`).
+        shown: texts of special tokens that are in the text of the answers, although special tokens are left out.
         now: seconds; the arrival, on the clock of all calls.
 
         Raises DuplicateRequestError if a request of this id has not ended.
@@ -156,7 +169,7 @@ class TokenProcessor:
             outputs=[CompletionOutput(index) for index in range(sampling.n)],
             metrics=RequestMetrics(arrival_time=now),
         )
-        pieces = self._pieces[sampling.skip_special_tokens]
+        pieces = self._pieces_for(sampling.skip_special_tokens, frozenset(shown))
         request = OpenRequest(
             request_id,
             tuple(uids),
@@ -167,6 +180,9 @@ class TokenProcessor:
             stop_tokens={token: text for text, token in pieces.special.items() if text in sampling.stop}
             if sampling.stop and pieces.hidden
             else {},
+            scores=None
+            if sampling.prompt_logprobs is None
+            else PromptScores(pieces, prompt_token_ids, sampling.prompt_logprobs),
         )
         self._requests[request_id] = request
         for index, uid in enumerate(uids):
@@ -175,8 +191,18 @@ class TokenProcessor:
                 index,
                 Detokenizer.of(pieces, prompt_token_ids),
                 StopScanner(sampling.stop, sampling.include_stop_str_in_output) if sampling.stop else None,
+                repetition=None
+                if sampling.repetition_detection is None
+                else RepetitionScanner(sampling.repetition_detection),
                 logprobs=None if sampling.logprobs is None else [],
             )
+
+    def _pieces_for(self, skip: bool, shown: frozenset[str]) -> TokenPieces:
+        pieces = self._pieces.get((skip, shown))
+        if pieces is None:
+            made = TokenPieces(self._tokenizer, skip_special_tokens=skip, shown=shown)
+            pieces = self._pieces[skip, shown] = made
+        return pieces
 
     def discard(self, request_id: str) -> list[int]:
         """Forget a request: nothing more is reported of it. Returns the uids that had not ended, for
@@ -216,7 +242,7 @@ class TokenProcessor:
         self._note_news(effects, now)
         ends = {end.uid: end for end in effects.ended}
         changed: dict[int, OpenSequence] = {}
-        stopped: dict[int, str] = {}  # uid -> the stop string found
+        stopped: dict[int, Ending] = {}  # uid -> how its answer ended here
         for step in range(len(effects.tokens)):
             count, num_prompt_tokens = self._take_tokens(effects.tokens[step:], ends, changed, stopped)
             processed.num_tokens += count
@@ -229,12 +255,14 @@ class TokenProcessor:
                 changed[uid] = ended
                 if end.engine_stopped and end.reason is FinishReason.ABORT:
                     processed.shut_down.add(ended.request.request_id)
+                if end.refused:
+                    processed.refused[ended.request.request_id] = end.error or "the request cannot be served"
 
         for uid, sequence in changed.items():
             if uid in stopped:
                 if uid not in ends:
                     processed.stop_uids.append(uid)
-                self._finish(sequence, Ending(FinishReason.STOP, stopped[uid]), now, processed)
+                self._finish(sequence, stopped[uid], now, processed)
             elif uid in ends:
                 self._finish(sequence, self._complete_text(sequence, ends[uid]), now, processed)
             elif sequence.request.stream:
@@ -248,6 +276,11 @@ class TokenProcessor:
             if sequence is not None and sequence.index == 0:
                 sequence.request.num_cached_tokens = num_cached_tokens
                 sequence.request.output.metrics.started_time = now
+        for prompts in effects.prompt_logprobs:
+            for run, uid in enumerate(prompts.uids.tolist()):
+                sequence = self._sequences.get(uid)
+                if sequence is not None and sequence.request.scores is not None:
+                    sequence.request.scores.add(prompts.logprobs, run)
         for uid, params in effects.handovers:
             if (sequence := self._sequences.get(uid)) is not None:
                 sequence.request.output.kv_transfer_params = params
@@ -257,7 +290,7 @@ class TokenProcessor:
         steps: Sequence[TokenOutputs],
         ends: dict[int, RequestEnd],
         changed: dict[int, OpenSequence],
-        stopped: dict[int, str],
+        stopped: dict[int, Ending],
     ) -> tuple[int, int]:
         """Append the tokens of the first of these steps to their sequences; returns how many belong to live sequences,
         and the prompt tokens of the answers that have their first token in it."""
@@ -269,21 +302,34 @@ class TokenProcessor:
             sequence = sequences.get(uid)
             if sequence is None:
                 continue
-            count += 1
             if not sequence.token_ids and not sequence.num_given:
                 num_prompt_tokens += len(sequence.request.output.prompt_token_ids)
+            if not sequence.request.wants_tokens:
+                continue
+            count += 1
             sequence.token_ids.append(token)
             changed[uid] = sequence
-            hidden = uid in ends and sequence.hides_last(ends[uid]) and _is_last(uid, row, steps)
+            repeats = sequence.repeats(token)
+            last = (uid in ends or repeats) and _is_last(uid, row, steps)
+            hidden = uid in ends and last and sequence.hides_last(ends[uid])
             if logprobs is not None and sequence.logprobs is not None:
                 self._add_logprobs(sequence, token, logprobs, row, hidden=hidden)
             if hidden:
                 continue
             stop = self._add_text(sequence, token)
             if stop is not None:
-                stopped[uid] = stop
-                del sequences[uid]  # tokens after the stop string are no part of the answer
+                stopped[uid] = Ending(FinishReason.STOP, stop)
+            elif repeats and not (uid in ends and last):  # else the engine's reason counts
+                stopped[uid] = self._end_by_repetition(sequence)
+            if uid in stopped:
+                del sequences[uid]  # tokens after the end are no part of the answer
         return count, num_prompt_tokens
+
+    def _end_by_repetition(self, sequence: OpenSequence) -> Ending:
+        stop = sequence.finish_text()
+        if stop is not None:
+            return Ending(FinishReason.STOP, stop)
+        return Ending(FinishReason.REPETITION, "repetition_detected")
 
     def _add_text(self, sequence: OpenSequence, token: int) -> str | None:
         """Add the text of a token; returns the stop string that ends the answer, or None."""
@@ -308,19 +354,20 @@ class TokenProcessor:
             text, own = stop, stop.encode()
         else:
             text, own = sequence.detokenizer.peek(token)
-        pieces = self._pieces[sampling.skip_special_tokens]
-        position = {token: TokenLogprob(logprob, rows.ranks[at], text if own else pieces.name(token), own)}
+        name = sequence.detokenizer.pieces.name
+        position = {token: TokenLogprob(logprob, rows.ranks[at], text if own else name(token), own)}
         k = sampling.logprobs or 0
         top = zip(rows.top_ids[at][:k], rows.top[at][:k], strict=True)
         for rank, (other, value) in enumerate(top, start=1):
             if other != token:
-                text, own = sequence.detokenizer.peek(other)
-                position[other] = TokenLogprob(value, rank, text if own else pieces.name(other), own)
+                position[other] = sequence.detokenizer.logprob(other, value, rank)
         sequence.logprobs.append(position)
         sequence.cumulative_logprob += logprob
 
     def _complete_text(self, sequence: OpenSequence, end: RequestEnd) -> Ending:
         """The engine ended the sequence: make the rest of its text, in which a stop string may still be."""
+        if end.reason is FinishReason.STOP and not sequence.request.wants_tokens:
+            return Ending(FinishReason.LENGTH)
         stop = sequence.finish_text()
         if stop is not None:
             return Ending(FinishReason.STOP, stop)
@@ -354,6 +401,7 @@ class TokenProcessor:
         if not request.live:
             request.output.num_cached_tokens = request.num_cached_tokens
             request.output.finished = True
+            request.output.prompt_logprobs = request.take_scores()
             processed.outputs.append(request.output)
 
 

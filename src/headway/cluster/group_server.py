@@ -8,12 +8,12 @@ import re
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable
-from typing import Any
 
 import msgspec
 import psutil  # type: ignore[import-untyped]
 
 from headway.config import EngineConfig
+from headway.server.settings import ServerSettings
 
 READY = re.compile(r"Headway serving (?P<model>.+) at (?P<url>https?://\S+)")
 COMMAND = (sys.executable, "-P", "-m", "headway.cluster.server_process")
@@ -24,13 +24,11 @@ _LAST_LINES_S = 2.0  # seconds for what a process has printed before its end
 
 
 class Member(msgspec.Struct, frozen=True):
-    """A server that a group has. name: for people. options: more arguments of `headway.server.serve.serve`."""
+    """A server that a group has. name: for people."""
 
     name: str
     config: EngineConfig
-    host: str
-    port: int
-    options: dict[str, Any]
+    settings: ServerSettings
 
 
 class GroupServer:

@@ -7,16 +7,19 @@ import logging
 import os
 import secrets
 import sys
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from headway.client.restart_budget import RestartBudget
 from headway.cluster.engine_group import EngineGroup, GroupError, GroupStartError
 from headway.cluster.group_server import GroupServer, Member
 from headway.cluster.held_ports import HeldPorts
 from headway.config import KV_SECRET_VARIABLE, EngineConfig, Role
-from headway.server.serve import BAD_START, log_to_standard_error, stop_signals
+from headway.logs import log_to_standard_error, named
+from headway.server.doors import Doors
+from headway.server.keys import ApiKey
+from headway.server.serve import BAD_START, stop_signals
+from headway.server.settings import ServerSettings
+from headway.server.tls import Tls
 
 logger = logging.getLogger(__name__)
 
@@ -30,15 +33,15 @@ def members_of(
     *,
     prefill: int,
     decode: int,
-    host: str,
-    port: int,
-    options: Mapping[str, Any],
+    settings: ServerSettings,
 ) -> list[Member]:
-    """The servers of a group. Decode engines have the ports from `port` on, and the prefill engines the next ports, at
-    addresses of this machine alone; port 0: any ports.
+    """The servers of a group. Decode engines have the ports from `settings.port` on, and the prefill engines the next
+    ports, at addresses of this machine alone; port 0: any ports.
 
-    options: of all servers, see `headway.server.serve.serve`. Raises OSError if a port is taken.
+    settings: of all servers. If they ask for keys, prefill engines ask for a key that the decode engines alone have.
+    Raises OSError if a port is taken.
     """
+    host, port = settings.host, settings.port
 
     def take(where: str, number: int) -> int:
         return ports.take(where, port and port + number)
@@ -49,48 +52,47 @@ def members_of(
     urls = [f"http://{LOOPBACK}:{number}" for number in prefill_ports]
     lends = [replace(config, role=Role.PREFILL, kv_listen=lender) for lender in lenders]
     pulls = replace(config, role=Role.DECODE, kv_peers=",".join(lenders))
-    for_prefill = {name: value for name, value in options.items() if name != "max_local_prefill_tokens"}
+    key = secrets.token_hex() if settings.doors.keys else None
+    inside = Doors() if key is None else Doors(keys=(ApiKey.of(key),))
+    answers = replace(settings, prefill=tuple(urls), prefill_api_key=key)
+    computes = replace(settings, host=LOOPBACK, doors=inside, tls=Tls())
     return [
         *(
-            Member(f"prefill-{number}", lends[number], LOOPBACK, prefill_ports[number], for_prefill)
+            Member(f"prefill-{number}", lends[number], replace(computes, port=prefill_ports[number]))
             for number in range(prefill)
         ),
-        *(
-            Member(f"decode-{number}", pulls, host, decode_ports[number], {**options, "prefill": urls})
-            for number in range(decode)
-        ),
+        *(Member(f"decode-{number}", pulls, replace(answers, port=decode_ports[number])) for number in range(decode)),
     ]
 
 
 def serve_group(
     config: EngineConfig,
-    host: str = LOOPBACK,
-    port: int = 8000,
+    settings: ServerSettings,
     *,
     prefill: int = 1,
     decode: int = 1,
     restarts: int = 3,
-    options: Mapping[str, Any],
 ) -> int:
     """Serve until a signal comes; returns the exit status: 0, 1 if too many servers have died, 2 if one does not start.
 
     Prints "Headway serving MODEL at URL" for each decode engine when all servers take requests.
 
-    restarts: how often within ten minutes servers that died are started again. options: of all servers, see
-        `headway.server.serve.serve`. Raises OSError if a port is taken.
+    settings: see `members_of`. restarts: how often within ten minutes servers that died are started again. Raises
+    OSError if a port is taken.
     """
-    log_to_standard_error()
+    log_to_standard_error(settings.log_format)
     # Other users of the machine can reach its loopback addresses too.
     os.environ.setdefault(KV_SECRET_VARIABLE, secrets.token_hex())
     with HeldPorts() as ports:
-        members = members_of(config, ports, prefill=prefill, decode=decode, host=host, port=port, options=options)
-        return asyncio.run(_serve(members, RestartBudget(restarts), float(options.get("shutdown_grace", 0.0))))
+        members = members_of(config, ports, prefill=prefill, decode=decode, settings=settings)
+        return asyncio.run(_serve(members, RestartBudget(restarts), settings))
 
 
-async def _serve(members: list[Member], restarts: RestartBudget, grace: float) -> int:
+async def _serve(members: list[Member], restarts: RestartBudget, settings: ServerSettings) -> int:
     width = max(len(member.name) for member in members)
     lines = _lines_of_servers()
-    group = EngineGroup(members, restarts, lambda name, line: lines.info("%-*s | %s", width, name, line))
+    form = settings.log_format
+    group = EngineGroup(members, restarts, lambda name, line: lines.info("%s", named(name.ljust(width), line, form)))
     with stop_signals() as stop:
         life = asyncio.create_task(_live(group))
         stopped = asyncio.create_task(stop.wait())
@@ -98,9 +100,9 @@ async def _serve(members: list[Member], restarts: RestartBudget, grace: float) -
         broken = life.exception() if life.done() else None
         if not life.done():
             life.cancel()
-            logger.info("the group stops: running requests may go on for %g s", grace)
+            logger.info("the group stops: running requests may go on for %g s", settings.shutdown_grace)
         stop.clear()
-        ending = asyncio.create_task(group.stop(grace))
+        ending = asyncio.create_task(group.stop(settings.shutdown_grace))
         stopped = asyncio.create_task(stop.wait())
         await asyncio.wait({ending, stopped}, return_when=asyncio.FIRST_COMPLETED)
         group.terminate()  # a second signal ends the grace time at once; after the end of all it does nothing

@@ -22,7 +22,7 @@ STDIN = 0  # read without Python's buffer: a thread that waits would keep the bu
 def main() -> int:
     member = msgspec.json.decode(_first_line(), type=Member)
     threading.Thread(target=_end_with_the_group, name="headway-group", daemon=True).start()
-    return serve(member.config, member.host, member.port, **member.options)
+    return serve(member.config, member.settings)
 
 
 def _first_line() -> bytes:

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from dataclasses import replace
+from typing import Annotated
 
 import typer
 
 from headway.commands.options import takes_model_and_engine
 from headway.commands.server_options import takes_server
 from headway.config import EngineConfig
+from headway.server.settings import ServerSettings
 
 
 @takes_server
 @takes_model_and_engine
 def command(
     config: EngineConfig,
-    server: dict[str, Any],
-    host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen at; 0 takes any free port.")] = 8000,
+    server: ServerSettings,
     prefill: Annotated[
         list[str],
         typer.Option(
@@ -25,8 +25,17 @@ def command(
             help="With --role decode: a prefill engine that computes prompts for this one; may be given several times.",
         ),
     ] = [],  # noqa: B006  typer makes a new list for each call
+    prefill_api_key: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KEY",
+            help="Key for the prefill engines; better in HEADWAY_PREFILL_API_KEY, since ps shows it.",
+            show_default="the first key of this server without a tenant",
+        ),
+    ] = None,
 ) -> None:
     """Serve a model by OpenAI's HTTP API."""
     from headway.server.serve import serve
 
-    raise typer.Exit(serve(config, host, port, prefill=prefill, **server))
+    server = replace(server, prefill=tuple(prefill), prefill_api_key=prefill_api_key or server.prefill_api_key)
+    raise typer.Exit(serve(config, server))

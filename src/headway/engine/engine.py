@@ -11,6 +11,8 @@ from typing import Any
 
 from headway.config import EngineConfig
 from headway.engine.connector import Connector, connector_of
+from headway.engine.grammar_compiler import MEMORY, SECONDS, GrammarCompiler
+from headway.engine.grammar_process import Vocabulary
 from headway.engine.kv_events import KVEventPublisher
 from headway.engine.preprocess import Prepared, PreprocessPool
 from headway.engine.writer import OnEffects, OnSending, WriterLoop
@@ -41,6 +43,8 @@ class Engine:
     preprocess: makes the prompt and the spans of requests that bring `preprocess`, on threads of the engine; see
         `PreprocessPool`. Its result is checked as at the door. None: such requests are refused.
     kv_events: publishes what happens to the prefix cache; the engine starts and closes it. None: nothing is published.
+    grammars: compiles the forms of answers, on the same threads; the engine closes it. None: requests with a form are
+        refused.
     on_sending, connector, async_scheduling: see `WriterLoop`.
     """
 
@@ -51,6 +55,7 @@ class Engine:
         on_effects: OnEffects,
         *,
         preprocess: Preprocess | None = None,
+        grammars: GrammarCompiler | None = None,
         on_sending: OnSending | None = None,
         connector: Connector | None = None,
         kv_events: KVEventPublisher | None = None,
@@ -60,9 +65,11 @@ class Engine:
         self._manager = manager
         self._connector = connector
         self._kv_events = kv_events
+        self._grammars = grammars
         pool = None
-        if preprocess is not None:
-            pool = PreprocessPool(partial(_prepare, preprocess, manager), PREPROCESS_THREADS, manager.post_result)
+        if preprocess is not None or grammars is not None:
+            prepare = partial(_prepare, preprocess, grammars, manager)
+            pool = PreprocessPool(prepare, PREPROCESS_THREADS, manager.post_result)
         self._loop = WriterLoop(
             manager,
             executor,
@@ -106,6 +113,7 @@ class Engine:
             limits,
             on_effects,
             preprocess=preprocess,
+            grammars=_grammar_compiler(files),
             on_sending=on_sending,
             connect=connect,
         )
@@ -122,6 +130,7 @@ class Engine:
         on_effects: OnEffects,
         *,
         preprocess: Preprocess | None = None,
+        grammars: GrammarCompiler | None = None,
         on_sending: OnSending | None = None,
         connect: Callable[[Manager], Connector] | None = None,
     ) -> Engine:
@@ -134,7 +143,7 @@ class Engine:
         )
         manager = MANAGERS[choose_scheduler(config.scheduler)](
             scheduler_config,
-            limits=replace(limits, has_preprocessor=preprocess is not None),
+            limits=replace(limits, has_preprocessor=preprocess is not None, has_grammars=grammars is not None),
             max_waiting=config.max_waiting,
         )
         return cls(
@@ -142,6 +151,7 @@ class Engine:
             executor,
             on_effects,
             preprocess=preprocess,
+            grammars=grammars,
             on_sending=on_sending,
             connector=None if connect is None else connect(manager),
             kv_events=None if config.kv_events is None else KVEventPublisher(config.kv_events, config.block_size),
@@ -220,6 +230,8 @@ class Engine:
         while self._manager.door.num_inside and not self._is_over() and time.monotonic() < until:
             time.sleep(_POLL_SECONDS)
         self._loop.stop()
+        if self._grammars is not None:
+            self._grammars.close()
         if self._kv_events is not None:
             self._kv_events.close()
 
@@ -244,8 +256,39 @@ class Engine:
         return self._loop.failure is not None or self._manager.snapshot().paused
 
 
-def _prepare(preprocess: Preprocess, manager: Manager, request: Request) -> Prepared:
-    """Run the preprocessor, and check its result as the door checks a request. Raises RequestError."""
+def _grammar_compiler(files: ModelFiles) -> GrammarCompiler | None:
+    """None for a model without an end-of-sequence token: an answer in a form could not end."""
+    if not files.limits.eos_token_ids:
+        return None
+    return GrammarCompiler(
+        Vocabulary(
+            tokenizer=files.tokenizer,
+            trust_remote_code=files.trust_remote_code,
+            size=files.limits.vocab_size,
+            stop_token_ids=files.limits.eos_token_ids,
+            seconds=SECONDS,
+            memory=MEMORY,
+        )
+    )
+
+
+def _prepare(
+    preprocess: Preprocess | None, grammars: GrammarCompiler | None, manager: Manager, request: Request
+) -> Prepared:
+    """Run the preprocessor, and check its result as the door checks a request; compile the form of the answer. Raises
+    RequestError."""
+    prepared = Prepared()
+    if request.preprocess is not None:
+        assert preprocess is not None, "the door refuses such requests"
+        prepared = _preprocessed(preprocess, manager, request)
+    form = request.sampling.structured_outputs
+    if form is not None:
+        assert grammars is not None, "the door refuses such requests"
+        prepared = replace(prepared, grammar=grammars.compile(form))
+    return prepared
+
+
+def _preprocessed(preprocess: Preprocess, manager: Manager, request: Request) -> Prepared:
     prepared = preprocess(request)
     if isinstance(prepared, Prepared):
         prompt = request.prompt if prepared.prompt is None else prepared.prompt

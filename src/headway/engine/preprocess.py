@@ -1,4 +1,5 @@
-"""Prepares requests whose prompt is not ready (an image to fetch, a text to encode), on threads of its own."""
+"""Prepares requests that are not ready (an image to fetch, a text to encode, a grammar to compile), on threads of its
+own."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from headway.errors import RequestError
 from headway.request import Request, Span
 from headway.scheduler.messages import PreprocessDone
 from headway.token_ids import NUM_INT32, pack
@@ -25,10 +27,12 @@ class Prepared:
 
     prompt: token ids, shape (tokens,); None: the prompt of the request stays as it is.
     spans: the parts of the prompt that must not be cut, in order.
+    grammar: what the executor needs to give the answer its form.
     """
 
     prompt: Sequence[int] | NDArray[np.integer] | None = None
     spans: tuple[Span, ...] = ()
+    grammar: object | None = None
 
 
 class PreprocessPool:
@@ -37,8 +41,8 @@ class PreprocessPool:
     The writer submits and cancels, and never waits. The core keeps the deadlines: it ends a request that takes too
     long, and ignores the result of a job whose request has ended.
 
-    prepare: called with a request that has `preprocess`, on several threads at once. If it raises, or returns no
-        usable `Prepared`, the request ends with an error.
+    prepare: called with a request that is `to_prepare`, on several threads at once. If it raises, or returns no
+        usable `Prepared`, the request ends with an error; a RequestError counts as a refusal.
     post: gets each result, on the thread that ran the job; must not raise.
     """
 
@@ -96,6 +100,8 @@ class PreprocessPool:
     def _run(self, request: Request) -> PreprocessDone:
         try:
             return _packed(request, self._prepare(request))
+        except RequestError as error:
+            return PreprocessDone(request.uid, error=str(error), refused=True)
         except ValueError as error:  # an error of the user; its message is enough
             return PreprocessDone(request.uid, error=str(error) or "ValueError")
         except BaseException as error:  # `prepare` is foreign code and may raise anything: the thread must go on
@@ -112,8 +118,8 @@ def _packed(request: Request, prepared: Prepared) -> PreprocessDone:
         if not isinstance(span, Span):
             raise TypeError(f"the preprocessor's spans must be Span, got {type(span).__name__}")
     if prepared.prompt is None:
-        return PreprocessDone(request.uid, request.prompt if spans else None, spans)
+        return PreprocessDone(request.uid, request.prompt if spans else None, spans, grammar=prepared.grammar)
     tokens = pack(prepared.prompt, NUM_INT32, "the preprocessor's prompt")
     if not len(tokens):
         raise ValueError("the preprocessor's prompt is empty; at least 1 token is needed")
-    return PreprocessDone(request.uid, tokens, spans)
+    return PreprocessDone(request.uid, tokens, spans, grammar=prepared.grammar)

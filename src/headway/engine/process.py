@@ -34,6 +34,7 @@ from headway.engine.simulated_engine import simulate
 from headway.engine.writer import OnEffects
 from headway.error_text import first_line
 from headway.executor.simulated import StepTimeModel
+from headway.logs import LogFormat, log_to_standard_error
 from headway.wire import codec, to_client
 from headway.wire.launch import Launch
 
@@ -132,10 +133,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--base-s", type=float, default=0.0, help="simulated: seconds per step")
     parser.add_argument("--per-token-s", type=float, default=0.0, help="simulated: seconds more per token")
     parser.add_argument("--per-seq-s", type=float, default=0.0, help="simulated: seconds more per request")
+    parser.add_argument("--log-format", type=LogFormat, default=LogFormat.TEXT, help="text or json")
     args = parser.parse_args(argv)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    log_to_standard_error(args.log_format, libraries=logging.INFO)
     threading.excepthook = end_with_thread
     parent = Parent(args.socket_dir)
     build: Build = load

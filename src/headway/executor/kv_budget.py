@@ -11,7 +11,9 @@ from headway.executor.host_memory import available_bytes
 from headway.executor.kv_tensors import bytes_per_block
 from headway.executor.loader import LoadedModel
 from headway.executor.packed_forward import plan_prompts
+from headway.executor.prompt_logprobs import in_pieces, piece_size
 from headway.executor.sampling_state import SamplingState
+from headway.sampling import MAX_LOGPROBS
 
 _GIB = 1 << 30
 _CORE_BYTES = 64  # what the core keeps of each block beside its tokens, about
@@ -87,8 +89,11 @@ def _scratch_bytes(model: LoadedModel, lengths: list[int], rows: int, sampling: 
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
     plan, positions = plan_prompts(lengths, model.windows, device)
-    logits = model.forward(torch.zeros_like(positions), positions, plan, torch.arange(rows, device=device))
+    ids, tokens = torch.zeros_like(positions), torch.arange(sum(lengths), device=device)
+    logits, logits_of = model.forward_for_more(ids, positions, plan, tokens[:rows])
     if sampling is not None:
+        size = piece_size(model.vocab_size)
+        in_pieces(logits_of, tokens[:size], ids[:size], MAX_LOGPROBS, size)
         sampling.sample(logits, np.arange(rows, dtype=np.int32), np.ones(rows, np.int32))
     torch.cuda.synchronize(device)
     return int(torch.cuda.max_memory_allocated(device) - before)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +17,7 @@ from headway.executor.attention_plan import AttentionCall, AttentionPlan, Window
 from headway.executor.empty_cache import EmptyCache
 from headway.executor.flashinfer_attention import PagePlan
 from headway.executor.kv_tensors import LayerShape
+from headway.executor.model_head import ModelHead
 from headway.executor.model_proof import ModelProof
 from headway.executor.packed_linear import can_pack, pack_linears
 from headway.executor.weights import read_weights
@@ -29,7 +32,7 @@ class LoadedModel:
 
     calls: the attention that each layer uses. layers: the shape of a token's key and value in each layer. windows: the
     sliding windows of the layers; None is no window. vocab_size: entries of a row of logits. reads_cache_length: takes
-    positions from the length of a cache, see `EmptyCache`.
+    positions from the length of a cache, see `EmptyCache`. head: None if the model's own cannot be used by itself.
     """
 
     module: nn.Module
@@ -40,6 +43,7 @@ class LoadedModel:
     vocab_size: int
     takes_logits_to_keep: bool
     reads_cache_length: bool
+    head: ModelHead | None
     dtype: torch.dtype
     device: torch.device
 
@@ -48,6 +52,19 @@ class LoadedModel:
         Returns logits [R, vocab_size] in the model's dtype."""
         self.attention.begin_step(plan)
         return self.compute(input_ids, positions, keep)
+
+    def forward_for_more(
+        self, input_ids: Tensor, positions: Tensor, plan: AttentionPlan | PagePlan, keep: Tensor
+    ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """As `forward`, and a function that makes the logits of more tokens of this forward, int64 [R], when it is
+        called. Without a `head` all logits of the forward are there until it is dropped."""
+        if self.head is None:
+            every = torch.arange(len(input_ids), device=self.device)
+            logits = self.forward(input_ids, positions, plan, every)
+            return logits[keep], logits.__getitem__
+        with self.head.watch() as said:
+            logits = self.forward(input_ids, positions, plan, keep)
+        return logits, partial(self.head.logits, said[-1])
 
     def compute(self, input_ids: Tensor, positions: Tensor, keep: Tensor) -> Tensor:
         """The forward of a step after `begin_step`: work for the device alone."""
@@ -106,6 +123,7 @@ def load_model(files: ModelFiles, device: torch.device, dtype: str) -> LoadedMod
         vocab_size=facts.vocab_size,
         takes_logits_to_keep=facts.takes_logits_to_keep,
         reads_cache_length=facts.reads_cache_length,
+        head=facts.head,
         dtype=next(module.parameters()).dtype,
         device=device,
     )

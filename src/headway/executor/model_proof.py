@@ -19,8 +19,9 @@ from transformers import PretrainedConfig
 
 from headway.executor import packed_forward
 from headway.executor.attention import PagedAttention, UnsupportedAttentionError
-from headway.executor.attention_plan import AttentionCall
+from headway.executor.attention_plan import AttentionCall, AttentionPlan
 from headway.executor.empty_cache import EmptyCache
+from headway.executor.model_head import ModelHead
 from headway.executor.packed_forward import plan_prompts
 from headway.model_limits import ModelLimits
 
@@ -39,6 +40,7 @@ class ModelFacts:
     vocab_size: int
     takes_logits_to_keep: bool
     reads_cache_length: bool
+    head: ModelHead | None
 
 
 class ModelProof:
@@ -85,7 +87,25 @@ class ModelProof:
         attention.begin_step(plan)
         found = packed_forward.logits(self._module, ids, positions, None, cache)[0]
         self._compare(found)
-        return ModelFacts(tuple(calls), found.shape[1], takes_logits_to_keep, reads_cache_length)
+        head = self._find_head(attention, plan, cache, found) if takes_logits_to_keep else None
+        return ModelFacts(tuple(calls), found.shape[1], takes_logits_to_keep, reads_cache_length, head)
+
+    def _find_head(
+        self, attention: PagedAttention, plan: AttentionPlan, cache: EmptyCache | None, expected: Tensor
+    ) -> ModelHead | None:
+        """The head that makes `expected` of the hidden states of the same forward; None: there is none."""
+        some = torch.tensor([1, len(expected) - 1], device=self._device)
+        for head in ModelHead.candidates(self._module):
+            attention.begin_step(plan)
+            with head.watch() as said:
+                packed_forward.logits(self._module, self._ids[None], self._positions[None], some[:1], cache)
+            try:
+                found = head.logits(said[-1], some)
+            except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
+                continue  # this decoder was not asked, or the model reads more of what it says than hidden states
+            if found.shape == expected[some].shape and torch.allclose(found, expected[some], rtol=1e-2, atol=1e-2):
+                return head
+        return None
 
     def _own_logits(self, row: int) -> Tensor:
         """What the model says of one of the sequences. float32 [T, vocabulary]."""

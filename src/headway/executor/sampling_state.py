@@ -7,7 +7,7 @@ penalties.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,8 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from headway.executor import sampler
-from headway.executor.transfer import to_device
+from headway.executor.token_rules import TokenRules
+from headway.executor.transfer import HostCopies, to_device
 from headway.scheduler.batch import Admission, IntArray
+
+if TYPE_CHECKING:
+    from headway.executor.grammar_rows import GrammarRows
 
 _GREEDY_BELOW = 1e-5  # a temperature that would overflow float32 logits
 
@@ -50,6 +54,9 @@ class SamplingState:
         self._biases: dict[int, tuple[Tensor, Tensor]] = {}
         self._stop_ids: dict[int, Tensor] = {}
         self._histories = _Histories(vocab_size, device)
+        self._rules = TokenRules(max_num_seqs, vocab_size, device)
+        self._has_grammar = np.zeros(max_num_seqs, np.bool_)
+        self._grammars: GrammarRows | None = None  # made when the first grammar comes
 
     def admit(self, admission: Admission) -> None:
         """Take over a slot for a request. The door has checked that its token ids are in the vocabulary, those of
@@ -83,7 +90,9 @@ class SamplingState:
         penalised = penalties != (1.0, 0.0, 0.0)
         if penalised:
             self._history_rows[slot] = self._histories.acquire(admission.tokens, len(request.prompt))
+        self._rules.admit(admission)
         self._edited[slot] = penalised or slot in self._biases or slot in self._stop_ids
+        self._admit_grammar(admission)
 
     def sample(self, logits: Tensor, slots: IntArray, positions: IntArray) -> Sampled:
         """Choose the next token of S rows, and add it to the histories.
@@ -98,6 +107,9 @@ class SamplingState:
         log_probs = logits[self._to_device(asked)].log_softmax(dim=1) if len(asked) else None
         if self._edited[slots].any():
             self._edit(logits, slots, positions)
+        if self._has_grammar[slots].any():
+            self._forbid(logits, slots, positions)
+        self._rules.edit(logits, slots)  # last: of what is left
         temperature = self._temperature[slots]
         drawn = np.flatnonzero(temperature >= _GREEDY_BELOW)
         if len(drawn) < len(slots):
@@ -112,6 +124,31 @@ class SamplingState:
             return Sampled(tokens, asked, None)
         report = sampler.log_probabilities(log_probs, tokens[self._to_device(asked)], int(num_logprobs.max()))
         return Sampled(tokens, asked, report)
+
+    def drew(self, slots: IntArray, tokens: IntArray, copies: HostCopies) -> None:
+        """The tokens of `sample` are on their way to the host: int32 [S], to be read when `copies` are there."""
+        if self._has_grammar[slots].any():
+            assert self._grammars is not None, "a grammar came"
+            self._grammars.drew(slots, tokens, copies)
+
+    def _admit_grammar(self, admission: Admission) -> None:
+        """The grammar of a request, or none: what the slot had before is forgotten."""
+        slot = admission.slot
+        self._has_grammar[slot] = admission.request.grammar is not None
+        if self._has_grammar[slot]:
+            if self._grammars is None:
+                from headway.executor.grammar_rows import GrammarRows  # imports xgrammar, which few servers need
+
+                self._grammars = GrammarRows(self._vocab_size)
+            self._grammars.admit(admission)
+        elif self._grammars is not None:
+            self._grammars.forget(slot)
+
+    def _forbid(self, logits: Tensor, slots: IntArray, positions: IntArray) -> None:
+        from headway.executor.grammar_rows import forbid
+
+        assert self._grammars is not None, "a grammar came"
+        forbid(logits, *self._grammars.masks(slots, positions))
 
     def _draw(self, logits: Tensor, slots: IntArray, positions: IntArray) -> Tensor:
         temperature = self._to_device(self._temperature[slots])[:, None]
@@ -129,7 +166,7 @@ class SamplingState:
             rows = self._to_device(penalised)
             penalties = self._to_device(self._penalties[slots[penalised]])
             logits[rows] = self._histories.penalise(logits[rows], self._to_device(history_rows[penalised]), penalties)
-        for row in np.flatnonzero(positions < self._min_length[slots]):
+        for row in np.flatnonzero((positions < self._min_length[slots]) & ~self._has_grammar[slots]):  # it has its own
             logits[row].index_fill_(0, self._stop_ids[int(slots[row])], float("-inf"))
 
     def _record(self, slots: IntArray, tokens: Tensor) -> None:
@@ -137,6 +174,7 @@ class SamplingState:
         penalised = np.flatnonzero(history_rows >= 0)
         if len(penalised):
             self._histories.add(self._to_device(history_rows[penalised]), tokens[self._to_device(penalised)])
+        self._rules.record(slots, tokens)
 
     def _to_device(self, array: NDArray[Any]) -> Tensor:
         return to_device(array, self._device)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from headway.executor.base import Executor, OnDone
 from headway.executor.device_thread import DeviceThread
+from headway.executor.made_up_logprobs import MadeUpLogprobs
 from headway.scheduler.batch import Batch, IntArray, StepResult
 
 _OVERSLEEP = 0.0003  # seconds that a sleep may last too long; a step ends with short waits instead
@@ -53,16 +54,18 @@ class StepTimes(NamedTuple):
 
 class SimulatedTokens:
     """Tokens that depend on the request's prompt and the position alone, so that neither batching nor preemption
-    changes an answer."""
+    changes an answer. prompt_logprobs: these are made up too, after `sample`."""
 
     def __init__(self, max_num_seqs: int, vocab_size: int) -> None:
         self._vocab_size = vocab_size
         self._base: NDArray[np.int64] = np.zeros(max_num_seqs, dtype=np.int64)
+        self.prompt_logprobs = MadeUpLogprobs(max_num_seqs, vocab_size)
 
     def sample(self, batch: Batch) -> IntArray:
         """int32 [sampling rows]."""
         for admission in batch.admissions:
             self._base[admission.slot] = zlib.crc32(admission.request.prompt.tobytes())
+            self.prompt_logprobs.admit(admission)
         rows = np.flatnonzero(batch.samples)
         last = batch.positions[rows].astype(np.int64) + batch.num_new_tokens[rows]
         tokens = (self._base[batch.slots[rows]] + last * _STRIDE) % self._vocab_size
@@ -150,4 +153,4 @@ class SimulatedExecutor(Executor):
         _wait_until(ended)
         if self._on_step is not None:
             self._on_step(StepTimes(batch.step_id, launched, began, ended))
-        return StepResult(batch.step_id, tokens)
+        return StepResult(batch.step_id, tokens, prompt_logprobs=device.tokens.prompt_logprobs.judge(batch))

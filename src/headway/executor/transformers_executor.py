@@ -4,7 +4,7 @@ launch(batch) -> device thread:
   1 apply admissions and changes of block tables to the mirrors
   2 make token ids, positions, places in the KV cache and the attention plan on the host; send them in one copy
   3 run one forward of [1, T] tokens, or replay a graph; the token ids of decodes never leave the device
-  4 sample the rows that sample
+  4 sample the rows that sample; judge the prompts of the chunks that ask for it
   5 start to copy the tokens to the host
 On CUDA the device thread goes on with the next step here, and the result thread waits. On a CPU there is no wait.
   6 tokens on the host -> on_done(StepResult)
@@ -30,6 +30,7 @@ from headway.executor.kv_budget import choose_num_blocks
 from headway.executor.kv_tensors import KVTensors, kv_layout
 from headway.executor.loader import LoadedModel, choose_device, load_model
 from headway.executor.onednn_caches import bound_caches
+from headway.executor.prompt_logprobs import PromptJudge
 from headway.executor.sampling_state import Sampled, SamplingState
 from headway.executor.transfer import HostArrays, HostCopies, on
 from headway.model_files import ModelFiles
@@ -57,7 +58,8 @@ class _Launched:
 class TransformersExecutor(Executor):
     """A model on one device, its KV cache, and the state of every slot.
 
-    num_blocks: blocks of the KV cache, block 0 included.
+    num_blocks: blocks of the KV cache, block 0 included. prompts: counts what was computed of
+        their log-probabilities.
 
     Raises ValueError if the model is not supported, or if the KV cache cannot hold one request of
     `files.limits.max_model_len` tokens.
@@ -80,6 +82,7 @@ class TransformersExecutor(Executor):
             model = load_model(files, device, config.dtype)
             self._model: LoadedModel | None = model
             self._sampling = SamplingState(slots, model.vocab_size, config.seed, device)
+            self.prompts = PromptJudge(slots, model.vocab_size)
             self._backend = choose_backend(
                 config.attention_backend,
                 model,
@@ -174,24 +177,31 @@ class TransformersExecutor(Executor):
         decode_slots = arrays.add(rows.slots[: rows.num_decodes])
         keep = arrays.add(np.cumsum(rows.num_new_tokens)[sampling_rows] - 1)
         sampled_slots = arrays.add(rows.slots[sampling_rows])
+        asked = self.prompts.asked(batch, arrays)
         with on(device):
             arrays.send(device)
             input_ids = torch.cat([self._last_tokens[decode_slots.tensor], prompt_ids.tensor])
             if graph_size is not None:
                 assert graphs is not None and isinstance(plan, PagePlan)
                 logits = graphs.forward(input_ids, positions.tensor, plan)[: len(batch)]
-            else:
+            elif asked is None:
                 logits = model.forward(input_ids, positions.tensor, plan, keep.tensor)
+            else:
+                logits, logits_of = model.forward_for_more(input_ids, positions.tensor, plan, keep.tensor)
             copies = HostCopies(device)
+            judged = None if asked is None else self.prompts.judge(asked, logits_of, copies)
             if len(sampling_rows):
                 next_positions = (batch.positions + batch.num_new_tokens)[sampling_rows]
                 sampled = self._sampling.sample(logits, batch.slots[sampling_rows], next_positions)
                 self._last_tokens[sampled_slots.tensor] = sampled.tokens
                 tokens = copies.add(sampled.tokens.to(torch.int32))
-                result = StepResult(batch.step_id, tokens, _report(sampled, copies))
+                logprobs = _report(sampled, copies)
             else:
-                result = StepResult(batch.step_id, np.empty(0, np.int32))
+                tokens, logprobs = np.empty(0, np.int32), None
+            result = StepResult(batch.step_id, tokens, logprobs, prompt_logprobs=judged)
             copies.send()
+            if len(sampling_rows):
+                self._sampling.drew(batch.slots[sampling_rows], tokens, copies)
         return _Launched(result, copies)
 
     def _apply_changes(self, batch: Batch) -> None:
@@ -200,6 +210,7 @@ class TransformersExecutor(Executor):
         for admission in batch.admissions:
             self._known_tokens[admission.slot] = admission.tokens
             self._sampling.admit(admission)
+            self.prompts.admit(admission)
 
     def _chunk_tokens(self, batch: Batch) -> IntArray:
         """Token ids of all prefill chunks, in row order."""

@@ -91,7 +91,13 @@ class Door:
             raise RequestError(
                 f"this engine has no preprocessor: it takes no request that has to be prepared, got {new.request_id!r}"
             )
+        if new.sampling.structured_outputs is not None and not self._limits.has_grammars:
+            raise RequestError("structured_outputs are not supported here: this engine has no model that writes text")
         self._check_transfer(new.transfer)
+        if new.transfer is not None and new.sampling.prompt_logprobs is not None:
+            raise RequestError(
+                f"prompt_logprobs need a prompt that this engine computes for itself, got transfer={new.transfer!s}"
+            )
         spans = tuple(new.spans)
         _check_spans(spans)
         if spans and not self._limits.encodes_media:
@@ -103,15 +109,18 @@ class Door:
             check_not_empty(prompt)
         sampling = self._checked_sampling(new.sampling)
         eos = () if sampling.ignore_eos else self._limits.eos_token_ids
+        stop_token_ids = tuple(dict.fromkeys((*eos, *sampling.stop_token_ids)))
+        _check_a_token_is_left(sampling, stop_token_ids)
         request = Request.of(
             new,
             uid=next(self._uids) if new.uid is None else new.uid,
             prompt=prompt,
             sampling=sampling,
+            reads_prefix_cache=new.reads_prefix_cache and sampling.prompt_logprobs is None,
             spans=spans,
             kv_transfer_params=None if new.kv_transfer_params is None else copied(new.kv_transfer_params),
             max_tokens=self._max_tokens(len(prompt), sampling, new.transfer),
-            stop_token_ids=tuple(dict.fromkeys((*eos, *sampling.stop_token_ids))),
+            stop_token_ids=stop_token_ids,
             arrival_time=time.monotonic() if new.arrival_time is None else new.arrival_time,
         )
         reason = never_fits(self._config, request) if new.preprocess is None else None
@@ -212,6 +221,20 @@ class Door:
         """A copy of the parameters that the caller cannot change. Raises RequestError for a token id out of range."""
         check_token_ids("stop_token_ids", sampling.stop_token_ids, self.num_token_ids)
         check_token_ids("logit_bias", tuple(sampling.logit_bias or ()), self.num_token_ids)
+        check_token_ids("allowed_token_ids", sampling.allowed_token_ids or (), self.num_token_ids)
+        for sequence in sampling.bad_token_sequences:
+            check_token_ids("bad_token_sequences", sequence, self.num_token_ids)
+        if sampling.bad_words:
+            raise RequestError("bad_words need a tokenizer: an engine without one takes bad_token_sequences")
+        if (thinking := sampling.thinking) is not None:
+            check_token_ids("thinking", (*thinking.start, *thinking.end), self.num_token_ids)
+        elif sampling.thinking_token_budget is not None:
+            raise RequestError(
+                "thinking_token_budget is set, but the tokens between which this model thinks are not known: choose a "
+                "reasoning parser, or leave the field out"
+            )
+        if sampling.structured_outputs is not None:
+            check_token_ids("starts_after", sampling.structured_outputs.starts_after, self.num_token_ids)
         if sampling.logit_bias is not None:
             sampling = replace(sampling, logit_bias=dict(sampling.logit_bias))
         return sampling
@@ -237,6 +260,15 @@ def _check_spans(spans: tuple[Span, ...]) -> None:
             _check_integer(f"the {name} of span {i}", getattr(span, name), 0, 2**31)
         if not isinstance(span.digest, bytes):
             raise RequestError(f"the digest of span {i} must be bytes, got {type(span.digest).__name__}")
+
+
+def _check_a_token_is_left(sampling: SamplingParams, stop_token_ids: tuple[int, ...]) -> None:
+    allowed = sampling.allowed_token_ids
+    if sampling.min_tokens and allowed is not None and set(stop_token_ids).issuperset(allowed):
+        raise RequestError(
+            f"every one of allowed_token_ids ends the answer, but min_tokens is {sampling.min_tokens}: no token is "
+            "left to draw"
+        )
 
 
 def _check_salt(salt: str | None) -> None:

@@ -204,6 +204,7 @@ class Manager(Surface):
     def _keep(self, effects: Effects) -> None:
         mine = self._effects
         mine.started += effects.started
+        mine.prompt_logprobs += effects.prompt_logprobs
         mine.tokens += effects.tokens
         mine.sending += effects.sending
         mine.stopped_pulls += effects.stopped_pulls

@@ -301,7 +301,7 @@ class Surface(ABC):
     def _reserve(self, request: Request, query: Callable[[int], Query], timeout: float) -> Reservation | None:
         """Ask for a reservation. The request enters first, not yet accepted, and leaves again if the answer is None."""
         checked_timeout(timeout)
-        if request.preprocess is not None:
+        if request.to_prepare:
             raise RequestError(
                 f"request {request.request_id!r} has to be prepared first; nothing can be reserved for it yet"
             )

@@ -19,19 +19,22 @@ LongArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)  # not frozen: see `Batch`
 class Admission:
     """A request that got a slot: what the executor must know of it before its first row.
 
     tokens: int32 [num_known_tokens], read-only: the prompt, and after a preemption the output so far. The executor
         takes the input of every prefill chunk from here: tokens[position : position + num_new_tokens].
     num_cached_tokens: leading tokens whose KV is in the block table already; the first chunk starts there.
+    prompt_logprobs_from: the first position of the prompt whose log-probabilities are wanted, if the request asks for
+        these: 1, or after a preemption what follows the positions that were reported. Position 0 follows nothing.
     """
 
     slot: int
     request: Request
     tokens: IntArray
     num_cached_tokens: int
+    prompt_logprobs_from: int = 1
 
 
 @dataclass(slots=True, eq=False)  # not frozen: that would triple the time to make one, in every step
@@ -104,10 +107,44 @@ class Logprobs:
 
 
 @dataclass(frozen=True, slots=True)
+class PromptLogprobs:
+    """Log-probabilities of prompt tokens, for the chunks that asked: a run of positions for each.
+
+    rows: int32 [C], ascending; indices into the batch. starts: int32 [C], the first position of each run. counts: int32
+        [C], positions of each run, at least 1: with a chunk from p of c tokens, some of p + 1 to p + c.
+    logprobs: float32 [T], T the sum of counts; ranks: int32 [T]: of the prompt's own tokens, 1 = most likely.
+    top_ids: int32 [T, K], top: float32 [T, K]; most likely first. K is the largest number asked for in the batch; a
+        request that asked for k takes the first k.
+    """
+
+    rows: IntArray
+    starts: IntArray
+    counts: IntArray
+    logprobs: NDArray[np.float32]
+    ranks: IntArray
+    top_ids: IntArray
+    top: NDArray[np.float32]
+
+    def keep(self, kept: BoolArray, new_rows: IntArray) -> PromptLogprobs:
+        """What is left of the runs. kept: bool [C]. new_rows: int32, the new index of each run that is kept."""
+        mine = np.repeat(kept, self.counts)
+        return PromptLogprobs(
+            new_rows,
+            self.starts[kept],
+            self.counts[kept],
+            self.logprobs[mine],
+            self.ranks[mine],
+            self.top_ids[mine],
+            self.top[mine],
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class StepResult:
     """What came of a step.
 
     tokens: int32 [sum of counts], in row order; empty when the step failed.
+    prompt_logprobs: of the chunks whose requests ask for these; None if there are none.
     error: why the step failed; None when it succeeded.
     counts: int32 [number of sampling rows], tokens of each row. None: one each. A decode gives 0 to
         1 + num_speculative_tokens tokens, a chunk exactly 1. A decode from position p with c tokens has put the KV of
@@ -120,3 +157,4 @@ class StepResult:
     logprobs: Logprobs | None = None
     error: str | None = None
     counts: IntArray | None = None
+    prompt_logprobs: PromptLogprobs | None = None

@@ -7,17 +7,18 @@ from typing import Any
 
 from headway.kvcache import KVEvent
 from headway.request import FinishReason, Request
-from headway.scheduler.batch import IntArray, Logprobs, LongArray
+from headway.scheduler.batch import IntArray, Logprobs, LongArray, PromptLogprobs
 from headway.scheduler.state.slot_pool import QuarantinedSlot
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: see `Batch`
 class RequestEnd:
-    """A request ended. Emitted exactly once per accepted request.
+    """A request ended. Emitted exactly once per accepted request, and not changed any more.
 
     stop_token: the token that ended it, when reason is STOP and it was seen by the core.
     error: why, when reason is ERROR, and where there is more to say than ABORT.
     engine_stopped: the request was cut off because the engine stopped.
+    refused: the error says what is wrong with the request; nothing was computed for it.
     """
 
     uid: int
@@ -26,6 +27,7 @@ class RequestEnd:
     stop_token: int | None = None
     error: str | None = None
     engine_stopped: bool = False
+    refused: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,15 @@ class TokenOutputs:
     uids: LongArray
     tokens: IntArray
     logprobs: Logprobs | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PromptOutputs:
+    """Log-probabilities of prompt tokens that one step computed. uids: int64 [C], of the runs; the rows of `logprobs`
+    index into these. Of each request every position from 1 on comes once, in order, before its first token."""
+
+    uids: LongArray
+    logprobs: PromptLogprobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +100,7 @@ class Effects:
 
     For the callers, in this order:
     started: (uid, num_cached_tokens) of each request admitted for the first time.
+    prompt_logprobs: of the chunks that ask for these; at most one record per step result applied.
     tokens: one record per step result applied.
     handovers: P: (uid, what D must be told) of prompts that are lent. The core leaves this to the writer.
     sourceless: D: uids of prompts that have blocks, and whose caller is to name the source of their KV. The core leaves
@@ -112,6 +124,7 @@ class Effects:
     """
 
     started: list[tuple[int, int]] = field(default_factory=list)
+    prompt_logprobs: list[PromptOutputs] = field(default_factory=list)
     tokens: list[TokenOutputs] = field(default_factory=list)
     sending: list[Sending] = field(default_factory=list)
     handovers: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
@@ -128,7 +141,8 @@ class Effects:
     awaited: list[int] = field(default_factory=list)
 
     def __bool__(self) -> bool:
-        for_callers = self.started or self.tokens or self.handovers or self.sourceless or self.ended
+        of_requests = self.started or self.prompt_logprobs or self.tokens or self.ended
+        for_callers = of_requests or self.handovers or self.sourceless
         for_workers = self.sending or self.pulls or self.stopped_pulls or self.lending or self.revoked or self.jobs
         of_memory = self.kv_is_void or self.kv_events or self.quarantined
         return bool(for_callers or for_workers or of_memory or self.awaited)

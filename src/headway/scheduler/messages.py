@@ -20,7 +20,7 @@ from headway.scheduler.batch import IntArray, StepResult
 
 @dataclass(frozen=True, slots=True)
 class AddRequest:
-    """Queue a request; with `request.preprocess`, once it is prepared."""
+    """Queue a request; if it is `to_prepare`, once it is prepared."""
 
     request: Request
 
@@ -219,12 +219,15 @@ class DeviceLost:
 
 @dataclass(frozen=True, slots=True)
 class PreprocessDone:
-    """A preprocess job has ended. prompt None: it stays as it was. error: why it failed; the request ends with it."""
+    """A preprocess job has ended. prompt None: it stays as it was. grammar: see `Request`. error: why it failed; the
+    request ends with it. refused: the error says what is wrong with the request."""
 
     uid: int
     prompt: IntArray | None = None
     spans: tuple[Span, ...] = ()
     error: str | None = None
+    grammar: object | None = None
+    refused: bool = False
 
 
 @dataclass(frozen=True, slots=True)

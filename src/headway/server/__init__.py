@@ -3,10 +3,11 @@
 This folder owns everything HTTP: routes, request and response bodies, errors as clients see them, metrics, and the life
 of the server process. It reaches the engine only by the `EngineClient`, and never touches scheduling state.
 
-    serve.py         the process: port, engine, signals, shutdown
+    serve.py         the process: port, engine, signals, shutdown     settings.py   what a user chooses
     api.py           the routes for clients     admin.py        the routes for operators
     service.py       shared by all routes
     body.py, json_census.py, body_budget.py, unknown_fields.py   how a body is read
+    middleware.py    the layers around the routes: envelope.py, CORS, key_check.py (keys.py, doors.py, tls.py)
     connections.py, loop_monitor.py, engine_health.py   bounds on connections; how loop and engine are
     prefill_engines.py, prefill_choice.py   the engines that compute prompts for a decode engine
     protocol.py      request bodies             responses.py    response bodies

@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar
 from fastapi import APIRouter, Depends, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from headway.client.conversation import StrictModel
+from headway.client.strict_model import StrictModel
 from headway.server.answer_bodies import Ownership, PauseState, Reset, Status
 from headway.server.errors import ApiError
 from headway.server.service import answer, service_of
@@ -24,7 +24,7 @@ Q = TypeVar("Q", bound=BaseModel)
 
 MAX_TIMEOUT = 3600.0  # seconds
 _SWITCH = "--enable-admin-api"
-_PASSED_ON = ("forwarded", "via", "x-forwarded-for", "x-real-ip")  # headers that proxies add
+_PASSED_ON = ("forwarded", "via", "x-forwarded-for", "x-real-ip", "origin")  # of proxies, and of web pages
 
 
 async def _require_switch(request: Request) -> None:
@@ -135,7 +135,8 @@ async def ownership(request: Request) -> Response:
 
 
 def _is_local(request: Request) -> bool:
-    """Whether the request comes from this host, and no proxy has forwarded it (as far as its headers show)."""
+    """Whether the request comes from this host, and neither a proxy nor a web page sends it, as far as its headers
+    show."""
     if request.client is None or any(name in request.headers for name in _PASSED_ON):
         return False
     try:

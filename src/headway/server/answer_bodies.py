@@ -27,16 +27,26 @@ class Usage(Struct):
 
 
 class CompletionLogprobs(Struct):
-    """One entry per token.
+    """One entry per token. A prompt's first token, if the prompt is echoed, has null for its log-probabilities.
 
     text_offset: where the token starts, in characters of the choice's text; a token that starts inside a character has
         the offset of the character.
     """
 
     tokens: list[str] = field(default_factory=list)
-    token_logprobs: list[float] = field(default_factory=list)
-    top_logprobs: list[dict[str, float]] = field(default_factory=list)
+    token_logprobs: list[float | None] = field(default_factory=list)
+    top_logprobs: list[dict[str, float] | None] = field(default_factory=list)
     text_offset: list[int] = field(default_factory=list)
+
+
+class PromptTokenLogprob(Struct):
+    logprob: float
+    rank: int
+    decoded_token: str
+
+
+PromptEntries = list[dict[str, PromptTokenLogprob] | None]
+"""One entry per token of a prompt, by token ids; null for the first."""
 
 
 class CompletionChoice(Struct):
@@ -45,6 +55,9 @@ class CompletionChoice(Struct):
     logprobs: CompletionLogprobs | None = None
     finish_reason: str | None = None
     stop_reason: int | str | None = None
+    prompt_logprobs: PromptEntries | UnsetType = UNSET
+    token_ids: list[int] | UnsetType = UNSET
+    prompt_token_ids: list[int] | UnsetType = UNSET
 
 
 class Completion(Struct):
@@ -110,6 +123,7 @@ class ChatChoice(Struct):
     logprobs: ChatLogprobs | None = None
     finish_reason: str | None = None
     stop_reason: int | str | None = None
+    token_ids: list[int] | UnsetType = UNSET
 
 
 class ChatCompletion(Struct):
@@ -121,6 +135,8 @@ class ChatCompletion(Struct):
     choices: list[ChatChoice]
     usage: Usage
     kv_transfer_params: dict[str, Any] | UnsetType = UNSET
+    prompt_logprobs: PromptEntries | UnsetType = UNSET
+    prompt_token_ids: list[int] | UnsetType = UNSET
     object: Literal["chat.completion"] = "chat.completion"
 
 
@@ -138,6 +154,7 @@ class ChatChunkChoice(Struct):
     logprobs: ChatLogprobs | None = None
     finish_reason: str | None = None
     stop_reason: int | str | None = None
+    token_ids: list[int] | UnsetType = UNSET
 
 
 class ChatChunk(Struct):
@@ -149,6 +166,8 @@ class ChatChunk(Struct):
     choices: list[ChatChunkChoice]
     usage: Usage | UnsetType | None = UNSET
     kv_transfer_params: dict[str, Any] | UnsetType = UNSET
+    prompt_logprobs: PromptEntries | UnsetType = UNSET
+    prompt_token_ids: list[int] | UnsetType = UNSET
     object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
 
 
@@ -206,6 +225,24 @@ class Text(Struct):
 
 class Version(Struct):
     version: str
+
+
+class Load(Struct):
+    """The answer of /load. server_load: requests in progress."""
+
+    server_load: int
+
+
+class ServerInfo(Struct):
+    """The answer of /server_info. config: the settings of the scheduler, as one text or by name."""
+
+    version: str
+    model: str
+    model_path: str
+    max_model_len: int
+    vocab_size: int
+    quantization: str | None
+    config: str | dict[str, Any]
 
 
 class Root(Struct):

@@ -12,16 +12,19 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic.json_schema import models_json_schema
 
 from headway import __version__
+from headway.client.conversation import ChatMessage, ContentPart
 from headway.client.engine_client import EngineClient
 from headway.errors import RequestError
-from headway.server import admin, errors, render
+from headway.server import about, admin, errors, middleware, not_served, render
 from headway.server.answer_bodies import ModelCard, ModelList, Root, Text, Tokens, Version
 from headway.server.body import BodyForm, read_body
 from headway.server.chat import ChatFace
 from headway.server.completions import CompletionFace
-from headway.server.envelope import Envelope
+from headway.server.doors import Doors
 from headway.server.errors import ApiError
 from headway.server.generate import Prompt, unless_disconnected
+from headway.server.messages_api import routes as messages_api
+from headway.server.messages_api.body import CountTokensRequest, MessagesRequest
 from headway.server.openapi import body_of, describe_answers, describe_model
 from headway.server.prompt_bodies import read_chat, read_completion
 from headway.server.protocol import (
@@ -32,6 +35,8 @@ from headway.server.protocol import (
     TokenizeChatRequest,
     TokenizeRequest,
 )
+from headway.server.responses_api import routes as responses_api
+from headway.server.responses_api.body import ResponsesRequest
 from headway.server.service import Service, answer, service_of
 from headway.server.submission import submit
 from headway.token_ids import check_token_ids
@@ -44,24 +49,42 @@ _DETOKENIZE: BodyForm[DetokenizeRequest] = BodyForm(DetokenizeRequest, Detokeniz
 router = APIRouter()
 
 
-def create_app(client: EngineClient, model_name: str, **options: Any) -> FastAPI:
+def create_app(client: EngineClient, model_name: str, *, doors: Doors | None = None, **options: Any) -> FastAPI:
     """The application that serves the engine of `client` under the name `model_name`.
 
-    options: the keyword arguments of `Service`. Raises ValueError for a chat template that does not exist or is not
-    valid.
+    doors: who may come in; by default all. options: the keyword arguments of `Service`. Raises ValueError for a chat
+    template that does not exist or is not valid.
     """
-    app = FastAPI(title="Headway", version=__version__)
+    doors = doors or Doors()
+    app = FastAPI(
+        title="Headway",
+        version=__version__,
+        openapi_url="/openapi.json" if doors.docs else None,  # without it there are no pages either
+    )
+    app.root_path = doors.root_path
     app.state.service = Service(client, model_name, **options)
-    for routes in (router, render.router, admin.admin, admin.debug):
+    for routes in (
+        router,
+        responses_api.router,
+        messages_api.router,
+        render.router,
+        about.router,
+        not_served.router,
+        admin.admin,
+        admin.debug,
+    ):
         app.include_router(routes)
     errors.install(app)
-    app.add_middleware(Envelope, metrics=app.state.service.metrics)
+    middleware.install(app, doors, app.state.service.metrics)
     _describe_bodies(app)
     return app
 
 
 def _describe_bodies(app: FastAPI) -> None:
-    models = (CompletionRequest, ChatCompletionRequest, TokenizeRequest, TokenizeChatRequest, DetokenizeRequest)
+    models = (
+        *(CompletionRequest, ChatCompletionRequest, ResponsesRequest, MessagesRequest, CountTokensRequest),
+        *(TokenizeRequest, TokenizeChatRequest, DetokenizeRequest),
+    )
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -72,10 +95,10 @@ def _describe_bodies(app: FastAPI) -> None:
             [(model, "validation") for model in models], ref_template="#/components/schemas/{model}"
         )
         described = definitions["$defs"]
-        for model in models:  # the fields of a body that are not known are ignored: see `UnknownFields`
+        for model in (*models, ChatMessage, ContentPart):  # unknown fields are ignored: see `UnknownFields`
             del described[model.__name__]["additionalProperties"]
         schema.setdefault("components", {}).setdefault("schemas", {}).update(described)
-        describe_model(schema, app.state.service.model_name)
+        describe_model(schema, app.state.service.model_names)
         describe_answers(schema)
         return schema
 
@@ -97,8 +120,13 @@ async def completions(request: Request) -> Response:
         prompts=prompts,
         n=sampling.n,
         echo=bool(body.echo),
+        echo_logprobs=body.logprobs if body.echo else None,
+        token_text=lambda token: _decode(service.client, [token], "prompt"),
+        prompt_logprobs=body.prompt_logprobs,
         include_usage=body.include_usage,
         continuous_usage=body.continuous_usage,
+        with_token_ids=bool(body.return_token_ids),
+        named_by_ids=bool(body.return_tokens_as_token_ids),
     )
     return await submit(request, body, sampling, prompts, face, arrival_time)
 
@@ -116,9 +144,12 @@ async def chat_completions(request: Request) -> Response:
         prompts=prompts,
         n=sampling.n,
         top_logprobs=body.top_logprobs or 0,
+        prompt_logprobs=body.prompt_logprobs,
         new_parser=lambda: service.answer_parser(body, prompts[0].text or ""),
         include_usage=body.include_usage,
         continuous_usage=body.continuous_usage,
+        with_token_ids=bool(body.return_token_ids),
+        named_by_ids=bool(body.return_tokens_as_token_ids),
     )
     return await submit(request, body, sampling, prompts, face, arrival_time)
 
@@ -165,8 +196,9 @@ async def detokenize(request: Request) -> Response:
 
 @router.get("/v1/models")
 async def models(request: Request) -> Response:
-    """The model that is served."""
-    return answer(ModelList([_card(service_of(request))]))
+    """The model that is served, under each of its names."""
+    service = service_of(request)
+    return answer(ModelList([_card(service, name) for name in service.model_names]))
 
 
 @router.get("/v1/models/{model:path}")
@@ -174,12 +206,12 @@ async def model(request: Request, model: str) -> Response:
     """The model of this name."""
     service = service_of(request)
     service.check_model(model)
-    return answer(_card(service))
+    return answer(_card(service, model))
 
 
-def _card(service: Service) -> ModelCard:
+def _card(service: Service, name: str) -> ModelCard:
     client = service.client
-    return ModelCard(service.model_name, service.created, str(client.files.path), client.config.max_model_len)
+    return ModelCard(name, service.created, str(client.files.path), client.config.max_model_len)
 
 
 @router.get("/", include_in_schema=False)
@@ -188,6 +220,7 @@ async def root() -> Response:
     return answer(Root(__version__))
 
 
+@router.post("/ping", include_in_schema=False)
 @router.get("/ping", include_in_schema=False)
 @router.head("/health", include_in_schema=False)
 @router.get("/health")

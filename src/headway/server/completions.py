@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from headway.outputs import RequestDelta, RequestOutput, TokenLogprob
+from msgspec import UNSET
+
+from headway.outputs import PromptPosition, RequestDelta, RequestOutput, TokenLogprob
 from headway.server.answer_bodies import Completion, CompletionChoice, CompletionLogprobs, Usage
-from headway.server.chunks import ChunkFace
+from headway.server.chunks import ChunkFace, token_name
+from headway.server.prompt_logprobs import add_echo
 
 
 class CompletionFace(ChunkFace):
-    """The form of a completion. echo: every choice begins with the text of its prompt."""
+    """The form of a completion. echo: every choice begins with the text of its prompt. echo_logprobs: and with the
+    log-probabilities of its tokens, and of so many alternatives. token_text: the text of a token by itself."""
 
-    def __init__(self, *, echo: bool, **common: Any) -> None:
+    def __init__(
+        self,
+        *,
+        echo: bool,
+        echo_logprobs: int | None = None,
+        token_text: Callable[[int], str],
+        **common: Any,
+    ) -> None:
         super().__init__(**common)
         self._echo = echo
+        self._echo_logprobs = echo_logprobs
+        self._token_text = token_text
         self._offsets: dict[int, int] = {}  # choice -> characters of its tokens so far
 
     def whole(self, outputs: list[RequestOutput], usage: Usage) -> Completion:
@@ -22,9 +36,12 @@ class CompletionFace(ChunkFace):
             CompletionChoice(
                 number := position * self.n + answer.index,
                 self._prompt_text(number) + answer.text,
-                self._logprobs(number, answer.logprobs),
+                self._logprobs(number, answer.logprobs, output.prompt_logprobs),
                 answer.finish_reason,
                 answer.stop_reason,
+                self._entries(output.prompt_logprobs),
+                answer.token_ids if self.with_token_ids else UNSET,
+                self.prompts[position].token_ids if self.with_token_ids else UNSET,
             )
             for position, output in enumerate(outputs)
             for answer in output.outputs
@@ -32,14 +49,20 @@ class CompletionFace(ChunkFace):
         return self._completion(choices, usage)
 
     def opening(self, choice: int) -> Completion | None:
-        text = self._prompt_text(choice)
-        return self._completion([CompletionChoice(choice, text)]) if text else None
+        text, scores = self._prompt_text(choice), self._scores.get(choice // self.n)
+        if not text and scores is None:
+            return None
+        logprobs = None if self._echo_logprobs is None else self._logprobs(choice, [], scores)
+        return self._completion([CompletionChoice(choice, text, logprobs, prompt_logprobs=self._entries(scores))])
 
     def chunk(self, choice: int, delta: RequestDelta) -> Completion:
         logprobs = self._logprobs(choice, delta.logprobs)
         return self._completion(
             [CompletionChoice(choice, delta.text, logprobs, delta.finish_reason, delta.stop_reason)]
         )
+
+    def show_prompt_ids(self, chunk: Completion, choice: int) -> None:
+        chunk.choices[0].prompt_token_ids = self.prompts[choice // self.n].token_ids
 
     def closing(self, usage: Usage) -> Completion:
         return self._completion([], usage)
@@ -53,18 +76,33 @@ class CompletionFace(ChunkFace):
     def _prompt_text(self, choice: int) -> str:
         return (self.prompts[choice // self.n].text or "") if self._echo else ""
 
-    def _logprobs(self, choice: int, positions: list[dict[int, TokenLogprob]] | None) -> CompletionLogprobs | None:
+    @property
+    def needs_scores(self) -> bool:
+        return super().needs_scores or self._echo_logprobs is not None
+
+    def _logprobs(
+        self,
+        choice: int,
+        positions: list[dict[int, TokenLogprob]] | None,
+        scores: Sequence[PromptPosition] | None = None,
+    ) -> CompletionLogprobs | None:
+        """scores: of the prompt, with which the log-probabilities of the choice begin, if it is echoed with them."""
         if positions is None:
             return None
-        offset = self._offsets.get(choice, 0)
+        text = self._prompt_text(choice)
+        offset = self._offsets.get(choice, len(text))
         logprobs = CompletionLogprobs()
+        if scores is not None and self._echo_logprobs is not None:
+            first = self._token_text(self.prompts[choice // self.n].token_ids[0])
+            add_echo(logprobs, scores, self._echo_logprobs, text, first)
         for position in positions:
             sampled = next(iter(position.values()))  # the first entry is the token that was drawn
-            logprobs.tokens.append(sampled.decoded_token)
+            names = [token_name(token_id, token, by_id=self.named_by_ids) for token_id, token in position.items()]
+            logprobs.tokens.append(names[0])
             logprobs.token_logprobs.append(sampled.logprob)
             top: dict[str, float] = {}
-            for token in position.values():  # of tokens with the same text only the first has an entry
-                top.setdefault(token.decoded_token, token.logprob)
+            for name, token in zip(names, position.values()):  # of tokens of one name only the first has an entry
+                top.setdefault(name, token.logprob)
             logprobs.top_logprobs.append(top)
             logprobs.text_offset.append(offset)
             if sampled.bytes:  # a token that the text does not show takes no place in it

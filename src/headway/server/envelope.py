@@ -48,7 +48,7 @@ class Envelope:
         except Exception as error:
             if status is not None:
                 raise  # the status has been sent: only the end of the connection can tell
-            await as_api_error(error).response()(scope, receive, send_with_id)
+            await as_api_error(error).response(scope["path"])(scope, receive, send_with_id)
         finally:
             if status is not None:
                 method = scope["method"] if scope["method"] in _METHODS else "other"

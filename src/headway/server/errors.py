@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import msgspec
 from fastapi import FastAPI, Request, Response
@@ -35,6 +36,17 @@ RETRY_AFTER_S = 1  # a full queue has a place again as soon as any request ends
 PAUSED_RETRY_AFTER_S = 5  # a change of weights takes seconds
 RESTART_RETRY_AFTER_S = 5  # so does loading the model
 
+_ANTHROPIC = "/v1/messages/"  # begins the paths of the Messages API, behind the root path
+_ANTHROPIC_KINDS = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+
 
 class ApiError(Exception):
     """An HTTP status and an error body. The names are those of OpenAI's error body.
@@ -65,10 +77,17 @@ class ApiError(Exception):
         kind = "invalid_request_error" if self.status < 500 else "server_error"
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
-    def response(self) -> Response:
+    def anthropic_body(self) -> dict[str, Any]:
+        """The same in the form of Anthropic's API."""
+        kind = _ANTHROPIC_KINDS.get(self.status, "invalid_request_error" if self.status < 500 else "api_error")
+        return {"type": "error", "error": {"type": kind, "message": self.message}}
+
+    def response(self, path: str = "") -> Response:
+        """path: of the request. The paths of the Messages API answer errors in its own form."""
         given = {"Retry-After": self.retry_after, "Allow": self.allow}
         headers = {name: str(value) for name, value in given.items() if value is not None}
-        return Response(msgspec.json.encode(self.body()), self.status, headers, "application/json")
+        body = self.anthropic_body() if _ANTHROPIC in f"{path}/" else self.body()
+        return Response(msgspec.json.encode(body), self.status, headers, "application/json")
 
 
 def as_api_error(error: Exception) -> ApiError:
@@ -131,8 +150,8 @@ def install(app: FastAPI) -> None:
 
     async def handle(request: Request, error: Exception) -> Response:
         if isinstance(error, HTTPException):
-            return _without_route(request, error).response()
-        return as_api_error(error).response()
+            return _without_route(request, error).response(request.url.path)
+        return as_api_error(error).response(request.url.path)
 
     async def disconnected(request: Request, error: Exception) -> Response:
         return Response(status_code=499)  # reaches no client; the number is for the access log

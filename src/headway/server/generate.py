@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
@@ -19,6 +20,7 @@ from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from headway.client.engine_client import PendingRequest, Update
+from headway.client.prompt_scores import PromptScores
 from headway.client.text_pool import TextPool
 from headway.outputs import RequestDelta, RequestOutput
 from headway.server.answer_bodies import PromptTokensDetails, Usage
@@ -26,6 +28,7 @@ from headway.server.errors import ApiError, ClientDisconnected, as_api_error
 
 T = TypeVar("T")
 _CHOICE_SIZE = 32  # characters that take as long as a choice without any
+_VALUE_SIZE = 16  # characters that take as long as a log-probability of the prompt
 encode_json = msgspec.json.Encoder().encode
 
 
@@ -116,7 +119,7 @@ async def respond(http: Request, pending: PendingRequest, face: Face, *, stream:
     except BaseException:
         pending.close()
         raise
-    return _EventStream(pending, _events(pending, first, face))
+    return _EventStream(pending, _events(pending, first, face, texts))
 
 
 async def _whole(pending: PendingRequest, face: Face, texts: TextPool) -> Response:
@@ -135,16 +138,17 @@ async def _whole(pending: PendingRequest, face: Face, texts: TextPool) -> Respon
             answer.kv_transfer_params = params
         return encode_json(answer)
 
-    size = usage.completion_tokens + _CHOICE_SIZE * len(outputs) * face.n
+    size = usage.completion_tokens + _CHOICE_SIZE * len(outputs) * face.n + _size_of_scores(outputs.values()) * face.n
     return Response(await texts.run(size, body), media_type="application/json")
 
 
-async def _events(pending: PendingRequest, first: list[Update], face: Face) -> AsyncIterator[bytes]:
+async def _events(pending: PendingRequest, first: list[Update], face: Face, texts: TextPool) -> AsyncIterator[bytes]:
     updates = first
     begun = False
     try:
         while True:
-            if events := b"".join(_events_of(updates, face, begun)):
+            size = _size_of_scores(update.output for update in updates) * face.n
+            if events := await texts.run(size, partial(_joined_events, updates, face, begun)):
                 yield events
             begun = True
             try:
@@ -155,6 +159,16 @@ async def _events(pending: PendingRequest, first: list[Update], face: Face) -> A
             yield events
     except Exception as error:
         yield b"".join(face.failed(as_api_error(error)))
+
+
+def _size_of_scores(outputs: Iterable[RequestOutput | RequestDelta]) -> int:
+    """Characters that take as long as the log-probabilities of the prompts."""
+    scores = (output.prompt_logprobs for output in outputs)
+    return _VALUE_SIZE * sum(some.num_values for some in scores if isinstance(some, PromptScores))
+
+
+def _joined_events(updates: Sequence[Update], face: Face, begun: bool) -> bytes:
+    return b"".join(_events_of(updates, face, begun))
 
 
 def _events_of(updates: Sequence[Update], face: Face, begun: bool) -> Iterator[bytes]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 _MEANINGS = {
@@ -21,18 +22,23 @@ _ENGINE = (400, 403, 409, 503, 504)
 _STATUSES = {
     "/v1/completions": (*_BODY, 409, 500, 503),
     "/v1/chat/completions": (*_BODY, 409, 500, 503),
+    "/v1/responses": (*_BODY, 409, 500, 503),
+    "/v1/messages": (*_BODY, 409, 500, 503),
+    "/v1/messages/count_tokens": (*_BODY, 503),
     "/v1/completions/render": (*_BODY, 503),
     "/v1/chat/completions/render": (*_BODY, 503),
     "/tokenize": _BODY,
     "/detokenize": _BODY,
     "/v1/models/{model}": (404,),
     "/health": (503,),
+    "/server_info": (400,),
     "/pause": _ENGINE,
     "/resume": _ENGINE,
     "/is_paused": _ENGINE,
     "/reset_prefix_cache": _ENGINE,
     "/debug/ownership": (403, 409, 503, 504),
 }
+_STREAMS = ("/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/messages")
 _ERROR = {
     "type": "object",
     "required": ["error"],
@@ -42,6 +48,18 @@ _ERROR = {
             "required": ["message", "type", "param", "code"],
             "properties": {"message": {"type": "string"}, "type": {"type": "string"}, "param": {}, "code": {}},
         }
+    },
+}
+_ANTHROPIC_ERROR = {
+    "type": "object",
+    "required": ["type", "error"],
+    "properties": {
+        "type": {"const": "error"},
+        "error": {
+            "type": "object",
+            "required": ["type", "message"],
+            "properties": {"type": {"type": "string"}, "message": {"type": "string"}},
+        },
     },
 }
 
@@ -55,9 +73,11 @@ def body_of(model: type[Any], *more: type[Any]) -> dict[str, Any]:
 
 def describe_answers(document: dict[str, Any]) -> None:
     """Write the statuses of every route into an OpenAPI document."""
-    document.setdefault("components", {}).setdefault("schemas", {})["Error"] = _ERROR
-    content = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+    schemas = document.setdefault("components", {}).setdefault("schemas", {})
+    schemas["Error"], schemas["AnthropicError"] = _ERROR, _ANTHROPIC_ERROR
     for path, methods in document["paths"].items():
+        form = "AnthropicError" if path.startswith("/v1/messages") else "Error"
+        content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{form}"}}}
         for operation in methods.values():
             responses = operation["responses"]
             responses.pop("422", None)  # FastAPI's own checks take no part: the routes read their bodies themselves
@@ -65,15 +85,15 @@ def describe_answers(document: dict[str, Any]) -> None:
                 responses[str(status)] = {"description": _MEANINGS[status], "content": content}
             if path == "/metrics":
                 responses["200"]["content"] = {"text/plain": {"schema": {"type": "string"}}}
-            elif path in ("/v1/completions", "/v1/chat/completions"):
+            elif path in _STREAMS:
                 responses["200"]["content"]["text/event-stream"] = {}
 
 
-def describe_model(document: dict[str, Any], model_name: str) -> None:
-    """Write the name of the model that is served into an OpenAPI document: other names are a 404."""
+def describe_model(document: dict[str, Any], model_names: Sequence[str]) -> None:
+    """Write the names of the model that is served into an OpenAPI document: other names are a 404."""
     for schema in document["components"]["schemas"].values():
         if (field := schema.get("properties", {}).get("model")) is not None:
             field.pop("anyOf")
-            field["enum"] = [model_name, None]
+            field["enum"] = [*model_names, None]
     (parameter,) = document["paths"]["/v1/models/{model}"]["get"]["parameters"]
-    parameter["schema"]["enum"] = [model_name]
+    parameter["schema"]["enum"] = list(model_names)

@@ -43,6 +43,7 @@ class PrefillEngines:
     """Asks P engines to compute prompts. For one event loop.
 
     urls: of their servers. timeout: seconds that an answer may take. least_tokens: shorter prompts are computed here.
+    api_key: that they ask for.
     num_asked: requests to P. outcomes: of the requests to P that were answered or have failed. A failure that comes
         after P has taken the prompt counts too: then this engine computes the prompt.
     """
@@ -53,6 +54,7 @@ class PrefillEngines:
         *,
         timeout: float,
         least_tokens: int,
+        api_key: str | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -64,7 +66,10 @@ class PrefillEngines:
         self._http = httpx.AsyncClient(
             timeout=httpx.Timeout(timeout, connect=5.0),
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=256),
-            headers={"Accept-Encoding": "identity"},  # an answer takes no more memory than its bytes
+            headers={
+                "Accept-Encoding": "identity",  # an answer takes no more memory than its bytes
+                **({} if api_key is None else {"Authorization": f"Bearer {api_key}"}),
+            },
             transport=transport,
         )
         self.num_asked = 0
@@ -141,7 +146,8 @@ class _Answer:
         if response.headers.get("Content-Encoding", "identity") != "identity":  # few bytes could be gigabytes
             raise ValueError(f"its answer is encoded: {response.headers['Content-Encoding']!r:.100}")
         if response.status_code not in {200, *_CONTENTS}:  # 404: not a server of P's; 429: it is full; 302: elsewhere
-            raise ValueError(f"HTTP {response.status_code}")
+            hint = " (--prefill-api-key)" if response.status_code == 401 else ""
+            raise ValueError(f"HTTP {response.status_code}{hint}")
         num_bytes, rest = 0, b""
         async for piece in response.aiter_bytes():
             num_bytes += len(piece)

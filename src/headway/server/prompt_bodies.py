@@ -6,14 +6,17 @@ The routes that answer and the routes that only render read bodies here, so a pr
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Generic, NamedTuple, TypeVar
 
 from fastapi import Request
 
+from headway.client.bad_words import spelled_out
 from headway.client.engine_client import EngineClient
 from headway.sampling import SamplingParams
 from headway.server.body import BodyForm, read_body
 from headway.server.generate import Prompt, unless_disconnected
+from headway.server.prompt_fields import Truncation
 from headway.server.protocol import ChatCompletionRequest, CompletionRequest
 from headway.server.service import Service, service_of
 
@@ -33,40 +36,74 @@ class PromptBody(NamedTuple, Generic[B]):
 
 async def read_completion(request: Request) -> PromptBody[CompletionRequest]:
     """The body of a completion. Raises what `read_body` raises, RequestError, and ShuttingDownError."""
-    service, body, sampling = await _read(request, _COMPLETION)
+    service = service_of(request)
+    body = await _read(request, _COMPLETION)
+    sampling = await _sampling(service, body)
     service.client.check_num_answers(len(body.prompt), sampling.n)
-    prompts = await unless_disconnected(request, _prompts(service.client, body.prompt))
+    prompts = await unless_disconnected(request, _prompts(service.client, body))
     return PromptBody(body, sampling, prompts)
 
 
 async def read_chat(request: Request) -> PromptBody[ChatCompletionRequest]:
     """The body of a chat completion. Raises what `read_completion` raises."""
-    service, body, sampling = await _read(request, _CHAT)
+    return await chat_prompt(request, await _read(request, _CHAT))
+
+
+async def chat_prompt(request: Request, body: ChatCompletionRequest) -> PromptBody[ChatCompletionRequest]:
+    """A body with the prompt of its conversation. Raises RequestError and ApiError."""
+    service = service_of(request)
+    sampling = await _sampling(service, body)
     service.client.check_num_answers(1, sampling.n)
-    prompt = await unless_disconnected(request, _chat_prompt(service, body))
+    prompt = await unless_disconnected(request, prompt_of(service, body))
+    sampling = service.parsers.sampling(body, sampling, prompt.text or "")
     return PromptBody(body, sampling, [prompt])
 
 
-async def _read(request: Request, form: BodyForm[B]) -> tuple[Service, B, SamplingParams]:
+async def _read(request: Request, form: BodyForm[B]) -> B:
     service = service_of(request)
     service.check_open()
-    body = await read_body(request, form, service.client.prompts.texts)
+    return await read_body(request, form, service.client.prompts.texts)
+
+
+async def _sampling(service: Service, body: CompletionRequest | ChatCompletionRequest) -> SamplingParams:
     service.check_model(body.model)
     body.check_context(service.client.config.max_model_len)
-    return service, body, body.sampling(service.client.files.default_sampling)
+    sampling = body.sampling(service.client.files.default_sampling)
+    if not sampling.bad_words:
+        return sampling
+    length = sum(map(len, sampling.bad_words))
+    return await service.client.prompts.texts.run(length, partial(spelled_out, sampling, service.client.tokenizer))
 
 
-async def _prompts(client: EngineClient, prompts: Sequence[str | list[int]]) -> list[Prompt]:
-    texts = [prompt for prompt in prompts if isinstance(prompt, str)]  # of one request: all are texts, or none
+async def _prompts(client: EngineClient, body: CompletionRequest) -> list[Prompt]:
+    truncation = body.truncation(client.config.max_model_len)
+    texts = [prompt for prompt in body.prompt if isinstance(prompt, str)]  # of one request: all are texts, or none
     if not texts:
-        return [Prompt(prompt) for prompt in prompts if isinstance(prompt, list)]
-    encoded = await client.prompts.encode_prompts(texts, add_special_tokens=True)
-    return [Prompt(token_ids, text) for token_ids, text in zip(encoded, texts)]
+        return [_cut(Prompt(prompt), truncation) for prompt in body.prompt if isinstance(prompt, list)]
+    return await _encoded(client, texts, truncation, add_special_tokens=body.add_special_tokens)
 
 
-async def _chat_prompt(service: Service, body: ChatCompletionRequest) -> Prompt:
-    service.client.prompts.limit.check(body.num_characters)
+async def prompt_of(service: Service, body: ChatCompletionRequest) -> Prompt:
+    """The prompt of a conversation. Raises RequestError and ApiError."""
+    client = service.client
+    truncation = body.truncation(client.config.max_model_len)
+    if truncation is None:
+        client.prompts.limit.check(body.num_characters)
     text = await service.render(body)
-    # The template has written the special tokens already.
-    (token_ids,) = await service.client.prompts.encode_prompts([text], add_special_tokens=False)
-    return Prompt(token_ids, text)
+    (prompt,) = await _encoded(client, [text], truncation, add_special_tokens=body.add_special_tokens)
+    return Prompt(prompt.token_ids, text)
+
+
+async def _encoded(
+    client: EngineClient, texts: Sequence[str], truncation: Truncation | None, *, add_special_tokens: bool
+) -> list[Prompt]:
+    if truncation is not None:
+        texts = [truncation.text(text, client.prompts.limit.characters) for text in texts]
+    encoded = await client.prompts.encode_prompts(texts, add_special_tokens=add_special_tokens)
+    return [_cut(Prompt(token_ids, text), truncation) for token_ids, text in zip(encoded, texts)]
+
+
+def _cut(prompt: Prompt, truncation: Truncation | None) -> Prompt:
+    """A prompt that was cut has no text: `echo` shows what is left of it."""
+    token_ids = prompt.token_ids if truncation is None else truncation.tokens(prompt.token_ids)
+    return prompt if token_ids is prompt.token_ids else Prompt(token_ids)

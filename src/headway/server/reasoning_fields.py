@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
-
-from headway.client.conversation import StrictModel
-from headway.client.field_rules import Unsupported
+from headway.client.conversation import Effort
 
 
-class ReasoningFields(StrictModel):
-    """Chat completions have these fields."""
+class ReasoningFields(Effort):
+    """Chat completions have these fields. include_reasoning: false: what was thought is not sent; a model that can
+    think does so all the same."""
 
-    reasoning_effort: Annotated[Any, Unsupported()] = None
+    include_reasoning: bool | None = None

@@ -10,13 +10,12 @@ import asyncio
 import contextlib
 import gc
 import logging
-import math
 import os
 import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator
 from functools import partial
 
 import uvicorn
@@ -25,10 +24,12 @@ from fastapi import FastAPI
 from headway.client.engine_client import EngineClient, EngineStartError
 from headway.client.restart_budget import RestartBudget
 from headway.config import EngineConfig, Role
+from headway.logs import leave_out, log_to_standard_error
 from headway.server.api import create_app
 from headway.server.connections import ACCEPTS_PER_TURN, BoundedProtocol, raise_file_limit
 from headway.server.prefill_engines import PrefillEngines
 from headway.server.service import Service
+from headway.server.settings import ServerSettings
 
 logger = logging.getLogger(__name__)
 
@@ -40,78 +41,58 @@ _POLL_S = 0.02  # seconds
 _SLOW_CLIENT_S = 3  # seconds for a client to read the end of its answer, or to send the end of its request
 
 
-def serve(
-    config: EngineConfig,
-    host: str = "127.0.0.1",
-    port: int = 8000,
-    *,
-    shutdown_grace: float = 10.0,
-    engine_args: Sequence[str] = (),
-    access_log: bool = False,
-    admin_api: bool = False,
-    chat_template: str | None = None,
-    trust_request_chat_template: bool = False,
-    escape_special_tokens: bool = False,
-    strict_fields: bool = False,
-    prefill: Sequence[str] = (),
-    max_local_prefill_tokens: int = 64,
-    engine_restarts: int = 0,
-) -> int:
+def serve(config: EngineConfig, settings: ServerSettings | None = None) -> int:
     """Serve until a signal comes; returns the exit status, which is 1 if the engine died for good.
 
     Prints "Headway serving MODEL at URL" on standard output when the server takes requests.
 
-    port: 0: any free port.
-    shutdown_grace: seconds that running requests may go on after the signal.
-    engine_args: for the engine process, see `python -m headway.engine.process --help`.
-    admin_api: serve /pause, /resume, /is_paused and /reset_prefix_cache, and /debug/ownership to every host.
-    chat_template: used instead of the model's template: a file, the text of a template, or the name of a template of
-        the tokenizer.
-    trust_request_chat_template: requests may bring a template, whose time and memory have no limit.
-    escape_special_tokens: special tokens that chat messages spell are text, and not tokens.
-    strict_fields: refuse fields of requests that are not known, instead of ignoring them.
-    prefill: URLs of prefill engines, which this server asks to compute prompts of more than `max_local_prefill_tokens`
-        tokens. What they lend must be among `kv_peers`.
-    engine_restarts: how often within ten minutes an engine that died is started again.
-
     If the server cannot start (the port, the model, the template), it prints one line on standard error and returns 2.
     """
+    settings = settings or ServerSettings()
     BoundedProtocol.limit = raise_file_limit()
-    make_app = partial(
-        create_app,
-        admin_api=admin_api,
-        chat_template=chat_template,
-        trust_request_chat_template=trust_request_chat_template,
-        escape_special_tokens=escape_special_tokens,
-        strict_fields=strict_fields,
-    )
-    log_to_standard_error()
+    log_to_standard_error(settings.log_format)
+    engine_args = (*settings.engine_args, "--log-format", settings.log_format)
     try:
-        if prefill:
-            _check_prefill(config, prefill)
-            engines = PrefillEngines(prefill, timeout=config.receive_timeout, least_tokens=max_local_prefill_tokens + 1)
-            make_app = partial(make_app, prefill=engines)
-        restarts = RestartBudget(engine_restarts)
-        if not 0 <= shutdown_grace < math.inf:
-            raise ValueError(f"shutdown_grace must be a number of seconds of at least 0, got {shutdown_grace}")
+        make_app = _app_of(config, settings)
+        restarts = RestartBudget(settings.engine_restarts)
         start = partial(EngineClient.start, config, engine_args=engine_args, restarts=restarts)
-        with bind(host, port) as listening:
-            return asyncio.run(_serve(start, listening, host, shutdown_grace, access_log, make_app))
+        with bind(settings.host, settings.port) as listening:
+            return asyncio.run(_serve(start, listening, settings, make_app))
     except OSError as error:
-        print(f"headway: cannot serve at {host}:{port}: {error.strerror or error}", file=sys.stderr)
+        print(f"headway: cannot serve at {settings.host}:{settings.port}: {error.strerror or error}", file=sys.stderr)
     except (EngineStartError, ValueError) as error:
         print(f"headway: {error}", file=sys.stderr)
     return BAD_START
 
 
-def _check_prefill(config: EngineConfig, urls: Sequence[str]) -> None:
+def _app_of(config: EngineConfig, settings: ServerSettings) -> Callable[[EngineClient, str], FastAPI]:
+    """Makes the application, once there is an engine. Raises ValueError for settings that do not fit the engine."""
+    make_app = partial(
+        create_app,
+        doors=settings.doors,
+        model_aliases=settings.model_aliases,
+        admin_api=settings.admin_api,
+        chat_template=settings.chat_template,
+        trust_request_chat_template=settings.trust_request_chat_template,
+        escape_special_tokens=settings.escape_special_tokens,
+        strict_fields=settings.strict_fields,
+        tool_call_parser=settings.tool_call_parser,
+        enable_auto_tool_choice=settings.enable_auto_tool_choice,
+        reasoning_parser=settings.reasoning_parser,
+    )
+    if not settings.prefill:
+        return make_app
     if config.role is not Role.DECODE:
         raise ValueError(f"prefill engines are asked by engines whose role is decode, got role {config.role}")
     if not config.kv_addresses:
         raise ValueError("prefill engines need kv_peers too: the addresses where they lend their KV")
-    for url in urls:
-        if not url.startswith(("http://", "https://")):
-            raise ValueError(f"a prefill engine is named by its URL, http://HOST:PORT, got {url!r}")
+    engines = PrefillEngines(
+        settings.prefill,
+        timeout=config.receive_timeout,
+        least_tokens=settings.max_local_prefill_tokens + 1,
+        api_key=settings.prefill_api_key,
+    )
+    return partial(make_app, prefill=engines)
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -136,9 +117,7 @@ def bind(host: str, port: int) -> socket.socket:
 async def _serve(
     start_engine: Callable[[], Coroutine[None, None, EngineClient]],
     listening: socket.socket,
-    host: str,
-    shutdown_grace: float,
-    access_log: bool,
+    settings: ServerSettings,
     make_app: Callable[[EngineClient, str], FastAPI],
 ) -> int:
     with stop_signals() as stop:
@@ -156,7 +135,7 @@ async def _serve(
         try:
             app = make_app(client, client.files.name)
             listening.listen(_BACKLOG)
-            await _run(app, client, listening, host, stop, shutdown_grace, access_log)
+            await _run(app, client, listening, stop, settings)
             died = client.dead.is_set()
             if app.state.service.prefill is not None:
                 await app.state.service.prefill.close()
@@ -170,10 +149,8 @@ async def _run(
     app: FastAPI,
     client: EngineClient,
     listening: socket.socket,
-    host: str,
     stop: asyncio.Event,
-    shutdown_grace: float,
-    access_log: bool,
+    settings: ServerSettings,
 ) -> None:
     server = _Server(
         uvicorn.Config(
@@ -181,28 +158,30 @@ async def _run(
             log_config=None,  # one form for all lines of the log: see `log_to_standard_error`
             http=BoundedProtocol,
             backlog=ACCEPTS_PER_TURN,
-            log_level="info" if access_log else "warning",
-            access_log=access_log,
+            log_level=settings.uvicorn_log_level or ("info" if settings.access_log else "warning"),
+            access_log=settings.access_log,
             lifespan="off",
             proxy_headers=False,  # nothing here depends on the client's address
             timeout_keep_alive=_KEEP_ALIVE_S,
             timeout_graceful_shutdown=2 * _SLOW_CLIENT_S,  # there is nothing left to wait for by then
+            **settings.tls.of_uvicorn(),
         )
     )
+    leave_out(settings.quiet_paths)
     serving = asyncio.ensure_future(server.serve(sockets=[listening]))
     while not server.started and not serving.done():
         await asyncio.sleep(_POLL_S)
     if not serving.done():
         listening.listen(_BACKLOG)  # again: uvicorn has set the kernel's queue to what one turn accepts
-        shown = f"[{host}]" if ":" in host else host
+        shown = f"[{settings.host}]" if ":" in settings.host else settings.host
         port = listening.getsockname()[1]
-        _announce(f"Headway serving {client.files.name} at http://{shown}:{port}")
+        _announce(f"Headway serving {client.files.name} at {settings.tls.scheme}://{shown}:{port}")
         watching = asyncio.ensure_future(app.state.service.loop_monitor.watch())
         stopped, died = asyncio.ensure_future(stop.wait()), asyncio.ensure_future(client.dead.wait())
         await asyncio.wait({stopped, died, serving}, return_when=asyncio.FIRST_COMPLETED)
         for task in (stopped, died, watching):
             task.cancel()
-        await _drain(app.state.service, stop, shutdown_grace)
+        await _drain(app.state.service, stop, settings.shutdown_grace)
         server.should_exit = True
         _close(server, unread_only=True)  # their clients had the grace time to read
         await asyncio.wait({serving}, timeout=_SLOW_CLIENT_S)
@@ -246,12 +225,6 @@ def _announce(line: str) -> None:
         logger.warning("standard output cannot be written (%s): %s", error.strerror or error, line)
         with open(os.devnull, "wb") as nowhere:  # what is left in the buffer would fail again at exit
             os.dup2(nowhere.fileno(), sys.stdout.fileno())
-
-
-def log_to_standard_error() -> None:
-    """Headway's own lines from INFO on, and the lines of libraries from WARNING on."""
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("headway").setLevel(logging.INFO)
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from functools import partial
 
 from fastapi import Request, Response
@@ -14,6 +15,7 @@ from headway.client.conversation import Conversation
 from headway.client.engine_client import EngineClient
 from headway.client.special_tokens import SpecialTokenEscape
 from headway.errors import ShuttingDownError
+from headway.server.answer_parsers import AnswerParsers
 from headway.server.body_budget import BodyBudget
 from headway.server.engine_health import EngineHealth
 from headway.server.errors import ApiError
@@ -30,16 +32,18 @@ from headway.server.unknown_fields import UnknownFields
 class Service:
     """The state of a server.
 
+    model_name: the name in answers and metrics. model_aliases: more names that requests may use.
     admin_api: see `admin.py`. chat_template: see `ChatTemplate`.
     trust_request_chat_template: requests may bring templates.
     escape_special_tokens: special tokens that chat messages spell are text, see `SpecialTokenEscape`.
     strict_fields: unknown fields of requests are refused, see `UnknownFields`.
+    tool_call_parser, enable_auto_tool_choice, reasoning_parser: see `AnswerParsers`.
     prefill: the engines that compute prompts for this one; None: it asks no engine by itself.
     bodies: the bytes of all bodies that are being read.
     loop_monitor: `watch` is for the server to start.
     draining: the server is about to stop and takes no new requests.
 
-    Raises ValueError for a chat template that does not exist or is not valid.
+    Raises ValueError for a chat template that does not exist or is not valid, and for an unknown parser.
     """
 
     def __init__(
@@ -47,16 +51,28 @@ class Service:
         client: EngineClient,
         model_name: str,
         *,
+        model_aliases: Sequence[str] = (),
         admin_api: bool = False,
         chat_template: str | None = None,
         trust_request_chat_template: bool = False,
         escape_special_tokens: bool = False,
         strict_fields: bool = False,
+        tool_call_parser: str | None = None,
+        enable_auto_tool_choice: bool = False,
+        reasoning_parser: str | None = None,
         prefill: PrefillEngines | None = None,
     ) -> None:
         self.client = client
         self.model_name = model_name
+        self.model_names = (model_name, *(name for name in model_aliases if name != model_name))
         self._chat_template = ChatTemplate(client.tokenizer, model_name, chat_template)
+        self.parsers = AnswerParsers(
+            client.tokenizer,
+            self._chat_template,
+            tool_call_parser=tool_call_parser,
+            auto_tool_choice=enable_auto_tool_choice,
+            reasoning_parser_name=reasoning_parser,
+        )
         self._trust_request_chat_template = trust_request_chat_template
         self._escape = SpecialTokenEscape(client.tokenizer) if escape_special_tokens else None
         self.prefill = prefill
@@ -80,13 +96,18 @@ class Service:
 
     def check_model(self, name: str | None) -> None:
         """Raise ApiError for a model that is not served here. None: the client names no model."""
-        if name is not None and name != self.model_name:
+        if name is not None and name not in self.model_names:
             raise ApiError(
                 404,
-                f"the model {name!r} does not exist: this server has {self.model_name!r}",
+                f"the model {name!r} does not exist: this server has {', '.join(map(repr, self.model_names))}",
                 code="model_not_found",
                 param="model",
             )
+
+    @property
+    def chat_template(self) -> str | None:
+        """The text of the chat template that is used by default; None: there is none."""
+        return self._chat_template.text
 
     async def render(self, conversation: Conversation) -> str:
         """The text of the prompt for a conversation. Raises RequestError, and ApiError for a template that is not
@@ -99,17 +120,15 @@ class Service:
                 "--trust-request-chat-template, or with the template itself (--chat-template)",
                 param="chat_template",
             )
-        return await self.client.prompts.texts.run(conversation.num_characters, partial(self._render, conversation))
+        return await self.client.prompts.texts.run(conversation.size, partial(self._render, conversation))
 
-    def answer_parser(self, body: ChatCompletionRequest, prompt: str = "") -> AnswerParser:  # noqa: ARG002
+    def answer_parser(self, body: ChatCompletionRequest, prompt: str = "") -> AnswerParser:
         """A parser for one answer to this body. prompt: the text that the chat template made: an answer may begin in
         the middle of the reasoning."""
-        return AnswerParser()
+        return self.parsers.new(body, prompt)
 
     def _render(self, conversation: Conversation) -> str:
-        if self._escape is not None:
-            conversation = conversation.with_text(self._escape)
-        return self._chat_template.render(conversation)
+        return self._chat_template.render(conversation, self._escape)
 
 
 def service_of(request: Request) -> Service:

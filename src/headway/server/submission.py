@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Callable, Sequence
 
 from fastapi import Request, Response
 
+from headway.client.engine_client import PendingRequest
+from headway.errors import DuplicateRequestError
 from headway.request import NewRequest, Transfer
 from headway.sampling import SamplingParams
 from headway.server.generate import Face, Prompt, respond, unless_disconnected
+from headway.server.key_check import salt_of
 from headway.server.protocol import ChatCompletionRequest, CompletionRequest
 from headway.server.service import service_of
+from headway.server.structured_output_fields import as_fields
+
+_TRIES, _TRY_SECONDS = 50, 0.01  # a client that has left is noticed within a few turns of the event loop
 
 
 async def submit(
@@ -24,9 +31,12 @@ async def submit(
     """Submit the prompts, and answer in the form of `face`."""
     service = service_of(request)
     client = service.client
+    body.cache_salt = salt_of(request, body.cache_salt)
     source = None
-    if service.prefill is not None and len(prompts) == 1 and not body.kv_transfer_params:
-        source = service.prefill.source(prompts[0].token_ids, body.for_prefill())
+    computes_here = body.kv_transfer_params or sampling.prompt_logprobs is not None
+    if service.prefill is not None and len(prompts) == 1 and not computes_here:
+        fields = {**body.for_prefill(), **as_fields(sampling.structured_outputs)}
+        source = service.prefill.source(prompts[0].token_ids, fields)
 
     def new_requests() -> list[NewRequest]:
         packed = [client.pack(prompt.token_ids) for prompt in prompts]
@@ -37,5 +47,18 @@ async def submit(
     service.check_open()  # again, because the server may have begun to stop while the body came
     if source is not None:
         requests[0].transfer = Transfer.PULL
-    pending = client.submit(requests, stream=bool(body.stream), source=source)
+    shown = service.parsers.shown(body) if isinstance(body, ChatCompletionRequest) else ()
+    stream = bool(body.stream)
+    pending = await _taken(request, lambda: client.submit(requests, stream=stream, source=source, shown=shown))
     return await respond(request, pending, face, stream=bool(body.stream), texts=client.prompts.texts)
+
+
+async def _taken(request: Request, submit: Callable[[], PendingRequest]) -> PendingRequest:
+    """What `submit` returns. The client of an id that is in use may have left just now, and ask anew: the id is waited
+    for a moment. Raises DuplicateRequestError if it is still in use then."""
+    for _ in range(_TRIES):
+        try:
+            return submit()
+        except DuplicateRequestError:
+            await unless_disconnected(request, asyncio.sleep(_TRY_SECONDS))
+    return submit()

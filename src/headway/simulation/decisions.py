@@ -42,6 +42,10 @@ class Decisions:
         """Add the effects of a message. For an error, only the fact that there is an error."""
         for uid, num_cached_tokens in effects.started:
             self._numbers("started", uid, num_cached_tokens)
+        for prompts in effects.prompt_logprobs:
+            self._array(prompts.uids)
+            self._array(prompts.logprobs.starts)
+            self._array(prompts.logprobs.counts)
         for outputs in effects.tokens:
             self._array(outputs.uids)
             self._array(outputs.tokens)

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headway.config import SchedulerConfig
+from headway.executor.made_up_logprobs import MadeUpLogprobs
 from headway.request import Request, Span
 from headway.scheduler.batch import Admission, Batch, IntArray, StepResult
 from headway.simulation.digests import TERM_OF_TOKEN, VOCAB, Words, digests_of, mix, mix_one, multipliers_for
@@ -94,6 +95,7 @@ class OracleDevice:
         self._limit = np.zeros(config.max_num_seqs, dtype=np.int64)  # total tokens; there are no places beyond
         self._num_cached = np.zeros(config.max_num_seqs, dtype=np.int64)  # cached tokens at admission
         self._spans: list[tuple[Span, ...]] = [()] * config.max_num_seqs
+        self._prompt_logprobs = MadeUpLogprobs(config.max_num_seqs, VOCAB)
         self._encoded: dict[bytes, _Encoded] = {}
         self._unsettled: dict[int, _Unsettled] = {}
 
@@ -106,6 +108,7 @@ class OracleDevice:
         beginning = set(self._tables[batch.slots[batch.positions == 0], 0].tolist())
         for admission in batch.admissions:
             self._admit(admission, beginning)
+            self._prompt_logprobs.admit(admission)
         self._encode(batch)
         slots = batch.slots.astype(np.intp)
         starts, ends = batch.positions, batch.positions + batch.num_new_tokens
@@ -144,7 +147,12 @@ class OracleDevice:
         rows = [_Row(places[row, reads[row]], places[row, writes[row]], of_row[row]) for row in range(len(batch))]
         self._unsettled[batch.step_id] = _Unsettled(written, tokens, self._media(batch, places, of_row), rows)
         told = counts[batch.samples]
-        return StepResult(batch.step_id, tokens, counts=None if (told == 1).all() else told)
+        return StepResult(
+            batch.step_id,
+            tokens,
+            counts=None if (told == 1).all() else told,
+            prompt_logprobs=self._prompt_logprobs.judge(batch),
+        )
 
     def done(self, step_id: int) -> None:
         """The step has succeeded."""

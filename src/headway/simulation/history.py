@@ -1,6 +1,7 @@
 """The history of a simulated run as its callers see it, checked against the rules.
 
-Every request starts at most once, gets its own answer token by token, and ends once: when the answer is complete, or by
+Every request starts at most once, gets the log-probabilities of its prompt, if it asks, once and in order, gets its own
+answer token by token, and ends once: when the answer is complete, or by
 a message that has a reason to end it. Every query is answered once.
 """
 
@@ -27,7 +28,8 @@ class Violation(AssertionError):
 class Life:
     """A request between its acceptance and its end.
 
-    answer: the tokens that it gets unless a message ends it early. preparing, reserved, sending: what it waits for.
+    answer: the tokens that it gets unless a message ends it early. num_judged: positions of its prompt, the first
+        included, whose log-probabilities came, if it asks for these. preparing, reserved, sending: what it waits for.
     deadline: the time at which waiting ends with an error. has_job: a preprocess job was started. sends: its KV goes to
         D. sent_back: a failed step sent it back to the queue, ever. computes_again: and no step with it has succeeded
         since.
@@ -38,6 +40,7 @@ class Life:
     answer: list[int] = field(default_factory=list)
     reason: FinishReason = FinishReason.LENGTH
     num_tokens: int = 0
+    num_judged: int = 1
     started: bool = False
     preparing: bool = False
     has_job: bool = False
@@ -103,6 +106,9 @@ class History:
             require(not life.started, "started twice", f"request {uid}")
             require(0 <= num_cached <= len(life.request.prompt), "miscounted", f"{num_cached} cached of {uid}")
             life.started = True
+        for prompts in effects.prompt_logprobs:
+            for uid, start, count in zip(prompts.uids.tolist(), prompts.logprobs.starts, prompts.logprobs.counts):
+                self._judge(uid, int(start), int(start + count))
         complete: list[int] = []
         for outputs in effects.tokens:
             for uid, token in zip(outputs.uids.tolist(), outputs.tokens.tolist(), strict=True):
@@ -134,10 +140,22 @@ class History:
         require(reply in self._asked, "answered without question or twice", f"reply {reply}")
         self._asked.remove(reply)
 
+    def _judge(self, uid: int, start: int, end: int) -> None:
+        """Check the next positions of a prompt whose log-probabilities came."""
+        life = self._life(uid, "has its prompt judged")
+        asks = life.started and life.request.sampling.prompt_logprobs is not None
+        require(asks, "judged without cause", f"request {uid}")
+        due = start == life.num_judged and start < end <= len(life.request.prompt)
+        require(due, "judged out of turn", f"[{start}, {end}) of request {uid} after {life.num_judged}")
+        life.num_judged = end
+
     def _token(self, uid: int, token: int) -> bool:
         """Check the next token of an answer. Returns whether it is the last."""
         life = self._life(uid, f"gets token {token}")
         require(life.started, "a token before the start", f"request {uid}")
+        if life.request.sampling.prompt_logprobs is not None:
+            judged = life.num_judged == len(life.request.prompt)
+            require(judged, "a token before its prompt", f"request {uid}: {life.num_judged} positions are judged")
         index = life.num_tokens
         require(index < len(life.answer), "a token too many", f"request {uid} gets {token} after its whole answer")
         expected = life.answer[index]

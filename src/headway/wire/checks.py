@@ -12,13 +12,14 @@ import numpy as np
 from headway.errors import RequestError
 from headway.kv_transfer_params import copied
 from headway.request import NewRequest
-from headway.scheduler.batch import Logprobs
-from headway.scheduler.effects import TokenOutputs
+from headway.scheduler.batch import IntArray, Logprobs
+from headway.scheduler.effects import PromptOutputs, TokenOutputs
 from headway.wire import to_client, to_engine
 from headway.wire.uids import client_of
 from headway.wire.wire_errors import WireError
 
 _LOGPROBS = [np.dtype(kind).str for kind in (np.int32, np.int32, np.int32, np.float32, np.float32)]
+_PROMPT_LOGPROBS = [np.dtype(kind).str for kind in (*[np.int32] * 5, np.float32, np.float32)]
 
 
 def check_to_engine(message: to_engine.ToEngine, num_clients: int) -> None:
@@ -44,6 +45,8 @@ def check_to_client(message: to_client.ToClient, num_token_ids: int) -> None:
     if isinstance(message, to_client.Step):
         for outputs in message.tokens:
             _check_tokens(outputs, num_token_ids)
+        for prompts in message.prompt_logprobs:
+            _check_prompts(prompts, num_token_ids)
 
 
 def _check_group(requests: list[NewRequest], num_clients: int) -> None:
@@ -95,6 +98,28 @@ def _check_logprobs(logprobs: Logprobs, num_tokens: int, num_token_ids: int) -> 
         raise WireError("the arrays of logprobs do not fit each other")
     if rows.size and not 0 <= int(rows.min()) <= int(rows.max()) < num_tokens:
         raise WireError(f"a row of logprobs is not in [0, {num_tokens})")
-    ids = logprobs.top_ids
+    _check_ids(logprobs.top_ids, num_token_ids)
+
+
+def _check_prompts(prompts: PromptOutputs, num_token_ids: int) -> None:
+    found, uids = prompts.logprobs, prompts.uids
+    runs, positions = (uids.size,), (found.ranks.size,)
+    of_runs, of_positions = (found.rows, found.starts, found.counts), (found.ranks, found.logprobs)
+    kinds = [array.dtype.str for array in (*of_runs, found.ranks, found.top_ids, found.logprobs, found.top)]
+    if (
+        kinds != _PROMPT_LOGPROBS
+        or uids.dtype != np.int64
+        or any(array.shape != runs for array in (uids, *of_runs))
+        or any(array.shape != positions for array in of_positions)
+        or found.top.ndim != 2
+        or not found.top_ids.shape == found.top.shape == (*positions, found.top.shape[1])
+        or (uids.size and int(found.counts.min()) < 1)
+        or int(found.counts.sum(dtype=np.int64)) != found.ranks.size
+    ):
+        raise WireError("the arrays of prompt logprobs do not fit each other")
+    _check_ids(found.top_ids, num_token_ids)
+
+
+def _check_ids(ids: IntArray, num_token_ids: int) -> None:
     if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < num_token_ids:
         raise WireError(f"a token of logprobs is not in [0, {num_token_ids})")

@@ -8,7 +8,7 @@ import msgspec
 
 from headway.config import SchedulerConfig
 from headway.scheduler.audit import AuditReport, Owner
-from headway.scheduler.effects import Effects, RequestEnd, TokenOutputs
+from headway.scheduler.effects import Effects, PromptOutputs, RequestEnd, TokenOutputs
 from headway.scheduler.snapshot import Snapshot
 from headway.transfer.counts import TransferCounts
 
@@ -75,17 +75,26 @@ class Step(msgspec.Struct, frozen=True, tag=True, array_like=True):
     ended: list[RequestEnd]
     handovers: list[tuple[int, dict[str, Any]]] = []
     sourceless: list[int] = []
+    prompt_logprobs: list[PromptOutputs] = []
 
     @classmethod
     def of(cls, effects: Effects) -> Step:
         """The message that carries `effects`."""
-        return cls(effects.started, effects.tokens, effects.ended, effects.handovers, effects.sourceless)
+        return cls(
+            effects.started,
+            effects.tokens,
+            effects.ended,
+            effects.handovers,
+            effects.sourceless,
+            effects.prompt_logprobs,
+        )
 
     @property
     def effects(self) -> Effects:
         """The effects in the message. In a received message the arrays are read-only views of its bytes."""
         return Effects(
             started=self.started,
+            prompt_logprobs=self.prompt_logprobs,
             tokens=self.tokens,
             handovers=self.handovers,
             sourceless=self.sourceless,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from headway.scheduler.effects import Effects, TokenOutputs
+import numpy as np
+
+from headway.scheduler.effects import Effects, PromptOutputs, TokenOutputs
 
 UID_BITS = 40  # the lower bits of a uid: the counter of the process that gave it
 
@@ -20,8 +22,15 @@ def effects_of_client(effects: Effects, client: int) -> Effects:
         if mine.any():
             logprobs = None if out.logprobs is None else out.logprobs.keep(mine)
             tokens.append(TokenOutputs(out.uids[mine], out.tokens[mine], logprobs))
+    prompts = []
+    for prompt in effects.prompt_logprobs:
+        mine = prompt.uids >> UID_BITS == client
+        if mine.any():
+            uids = prompt.uids[mine]
+            prompts.append(PromptOutputs(uids, prompt.logprobs.keep(mine, np.arange(len(uids), dtype=np.int32))))
     return Effects(
         started=[item for item in effects.started if client_of(item[0]) == client],
+        prompt_logprobs=prompts,
         tokens=tokens,
         handovers=[item for item in effects.handovers if client_of(item[0]) == client],
         sourceless=[uid for uid in effects.sourceless if client_of(uid) == client],

@@ -136,18 +136,18 @@ class StepOutputs:
                 new_blocks[i] = ([block],)
             return
         # Runs of consecutive columns of one slot: one each for a decode row, and a whole table for a newcomer.
-        begins = [0, *(((np.diff(slots) != 0) | (np.diff(columns) != 1)).nonzero()[0] + 1).tolist()]
-        firsts = slots[begins]
+        goes_on = (slots[1:] == slots[:-1]) & (columns[1:] == columns[:-1] + 1)
+        begins = np.append(0, (~goes_on).nonzero()[0] + 1)
+        firsts, ends = slots[begins], [*begins[1:].tolist(), len(blocks)]
         where = rows.slots.searchsorted(firsts).tolist()
-        decode_slots = [*rows.slots.tolist(), -1]
         for i, slot, column, begin, end in zip(
-            where, firsts.tolist(), columns[begins].tolist(), begins, [*begins[1:], len(blocks)], strict=True
+            where, firsts.tolist(), columns[begins].tolist(), begins.tolist(), ends, strict=True
         ):
-            if decode_slots[i] == slot:
-                new_blocks[i] = (blocks[begin:end],)
-                continue
             live = self._requests.by_slot[slot]
             assert live is not None
+            if not live.prefills:
+                new_blocks[i] = (blocks[begin:end],)
+                continue
             live.is_told = False
             live.table[column : column + end - begin] = blocks[begin:end]
 

@@ -33,7 +33,7 @@ class Requests:
             why = f"the blocks of a former request of uid {request.uid} have not come back"
             effects.ended.append(moves.end(entry, FinishReason.ERROR, error=why))
             return
-        if request.preprocess is not None:
+        if request.to_prepare:
             moves.add_unprepared(entry, now + state.config.preprocess_timeout)
             effects.jobs.append(request)
             return
@@ -49,15 +49,17 @@ class Requests:
             return  # it has ended, or this is told twice
         config, request, error = self._state.config, entry.request, message.error
         if error is not None:
-            error = f"its preparation failed: {error}"
+            error = error if message.refused else f"its preparation failed: {error}"
         elif message.prompt is not None:
             num_free = config.max_model_len - len(message.prompt)
             max_tokens = max(1, min(request.max_tokens, num_free))  # if 1 is too many, the error names both numbers
             request = replace(request, prompt=message.prompt, spans=message.spans, max_tokens=max_tokens)
+        if message.grammar is not None:
+            request = replace(request, grammar=message.grammar)
         if error is None:
             error = never_fits(config, request)
         if error is not None:
-            effects.ended.append(self._moves.end(entry, FinishReason.ERROR, error=error))
+            effects.ended.append(self._moves.end(entry, FinishReason.ERROR, error=error, refused=message.refused))
         else:
             self._moves.prepared(entry, request)
 

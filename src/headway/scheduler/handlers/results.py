@@ -8,8 +8,8 @@ import numpy as np
 
 from headway.request import FinishReason
 from headway.scheduler.audit import Auditor
-from headway.scheduler.batch import BoolArray, IntArray, StepResult
-from headway.scheduler.effects import Effects, TokenOutputs
+from headway.scheduler.batch import BoolArray, IntArray, PromptLogprobs, StepResult
+from headway.scheduler.effects import Effects, PromptOutputs, TokenOutputs
 from headway.scheduler.handlers.drafts import Drafts, miscounted
 from headway.scheduler.handlers.reservations import Reservations
 from headway.scheduler.handlers.transfers import Transfers
@@ -165,9 +165,11 @@ class Results:
         if step.chunks:
             sampling = [chunk for chunk in step.chunks if chunk.samples]
             current = np.array([chunk.is_current for chunk in sampling], dtype=np.bool_)
-            uids = np.append(uids, np.array([chunk.entry.request.uid for chunk in sampling], dtype=np.int64))
+            uids = np.concatenate((uids, np.array([chunk.entry.uid for chunk in sampling], dtype=np.int64)))
             if kept is not None or not current.all():
                 kept = np.append(np.ones(num_decoded, dtype=np.bool_) if kept is None else kept, current)
+            if result.prompt_logprobs is not None:
+                self._report_prompts(step, result.prompt_logprobs, effects)
             self._confirm_chunks(step.chunks, tokens[num_decoded:].tolist(), now, effects)
         if kept is not None:
             uids, tokens = uids[kept], tokens[kept]
@@ -197,6 +199,18 @@ class Results:
                 for i in ending.tolist()
             ]
         )
+
+    def _report_prompts(self, step: LaunchedStep, found: PromptLogprobs, effects: Effects) -> None:
+        """Report the log-probabilities of prompts, but for chunks of former owners: these compute them again."""
+        chunks = [step.chunks[row - len(step.decodes)] for row in found.rows.tolist()]
+        current = np.array([chunk.is_current for chunk in chunks], dtype=np.bool_)
+        if not current.any():
+            return
+        for chunk, end in zip(chunks, (found.starts + found.counts).tolist(), strict=True):
+            if chunk.is_current:
+                chunk.entry.prompt_logprobs_from = end
+        uids = np.array([chunk.entry.uid for chunk in chunks], dtype=np.int64)[current]
+        effects.prompt_logprobs.append(PromptOutputs(uids, found.keep(current, np.arange(len(uids), dtype=np.int32))))
 
     def _confirm_chunks(self, chunks: tuple[Chunk, ...], first_tokens: list[int], now: float, effects: Effects) -> None:
         tokens = iter(first_tokens)

@@ -35,6 +35,7 @@ class Entry:
     pulls: the KV of its prompt shall come from P. lends: it shall go to D.
     keeps_blocks: its blocks were told to a connector; it takes no others that another request has computed.
     filled_from_outside: a connector may write to its blocks at any time, until it says that it has stopped.
+    prompt_logprobs_from: the first position of its prompt whose log-probabilities, if it asks for these, no caller has.
     """
 
     request: Request
@@ -57,6 +58,7 @@ class Entry:
     keeps_blocks: bool = False
     filled_from_outside: bool = False
     outcome: FinishReason | None = None
+    prompt_logprobs_from: int = 1
 
     @property
     def uid(self) -> int:

@@ -24,8 +24,11 @@ _NEW = RequestStatus.NEW
 _QUEUED = (RequestStatus.WAITING, RequestStatus.PREEMPTED)
 _RUNNING = (RequestStatus.RUNNING_PREFILL, RequestStatus.RUNNING_DECODE)
 _PREFILLING = RequestStatus.RUNNING_PREFILL
-_ADMIT, _CHUNK, _LAST_CHUNK, _RESULT, _END = Event.ADMIT, Event.CHUNK, Event.LAST_CHUNK, Event.RESULT, Event.END
+_DECODING = RequestStatus.RUNNING_DECODE
+_ADD, _ADMIT, _CHUNK, _LAST_CHUNK = Event.ADD, Event.ADMIT, Event.CHUNK, Event.LAST_CHUNK
+_RESULT, _END = Event.RESULT, Event.END
 _STOP, _LENGTH = FinishReason.STOP, FinishReason.LENGTH
+_PULL, _LEND = Transfer.PULL, Transfer.LEND
 _NO_BLOCKS: IntArray = np.zeros(0, dtype=np.int32)
 
 
@@ -42,6 +45,7 @@ class Moves:
         self._state = state
         self._rank = rank
         self._left = left
+        self._only_prefills = state.config.role is Role.PREFILL
 
     def heeding(self, uid: int, event: Event) -> Entry | None:
         """The request with this uid, if the event changes it; None if the event is ignored: the request is unknown, or
@@ -63,13 +67,13 @@ class Moves:
             node=self._state.prefix.root(request.cache_salt),
             media_keys=self._media_keys(request),
             status=_NEW,
-            pulls=request.transfer is Transfer.PULL,
-            lends=request.transfer is Transfer.LEND,
+            pulls=request.transfer is _PULL,
+            lends=request.transfer is _LEND,
         )
 
     def add(self, entry: Entry) -> None:
         """ADD: it waits."""
-        status = self._after(Event.ADD, entry)
+        status = self._after(_ADD, entry)
         self._accept(entry)
         self._set_status(entry, status)
         self._state.waiting.push(entry)
@@ -142,7 +146,6 @@ class Moves:
         is_last = end == known
         status = self._after(_LAST_CHUNK if is_last else _CHUNK, entry)
         slot = entry.slot
-        state.write_down(entry, int(table.num_computed[slot]), end)
         table.num_computed[slot] = end
         if is_last:
             state.prefilling.remove(entry)
@@ -269,10 +272,11 @@ class Moves:
         stop_token: int | None = None,
         error: str | None = None,
         by_step: bool = False,
+        refused: bool = False,
     ) -> RequestEnd:
-        """END, SENT, DROP or EXPIRE: it ends. by_step: by the result of a step."""
+        """END, SENT, DROP or EXPIRE: it ends. by_step: by the result of a step. refused: see `RequestEnd`."""
         self._state.pool.release(self._take_out(entry, self._after(event, entry), by_step))
-        return RequestEnd(entry.uid, entry.request.request_id, reason, stop_token, error)
+        return RequestEnd(entry.uid, entry.request.request_id, reason, stop_token, error, refused=refused)
 
     def end_by(self, entry: Entry, token: int) -> RequestEnd | None:
         """END, if this token, the last of its known tokens, is its last at all; else None, and it goes on."""
@@ -304,7 +308,7 @@ class Moves:
         return state_after(event, entry.status, entry.request.request_id)
 
     def _limit(self, request: Request) -> int:
-        only_prefill = self._state.config.role is Role.PREFILL or request.transfer is Transfer.LEND
+        only_prefill = self._only_prefills or request.transfer is _LEND
         return len(request.prompt) + (1 if only_prefill else request.max_tokens)
 
     def _media_keys(self, request: Request) -> dict[int, bytes]:
@@ -337,14 +341,14 @@ class Moves:
         table.num_prompt[slot] = len(request.prompt)
         table.num_tokens[slot] = len(entry.tokens)
         table.num_computed[slot] = num_cached_tokens
-        table.num_published[slot] = state.pool.num_filled(blocks[:num_cached_blocks])
+        table.num_published[slot] = state.pool.num_filled(blocks[:num_cached_blocks]) if num_cached_blocks else 0
         table.limit[slot] = entry.limit
         table.min_total[slot] = len(request.prompt) + request.sampling.min_tokens
         table.priority[slot] = request.priority
         table.rank[slot], table.seniority[slot] = entry.place_in_line
         table.set_stop_tokens(slot, request.stop_token_ids)
         table.append_blocks(slot, blocks)
-        state.holder[blocks] = slot
+        state.holder[blocks.astype(np.intp)] = slot
         if num_cached_blocks:
             state.holder[blocks[:num_cached_blocks]] = -1
         state.priorities[request.priority] += 1
@@ -394,7 +398,7 @@ class Moves:
     def _take_out(self, entry: Entry, status: RequestStatus, by_step: bool) -> IntArray:
         """The one way out. Returns the blocks that it held, which the caller gives back."""
         was, state = entry.status, self._state
-        if was is RequestStatus.RUNNING_DECODE:
+        if was is _DECODING:
             self._left(int(state.table.num_tokens[entry.slot] - state.table.num_prompt[entry.slot]))
         del state.entries[entry.uid]
         blocks = _NO_BLOCKS

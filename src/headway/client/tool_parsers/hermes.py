@@ -1,0 +1,51 @@
+"""Calls as Hermes and Qwen write them: JSON in tags."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from headway.client.tool_parsers.tool_parser import JsonToolParser
+
+_OPEN, _CLOSE = "<tool_call>", "</tool_call>"
+
+
+class HermesParser(JsonToolParser):
+    """<tool_call>{"name": ..., "arguments": {...}}</tool_call>, any number of them, with text before and after."""
+
+    markers = (_OPEN, _CLOSE)
+    signs = (_OPEN,)
+    contrary = ("<function=", "<arg_key>")  # models that write no JSON in the same tags
+
+    @classmethod
+    def structural_tag(cls, schemas: Mapping[str, Any]) -> dict[str, Any]:
+        tags = [
+            {
+                "begin": f'{_OPEN}\n{{"name": {json.dumps(name, ensure_ascii=False)}, "arguments": ',
+                "content": {"type": "json_schema", "json_schema": schema},
+                "end": f"}}\n{_CLOSE}",
+            }
+            for name, schema in schemas.items()
+        ]
+        return {"type": "structural_tag", "format": {"type": "triggered_tags", "triggers": [_OPEN], "tags": tags}}
+
+    def _begin(self, text: str, at: int) -> int:
+        found = self._find(_OPEN, text, at)
+        if found < 0:
+            return len(text)
+        self._begin_call(_OPEN)
+        return found + len(_OPEN)
+
+    def _after_call(self, text: str, at: int) -> int:
+        at = self._skip_space(text, at)
+        if at < len(text) and len(text) - at < len(_CLOSE) and _CLOSE.startswith(text[at:]):
+            return self._keep(text, at)
+        if at < len(text):
+            self._state = self._begin
+            if text.startswith(_CLOSE, at):
+                self._blanks.clear()
+                return at + len(_CLOSE)
+        return at
+
+    _after_no_call = _begin

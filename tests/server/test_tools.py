@@ -277,6 +277,24 @@ async def test_strict_tool_is_forced_only_where_the_model_calls_it(make_api: Mak
     assert [tag["content"]["json_schema"] for tag in tags["tags"]] == [SCHEMA, {"type": "object"}]
 
 
+async def test_form_of_the_answer_leaves_room_for_calls(make_api: MakeApi) -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "object", "title": "answer"}}}
+    api = api_that_says(make_api, CALL)
+    assert (await asked(api, tools=[WEATHER], response_format=form))["message"]["tool_calls"]
+    asked_for = sampling_of(api).structured_outputs
+    assert asked_for is not None and asked_for.structural_tag is not None
+    json_alone, calls = json.loads(asked_for.structural_tag)["format"]["elements"]
+    assert json_alone["json_schema"]["title"] == "answer"
+    assert calls["tags"][0]["content"]["json_schema"] == SCHEMA
+
+
+async def test_form_of_the_answer_stays_where_no_call_may_be(make_api: MakeApi) -> None:
+    api = api_that_says(make_api, "{}")
+    await asked(api, tools=[WEATHER], tool_choice="none", response_format={"type": "json_object"})
+    form = sampling_of(api).structured_outputs
+    assert form is not None and form.json_object
+
+
 async def test_tool_that_is_not_strict_is_forced_by_nothing(make_api: MakeApi) -> None:
     api = api_that_says(make_api, CALL)
     await asked(api, tools=[WEATHER])

@@ -30,8 +30,9 @@ _LETTERS = "etaoinshrdlucmfwypvbgkqjxz"
 
 def vocabulary(size: int) -> list[bytes]:
     """Bytes, an end, and words as byte-level vocabularies have them: half begin with a space, a few are numbers or
-    marks. As in the vocabularies of Mistral (130,072 tokens, 496 with a quotation mark) and DeepSeek (128,000, 334), four in a
-    thousand have a quotation mark, and none of these begins with a letter: words and marks are split before."""
+    marks. As in the vocabularies of Mistral (130,072 tokens, 496 with a quotation mark) and DeepSeek (128,000, 334),
+    four in a thousand have a quotation mark, and none of these begins with a letter: words and marks are split before.
+    """
     rng = random.Random(size)
     tokens = dict.fromkeys([bytes([byte]) for byte in range(256)] + [b""])
     while len(tokens) < size:

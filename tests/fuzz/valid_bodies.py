@@ -32,7 +32,7 @@ REFUSALS = {
     r"chat_template in a request may only name": "which templates there are, or are trusted, is the server's",
     r"chat_template_kwargs must not set": "the names are those of the template",
     r"tool_choice names": "two fields compared",
-    r"tool_choice needs a tool parser": "the form of calls is the model's",
+    r"tool_choice .auto. needs a tool parser": "the form of calls is the model's",
     r"documents are not supported by this model's chat template": "the template is the model's",
     r"structured_outputs: ": "one form of several, its depth and size, and whether there is a grammar of it",
     r"kv_transfer_params (contains|has|cannot)": "the size of its JSON",

@@ -115,9 +115,9 @@ class CountTokensRequest(StrictModel):
     """POST /v1/messages/count_tokens."""
 
     model: str | None = None
-    messages: Annotated[list[Message], AtMost(MAX_MESSAGES, "messages"), Field(min_length=1)]
+    messages: Annotated[list[Message], Field(fail_fast=True), AtMost(MAX_MESSAGES, "messages"), Field(min_length=1)]
     system: str | TextBlocks | None = None
-    tools: Annotated[list[AnyTool] | None, AtMost(MAX_TOOLS, "tools")] = None
+    tools: Annotated[list[AnyTool] | None, Field(fail_fast=True), AtMost(MAX_TOOLS, "tools")] = None
     tool_choice: ToolChoice | None = None
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None

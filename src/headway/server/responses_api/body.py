@@ -18,6 +18,7 @@ from headway.server.responses_api.input_items import Item, MessageItem, Reasonin
 from headway.server.sampling_fields import NumLogprobs
 
 _NOTHING_STORED = "nothing is stored here between requests; send the whole conversation as input"
+_AT_LEAST_ONE = Field(json_schema_extra={"minItems": 1})
 LOGPROBS = "message.output_text.logprobs"
 
 
@@ -57,10 +58,10 @@ class Text(TolerantModel):
 class ResponsesRequest(GenerationRequest, ReasoningFields):
     """POST /v1/responses."""
 
-    input: str | Annotated[list[Item], AtMost(MAX_MESSAGES, "items"), Field(json_schema_extra={"minItems": 1})]
+    input: str | Annotated[list[Item], Field(fail_fast=True), AtMost(MAX_MESSAGES, "items"), _AT_LEAST_ONE]
     instructions: str | None = None
     max_output_tokens: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
-    tools: Annotated[list[Tool] | None, AtMost(MAX_TOOLS, "tools")] = None
+    tools: Annotated[list[Tool] | None, Field(fail_fast=True), AtMost(MAX_TOOLS, "tools")] = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     max_tool_calls: int | None = None  # of tools that a server runs: there are none

@@ -10,7 +10,7 @@ from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
 
 from headway.client.conversation import MAX_PARTS
 from headway.client.field_rules import AtMost
-from headway.client.tools import TolerantModel
+from headway.client.tools import Name, TolerantModel
 
 
 class TextBlock(TolerantModel):
@@ -36,7 +36,7 @@ class ToolUseBlock(TolerantModel):
 
     type: Literal["tool_use"]
     id: str
-    name: str
+    name: Name
     input: dict[str, Any]
 
 

@@ -6,14 +6,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
 
-from headway.client.tools import TolerantModel
+from headway.client.tools import Name, TolerantModel
 
 
 class FunctionTool(TolerantModel):
     """parameters: a JSON schema of the arguments. strict: calls keep to it."""
 
     type: Literal["function"]
-    name: str
+    name: Name
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None

@@ -12,7 +12,7 @@ from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
 
 from headway.client.conversation import MAX_PARTS
 from headway.client.field_rules import AtMost, any_of
-from headway.client.tools import TolerantModel
+from headway.client.tools import Name, TolerantModel
 
 _TEXTS = ("input_text", "output_text", "text", "reasoning_text", "summary_text")
 
@@ -62,7 +62,7 @@ class FunctionCallItem(TolerantModel):
 
     type: Literal["function_call"]
     call_id: str
-    name: str
+    name: Name
     arguments: str
 
 

@@ -31,7 +31,6 @@ REFUSALS = {
     r"the chat template does not take this conversation": "templates have rules of their own",
     r"chat_template in a request may only name": "which templates there are, or are trusted, is the server's",
     r"chat_template_kwargs must not set": "the names are those of the template",
-    r"tool_choice names": "two fields compared",
     r"tool_choice (names|allows|asks for a call)": "two fields compared",
     r"thinking.budget_tokens \(\d+\) must be less than max_tokens": "two fields compared",
     r"documents are not supported by this model's chat template": "the template is the model's",

@@ -42,7 +42,7 @@ class Faces:
     def __init__(self, llm: LLM) -> None:
         self._llm = llm
         self._client, self._link = fake_client()
-        app = create_app(self._client, llm.files.name, trust_request_chat_template=True)
+        app = create_app(self._client, llm.files.name, trust_request_chat_template=True, strict_fields=True)
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         self._http = httpx.AsyncClient(transport=transport, base_url="http://test")
 

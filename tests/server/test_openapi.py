@@ -57,6 +57,9 @@ async def is_taken(api: Api, path: str, body: Any) -> bool:
     return message is None or cannot_be_described(message)
 
 
+CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+
+
 @pytest.mark.parametrize("name", sorted(LIMITS.keys() - {"logit_bias"}))
 async def test_the_documented_range_of_a_number_is_the_range_that_is_taken(api: Api, name: str) -> None:
     low, most = LIMITS[name]
@@ -102,7 +105,7 @@ async def test_the_documented_range_of_a_number_is_the_range_that_is_taken(api: 
         (RESPONSES, {"input": [USER, {"type": "message", "role": "assistant", "content": "a", "id": "x"}]}),
         (RESPONSES, {"input": [USER, {"type": "function_call_output", "call_id": "c", "output": "2", "id": "x"}]}),
         (RESPONSES, {"input": [{"role": "user", "content": [{"type": "input_text", "text": "a", "x": 1}]}]}),
-        (RESPONSES, {"tools": [{"type": "function", "name": "a", "parameters": {}}], "tool_choice": "auto"}),
+        (RESPONSES, {"tools": [{"type": "function", "name": "a", "parameters": {}}], "tool_choice": "required"}),
         (RESPONSES, {"previous_response_id": None, "background": False, "truncation": "disabled", "include": []}),
         (RESPONSES, {"text": {"format": {"type": "text"}}, "reasoning": {}, "max_output_tokens": 3, "x": 1}),
         (MESSAGES, {"system": [{"type": "text", "text": "a", "cache_control": {}}], "stop_sequences": ["a"]}),
@@ -145,7 +148,12 @@ async def test_what_is_documented_is_taken(api: Api, path: str, given: dict[str,
         (CHAT, {"messages": [{"role": "user"}]}),
         (CHAT, {"messages": [{"role": "robot", "content": "a"}]}),
         (CHAT, {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}),
-        (CHAT, {"messages": [{"role": "user", "content": [{"type": "text", "text": "a", "x": 1}]}]}),
+        (CHAT, {"messages": [{"role": "user", "content": "a", "tool_calls": [CALL]}]}),
+        (CHAT, {"messages": [{"role": "assistant", "tool_calls": [{"type": "function"}]}]}),
+        (CHAT, {"tools": [{"type": "function", "function": {"name": ""}}]}),
+        (CHAT, {"tools": [{"type": "function", "function": {"name": "f"}}] * 1025}),
+        (CHAT, {"tool_choice": {"type": "function", "function": {"name": "f"}}}),
+        (CHAT, {"reasoning_effort": "huge"}),
         (CHAT, {"messages": [{"role": "assistant", "tool_calls": [{}]}]}),
         (TOKENIZE, {"prompt": 3}),
         (DETOKENIZE, {"tokens": [-1]}),

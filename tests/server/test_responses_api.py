@@ -14,7 +14,7 @@ from headway.server.responses_api.body import ResponsesRequest
 from headway.wire import to_engine
 from tests.server.api_clients import openai_client, reads_calls, spelled
 from tests.server.conftest import Api
-from tests.server.fakes import ANSWER, MODEL, settled
+from tests.server.fakes import ANSWER, MAX_MODEL_LEN, MODEL, settled
 
 MakeApi = Callable[..., Api]
 CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 1, "b": [2]}}\n</tool_call>'
@@ -100,6 +100,12 @@ async def test_reasoning_and_calls_are_items_of_their_own(make_api: MakeApi) -> 
     )
     assert call.call_id.startswith("call_") and response.status == "completed"
     assert 0 < response.usage.output_tokens_details.reasoning_tokens < response.usage.output_tokens
+
+
+async def test_a_long_input_is_cut_only_if_that_is_asked_for(api: Api) -> None:
+    assert (await create(api, input="x" * 80)).usage.input_tokens > MAX_MODEL_LEN  # a real engine refuses it
+    response = await create(api, input="x" * 80, truncation="auto")
+    assert response.usage.input_tokens == MAX_MODEL_LEN - 1 and response.truncation == "auto"
 
 
 # -- streams
@@ -237,7 +243,7 @@ def test_the_effort_of_reasoning_reaches_the_template() -> None:
         ({"conversation": "conv_1"}, "conversation", "nothing is stored"),
         ({"background": True}, "background", "nothing is stored"),
         ({"prompt": {"id": "p"}}, "prompt", "not stored"),
-        ({"truncation": "auto"}, "truncation", "no item is dropped"),
+        ({"truncation": "most"}, "truncation", "most"),
         *(
             ({"tools": [{"type": kind}]}, "tools[0]", kind)
             for kind in ("web_search", "file_search", "code_interpreter", "mcp", "computer_use_preview", "custom")
@@ -268,7 +274,7 @@ async def test_another_model_is_not_found(api: Api) -> None:
         await create(api, model="other")
 
 
-async def test_a_field_that_nobody_knows_is_ignored(api: Api) -> None:
+async def test_an_unknown_field_is_ignored(api: Api) -> None:
     assert (await create(api, extra_body={"no_such_field": 1, "store": True})).output_text == ANSWER
 
 

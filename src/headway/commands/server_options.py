@@ -71,6 +71,26 @@ def _declared(
         bool,
         typer.Option("--strict-fields", help="Refuse request fields that are not known, instead of ignoring them."),
     ] = False,
+    tool_call_parser: Annotated[
+        str | None,
+        typer.Option(
+            help="The form in which the model calls tools: hermes, llama3_json, mistral ... (docs/tools.md).",
+            show_default="what the chat template tells",
+        ),
+    ] = None,
+    enable_auto_tool_choice: Annotated[
+        bool,
+        typer.Option(
+            "--enable-auto-tool-choice", help="Refuse to start if the form of the model's calls is not known."
+        ),
+    ] = False,
+    reasoning_parser: Annotated[
+        str | None,
+        typer.Option(
+            help="The form in which the model thinks before it answers: deepseek_r1, qwen3 (docs/tools.md).",
+            show_default="all text is the answer",
+        ),
+    ] = None,
     api_key: Annotated[
         list[str],
         typer.Option(

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from xgrammar import CompiledGrammar, GrammarCompiler, TokenizerInfo
 
 THREADS = 2  # of one job
-MOST_WHITESPACE = 16  # characters between two parts of JSON: a model that likes them would write nothing else
 _PREFIX = "] /"  # the errors of xgrammar begin with a time and the line of its source
 
 
@@ -87,10 +86,7 @@ def compile_form(compiler: GrammarCompiler, job: Job) -> CompiledGrammar:
     """Raises RequestError for a schema that cannot be kept to, RuntimeError for what xgrammar cannot read."""
     separators = (",", ":") if job.disable_any_whitespace else None
     to_schema = partial(
-        compiler.compile_json_schema,
-        any_whitespace=not job.disable_any_whitespace,
-        separators=separators,
-        max_whitespace_cnt=None if job.disable_any_whitespace else MOST_WHITESPACE,
+        compiler.compile_json_schema, any_whitespace=not job.disable_any_whitespace, separators=separators
     )
     match job.kind:
         case "json":
@@ -170,6 +166,7 @@ def _limit(vocabulary: Vocabulary) -> None:
 
 def _serve_one(channel: socket.socket, infos: dict[bool, TokenizerInfo], vocabulary: Vocabulary) -> None:
     _limit(vocabulary)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())  # xgrammar writes warnings about schemas of clients
     try:
         job = msgspec.msgpack.decode(read_frame(channel), type=Job)
         done = run_job(infos, job)

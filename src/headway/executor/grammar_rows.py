@@ -24,6 +24,7 @@ from headway.scheduler.batch import Admission, IntArray
 if TYPE_CHECKING:
     from xgrammar import BatchGrammarMatcher
 
+_THREADS = 8  # at most, that fill masks
 _FEW = 4  # matchers that one thread fills sooner than several
 
 
@@ -63,7 +64,7 @@ class GrammarRows:
         self._num_words = -(-vocab_size // 32)
         self._vocab_size = vocab_size
         self._rows: dict[int, _Row] = {}
-        threads = max(1, min(8, (os.cpu_count() or 2) // 2))
+        threads = min(_THREADS, os.cpu_count() or 1)
         self._batch: BatchGrammarMatcher = BatchGrammarMatcher(max_threads=threads)
         self.num_masks = 0  # steps that had a row with a grammar
 
@@ -97,6 +98,7 @@ class GrammarRows:
         words = np.empty((len(found), self._num_words), np.int32)
         self._fill([row.progress for _, row in found], words)
         for mine, (_, row) in zip(words, found):
+            row.progress.keep_to_json(mine)
             _end_in_time(mine, row)
         return np.array([index for index, _ in found], np.int64), words
 

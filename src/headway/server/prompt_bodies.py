@@ -54,7 +54,7 @@ async def chat_prompt(request: Request, body: ChatCompletionRequest) -> PromptBo
     service = service_of(request)
     sampling = await _sampling(service, body)
     service.client.check_num_answers(1, sampling.n)
-    prompt = await unless_disconnected(request, _chat_prompt(service, body))
+    prompt = await unless_disconnected(request, prompt_of(service, body))
     sampling = service.parsers.sampling(body, sampling, prompt.text or "")
     return PromptBody(body, sampling, [prompt])
 
@@ -83,7 +83,8 @@ async def _prompts(client: EngineClient, body: CompletionRequest) -> list[Prompt
     return await _encoded(client, texts, truncation, add_special_tokens=body.add_special_tokens)
 
 
-async def _chat_prompt(service: Service, body: ChatCompletionRequest) -> Prompt:
+async def prompt_of(service: Service, body: ChatCompletionRequest) -> Prompt:
+    """The prompt of a conversation. Raises RequestError and ApiError."""
     client = service.client
     truncation = body.truncation(client.config.max_model_len)
     if truncation is None:

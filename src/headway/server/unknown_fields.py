@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from headway.client.conversation import ChatMessage, ContentPart
+from headway.client.strict_model import StrictModel
 from headway.error_text import bounded
 from headway.errors import RequestError
 from headway.server.errors import ApiError
@@ -54,13 +56,32 @@ class UnknownFields:
         for name in unknown:
             del value[name]
             self._log(name)
+        if not self._strict:
+            self._clean_messages(value.get("messages"))
         return value
+
+    def _clean_messages(self, messages: Any) -> None:
+        """Take unknown fields out of messages and their texts: clients send back what other servers have added."""
+        for message in _objects(messages):
+            for part in _objects(message.get("content")):
+                if part.get("type") == "text":
+                    self._clean(part, ContentPart)
+            self._clean(message, ChatMessage)
+
+    def _clean(self, record: dict[str, Any], kind: type[StrictModel]) -> None:
+        for name in record.keys() - kind.model_fields.keys():
+            del record[name]
+            self._log(f"messages.{name}")
 
     def _log(self, name: str) -> None:
         name = name[:_LONGEST_NAME]
         if name not in self._logged and len(self._logged) < _MOST_NAMES:
             self._logged.add(name)
             logger.info("requests bring the field %r, which is not known here and is ignored", name)
+
+
+def _objects(value: Any) -> list[dict[str, Any]]:
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 
 
 def _refuse(fields: list[str], one: str, several: str) -> None:

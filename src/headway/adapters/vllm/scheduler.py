@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 logger = logger_of(__name__)
 
-# Looked up once: in CPython 3.11 a member of an enum costs half a microsecond, and every request or step asks for these.
+# Looked up once: in CPython 3.11 a member of an enum costs half a microsecond, and every request asks for these.
 _QUEUED, _SCHEDULED = EngineCoreEventType.QUEUED, EngineCoreEventType.SCHEDULED
 _RUNNING, _PAUSED_ALL = RequestStatus.RUNNING, PauseState.PAUSED_ALL
 

@@ -139,6 +139,8 @@ class ChunkPlan:
         A newcomer whose media must wait does so in its slot, where its turn comes before that of later ones.
         """
         is_long = self._is_long(start, end)
+        if not is_long and end - start <= self.budget:
+            return True
         reached = end_of_chunk((), start, end, self._limit((), start, is_long), self._grain)
         return reached == end or (reached > start and self._may_be_partial(is_long))
 

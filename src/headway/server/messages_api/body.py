@@ -186,10 +186,16 @@ class MessagesRequest(CountTokensRequest, GenerationRequest):
     def _check(self) -> MessagesRequest:
         if self.n not in (None, 1):
             raise ValueError(f"n is {self.n}: a message has one answer")
-        budget = None if self.thinking is None else self.thinking.budget_tokens
-        if budget is not None and budget >= self.max_tokens:
-            raise ValueError(f"thinking.budget_tokens ({budget}) must be less than max_tokens ({self.max_tokens})")
+        if self.thinking_budget is not None and self.thinking_budget >= self.max_tokens:
+            raise ValueError(
+                f"thinking.budget_tokens ({self.thinking_budget}) must be less than max_tokens ({self.max_tokens})"
+            )
         return self
+
+    @property
+    def thinking_budget(self) -> int | None:
+        """After so many tokens the model ends its thinking; None: it has no limit."""
+        return None if self.thinking is None else self.thinking.budget_tokens
 
     def _chat_fields(self) -> dict[str, Any]:
         shared = self.model_fields_set & (GenerationRequest.model_fields.keys() - {"metadata"})

@@ -50,7 +50,6 @@ class MessagesFace(Face):
         super().__init__(**common, n=1)
         self._parser = parser
         self._answer = AnswerBlocks()
-        self._kv_transfer_params: dict[str, Any] | UnsetType = UNSET
         self._stop_reason: str | None = None
         self._stop_sequence: str | None = None
 
@@ -69,7 +68,7 @@ class MessagesFace(Face):
     def events(self, choice: int, delta: RequestDelta) -> Iterator[bytes]:
         assert choice == 0, "a message has one answer"
         if delta.kv_transfer_params is not None:
-            self._kv_transfer_params = delta.kv_transfer_params
+            yield _event("ping", kv_transfer_params=delta.kv_transfer_params)  # D can read while P computes
         news = self._parser.feed(delta.text)
         if delta.finish_reason is not None:
             news.append(self._parser.finish())
@@ -78,8 +77,7 @@ class MessagesFace(Face):
 
     def end(self) -> Iterator[bytes]:
         stop = {"stop_reason": self._stop_reason, "stop_sequence": self._stop_sequence}
-        more = {} if self._kv_transfer_params is UNSET else {"kv_transfer_params": self._kv_transfer_params}
-        yield _event("message_delta", delta=stop, usage=_usage(self.counts.usage()), **more)
+        yield _event("message_delta", delta=stop, usage=_usage(self.counts.usage()))
         yield _event("message_stop")
 
     def failed(self, error: ApiError) -> Iterator[bytes]:

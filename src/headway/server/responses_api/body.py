@@ -68,9 +68,9 @@ class ResponsesRequest(GenerationRequest, ReasoningFields):
     reasoning: Reasoning | None = None
     include: Annotated[list[str] | None, AtMost(64, "entries")] = None
     top_logprobs: NumLogprobs | None = None
+    truncation: Literal["auto", "disabled"] | None = None  # auto: tokens are cut off the beginning of a long prompt
     chat_template_kwargs: dict[str, Any] | None = None
 
-    truncation: Annotated[Any, Refused("no item is dropped from the input; shorten it", "disabled")] = None
     previous_response_id: Annotated[Any, Refused(_NOTHING_STORED)] = None
     conversation: Annotated[Any, Refused(_NOTHING_STORED)] = None
     background: Annotated[
@@ -104,12 +104,14 @@ class ResponsesRequest(GenerationRequest, ReasoningFields):
         for name in ("parallel_tool_calls", "chat_template_kwargs"):
             if (value := getattr(self, name)) is not None:
                 fields[name] = value
+        if self.truncation == "auto":
+            fields["truncate_prompt_tokens"] = -1
         if self.max_output_tokens is not None:
             fields["max_completion_tokens"] = self.max_output_tokens
         if self.reasoning is not None and self.reasoning.effort is not None:
             fields["reasoning_effort"] = self.reasoning.effort
         if self.text is not None:
-            if self.text.verbosity not in (None, "medium"):
+            if self.text.verbosity is not None:
                 fields["verbosity"] = self.text.verbosity
             if self.text.format is not None:
                 fields["response_format"] = self.text.format.for_chat()

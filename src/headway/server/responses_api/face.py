@@ -77,7 +77,7 @@ class Response(Struct):
     background: bool = False
     previous_response_id: None = None
     store: bool = False
-    truncation: Literal["disabled"] = "disabled"
+    truncation: str = "disabled"
     object: Literal["response"] = "response"
 
 
@@ -111,6 +111,7 @@ class ResponsesFace(Face):
         assert choice == 0, "a response has one answer"
         if delta.kv_transfer_params is not None:
             self._response.kv_transfer_params = delta.kv_transfer_params
+            yield self._event("response.in_progress", response=self._response)  # D can read while P computes
         news = self._parser.feed(delta.text)
         if delta.finish_reason is not None:
             news.append(self._parser.finish())
@@ -186,4 +187,5 @@ def _opened(face: ResponsesFace, body: ResponsesRequest, sampling: SamplingParam
         top_logprobs=body.top_logprobs or 0,
         top_p=sampling.top_p,
         user=body.user,
+        truncation=body.truncation or "disabled",
     )

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Discriminator, Field, PrivateAttr, Tag, ValidationError, model_validator
 
-from headway.client.conversation import MAX_MESSAGES
+from headway.client.conversation import MAX_MESSAGES, ReasoningEffort
 from headway.client.field_rules import AtMost
 from headway.client.strict_model import StrictModel
 from headway.client.tools import MAX_TOOLS, TolerantModel
@@ -107,7 +107,7 @@ class OutputFormat(TolerantModel):
 
 
 class OutputConfig(TolerantModel):
-    effort: str | None = None
+    effort: ReasoningEffort | None = None
     format: OutputFormat | None = None
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
-from headway.client.conversation import MAX_MESSAGES
+from headway.client.conversation import MAX_MESSAGES, ReasoningEffort
 from headway.client.field_rules import AtMost
 from headway.client.tools import MAX_TOOLS, TolerantModel
 from headway.error_text import describe
@@ -24,7 +24,7 @@ LOGPROBS = "message.output_text.logprobs"
 class Reasoning(TolerantModel):
     """effort: see `ReasoningFields`. summary: what was thought is answered as it is, and not summed up."""
 
-    effort: str | None = None
+    effort: ReasoningEffort | None = None
     summary: str | None = None
 
 

@@ -143,7 +143,8 @@ class SamplingParams:
         if left < 1:
             raise ContextLengthError.of(
                 max_model_len,
-                f"the prompt has {prompt_tokens} tokens, and at least 1 must be left for the output: shorten it",
+                f"the prompt is too long: it has {prompt_tokens} tokens, and at least 1 must be left for the output: "
+                "shorten it",
             )
         most = left if self.max_tokens is None else min(max(1, self.max_tokens), left)
         if self.min_tokens > most:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterable
 from typing import Any
 
 import pytest
+import xgrammar
 
 from headway.client.answer_parser import AnswerDelta, AnswerParser
 from headway.client.tool_parsers import TOOL_PARSERS, tool_parser, tool_parser_of
+from headway.client.tool_parsers.call_grammar import json_or_calls, text_with_calls
 from headway.client.tool_parsers.forced import NamedCall, RequiredCalls
 from headway.client.tool_parsers.tool_parser import ToolParser
 
@@ -432,9 +433,34 @@ def test_unknown_parser_is_refused_with_the_names_of_all() -> None:
         tool_parser("herme")
 
 
-def test_structural_tag_of_hermes_has_a_tag_for_each_tool() -> None:
-    tag = TOOL_PARSERS["hermes"].structural_tag({"weather": {"type": "object"}})
+SCHEMAS = {"weather": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}}
+
+
+def accepted(tag: str | None, text: str) -> bool:
+    """Whether xgrammar's matcher takes the whole text."""
     assert tag is not None
-    (one,) = tag["format"]["tags"]
-    text = one["begin"] + json.dumps({"city": "Ulm"}) + one["end"]
-    assert whole("hermes", text) == ("", [("weather", '{"city": "Ulm"}')])
+    tokenizer = xgrammar.TokenizerInfo([chr(code) for code in range(1, 128)] + ["<end>"], stop_token_ids=[127])
+    grammar = xgrammar.GrammarCompiler(tokenizer).compile_structural_tag(tag)
+    matcher = xgrammar.GrammarMatcher(grammar)
+    return matcher.accept_string(text) and matcher.accept_token(127)
+
+
+def test_strict_calls_of_hermes_meet_their_schema_and_are_read() -> None:
+    tag = text_with_calls(TOOL_PARSERS["hermes"], SCHEMAS)
+    call = '<tool_call>\n{"name": "weather", "arguments": {"city": "Ulm"}}\n</tool_call>'
+    assert accepted(tag, "Well. " + call)
+    assert accepted(tag, "No call.")
+    assert not accepted(tag, call.replace('"Ulm"', "7"))
+    assert whole("hermes", call) == ("", [("weather", '{"city": "Ulm"}')])
+    assert text_with_calls(TOOL_PARSERS["llama3_json"], SCHEMAS) is None
+
+
+@pytest.mark.parametrize("parallel", [True, False])
+def test_answer_in_a_form_may_be_a_call_instead(parallel: bool) -> None:
+    tag = json_or_calls(TOOL_PARSERS["hermes"], SCHEMAS, {"type": "object", "maxProperties": 0}, parallel=parallel)
+    call = '<tool_call>\n{"name": "weather", "arguments": {"city": "Ulm"}}\n</tool_call>'
+    assert accepted(tag, "{}")
+    assert accepted(tag, call)
+    assert accepted(tag, f"{call}\n{call}") is parallel
+    assert not accepted(tag, "Well.")
+    assert not accepted(tag, "{}" + call)

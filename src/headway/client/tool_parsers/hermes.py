@@ -19,8 +19,8 @@ class HermesParser(JsonToolParser):
     contrary = ("<function=", "<arg_key>")  # models that write no JSON in the same tags
 
     @classmethod
-    def structural_tag(cls, schemas: Mapping[str, Any]) -> dict[str, Any]:
-        tags = [
+    def tags(cls, schemas: Mapping[str, Any]) -> list[dict[str, Any]]:
+        return [
             {
                 "begin": f'{_OPEN}\n{{"name": {json.dumps(name, ensure_ascii=False)}, "arguments": ',
                 "content": {"type": "json_schema", "json_schema": schema},
@@ -28,7 +28,6 @@ class HermesParser(JsonToolParser):
             }
             for name, schema in schemas.items()
         ]
-        return {"type": "structural_tag", "format": {"type": "triggered_tags", "triggers": [_OPEN], "tags": tags}}
 
     def _begin(self, text: str, at: int) -> int:
         found = self._find(_OPEN, text, at)

@@ -55,9 +55,9 @@ class ToolParser(ABC):
         return f"call_{uuid.uuid4().hex[:24]}"
 
     @classmethod
-    def structural_tag(cls, schemas: Mapping[str, Any]) -> dict[str, Any] | None:  # noqa: ARG003
-        """A structural tag, in xgrammar's form, for answers in which calls have the form of this parser. None: there
-        is none for this form. schemas: of the arguments of each tool."""
+    def tags(cls, schemas: Mapping[str, Any]) -> list[dict[str, Any]] | None:  # noqa: ARG003
+        """The calls of this form as tags of a structural tag; each begins with the first of `markers`. None: no grammar
+        holds calls of this form to a schema. schemas: of the arguments of each tool."""
         return None
 
     def feed(self, text: str) -> AnswerDelta:

@@ -20,6 +20,8 @@ REFUSALS = {
     r"tool_choice .* needs a tool parser": "whether there is one is the server's",
     r"truncate_prompt_tokens keeps \d+: keep fewer": "the limit is the model's",
     r"thinking_token_budget is set, but": "which tokens a model thinks between is the model's",
+    r"at most \d+ tokens in all": "characters are not tokens",
+    r"allowed_token_ids x \d+ answers": "three fields multiplied",
     r"no token is left to draw": "two fields compared",
     r"a bad word or sequence must have 1 to \d+ tokens": "characters are not tokens",
     r"the bad word .* has no tokens": "the tokenizer is the model's",

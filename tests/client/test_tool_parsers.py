@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable
+from typing import Any
 
 import pytest
 
@@ -138,6 +139,35 @@ WELL_FORMED: dict[str, tuple[str, str, str, list[tuple[str, str]]]] = {
     ),
     "mistral's object": ("mistral", '[TOOL_CALLS]{"name": "weather", "arguments": {}}', "", [("weather", "{}")]),
     "mistral's text": ("mistral", "a [TOOL] list [1, [2]] [TOOL_CALL", "a [TOOL] list [1, [2]] [TOOL_CALL", []),
+    "deepseek's calls": (
+        "deepseek_v3",
+        "Well.\n<CALLS><CALL>function<SEP>weather\n```json\n"
+        '{"city": "Nice"}\n```<END>\n<CALL>function<SEP>search\n```json\n{}\n```<END><ENDS>',
+        "Well.",
+        [("weather", '{"city": "Nice"}'), ("search", "{}")],
+    ),
+    "deepseek's newer calls": (
+        "deepseek_v31",
+        '<CALLS><CALL>weather<SEP>{"city": "a<ENDS>"}<END><CALL>search<SEP>{}<END><ENDS>',
+        "",
+        [("weather", '{"city": "a<ENDS>"}'), ("search", "{}")],
+    ),
+    "deepseek's call without an end": ("deepseek_v3", "<CALLS><CALL>weather<SEP>{}", "", [("weather", "{}")]),
+    "python's calls": (
+        "pythonic",
+        ' [weather(city="Paris", days=[1, 2], exact=True), search(q=null, r={"a": -1.5})]\n',
+        "",
+        [("weather", '{"city": "Paris", "days": [1, 2], "exact": true}'), ("search", '{"q": null, "r": {"a": -1.5}}')],
+    ),
+    "python's call between its markers": (
+        "llama4_pythonic",
+        "<|python_start|>[weather()]<|python_end|>",
+        "",
+        [("weather", "{}")],
+    ),
+    "a list that is no call": ("pythonic", "[1] says: [weather()]", "[1] says: [weather()]", []),
+    "python's unknown name": ("pythonic", "[fly(to='Rome')]", "[fly(to='Rome')]", []),
+    "python's text": ("pythonic", "Hello [weather()]", "Hello [weather()]", []),
     "required calls": (
         "required",
         '[{"name": "weather", "parameters": ' + WEATHER + '}, {"name": "search", "parameters": {}}]',
@@ -169,6 +199,18 @@ MALFORMED: dict[str, tuple[str, str]] = {
     "cut in the name": ("hermes", 'Look: <tool_call>{"name": "wea'),
     "cut in the tag": ("hermes", "Look: <tool_ca"),
     "cut in the arguments": ("hermes", '<tool_call>{"name": "weather", "arguments": {"city": "Par'),
+    "python's unknown second name": ("pythonic", "[weather(), fly()]"),
+    "python's positions": ("pythonic", "[weather('Rome')]"),
+    "python's code": ("pythonic", "[weather(city=open('x'))]"),
+    "python's set": ("pythonic", "[weather(city={1})]"),
+    "python, cut": ("pythonic", "<|python_start|>[weather(city='Ro"),
+    "python's brackets": ("pythonic", "[weather(city=" + "[" * 300),
+    "python's list without an end": ("pythonic", "[weather"),
+    "deepseek's empty list": ("deepseek_v3", "<CALLS> <ENDS>"),
+    "deepseek's head without a name": ("deepseek_v3", "<CALLS><CALL>function weather {}<END><ENDS>"),
+    "deepseek's call without arguments": ("deepseek_v3", "<CALLS><CALL>weather<SEP>"),
+    "deepseek's text in the list": ("deepseek_v3", "<CALLS>\nweather()<ENDS>"),
+    "deepseek's endless head": ("deepseek_v3", "<CALLS><CALL>" + "a" * 600 + "{}"),
     "llama's tag without JSON": ("llama3_json", "<|python_tag|>search.call(query='x')"),
     "llama's broken call": ("llama3_json", '{"name": "weather", "parameters": {"a": ]}} tail'),
     "llama's call, cut": ("llama3_json", '{"name": "weather", "parameters": {"a": 1'),
@@ -178,6 +220,27 @@ MALFORMED: dict[str, tuple[str, str]] = {
     "mistral's call without an object": ("mistral", "[TOOL_CALLS]weather[ARGS]7 tail"),
     "mistral's endless name": ("mistral", "[TOOL_CALLS]" + "a" * 300 + "{}"),
 }
+_MARKS = {
+    "<CALLS>": "<｜tool▁calls▁begin｜>",
+    "<ENDS>": "<｜tool▁calls▁end｜>",
+    "<CALL>": "<｜tool▁call▁begin｜>",
+    "<SEP>": "<｜tool▁sep｜>",
+    "<END>": "<｜tool▁call▁end｜>",
+}
+
+
+def _written_out(value: Any) -> Any:
+    """DeepSeek's marks stand in short in the tables above."""
+    if isinstance(value, str):
+        for short, mark in _MARKS.items():
+            value = value.replace(short, mark)
+        return value
+    return type(value)(_written_out(item) for item in value)
+
+
+WELL_FORMED = {name: _written_out(case) for name, case in WELL_FORMED.items()}
+MALFORMED = {name: _written_out(case) for name, case in MALFORMED.items()}
+
 HEAD_IS_FINE = {  # calls whose arguments have begun when it turns out that they are none
     "no closing brace",
     "another bracket at the end",
@@ -307,10 +370,12 @@ HOSTILE = {
     "backslashes": '<tool_call>{"name": "' + "\\",
     "markers": "[TOOL_CALLS]",
     "names": "[TOOL_CALLS]a",
+    "lists": "<｜tool▁calls▁begin｜> ",
+    "python": "[weather(",
 }
 
 
-@pytest.mark.parametrize("form", ["hermes", "llama3_json", "mistral", "required", "named"])
+@pytest.mark.parametrize("form", ["hermes", "llama3_json", "mistral", "deepseek_v3", "pythonic", "required", "named"])
 @pytest.mark.parametrize("piece", HOSTILE.values(), ids=HOSTILE)
 @pytest.mark.parametrize("size", [1, 10_000], ids=["token by token", "at once"])
 def test_hostile_text_costs_twice_as_much_when_it_is_twice_as_long(form: str, piece: str, size: int) -> None:
@@ -340,7 +405,7 @@ def test_hostile_text_costs_twice_as_much_when_it_is_twice_as_long(form: str, pi
 def test_text_of_100_000_signs_is_read_whole() -> None:
     for piece in HOSTILE.values():
         text = (piece * 100_000)[:100_000]
-        for form in ("hermes", "mistral", "llama3_json"):
+        for form in ("hermes", "mistral", "llama3_json", "deepseek_v3", "pythonic"):
             content, calls = whole(form, text)
             assert len(content) == len(text) and not calls
 

@@ -109,8 +109,8 @@ def chat_logprobs(
 
 def finish_reason(reason: FinishReason | None, parser: AnswerParser) -> str | None:
     """Why an answer ended, in the words of OpenAI's API: an answer that ended by itself and called tools ended for
-    these."""
-    if reason is FinishReason.STOP and parser.has_called:
+    these, unless the client has named the tool."""
+    if reason is FinishReason.STOP and parser.has_decided_to_call:
         return "tool_calls"
     return None if reason is None else str(reason)
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from headway.client.tool_parsers.tool_parser import JsonToolParser
+from headway.client.tool_parsers.json_tool_parser import JsonToolParser
 
 _OPEN, _CLOSE = "<tool_call>", "</tool_call>"
 
@@ -39,13 +39,15 @@ class HermesParser(JsonToolParser):
 
     def _after_call(self, text: str, at: int) -> int:
         at = self._skip_space(text, at)
-        if at < len(text) and len(text) - at < len(_CLOSE) and _CLOSE.startswith(text[at:]):
-            return self._keep(text, at)
-        if at < len(text):
-            self._state = self._begin
-            if text.startswith(_CLOSE, at):
-                self._blanks.clear()
-                return at + len(_CLOSE)
-        return at
+        if at == len(text):
+            return at
+        marker = self._next_of(text, at, _CLOSE)
+        if marker == "":
+            return len(text)
+        self._state = self._begin
+        if marker is None:
+            return at
+        self._blanks.clear()
+        return at + len(marker)
 
     _after_no_call = _begin

@@ -90,7 +90,7 @@ def test_a_structured_model_by_schema(talker) -> None:
 
 @pytest.mark.shows("tools: required")
 def test_a_structured_model_by_a_required_call(sums) -> None:
-    structured = model(sums, max_tokens=200, temperature=0).as_structured_llm(Verdict)
+    structured = model(sums, max_tokens=600, temperature=0).as_structured_llm(Verdict)
     assert isinstance(structured.chat(user("9 11")).raw, Verdict)
 
 

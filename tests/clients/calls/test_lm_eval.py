@@ -1,0 +1,21 @@
+"""lm-eval on tasks of our own, beside its own `hf` backend: `tools/lm_eval_check.py` runs and compares both."""
+
+import os
+import subprocess
+
+import pytest
+
+
+@pytest.mark.shows("completions")
+@pytest.mark.shows("log probabilities")
+@pytest.mark.shows("loglikelihood")
+@pytest.mark.shows("stop strings")
+@pytest.mark.shows("many at once")
+def test_it_has_the_numbers_of_its_own_backend(sums) -> None:
+    check = [os.environ["HEADWAY_CLIENTS_PYTHON"], "tools/lm_eval_check.py"]
+    subprocess.run(
+        [*check, "--python", os.environ["HEADWAY_CLIENTS_LM_EVAL"], "--url", sums.url],
+        env={**os.environ, "OPENAI_API_KEY": sums.key},
+        check=True,
+        timeout=900,
+    )

@@ -72,7 +72,7 @@ class ToolChoice(TolerantModel):
     )
 
     type: Literal["auto", "any", "tool", "none"]
-    name: str | None = None
+    name: Name | None = None
     disable_parallel_tool_use: bool | None = None
 
     @model_validator(mode="after")

@@ -50,7 +50,7 @@ class NamedFunction(TolerantModel):
     """tool_choice: this function is called."""
 
     type: Literal["function"]
-    name: str
+    name: Name
 
 
 class AllowedTools(TolerantModel):

@@ -61,6 +61,8 @@ def test_thinking_is_ended_when_its_budget_is_spent(llm: LLM) -> None:
         ({"allowed_token_ids": [10**6]}, "allowed_token_ids contains token id 1000000"),
         ({"allowed_token_ids": [2], "min_tokens": 1}, "no token is left to draw"),
         ({"bad_token_sequences": [[10**6]]}, "bad_token_sequences contains token id 1000000"),
+        ({"repetition_detection": 3}, "repetition_detection must be RepetitionDetectionParams or None, got 3"),
+        ({"thinking": "<think>"}, "thinking must be ThinkingTokens"),
         ({"bad_token_sequences": [[]]}, "1 to 32 tokens, got 0"),
     ],
 )

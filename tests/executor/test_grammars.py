@@ -13,6 +13,8 @@ from typing import Any
 import jsonschema_rs
 import pytest
 
+from headway import LLM
+from headway.accuracy.pair import TRANSPORTS, ask_pair
 from headway.config import EngineConfig
 from headway.engine import engine as engine_module
 from headway.engine.engine import Engine
@@ -111,7 +113,7 @@ def form_jobs(found: Sequence[dict[str, Any]]) -> list[Job]:
 def test_every_answer_keeps_to_its_schema_and_overlap_and_preemption_change_no_token(
     folder: Path, both_ways: None
 ) -> None:
-    found = schemas(24)
+    found = schemas(14)
     jobs = form_jobs(found)
     plain = serve(folder, jobs, overlapped=False)
     for schema, tokens, why in zip(found, plain.answers, plain.why, strict=True):
@@ -265,8 +267,26 @@ def test_masks_are_made_only_in_steps_that_have_a_row_with_a_grammar(
         made.append(self)
 
     monkeypatch.setattr(grammar_rows.GrammarRows, "__init__", noted)
-    free = replace(DRAWN, max_tokens=200, ignore_eos=True)
+    free = replace(DRAWN, max_tokens=60, ignore_eos=True)
     served = serve(folder, [Job([5], free), Job([6], replace(DRAWN, structured_outputs=WORD))])
     (rows,) = made
-    assert len(served.answers[0]) == 200
+    assert len(served.answers[0]) == 60
     assert len(served.answers[1]) <= rows.num_masks <= len(served.answers[1]) + 1, "one step may be of a stale row"
+
+
+def test_a_prefill_engine_draws_the_first_token_of_the_form_and_the_decode_engine_goes_on(folder: Path) -> None:
+    def make(**settings: Any) -> LLM:
+        common: dict[str, Any] = {"max_num_seqs": 4, "num_blocks": 64, "block_size": BLOCK_SIZE, "device": "cpu"}
+        return LLM(str(folder), max_model_len=MAX_MODEL_LEN, **(common | settings))
+
+    questions = [
+        (job.prompt, replace(job.sampling, seed=number)) for number, job in enumerate(form_jobs(schemas(6, seed=3)))
+    ]
+    pair = ask_pair(make, TRANSPORTS[0], questions, 64)
+    with make() as alone:
+        expected = alone.generate(
+            [prompt for prompt, _ in questions], [sampling for _, sampling in questions], use_tqdm=False
+        )
+    for mine, other in zip(pair.outputs, expected, strict=True):
+        assert mine.outputs[0].token_ids == other.outputs[0].token_ids
+        assert mine.outputs[0].finish_reason is FinishReason.STOP

@@ -42,8 +42,11 @@ def packed(
     [
         ([], r"the prompt is empty; at least 1 token"),
         (np.zeros(0, np.int32), r"the prompt is empty"),
-        ([1] * 64, r"maximum context length is 64 tokens. However, the prompt has 64 tokens, and at least 1"),
-        ([1] * 1000, r"length is 64 tokens. However, the prompt has 1000 tokens"),
+        (
+            [1] * 64,
+            r"maximum context length is 64 tokens. However, the prompt is too long: it has 64 tokens, and at least 1",
+        ),
+        ([1] * 1000, r"length is 64 tokens. However, the prompt is too long: it has 1000 tokens"),
         ([1.0, 2.0], r"flat list of integers, got 1-d float64"),
         ([1, 2.5], r"flat list of integers, got 1-d float64"),
         ([True, False], r"flat list of integers, got 1-d bool"),

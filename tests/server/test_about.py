@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 import openai
 import pytest
@@ -69,3 +70,12 @@ async def test_every_path_that_is_not_served_says_why(api: Api, path: str) -> No
     answer = await api.post(path.replace("{rest:path}", "a/b"), json={})
     error = answer.json()["error"]
     assert answer.status_code == 404 and REASONS[path] in error["message"]
+
+
+async def test_the_page_about_endpoints_names_every_path(api: Api) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "endpoints.md").read_text(encoding="utf-8")
+    paths = [
+        *(await api.get("/openapi.json")).json()["paths"],
+        *(path.removesuffix("/{rest:path}") for path in REASONS),
+    ]
+    assert [path for path in paths if f"`{path}`" not in page] == []

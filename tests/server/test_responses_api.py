@@ -274,7 +274,7 @@ async def test_another_model_is_not_found(api: Api) -> None:
         await create(api, model="other")
 
 
-async def test_a_field_that_nobody_knows_is_ignored(api: Api) -> None:
+async def test_an_unknown_field_is_ignored(api: Api) -> None:
     assert (await create(api, extra_body={"no_such_field": 1, "store": True})).output_text == ANSWER
 
 

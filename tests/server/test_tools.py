@@ -6,13 +6,19 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerFast
 
+from headway.client.answer_parser import AnswerParser
 from headway.client.tool_parsers import tool_parser
+from headway.outputs import RequestDelta, RequestMetrics
+from headway.request import FinishReason
 from headway.sampling import SamplingParams
 from headway.server.api import create_app
+from headway.server.chat import ChatFace
+from headway.server.generate import Prompt
 from headway.server.protocol import ChatCompletionRequest
 from headway.wire.to_engine import AddGroup
 from tests.server.conftest import Api
@@ -88,15 +94,33 @@ async def test_stream_of_a_call_has_its_name_first_and_its_arguments_in_pieces(m
     assert "".join(delta.get("content", "") for delta in deltas) == "So:"
     parts = [part for delta in deltas for part in delta.get("tool_calls", ())]
     assert parts[0].pop("id").startswith("call_")
-    assert parts[0] == {
-        "index": 0,
-        "type": "function",
-        "function": {"name": "weather", "arguments": ""},
-    }
-    assert "".join(part["function"]["arguments"] for part in parts[1:]) == ARGUMENTS
+    assert parts[0].keys() == {"index", "type", "function"}
+    assert (parts[0]["index"], parts[0]["type"], parts[0]["function"]["name"]) == (0, "function", "weather")
+    assert "".join(part["function"]["arguments"] for part in parts) == ARGUMENTS
     assert len(parts) > 3
     assert all(part.keys() == {"index", "function"} for part in parts[1:])
     assert deltas[-1] == {"end": "tool_calls"}
+
+
+def test_chunk_has_a_part_of_one_call_at_most_and_begins_its_arguments_with_its_name() -> None:
+    """Clients look at the first part of a chunk alone."""
+    face = ChatFace(
+        top_logprobs=0,
+        new_parser=lambda: AnswerParser(tools=tool_parser("hermes")(["weather"])),
+        response_id="a",
+        created=0,
+        model=MODEL,
+        prompts=[Prompt([1])],
+        n=1,
+    )
+    text = "So: " + CALL + CALL
+    told = RequestDelta("a", 0, text, [1], None, FinishReason.STOP, None, None, 1, 0, True, RequestMetrics())
+    choices = [msgspec.to_builtins(chunk.choices[0]) for chunk in face.chunks(0, told)]
+    calls = [choice["delta"]["tool_calls"] for choice in choices]
+    assert [[part["index"] for part in parts] for parts in calls] == [[0], [1]]
+    assert [parts[0]["function"] for parts in calls] == [{"name": "weather", "arguments": ARGUMENTS}] * 2
+    assert [choice["delta"].get("content") for choice in choices] == ["So:", None]
+    assert [choice["finish_reason"] for choice in choices] == [None, "tool_calls"]
 
 
 async def test_stream_of_two_calls_tells_them_apart(make_api: MakeApi) -> None:
@@ -192,7 +216,7 @@ async def test_model_whose_calls_cannot_be_read_is_not_asked_for_any(make_api: M
     response = await api.post(CHAT, json={"messages": USER, "tools": [WEATHER]})
     error = response.json()["error"]
     assert (response.status_code, error["param"]) == (400, "tool_choice")
-    assert "--tool-call-parser (hermes, llama3_json" in error["message"]
+    assert "--tool-call-parser (deepseek_v3, " in error["message"]
     assert not api.link.sent_of(AddGroup)
     for fine in ("none", "required", NAMED):
         response = await api.post(CHAT, json={"messages": USER, "tools": [WEATHER], "tool_choice": fine})
@@ -237,6 +261,7 @@ async def test_named_call_has_the_arguments_of_its_tool(make_api: MakeApi) -> No
     api = api_that_says(make_api, ARGUMENTS + ".")
     choice = await asked(api, tools=[SEARCH, WEATHER], tool_choice=NAMED, stop=".")
     assert choice["message"]["tool_calls"][0]["function"] == {"name": "weather", "arguments": ARGUMENTS}
+    assert choice["finish_reason"] == "stop"  # as OpenAI's API says where the client has named the tool
     form = sampling_of(api).structured_outputs
     assert form is not None and isinstance(form.json, str) and json.loads(form.json) == SCHEMA
 
@@ -250,6 +275,24 @@ async def test_strict_tool_is_forced_only_where_the_model_calls_it(make_api: Mak
     tags = json.loads(form.structural_tag)["format"]
     assert tags["triggers"] == ["<tool_call>"]
     assert [tag["content"]["json_schema"] for tag in tags["tags"]] == [SCHEMA, {"type": "object"}]
+
+
+async def test_form_of_the_answer_leaves_room_for_calls(make_api: MakeApi) -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "object", "title": "answer"}}}
+    api = api_that_says(make_api, CALL)
+    assert (await asked(api, tools=[WEATHER], response_format=form))["message"]["tool_calls"]
+    asked_for = sampling_of(api).structured_outputs
+    assert asked_for is not None and asked_for.structural_tag is not None
+    json_alone, calls = json.loads(asked_for.structural_tag)["format"]["elements"]
+    assert json_alone["json_schema"]["title"] == "answer"
+    assert calls["tags"][0]["content"]["json_schema"] == SCHEMA
+
+
+async def test_form_of_the_answer_stays_where_no_call_may_be(make_api: MakeApi) -> None:
+    api = api_that_says(make_api, "{}")
+    await asked(api, tools=[WEATHER], tool_choice="none", response_format={"type": "json_object"})
+    form = sampling_of(api).structured_outputs
+    assert form is not None and form.json_object
 
 
 async def test_tool_that_is_not_strict_is_forced_by_nothing(make_api: MakeApi) -> None:

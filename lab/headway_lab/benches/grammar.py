@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import statistics
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from typing import Annotated
 
@@ -34,6 +35,7 @@ COLUMNS = (
     Column("masks on the host, ms", "host_ms", ".2f"),
     Column("p99, ms", "host_p99_ms", ".2f"),
     Column("× free", "times_free", ".3f"),
+    Column("CPU a step, ms", "cpu_ms", ".2f"),
 )
 
 
@@ -76,6 +78,7 @@ class Run:
         self._engine = Engine(manager, self.device, self._take, grammars=compiled)  # type: ignore[arg-type]
         self._numbers: dict[int, int] = {}
         self._ids = itertools.count()
+        self._cpu = 0.0
 
     def _take(self, effects: Effects) -> None:
         self._ended += [end.uid for end in effects.ended]
@@ -93,12 +96,14 @@ class Run:
             self._add(number)
         self._engine.start()
         try:
+            self._cpu = time.process_time()
             while len(self.device.ends) < steps + _WARM:
                 if not self._news.wait(_PATIENCE) or self._engine.failure() is not None:
                     raise RuntimeError(f"the engine makes no progress: {self._engine.failure()}")
                 self._news.clear()
                 while self._ended:
                     self._add(self._numbers.pop(self._ended.pop()))
+            self._cpu = time.process_time() - self._cpu
         finally:
             self._engine.shutdown()
 
@@ -106,6 +111,10 @@ class Run:
         """Of a step, on average, from its end to the end of the next."""
         ends = self.device.ends[_WARM:]
         return (ends[-1] - ends[0]) / (len(ends) - 1) * 1e3
+
+    def cpu_ms(self) -> float:
+        """That all threads together took for a step, the waits of the simulated device included."""
+        return self._cpu / len(self.device.ends) * 1e3
 
 
 def measure(batch: int, vocab_size: int, step_s: float, steps: int, rounds: int) -> Iterator[Row]:
@@ -128,6 +137,7 @@ def measure(batch: int, vocab_size: int, step_s: float, steps: int, rounds: int)
             "step_ms": round(statistics.median(run.step_ms() for run in done), 3),
             "host_ms": round(statistics.median(host), 3) if host else None,
             "host_p99_ms": round(_p99(host), 3) if host else None,
+            "cpu_ms": round(statistics.median(run.cpu_ms() for run in done), 2),
             "times_free": round(statistics.median(run.step_ms() for run in done) / free, 3),
         }
 

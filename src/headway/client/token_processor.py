@@ -310,8 +310,7 @@ class TokenProcessor:
             sequence.token_ids.append(token)
             changed[uid] = sequence
             repeats = sequence.repeats(token)
-            last = (uid in ends or repeats) and _is_last(uid, row, steps)
-            hidden = uid in ends and last and sequence.hides_last(ends[uid])
+            hidden = uid in ends and sequence.hides_last(ends[uid]) and _is_last(uid, row, steps)
             if logprobs is not None and sequence.logprobs is not None:
                 self._add_logprobs(sequence, token, logprobs, row, hidden=hidden)
             if hidden:
@@ -319,7 +318,7 @@ class TokenProcessor:
             stop = self._add_text(sequence, token)
             if stop is not None:
                 stopped[uid] = Ending(FinishReason.STOP, stop)
-            elif repeats and not (uid in ends and last):  # else the engine's reason counts
+            elif repeats and not (uid in ends and _is_last(uid, row, steps)):  # else the engine's reason counts
                 stopped[uid] = self._end_by_repetition(sequence)
             if uid in stopped:
                 del sequences[uid]  # tokens after the end are no part of the answer

@@ -105,7 +105,7 @@ def _remote(
     """The same of a model behind a server."""
     from headway.commands.remote_model import RemoteModel
 
-    sampling = {name: value for name, value in given.items() if value not in ([], False)}
+    sampling = {name: value for name, value in given.items() if value is not False and value != []}
     with RemoteModel(url, model_name, options) as model:
         yield model.name, partial(model.stream_chat, sampling=sampling)
 

@@ -12,6 +12,7 @@ import typer
 
 from headway.commands.options import ChatTemplateOption, takes_engine
 from headway.config import EngineConfig
+from headway.logs import log_to_standard_error
 
 if TYPE_CHECKING:
     from headway.server.batch_files import Progress
@@ -56,7 +57,7 @@ async def _run(
     from headway.client.engine_client import EngineClient, EngineStartError
     from headway.server.api import create_app
     from headway.server.batch_files import Progress, partial_file, run_batch
-    from headway.server.serve import log_to_standard_error, stop_signals
+    from headway.server.serve import stop_signals
 
     log_to_standard_error()
     progress = Progress()

@@ -166,6 +166,7 @@ def _limit(vocabulary: Vocabulary) -> None:
 
 def _serve_one(channel: socket.socket, infos: dict[bool, TokenizerInfo], vocabulary: Vocabulary) -> None:
     _limit(vocabulary)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())  # xgrammar writes warnings about schemas of clients
     try:
         job = msgspec.msgpack.decode(read_frame(channel), type=Job)
         done = run_job(infos, job)

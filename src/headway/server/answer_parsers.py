@@ -12,6 +12,7 @@ from headway.client.chat_template import ChatTemplate
 from headway.client.reasoning_parsers import ReasoningParser, reasoning_parser
 from headway.client.special_tokens import special_tokens
 from headway.client.tool_parsers import TOOL_PARSERS, ToolParser, tool_parser, tool_parser_of
+from headway.client.tool_parsers.call_grammar import json_or_calls, text_with_calls
 from headway.client.tool_parsers.forced import NamedCall, RequiredCalls
 from headway.client.tools import Tool
 from headway.sampling import SamplingParams
@@ -84,7 +85,7 @@ class AnswerParsers:
         """The sampling with the form that the body's tools ask for, and with what is known of the reasoning: a form
         begins behind it. Raises ApiError if there is no parser for what the body asks for, RequestError for a schema
         that cannot be used."""
-        form = self._form(body)
+        form = self._form(body, sampling.structured_outputs)
         structured = sampling.structured_outputs if form is None else StructuredOutputs(**form)
         if structured is not None and not structured.starts_after:
             structured = replace(structured, starts_after=self._end_of_reasoning(body, prompt))
@@ -105,8 +106,9 @@ class AnswerParsers:
                 return RequiredCalls(_names(body), new_id=self._new_id(body))
         return self._form_of(body)(_names(body))
 
-    def _form(self, body: ChatCompletionRequest) -> dict[str, Any] | None:
-        """The form of the whole answer, as the arguments of `StructuredOutputs`; None: tools ask for none."""
+    def _form(self, body: ChatCompletionRequest, given: StructuredOutputs | None) -> dict[str, Any] | None:
+        """The form of the whole answer, as the arguments of `StructuredOutputs`; None: as given. given: what the body
+        asks for beside tools."""
         tools = body.tools or []
         parallel = body.parallel_tool_calls is not False
         match body.use_of_tools:
@@ -117,17 +119,28 @@ class AnswerParsers:
                 schema = RequiredCalls.schema(_schemas(tools), parallel=parallel)
                 return {"json": schema, "disable_any_whitespace": True}
             case "auto":
-                form = self._form_of(body)  # refuses a model whose calls cannot be read
-                if not any(tool.function.strict for tool in tools):
-                    return None
-                tag = form.structural_tag(
-                    {
-                        tool.function.name: tool.schema_of_arguments if tool.function.strict else {"type": "object"}
-                        for tool in tools
-                    }
-                )
-                return None if tag is None else {"structural_tag": json.dumps(tag, ensure_ascii=False)}
+                return self._auto_form(body, given)
         return None
+
+    def _auto_form(self, body: ChatCompletionRequest, given: StructuredOutputs | None) -> dict[str, Any] | None:
+        form = self._form_of(body)  # refuses a model whose calls cannot be read
+        tools = body.tools or []
+        if given is None:
+            if not any(tool.function.strict for tool in tools):
+                return None
+            tag = text_with_calls(
+                form,
+                {
+                    tool.function.name: tool.schema_of_arguments if tool.function.strict else {"type": "object"}
+                    for tool in tools
+                },
+            )
+        elif given.kind in ("json", "json_object"):  # it may call tools, and answers in this form when it calls none
+            schema = json.loads(given.text) if given.kind == "json" else {"type": "object"}
+            tag = json_or_calls(form, _schemas(tools), schema, parallel=body.parallel_tool_calls is not False)
+        else:
+            return None
+        return None if tag is None else {"structural_tag": tag}
 
     def _form_of(self, body: ChatCompletionRequest) -> type[ToolParser]:
         """The parser of the calls that the model makes of its own accord."""

@@ -20,12 +20,12 @@ from headway.server.answer_bodies import ModelCard, ModelList, Root, Text, Token
 from headway.server.body import BodyForm, read_body
 from headway.server.chat import ChatFace
 from headway.server.completions import CompletionFace
-from headway.server.doors import Doors
+from headway.server.doors import OPEN_PATHS, Doors
 from headway.server.errors import ApiError
 from headway.server.generate import Prompt, unless_disconnected
 from headway.server.messages_api import routes as messages_api
 from headway.server.messages_api.body import CountTokensRequest, MessagesRequest
-from headway.server.openapi import body_of, describe_answers, describe_model
+from headway.server.openapi import body_of, describe_answers, describe_key, describe_model
 from headway.server.prompt_bodies import read_chat, read_completion
 from headway.server.protocol import (
     ChatCompletionRequest,
@@ -76,11 +76,11 @@ def create_app(client: EngineClient, model_name: str, *, doors: Doors | None = N
         app.include_router(routes)
     errors.install(app)
     middleware.install(app, doors, app.state.service.metrics)
-    _describe_bodies(app)
+    _describe_bodies(app, doors)
     return app
 
 
-def _describe_bodies(app: FastAPI) -> None:
+def _describe_bodies(app: FastAPI, doors: Doors) -> None:
     models = (
         *(CompletionRequest, ChatCompletionRequest, ResponsesRequest, MessagesRequest, CountTokensRequest),
         *(TokenizeRequest, TokenizeChatRequest, DetokenizeRequest),
@@ -100,6 +100,8 @@ def _describe_bodies(app: FastAPI) -> None:
         schema.setdefault("components", {}).setdefault("schemas", {}).update(described)
         describe_model(schema, app.state.service.model_names)
         describe_answers(schema)
+        if doors.keys:
+            describe_key(schema, open_paths=OPEN_PATHS.difference(doors.protect))
         return schema
 
     app.openapi = openapi  # type: ignore[method-assign]

@@ -58,7 +58,7 @@ class ChatFace(ChunkFace):
         chunk.prompt_logprobs = self._entries(self._scores.get(0)) if choice == 0 else UNSET
         return chunk
 
-    def chunk(self, choice: int, delta: RequestDelta) -> ChatChunk | None:
+    def chunks(self, choice: int, delta: RequestDelta) -> list[ChatChunk]:
         parser = self._parsers.get(choice)
         if parser is None:
             parser = self._parsers[choice] = self._new_parser()
@@ -66,10 +66,12 @@ class ChatFace(ChunkFace):
         if delta.finish_reason is not None:
             news.append(parser.finish())
         elif news.is_empty and not (delta.logprobs or self.with_token_ids) and delta.kv_transfer_params is None:
-            return None  # the parser waits for more text
-        logprobs = chat_logprobs(delta.logprobs, self._top_logprobs, by_ids=self.named_by_ids)
-        reason = finish_reason(delta.finish_reason, parser)
-        return self._chunk([ChatChunkChoice(choice, _delta(news), logprobs, reason, delta.stop_reason)])
+            return []  # the parser waits for more text
+        choices = [ChatChunkChoice(choice, part) for part in _deltas(news)]
+        choices[0].logprobs = chat_logprobs(delta.logprobs, self._top_logprobs, by_ids=self.named_by_ids)
+        choices[-1].finish_reason = finish_reason(delta.finish_reason, parser)
+        choices[-1].stop_reason = delta.stop_reason
+        return [self._chunk([one]) for one in choices]
 
     def show_prompt_ids(self, chunk: ChatChunk, choice: int) -> None:
         chunk.prompt_token_ids = self.prompts[choice // self.n].token_ids
@@ -109,8 +111,8 @@ def chat_logprobs(
 
 def finish_reason(reason: FinishReason | None, parser: AnswerParser) -> str | None:
     """Why an answer ended, in the words of OpenAI's API: an answer that ended by itself and called tools ended for
-    these."""
-    if reason is FinishReason.STOP and parser.has_called:
+    these, unless the client has named the tool."""
+    if reason is FinishReason.STOP and parser.has_decided_to_call:
         return "tool_calls"
     return None if reason is None else str(reason)
 
@@ -128,15 +130,22 @@ def _message(answer: AnswerDelta) -> Message:
     return message
 
 
-def _delta(news: AnswerDelta) -> Delta:
-    delta = Delta()
+def _deltas(news: AnswerDelta) -> list[Delta]:
+    """What is new, in at least one delta. Each has a part of one call at most, as clients look at the first alone."""
+    deltas = [Delta()]
     if news.content:
-        delta.content = news.content
+        deltas[0].content = news.content
     if news.reasoning:
-        delta.reasoning = delta.reasoning_content = news.reasoning
-    if news.tool_calls:
-        delta.tool_calls = [_part(part) for part in news.tool_calls]
-    return delta
+        deltas[0].reasoning = deltas[0].reasoning_content = news.reasoning
+    for part in news.tool_calls:
+        last = deltas[-1].tool_calls
+        if last is UNSET:
+            deltas[-1].tool_calls = [_part(part)]
+        elif part.id is None and last[0].index == part.index:
+            last[0].function.arguments += part.arguments
+        else:
+            deltas.append(Delta(tool_calls=[_part(part)]))
+    return deltas
 
 
 def _part(part: ToolCallDelta) -> ToolCall:

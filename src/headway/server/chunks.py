@@ -57,8 +57,8 @@ class ChunkFace(Face):
         """The first chunk of a choice, before its first delta; None: there is none."""
 
     @abstractmethod
-    def chunk(self, choice: int, delta: RequestDelta) -> Any:
-        """The chunk for a delta of a choice; its `usage` can be set. None: this delta shows nothing yet."""
+    def chunks(self, choice: int, delta: RequestDelta) -> Sequence[Any]:
+        """The chunks for a delta of a choice; their `usage` can be set. Empty: this delta shows nothing yet."""
 
     @abstractmethod
     def closing(self, usage: Usage) -> msgspec.Struct:
@@ -94,17 +94,15 @@ class ChunkFace(Face):
         ended = delta.finish_reason is not None
         shows_ids = self.with_token_ids and bool(delta.token_ids)
         if delta.text or delta.logprobs or ended or shows_ids or delta.kv_transfer_params is not None:
-            chunk = self.chunk(choice, delta)
-            if chunk is None:
-                return
-            if self.with_token_ids:
-                chunk.choices[0].token_ids = delta.token_ids
-                self._show_prompt_ids_once(chunk, choice)
-            if delta.kv_transfer_params is not None:
-                chunk.kv_transfer_params = delta.kv_transfer_params
-            if self._continuous_usage:
-                chunk.usage = self.counts.usage()
-            yield self._line(chunk)
+            for number, chunk in enumerate(self.chunks(choice, delta)):
+                if self.with_token_ids and not number:
+                    chunk.choices[0].token_ids = delta.token_ids
+                    self._show_prompt_ids_once(chunk, choice)
+                if delta.kv_transfer_params is not None and not number:
+                    chunk.kv_transfer_params = delta.kv_transfer_params
+                if self._continuous_usage:
+                    chunk.usage = self.counts.usage()
+                yield self._line(chunk)
 
     def _entries(self, scores: Sequence[PromptPosition] | None) -> PromptEntries | msgspec.UnsetType:
         """In vLLM's form; UNSET: not asked for."""

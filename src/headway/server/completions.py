@@ -55,11 +55,10 @@ class CompletionFace(ChunkFace):
         logprobs = None if self._echo_logprobs is None else self._logprobs(choice, [], scores)
         return self._completion([CompletionChoice(choice, text, logprobs, prompt_logprobs=self._entries(scores))])
 
-    def chunk(self, choice: int, delta: RequestDelta) -> Completion:
+    def chunks(self, choice: int, delta: RequestDelta) -> list[Completion]:
         logprobs = self._logprobs(choice, delta.logprobs)
-        return self._completion(
-            [CompletionChoice(choice, delta.text, logprobs, delta.finish_reason, delta.stop_reason)]
-        )
+        news = CompletionChoice(choice, delta.text, logprobs, delta.finish_reason, delta.stop_reason)
+        return [self._completion([news])]
 
     def show_prompt_ids(self, chunk: Completion, choice: int) -> None:
         chunk.choices[0].prompt_token_ids = self.prompts[choice // self.n].token_ids

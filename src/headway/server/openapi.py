@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 _MEANINGS = {
     400: "The request is not valid; the message names field and value.",
+    401: "The request shows no key that is valid here.",
     403: "The route is off, or only for the server's own host.",
     404: "There is no such model or path.",
     408: "The body was not complete in time.",
@@ -76,17 +77,30 @@ def describe_answers(document: dict[str, Any]) -> None:
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
     schemas["Error"], schemas["AnthropicError"] = _ERROR, _ANTHROPIC_ERROR
     for path, methods in document["paths"].items():
-        form = "AnthropicError" if path.startswith("/v1/messages") else "Error"
-        content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{form}"}}}
         for operation in methods.values():
             responses = operation["responses"]
             responses.pop("422", None)  # FastAPI's own checks take no part: the routes read their bodies themselves
             for status in _STATUSES.get(path, ()):
-                responses[str(status)] = {"description": _MEANINGS[status], "content": content}
+                responses[str(status)] = _error(path, status)
             if path == "/metrics":
                 responses["200"]["content"] = {"text/plain": {"schema": {"type": "string"}}}
             elif path in _STREAMS:
                 responses["200"]["content"]["text/event-stream"] = {}
+
+
+def describe_key(document: dict[str, Any], open_paths: Collection[str]) -> None:
+    """Write into an OpenAPI document that all paths but the open ones ask for a key."""
+    document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    for path, methods in document["paths"].items():
+        for operation in methods.values() if path not in open_paths else ():
+            operation["security"] = [{"key": []}]
+            operation["responses"]["401"] = _error(path, 401)
+
+
+def _error(path: str, status: int) -> dict[str, Any]:
+    form = "AnthropicError" if path.startswith("/v1/messages") else "Error"
+    schema = {"$ref": f"#/components/schemas/{form}"}
+    return {"description": _MEANINGS[status], "content": {"application/json": {"schema": schema}}}
 
 
 def describe_model(document: dict[str, Any], model_names: Sequence[str]) -> None:

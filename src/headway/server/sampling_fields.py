@@ -136,7 +136,7 @@ class SamplingFields(StrictModel):
 _FOR_PREFILL = {
     *("temperature", "top_p", "top_k", "min_p", "seed", "presence_penalty", "frequency_penalty"),
     *("repetition_penalty", "logit_bias", "ignore_eos", "stop_token_ids", "priority", "cache_salt"),
-    *("bad_words", "allowed_token_ids", "thinking_token_budget"),
+    *("bad_words", "allowed_token_ids"),
 }
 _SAMPLING_FIELDS = (
     "n",

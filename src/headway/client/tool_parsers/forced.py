@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from headway.client.tool_parsers.tool_parser import JsonToolParser
+from headway.client.tool_parsers.json_tool_parser import JsonToolParser
 
 
 class RequiredCalls(JsonToolParser):
@@ -68,7 +68,7 @@ class RequiredCalls(JsonToolParser):
 class NamedCall(JsonToolParser):
     """The answer is the arguments of one tool, the only one of `names`."""
 
-    is_forced = True
+    is_forced = is_named = True
 
     def _begin(self, text: str, at: int) -> int:
         at = self._skip_space(text, at)

@@ -7,7 +7,7 @@ import secrets
 import string
 from collections.abc import Callable, Collection
 
-from headway.client.tool_parsers.tool_parser import JsonToolParser
+from headway.client.tool_parsers.json_tool_parser import JsonToolParser
 
 _CALLS, _ARGUMENTS, _ID = "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"
 _LONGEST_HEAD = 256  # characters of a name, and of an id behind it

@@ -53,7 +53,7 @@ class Rows:
         self.rows.admit(Admission(slot, request, known, 0))
 
     def allowed(self, *at: tuple[int, int]) -> list[set[str] | None]:
-        """What may come in each (slot, position of the output); None: anything. The end of the answer is "$"."""
+        """What may come in each (slot, position of the output); None: anything. The end of the answer is "■"."""
         slots, positions = (np.array(column, np.int32) for column in zip(*at, strict=True))
         found, words = self.rows.masks(slots, positions + PROMPT)
         said: list[set[str] | None] = [None] * len(at)
@@ -64,13 +64,13 @@ class Rows:
     def drew(self, copies: Copies | None = None, **by_slot: str) -> None:
         """slot_0="a": the step drew this token there."""
         slots = np.array([int(name.removeprefix("slot_")) for name in by_slot], np.int32)
-        tokens = np.array([EOS if letter == "$" else LETTERS[letter] for letter in by_slot.values()], np.int32)
+        tokens = np.array([EOS if letter == "■" else LETTERS[letter] for letter in by_slot.values()], np.int32)
         self.rows.drew(slots, tokens, copies or Copies())  # type: ignore[arg-type]
 
 
 def letters(mask: Words) -> set[str]:
     tokens = np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little"))
-    return {"$" if token == EOS else text_of([token]) for token in tokens.tolist()}
+    return {"■" if token == EOS else text_of([token]) for token in tokens.tolist()}
 
 
 @pytest.fixture
@@ -124,15 +124,15 @@ def test_a_row_of_a_step_that_failed_says_nothing(rows: Rows) -> None:
 
 def test_a_grammar_that_is_over_allows_its_end_alone(rows: Rows) -> None:
     rows.admit(0, ABC, output="abc")
-    assert rows.allowed((0, 3)) == [{"$"}]
-    rows.drew(slot_0="$")
-    assert rows.allowed((0, 4)) == [{"$"}]
+    assert rows.allowed((0, 3)) == [{"■"}]
+    rows.drew(slot_0="■")
+    assert rows.allowed((0, 4)) == [{"■"}]
 
 
 def test_output_that_the_grammar_does_not_have_ends_the_answer(rows: Rows) -> None:
     """A prefill engine that knows nothing of forms may have drawn the first token."""
     rows.admit(0, ABC, output="q")
-    assert rows.allowed((0, 1)) == [{"$"}]
+    assert rows.allowed((0, 1)) == [{"■"}]
 
 
 def test_no_end_before_min_tokens_unless_nothing_else_is_left(rows: Rows) -> None:
@@ -140,7 +140,7 @@ def test_no_end_before_min_tokens_unless_nothing_else_is_left(rows: Rows) -> Non
     rows.admit(0, form, output="a")
     rows.admit(1, form, output="a", min_tokens=2)
     rows.admit(2, form, output="ac", min_tokens=3)
-    assert rows.allowed((0, 1), (1, 1), (2, 2)) == [{"b", "c", "$"}, {"b", "c"}, {"$"}]
+    assert rows.allowed((0, 1), (1, 1), (2, 2)) == [{"b", "c", "■"}, {"b", "c"}, {"■"}]
 
 
 def test_many_matchers_are_asked_in_one_call(rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,6 +185,11 @@ def test_reasoning_is_free_and_its_end_may_be_in_the_output_of_before(rows: Rows
     assert rows.allowed((0, 1)) == [None]
     rows.drew(slot_0=".")
     assert rows.allowed((0, 2)) == [{"a"}]
+    rows.admit(3, form, output="q", min_tokens=2)
+    (free,) = rows.allowed((3, 1))
+    assert free is not None and "■" not in free and {"a", "q", "-"} <= free, "the end of the answer does not come yet"
+    rows.drew(slot_3="q")
+    assert rows.allowed((3, 2)) == [None]
     rows.admit(1, form, output="q-.a")
     assert rows.allowed((1, 4)) == [{"b"}]
     rows.admit(2, form, output="q.-")

@@ -98,7 +98,6 @@ class GrammarRows:
         words = np.empty((len(found), self._num_words), np.int32)
         self._fill([row.progress for _, row in found], words)
         for mine, (_, row) in zip(words, found):
-            row.progress.keep_to_json(mine)
             _end_in_time(mine, row)
         return np.array([index for index, _ in found], np.int64), words
 
@@ -112,16 +111,16 @@ class GrammarRows:
 
     @staticmethod
     def _follow(row: _Row, position: int) -> bool:
-        """Bring a row to `position`. Returns whether its grammar says what comes there."""
+        """Bring a row to `position`. Returns whether its grammar, or `min_tokens`, says what comes there."""
         if row.position != position:  # a step on the way has failed, and its requests have ended with it
             return False
         if row.drawn is not None:
             row.progress.take([row.drawn.read()])
             row.drawn = None
-        return row.progress.begun
+        return row.progress.begun or position < row.min_length
 
     def _fill(self, progresses: list[Progress], words: Words) -> None:
-        at = [index for index, progress in enumerate(progresses) if not progress.over]
+        at = [index for index, progress in enumerate(progresses) if progress.begun and not progress.over]
         bitmask = torch.from_numpy(words)
         if len(at) > _FEW:
             self._batch.batch_fill_next_token_bitmask([progresses[index].matcher for index in at], bitmask, at)
@@ -131,6 +130,10 @@ class GrammarRows:
         for index, progress in enumerate(progresses):
             if progress.over:
                 only(words[index], progress.stops)
+            elif not progress.begun:
+                words[index] = -1
+            else:
+                progress.keep_to_json(words[index])
 
 
 def _end_in_time(words: Words, row: _Row) -> None:

@@ -117,7 +117,13 @@ def _declared(
         ),
     ] = None,
     ssl_keyfile_password: Annotated[
-        str | None, typer.Option(metavar="TEXT", rich_help_panel=_DOORS, help="Of an encrypted private key.")
+        str | None,
+        typer.Option(
+            metavar="TEXT",
+            envvar="HEADWAY_SSL_KEYFILE_PASSWORD",
+            rich_help_panel=_DOORS,
+            help="Of an encrypted private key.",
+        ),
     ] = None,
     ssl_ca_certs: Annotated[
         str | None,

@@ -167,3 +167,9 @@ async def test_many_at_once(sums) -> None:
         *(ask.create(model=sums.model, max_tokens=20, messages=question) for question in questions)
     )
     assert [done.content[0].text for done in answers] == [str(number + 5) for number in range(10, 18)]
+
+
+@pytest.mark.shows("files and batches", "refused by name")
+def test_batches_are_refused_by_name(sums) -> None:
+    with pytest.raises(anthropic.NotFoundError, match="one by one"):
+        client(sums).messages.batches.list()

@@ -11,6 +11,7 @@ from llama_index.llms.openai_like import OpenAILike
 from pydantic import BaseModel
 
 PARIS = "What is the weather in Paris?"
+BOTH = "What is the weather in Paris and in Rome?"
 
 
 class Weather(BaseModel):
@@ -106,7 +107,7 @@ def test_predict_and_call(talker) -> None:
 def test_several_calls_in_a_stream(talker) -> None:
     llm = model(talker)
     tools = [FunctionTool.from_defaults(get_weather)]
-    pieces = list(llm.stream_chat_with_tools(tools, "What is the weather in Paris and in Rome?"))
+    pieces = list(llm.stream_chat_with_tools(tools, BOTH, allow_parallel_tool_calls=True))
     calls = llm.get_tool_calls_from_response(pieces[-1])
     assert [call.tool_kwargs["city"] for call in calls] == ["Paris", "Rome"]
 

@@ -331,3 +331,12 @@ async def test_many_at_once(sums) -> None:
         *(ask.create(model=sums.model, messages=question, temperature=0) for question in questions)
     )
     assert [done.choices[0].message.content for done in answers] == [str(number + 5) for number in range(10, 26)]
+
+
+@pytest.mark.shows("files and batches", "refused by name")
+def test_files_and_batches_are_refused_with_the_command_that_answers_them(sums) -> None:
+    line = {"custom_id": "1", "method": "POST", "url": "/v1/chat/completions", "body": {"messages": SUM}}
+    with pytest.raises(openai.NotFoundError, match="headway run-batch"):
+        client(sums).files.create(file=("questions.jsonl", json.dumps(line).encode()), purpose="batch")
+    with pytest.raises(openai.NotFoundError, match="headway run-batch"):
+        client(sums).batches.list()

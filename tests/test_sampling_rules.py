@@ -10,6 +10,7 @@ import pytest
 from headway import LLM, FinishReason, RequestError, SamplingParams
 from headway.outputs import CompletionOutput
 from headway.repetition_detection import RepetitionDetectionParams
+from headway.structured_outputs import StructuredOutputs
 from headway.thinking_tokens import ThinkingTokens
 
 GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 12}
@@ -69,3 +70,17 @@ def test_thinking_is_ended_when_its_budget_is_spent(llm: LLM) -> None:
 def test_rules_that_cannot_be_kept_are_refused(llm: LLM, fields: dict[str, Any], message: str) -> None:
     with pytest.raises(RequestError, match=message):
         answers(llm, **fields)
+
+
+@pytest.mark.parametrize(("choice", "answer"), [(("46", "47"), "47"), (("46", "4"), "4"), (("46",), "46")])
+def test_of_what_a_grammar_allows_a_bad_word_is_left_out_unless_nothing_else_is_left(
+    llm: LLM, choice: tuple[str, ...], answer: str
+) -> None:
+    form = StructuredOutputs(choice=choice)
+    assert answers(llm, bad_words=["46"], structured_outputs=form)[0].text == answer
+
+
+def test_a_grammar_comes_before_allowed_ids(llm: LLM) -> None:
+    form = StructuredOutputs(choice=("46", "77"))
+    assert answers(llm, allowed_token_ids=ids(llm, "7"), structured_outputs=form)[0].text == "77"
+    assert answers(llm, allowed_token_ids=ids(llm, "8"), structured_outputs=form)[0].text == "46"

@@ -24,8 +24,9 @@ page is written by `tools/vllm_flags_page.py` from the table in `src/headway/com
 - `--config FILE.yaml` holds flags by their names. The command line wins. A key that is not known is refused with its
   line.
 - A value that is vLLM's own default asks for nothing. It passes, whatever the table says.
-- Several names after `--served-model-name`: the first is in answers, requests may use all. If the model is named
-  nowhere else, the last of several words is the model: `--served-model-name NAME MODEL`.
+- Several names after `--served-model-name`: the first is in answers, requests may use all.
+- If the model is named nowhere else, the last of several words after `--served-model-name` or `--api-key` is the model:
+  `--served-model-name NAME MODEL`.
 - A refused flag ends the command with exit code 2 and one line that says why.
 """
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -38,10 +38,11 @@ def describe(error: ValidationError) -> tuple[str, str | None]:
     return bounded("; ", [message for message, _ in described]), described[0][1]
 
 
-def bounded(separator: str, items: Sequence[str]) -> str:
-    """The items in one line: the first of them, and how many more there are."""
+def bounded(separator: str, items: Sequence[str], show: Callable[[str], str] = str) -> str:
+    """The items in one line: the first of them as `show` makes them, and how many more there are."""
     more = len(items) - _MOST_NAMED
-    return separator.join([*items[:_MOST_NAMED], *([f"and {more} more"] if more > 0 else ())])
+    shown = [show(item) for item in items[:_MOST_NAMED]]
+    return separator.join([*shown, f"and {more} more"] if more > 0 else shown)
 
 
 def _describe(first: ErrorDetails) -> tuple[str, str | None]:

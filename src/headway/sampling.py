@@ -21,7 +21,8 @@ MAX_BAD_WORDS = 128
 MAX_BAD_WORD = 128  # characters of a bad word
 MAX_BAD_SEQUENCES = 256
 MAX_BAD_SEQUENCE = 32  # tokens of a bad sequence
-MAX_ALLOWED_TOKEN_IDS = 65_536
+MAX_BAD_TOKENS = 2048  # tokens of all bad sequences
+MAX_ALLOWED_TOKEN_IDS = 16_384
 
 # The least and the most of each number; None: no most. The documentation of the HTTP API says the same.
 LIMITS: dict[str, tuple[float, float | None]] = {
@@ -187,6 +188,8 @@ class SamplingParams:
                 raise RequestError(
                     f"a bad word or sequence must have 1 to {MAX_BAD_SEQUENCE} tokens, got {len(sequence)}"
                 )
+        if (num_tokens := sum(map(len, self.bad_token_sequences))) > MAX_BAD_TOKENS:
+            raise RequestError(f"bad words and sequences have at most {MAX_BAD_TOKENS} tokens in all, got {num_tokens}")
         if self.allowed_token_ids is not None:
             if not 1 <= len(self.allowed_token_ids) <= MAX_ALLOWED_TOKEN_IDS:
                 raise RequestError(

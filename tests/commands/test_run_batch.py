@@ -42,7 +42,7 @@ def links(monkeypatch: pytest.MonkeyPatch) -> list[FakeLink]:
     return started
 
 
-def run(source: Path, target: Path, *more: str) -> int:
+def run(source: Path | str, target: Path | str, *more: str) -> int:
     return cli.main(["run-batch", "-i", str(source), "-o", str(target), *more])
 
 
@@ -87,6 +87,7 @@ def test_an_interrupt_leaves_the_answers_so_far_and_says_where(
         ("no_such_file", "out", "No such file"),
         ("in.jsonl", "no_such_folder/out", "no folder"),
         ("in.jsonl", "in.jsonl", "both input and output"),
+        ("in.jsonl", "out --tool-call-parser none_such", "none_such"),
         ("https://example.com/in", "out", "local files"),
         ("in.jsonl", "http://example.com/out", "local files"),
     ],
@@ -100,7 +101,8 @@ def test_files_that_cannot_be_used_are_refused_in_one_line(
     why: str,
 ) -> None:
     (tmp_path / "in.jsonl").write_text(line("a"))
+    target, *more = target.split()
     paths = [name if "://" in name else str(tmp_path / name) for name in (source, target)]
-    assert cli.main(["run-batch", "-i", paths[0], "-o", paths[1]]) == cli.BAD_INPUT
+    assert run(paths[0], paths[1], *more) == cli.BAD_INPUT
     (complaint,) = capsys.readouterr().err.splitlines()
     assert why in complaint

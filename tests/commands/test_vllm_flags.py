@@ -91,8 +91,15 @@ def test_further_names_of_the_model_are_its_aliases(serve: Callable[..., Setting
 
 
 def test_several_keys_follow_one_flag_as_in_vllm(serve: Callable[..., Settings]) -> None:
-    _, settings = serve("--api-key", "a", "b", "--api-key=c")
-    assert settings.doors == Doors(keys=tuple(map(ApiKey.of, "abc")))
+    config, settings = serve("m", "--api-key", "a", "b", "--api-key=c")
+    assert config.model == "m" and settings.doors == Doors(keys=tuple(map(ApiKey.of, "abc")))
+
+
+def test_a_model_after_a_key_is_the_model_and_no_key(serve: Callable[..., Settings]) -> None:
+    config, settings = serve("--api-key", "a", "m")
+    assert config.model == "m" and settings.doors == Doors(keys=(ApiKey.of("a"),))
+    config, settings = serve("--api-key", "a", "--served-model-name", "b")
+    assert config == EngineConfig(served_model_name="b") and settings.doors == Doors(keys=(ApiKey.of("a"),))
 
 
 @pytest.mark.parametrize(

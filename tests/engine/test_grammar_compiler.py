@@ -15,9 +15,9 @@ import pytest
 import xgrammar
 
 from headway import RequestError
-from headway.engine import grammar_compiler
+from headway.engine import grammar_compiler, grammar_process
 from headway.engine.grammar_compiler import GrammarCompiler
-from headway.engine.grammar_process import Done, Job, Vocabulary, compile_form, token_infos
+from headway.engine.grammar_process import Done, Job, Vocabulary, compile_form, run_job, token_infos
 from headway.structured_outputs import StructuredOutputs
 from tests.tiny_tokenizer import byte_tokenizer, fallback_tokenizer
 
@@ -191,6 +191,16 @@ def allowed_by(matcher: xgrammar.GrammarMatcher, size: int) -> list[int]:
     mask = xgrammar.allocate_token_bitmask(1, size)
     matcher.fill_next_token_bitmask(mask)
     return np.flatnonzero(np.unpackbits(mask.numpy().view(np.uint8)[0], bitorder="little")).tolist()
+
+
+def test_a_grammar_whose_masks_take_long_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All requests of a batch would wait for it."""
+    tokenizer = byte_tokenizer()
+    infos = token_infos(tokenizer, Vocabulary("", False, len(tokenizer), (tokenizer.eos_token_id,), SECONDS, 1 << 30))
+    assert run_job(infos, Job("regex", "[ab]{9}")).error is None
+    monkeypatch.setattr(grammar_process, "SLOWEST_STEP", 0.0)
+    error = run_job(infos, Job("regex", "[ab]{9}")).error
+    assert error is not None and "s for a token; at most 0 s are taken" in error
 
 
 def test_special_tokens_are_no_text(compiler: GrammarCompiler) -> None:

@@ -73,6 +73,15 @@ def test_the_longest_prompt_leaves_one_token_for_the_output() -> None:
     assert packed([1] * 63, max_tokens=16).max_tokens == 1
 
 
+def test_a_prompt_whose_logprobs_are_asked_for_is_not_taken_from_the_cache() -> None:
+    assert packed(prompt_logprobs=0).reads_prefix_cache is False
+    assert packed(logprobs=0).reads_prefix_cache is True
+
+
+def test_an_answer_of_no_tokens_takes_one_from_the_engine() -> None:
+    assert packed(max_tokens=0).max_tokens == 1
+
+
 @pytest.mark.parametrize(
     ("sampling", "says"),
     [

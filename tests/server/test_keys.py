@@ -301,11 +301,11 @@ def write(folder: Path, text: str) -> str:
 
 
 def test_keys_come_from_options_a_file_and_the_environment(tmp_path: Path) -> None:
-    environment = {KEYS_VARIABLE: "e1, e2\n\ne3\n"}
+    environment = {KEYS_VARIABLE: "e1, e2\n\ne3\n", "VLLM_API_KEY": "v1"}
     plain, keys = given_keys(["o1", "o2,o3"], write(tmp_path, FILE), environment)
-    assert plain == ["o1", "o2", "o3", "e1", "e2", "e3", "of-all"]
+    assert plain == ["o1", "o2", "o3", "e1", "e2", "e3", "v1", "of-all"]
     assert keys == [
-        *map(ApiKey.of, ("o1", "o2", "o3", "e1", "e2", "e3")),
+        *map(ApiKey.of, ("o1", "o2", "o3", "e1", "e2", "e3", "v1")),
         ApiKey.of("of-search", tenant="search"),
         ApiKey.of("of-ads", tenant="ads", cache_salt="shared"),
         ApiKey.of("of-all"),

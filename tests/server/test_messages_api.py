@@ -229,7 +229,7 @@ async def test_tokens_are_counted_as_a_message_counts_them(api: Api) -> None:
         ({"thinking": {"type": "enabled", "budget_tokens": 64}}, "less than max_tokens"),
         ({"container": "c"}, "container"),
         ({"stop_sequences": [""]}, "stop_sequences"),
-        ({"extra_body": {"n": 2}}, "one answer"),
+        ({"extra_body": {"n": 2}}, "got 2"),
         ({"extra_body": {"top_p": 0}}, "top_p"),
         ({"extra_body": {"mcp_servers": [{"name": "x"}]}}, "mcp_servers"),
     ],

@@ -256,8 +256,8 @@ def test_the_effort_of_reasoning_reaches_the_template() -> None:
         ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input[0].content[0]", "input_image"),
         ({"input": [{"type": "reasoning", "id": "r", "summary": []}]}, None, "input has no message"),
         ({"max_output_tokens": 0}, "max_output_tokens", "0"),
-        ({"extra_body": {"n": 2}}, None, "one answer"),
-        ({"extra_body": {"n": "x"}}, "n", "n"),
+        ({"extra_body": {"n": 2}}, "n", "2"),
+        ({"reasoning": {"effort": "huge"}}, "reasoning.effort", "huge"),
     ],
 )
 async def test_what_cannot_be_done_is_refused_by_name(

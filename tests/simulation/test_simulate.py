@@ -68,6 +68,15 @@ class TestTheCore:
         assert counts["tokens found in the prefix cache"] > counts["tokens generated"]
         assert counts["sent back by a failed step"] and counts["preemptions"] and counts["reset_cache"]
 
+    @pytest.mark.parametrize("first", range(0, 12, 6))
+    def test_reports_every_position_of_a_prompt_once_and_in_order(self, first: int) -> None:
+        counts: Counter[str] = Counter()
+        for seed in range(first, first + 6):
+            run = run_seed(seed, 400, traffic="judged")
+            assert run.violation is None, f"seed {seed}: {run.violation}"
+            counts += Counter(run.counts)
+        assert counts["preemptions"] and counts["sent back by a failed step"]
+
     @pytest.mark.parametrize("first", range(0, 24, 6))
     def test_keeps_its_promises_while_kv_moves_between_engines(self, first: int) -> None:
         for seed in range(first, first + 6):
@@ -554,7 +563,7 @@ class TestTheCommand:
             (["--seeds", "many"], "--seeds must be a number or a range such as 0..999, got 'many'"),
             (["--steps", "0"], "--steps must be at least 1, got 0"),
             (["--jobs", "0"], "--jobs must be at least 1, got 0"),
-            (["--traffic", "dense"], "--traffic must be one of mixed, siblings, transfers, pairs, got 'dense'"),
+            (["--traffic", "dense"], "--traffic must be one of mixed, siblings, judged, transfers, pairs, got 'dense'"),
             (["--mode", "fast"], "--mode must be one of safety, liveness, both, got 'fast'"),
             (["--trace", "/nowhere"], "No such file or directory: '/nowhere'"),
         ],

@@ -29,8 +29,10 @@ _LETTERS = "etaoinshrdlucmfwypvbgkqjxz"
 
 
 def vocabulary(size: int) -> list[bytes]:
-    """Bytes, an end, and words as byte-level vocabularies have them: half begin with a space, some are numbers, marks,
-    or words with a mark; one in a hundred has a quotation mark."""
+    """Bytes, an end, and words as byte-level vocabularies have them: half begin with a space, a few are numbers or
+    marks. As in the vocabularies of Mistral (130,072 tokens, 496 with a quotation mark) and DeepSeek (128,000, 334),
+    four in a thousand have a quotation mark, and none of these begins with a letter: words and marks are split before.
+    """
     rng = random.Random(size)
     tokens = dict.fromkeys([bytes([byte]) for byte in range(256)] + [b""])
     while len(tokens) < size:
@@ -44,10 +46,10 @@ def vocabulary(size: int) -> list[bytes]:
             word = str(rng.randint(0, 999))
         elif kind < 0.65:
             word = "".join(rng.choice("(){}[]<>=+-*/;:,.!?'\n\t ") for _ in range(rng.randint(1, 3)))
-        elif kind < 0.655:
-            word = rng.choice(('":', '",', '"}', '"]', '":"', '","', '{"', '["', ' "')) + word[: rng.randint(0, 2)]
-        elif kind < 0.66:
-            word += rng.choice(('"', '",', '":', '">'))
+        elif kind < 0.654:
+            marks = [rng.choice("(){}[]<>=+-*/;:,.!?'\n ") for _ in range(rng.randint(1, 3))]
+            marks[rng.randrange(len(marks))] = rng.choice(('"', '" "', '":"'))
+            word = "".join(marks)
         tokens[word.encode()] = None
     return list(tokens)
 

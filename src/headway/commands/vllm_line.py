@@ -26,6 +26,7 @@ _SIZES = {letter: 10 ** (3 * power) for power, letter in enumerate("kmgt", 1)} |
 }
 _DASH = re.compile(r"-[A-Za-z-]")  # how a flag begins; a number below 0 does not
 _NAMES = "--served-model-name"
+_LISTS = (_NAMES, "--api-key")  # flags that take several words
 _MODEL = "MODEL"
 
 
@@ -91,7 +92,9 @@ class _Translation:
         from_files = [item for file in files for entry in read_config(file) for item in self._of_entry(entry)]
         items = [item for item in from_files if item.option not in named] + items
         models = [word for item in items if item.option == _MODEL for word in item.words]
-        options = [word for item in _with_names(items, models) if item.option != _MODEL for word in item.words]
+        if not models:
+            items, models = _with_model_at_end(items)
+        options = [word for item in _with_aliases(items) if item.option != _MODEL for word in item.words]
         if len(set(models)) > 1:
             raise ValueError(f"the model is named twice: {' and '.join(dict.fromkeys(models))}")
         return [*options, *models[:1], *rest]
@@ -231,14 +234,21 @@ def _take(queue: list[str], how: int | str) -> list[str]:
     return taken
 
 
-def _with_names(items: Sequence[_Item], models: list[str]) -> Iterator[_Item]:
-    """The settings, with one --served-model-name and the further names as --model-alias. If no model is named, the
-    last of several names is the model, as in `--served-model-name NAME MODEL`; it is put to `models`."""
+def _with_model_at_end(items: Sequence[_Item]) -> tuple[list[_Item], list[str]]:
+    """The settings, and the model. The last of several words after a flag that takes a list is the model if no model is
+    named, as in `--served-model-name NAME MODEL`: a model that is taken for a name, or a key, would not be missed."""
+    for index, item in reversed(list(enumerate(items))):
+        if item.option in _LISTS and len(item.words) > 2:
+            shorter = _Item(item.option, item.words[:-2])
+            return [*items[:index], shorter, *items[index + 1 :]], [item.words[-1]]
+    return list(items), []
+
+
+def _with_aliases(items: Sequence[_Item]) -> Iterator[_Item]:
+    """The settings, with one --served-model-name, and the further names as --model-alias."""
     names = [name for item in items if item.option == _NAMES for name in item.words[1::2]]
-    if len(names) > 1 and not models:
-        models.append(names.pop())
-    if names:
-        yield _Item(_NAMES, (_NAMES, names[0]))
+    for name in names[:1]:
+        yield _Item(_NAMES, (_NAMES, name))
     yield from (_Item("--model-alias", ("--model-alias", name)) for name in names[1:])
     yield from (item for item in items if item.option != _NAMES)
 

@@ -13,6 +13,7 @@ from fastapi import Request
 
 from headway.client.bad_words import spelled_out
 from headway.client.engine_client import EngineClient
+from headway.errors import RequestError
 from headway.sampling import SamplingParams
 from headway.server.body import BodyForm, read_body
 from headway.server.generate import Prompt, unless_disconnected
@@ -21,6 +22,8 @@ from headway.server.protocol import ChatCompletionRequest, CompletionRequest
 from headway.server.service import Service, service_of
 
 B = TypeVar("B", CompletionRequest, ChatCompletionRequest)
+
+MAX_REPEATED_IDS = 2**20  # in all answers of one HTTP request; in the engine each takes some 40 bytes
 
 _COMPLETION: BodyForm[CompletionRequest] = BodyForm(CompletionRequest, CompletionRequest)
 _CHAT: BodyForm[ChatCompletionRequest] = BodyForm(ChatCompletionRequest, ChatCompletionRequest)
@@ -39,7 +42,7 @@ async def read_completion(request: Request) -> PromptBody[CompletionRequest]:
     service = service_of(request)
     body = await _read(request, _COMPLETION)
     sampling = await _sampling(service, body)
-    service.client.check_num_answers(len(body.prompt), sampling.n)
+    _check_num_answers(service, len(body.prompt), sampling)
     prompts = await unless_disconnected(request, _prompts(service.client, body))
     return PromptBody(body, sampling, prompts)
 
@@ -53,7 +56,7 @@ async def chat_prompt(request: Request, body: ChatCompletionRequest) -> PromptBo
     """A body with the prompt of its conversation. Raises RequestError and ApiError."""
     service = service_of(request)
     sampling = await _sampling(service, body)
-    service.client.check_num_answers(1, sampling.n)
+    _check_num_answers(service, 1, sampling)
     prompt = await unless_disconnected(request, prompt_of(service, body))
     sampling = service.parsers.sampling(body, sampling, prompt.text or "")
     return PromptBody(body, sampling, [prompt])
@@ -63,6 +66,18 @@ async def _read(request: Request, form: BodyForm[B]) -> B:
     service = service_of(request)
     service.check_open()
     return await read_body(request, form, service.client.prompts.texts)
+
+
+def _check_num_answers(service: Service, num_prompts: int, sampling: SamplingParams) -> None:
+    """Raises RequestError for more answers than the engine can ever hold, and for a long list that very many of them
+    would repeat there."""
+    service.client.check_num_answers(num_prompts, sampling.n)
+    num_ids, num_answers = len(sampling.allowed_token_ids or ()), num_prompts * sampling.n
+    if num_ids * num_answers > MAX_REPEATED_IDS:
+        raise RequestError(
+            f"{num_ids} allowed_token_ids x {num_answers} answers are {num_ids * num_answers} ids; one request brings "
+            f"at most {MAX_REPEATED_IDS}: send fewer prompts, or allow fewer tokens"
+        )
 
 
 async def _sampling(service: Service, body: CompletionRequest | ChatCompletionRequest) -> SamplingParams:

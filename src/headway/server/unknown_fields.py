@@ -14,6 +14,7 @@ from headway.server.errors import ApiError
 logger = logging.getLogger(__name__)
 
 _MOST_NAMES = 256  # that are logged
+_SHOWN = 300  # characters of a name in an error
 _LONGEST_NAME = 64  # characters of a name in the log
 
 # Known from other servers, and not served here. An answer without these would not be what was asked for.
@@ -87,8 +88,8 @@ def _objects(value: Any) -> list[dict[str, Any]]:
 def _refuse(fields: list[str], one: str, several: str) -> None:
     """Raises ApiError that names the fields, unless there are none."""
     if fields:
-        names = bounded(", ", [repr(name[:_LONGEST_NAME]) for name in fields])
-        raise ApiError(400, (one if len(fields) == 1 else several).format(names=names), param=fields[0][:_LONGEST_NAME])
+        names = bounded(", ", fields, lambda name: f"{name!r:.{_SHOWN}}")
+        raise ApiError(400, (one if len(fields) == 1 else several).format(names=names), param=fields[0][:_SHOWN])
 
 
 def _may_go(name: str, value: Any) -> bool:

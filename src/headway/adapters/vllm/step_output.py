@@ -192,14 +192,14 @@ class StepOutputs:
         request = live.request
         is_first = live.num_known == request.num_prompt_tokens
         known = request.prompt_token_ids if is_first else live.tokens.tolist()
-        return NewRequestData(
-            req_id=live.name,
-            prompt_token_ids=request.prompt_token_ids,
-            mm_features=request.mm_features,
-            sampling_params=request.sampling_params,
-            pooling_params=None,
-            block_ids=(live.table.copy(),),
-            num_computed_tokens=position,
-            lora_request=None,
+        return NewRequestData(  # by place: CPython takes twice as long with as many keywords
+            live.name,
+            request.prompt_token_ids,
+            request.mm_features,
+            request.sampling_params,
+            None,  # pooling_params
+            (live.table.copy(),),
+            position,
+            None,  # lora_request
             prefill_token_ids=known if self._for_v2 else None,
         )

@@ -16,6 +16,7 @@ __all__ = ["TOOL_PARSERS", "ToolParser", "tool_parser", "tool_parser_of"]
 TOOL_PARSERS: dict[str, type[ToolParser]] = {
     "deepseek_v3": DeepSeekV3Parser,
     "deepseek_v31": DeepSeekV3Parser,
+    "granite4": HermesParser,
     "hermes": HermesParser,
     "llama3_json": Llama3JsonParser,
     "llama4_json": Llama3JsonParser,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PrivateAttr, ValidationError, model_validator
+from pydantic import Field, JsonValue, PrivateAttr, ValidationError, model_validator
 
-from headway.client.conversation import MAX_MESSAGES
-from headway.client.field_rules import AtMost
+from headway.client.conversation import MAX_MESSAGES, ReasoningEffort
+from headway.client.field_rules import AtMost, Unsupported
 from headway.client.tools import MAX_TOOLS, TolerantModel
 from headway.error_text import describe
 from headway.server.protocol import ChatCompletionRequest, GenerationRequest
@@ -18,13 +18,15 @@ from headway.server.responses_api.input_items import Item, MessageItem, Reasonin
 from headway.server.sampling_fields import NumLogprobs
 
 _NOTHING_STORED = "nothing is stored here between requests; send the whole conversation as input"
+_NO_REASONING: dict[str, JsonValue] = {"not": {"properties": {"type": {"const": "reasoning"}}, "required": ["type"]}}
+_AT_LEAST_ONE = Field(json_schema_extra={"minItems": 1, "contains": _NO_REASONING})
 LOGPROBS = "message.output_text.logprobs"
 
 
 class Reasoning(TolerantModel):
     """effort: see `ReasoningFields`. summary: what was thought is answered as it is, and not summed up."""
 
-    effort: str | None = None
+    effort: ReasoningEffort | None = None
     summary: str | None = None
 
 
@@ -51,16 +53,17 @@ class TextFormat(TolerantModel):
 
 class Text(TolerantModel):
     format: TextFormat | None = None
-    verbosity: str | None = None
+    verbosity: Annotated[Any, Unsupported("medium")] = None
 
 
 class ResponsesRequest(GenerationRequest, ReasoningFields):
     """POST /v1/responses."""
 
-    input: str | Annotated[list[Item], AtMost(MAX_MESSAGES, "items"), Field(json_schema_extra={"minItems": 1})]
+    n: Literal[1] | None = None  # a response has one answer
+    input: str | Annotated[list[Item], Field(fail_fast=True), AtMost(MAX_MESSAGES, "items"), _AT_LEAST_ONE]
     instructions: str | None = None
     max_output_tokens: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
-    tools: Annotated[list[Tool] | None, AtMost(MAX_TOOLS, "tools")] = None
+    tools: Annotated[list[Tool] | None, Field(fail_fast=True), AtMost(MAX_TOOLS, "tools")] = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     max_tool_calls: int | None = None  # of tools that a server runs: there are none
@@ -82,8 +85,6 @@ class ResponsesRequest(GenerationRequest, ReasoningFields):
 
     @model_validator(mode="after")
     def _ask_for_chat(self) -> ResponsesRequest:
-        if self.n not in (None, 1):
-            raise ValueError(f"n is {self.n}: a response has one answer")
         if isinstance(self.input, list) and all(isinstance(item, ReasoningItem) for item in self.input):
             raise ValueError("input has no message: give a text, or at least one item that is no reasoning")
         try:

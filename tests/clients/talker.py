@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,13 +86,16 @@ CONVERSATIONS += [(talk, tools) for talk in (HELLO, THOUGHT, OBJECT) for tools i
 
 
 def made(cache: Path) -> Path:
-    """The folder of the checkpoint, in `cache`. Trains the model if the folder does not exist: some ten seconds."""
+    """The folder of the checkpoint, in `cache`. Trains the model if the folder does not exist: half a minute."""
+    cache.mkdir(parents=True, exist_ok=True)
     folder = cache / f"talker-{hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]}"
-    if not (folder / "config.json").is_file():
+    if not folder.exists():
         tokenizer = _tokenizer()
         model = _trained(tokenizer)
-        tokenizer.save_pretrained(folder, save_jinja_files=False)
-        model.save_pretrained(folder)
+        half = Path(tempfile.mkdtemp(prefix="talker-half-", dir=cache))
+        tokenizer.save_pretrained(half, save_jinja_files=False)
+        model.save_pretrained(half)
+        half.rename(folder)  # at once: a folder that has the name is whole
     return folder
 
 

@@ -13,6 +13,7 @@ from vllm.v1.request import RequestStatus
 from headway.request import Request as CoreRequest
 from headway.sampling import MAX_STOP_TOKEN_IDS
 from headway.sampling import SamplingParams as CoreSampling
+from headway.token_ids import NUM_INT32, pack
 
 if TYPE_CHECKING:
     from vllm.v1.request import Request
@@ -187,5 +188,5 @@ def _packed(tokens: list[int]) -> NDArray[np.int32]:
     """Token ids as int32, read-only. `struct` reads a list in two thirds of the time that numpy takes."""
     try:
         return np.frombuffer(struct.pack(f"{len(tokens)}i", *tokens), dtype=np.int32)
-    except struct.error as error:
-        raise ValueError(f"the prompt must be a list of token ids: {error}") from None
+    except struct.error:
+        return pack(tokens, NUM_INT32)  # which says what is wrong

@@ -335,7 +335,7 @@ def test_what_other_packages_bring_shows_its_own_help(run, command):
         (["generate", "x", "--model", "/no/such/model"], "'/no/such/model' does not exist"),
         (["generate", "x", "--top-p", "3"], "top_p must be in (0, 1], got 3.0"),
         (["generate", "x", "-n", "0"], "n must be in [1, 128], got 0"),
-        (["generate", "x", "--max-tokens", "0"], "max_tokens must be at least 1, got 0"),
+        (["generate", "x", "--max-tokens=-1"], "max_tokens must be at least 0, got -1"),
         (["generate", "x", "--max-tokens", "many"], "--max-tokens"),
         (["generate", "x", "--scheduler", "v7"], "v7"),
         (["generate", "x", "--reserve", "much"], "much"),

@@ -72,6 +72,27 @@ def test_a_chat_keeps_system_and_earlier_turns():
     assert text == ("<|bos|><|system|>Be exact.<|user|>12+34=<|assistant|>46<|end|><|user|>12+34=<|assistant|>")
 
 
+def test_a_chat_shows_tools_and_their_calls_and_results():
+    parameters = {"type": "object", "properties": {"city": {}, "unit": {}}}
+    tools = [
+        {"type": "function", "function": {"name": "weather", "parameters": parameters}},
+        {"type": "function", "function": {"name": "now"}},
+    ]
+    call = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Ulm"}}}
+    turns = [
+        *QUESTION,
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "7", "tool_call_id": "1"},
+    ]
+    text = TOKENIZER.apply_chat_template(turns, tools=tools, add_generation_prompt=True, tokenize=False)
+    assert text == (
+        '<|bos|><|system|>Tools, called as <tool_call>{"name": ..., "arguments": {...}}</tool_call>: '
+        "weather(city, unit) now()"
+        '<|user|>12+34=<|assistant|><tool_call>{"name": "weather", "arguments": {"city": "Ulm"}}</tool_call><|end|>'
+        "<|user|><tool_response>7</tool_response><|assistant|>"
+    )
+
+
 def test_held_out_problems_cover_the_tasks_evenly_and_are_distinct():
     problems = held_out()
     assert set(Counter(problem.task for problem in problems).values()) == {len(problems) // len(tasks.TASKS)}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -97,3 +99,10 @@ def test_sampling_takes_a_form_and_nothing_else() -> None:
     assert SamplingParams(structured_outputs=form).structured_outputs is form
     with pytest.raises(RequestError, match="structured_outputs must be StructuredOutputs"):
         SamplingParams(structured_outputs={"json_object": True})  # type: ignore[arg-type]
+
+
+def test_nothing_loads_the_maker_of_grammars_before_a_form_comes() -> None:
+    modules = "headway.llm, headway.server.serve, headway.engine.process, headway.executor.transformers_executor"
+    code = f"import sys, {modules}; print([name for name in sys.modules if name.startswith('xgrammar')])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert found.stdout.strip() == "[]"

@@ -40,7 +40,13 @@ SMALL = ("--num-blocks", "800", "--api-key", KEY)
 TOOLS = ("--enable-auto-tool-choice", "--tool-call-parser", "hermes")
 
 
-def _environment(lock: str, cost: str, title: str, more: Callable[[Installer], None] | None = None) -> Environment:
+def _environment(
+    lock: str,
+    cost: str,
+    title: str,
+    more: Callable[[Installer], None] | None = None,
+    packages: tuple[str, ...] = (),
+) -> Environment:
     requirements = LOCKS / f"{lock}.txt"
 
     def fill(installer: Installer) -> None:
@@ -48,7 +54,7 @@ def _environment(lock: str, cost: str, title: str, more: Callable[[Installer], N
             more(installer)
         installer.pip("install", "--no-deps", "-r", requirements)
 
-    parts = (TORCH, requirements.read_text(), *(PACKAGES.joinpath(name).read_text() for name in JAVASCRIPT))
+    parts = (TORCH, requirements.read_text(), *(PACKAGES.joinpath(name).read_text() for name in packages))
     return Environment(name=lock, title=title, cost=cost, parts=parts, fill=fill, shelf="clients")
 
 
@@ -64,10 +70,12 @@ def _torch(installer: Installer) -> None:
     installer.pip("install", f"torch=={TORCH}")
 
 
-
-NEWEST = _environment("newest", "minutes, 700 MB", "clients that take the newest openai, and JavaScript's", _javascript)
+NEWEST = _environment(
+    "newest", "minutes, 700 MB", "clients that take the newest openai, and JavaScript's", _javascript, JAVASCRIPT
+)
 OLDER = _environment("older", "minutes, 400 MB", "clients that ask for an older openai")
 GUIDELLM = _environment("guidellm", "minutes, 1.5 GB", "guidellm", _torch)
+LM_EVAL = _environment("lm-eval", "minutes, 1.8 GB", "lm-eval", _torch)
 
 
 @dataclass(frozen=True)
@@ -78,37 +86,27 @@ class Group:
     modules: tuple[str, ...]
 
 
+_OPENAI = ("openai", "openai_js", "anthropic", "litellm", "langchain", "pydantic_ai", "openai_agents", "llm", "ai_sdk")
 GROUPS = (
-    Group(
-        NEWEST,
-        (
-            "openai",
-            "openai_js",
-            "anthropic",
-            "litellm",
-            "langchain",
-            "pydantic_ai",
-            "openai_agents",
-            "llm",
-            "ai_sdk",
-        ),
-    ),
+    Group(NEWEST, _OPENAI),
     Group(OLDER, ("llama_index", "instructor")),
-    Group(GUIDELLM, ("guidellm", "vllm_bench")),
+    Group(GUIDELLM, ("guidellm", "vllm_bench", "lm_eval")),  # the last two run commands of other environments
 )
+ENVIRONMENTS = (*(group.environment for group in GROUPS), LM_EVAL)
 
 
-def run(group: Group, arguments: list[str], variables: Mapping[str, str]) -> tuple[int, set[str], set[str]]:
-    """Run the tests of a group by pytest in its environment. Returns pytest's exit status, the tests that passed, and
-    the tests that failed, as `module::function`."""
+def run(group: Group, arguments: list[str], variables: Mapping[str, str]) -> tuple[set[str], set[str]]:
+    """Run the tests of a group by pytest in its environment. Returns the tests that passed and the tests that failed,
+    as `module::function`. Raises RuntimeError if pytest ended without a report."""
     tests = [f"tests/clients/calls/test_{module}.py" for module in group.modules]
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         options = ["--confcutdir=tests/clients", "-p", "no:cacheprovider", "-q", "-rs", f"--junitxml={report}"]
         command = [str(group.environment.python()), "-m", "pytest", *options, *arguments, *tests]
-        status = subprocess.run(command, cwd=ROOT, env={**os.environ, **variables}).returncode
-        passed, failed = outcomes(report.read_text()) if report.exists() else (set(), set())
-    return status, passed, failed
+        subprocess.run(command, cwd=ROOT, env={**os.environ, **variables})
+        if not report.exists():
+            raise RuntimeError(f"the tests in {group.environment.folder} ended without a report")
+        return outcomes(report.read_text())
 
 
 def outcomes(report: str) -> tuple[set[str], set[str]]:
@@ -125,24 +123,25 @@ def outcomes(report: str) -> tuple[set[str], set[str]]:
     return passed - failed, failed
 
 
+def servers(checkpoint: str) -> dict[str, tuple[str, ...]]:
+    """The arguments of `headway serve`, by the names that tests have for the servers."""
+    talks = (checkpoint, "--served-model-name", "talker", *SMALL, *TOOLS)
+    return {"sums": (*SMALL, *TOOLS), "talker": talks, "thinker": (*talks, "--reasoning-parser", "qwen3")}
+
+
 def serve(stack: ExitStack) -> dict[str, str]:
     """Start the servers that the tests talk with. Returns their addresses by name."""
-    checkpoint = str(talker.made(NEWEST.folder.parent))
-    servers = {
-        "sums": TOOLS,
-        "talker": ("--model", checkpoint, "--served-model-name", "talker", *TOOLS),
-        "thinker": ("--model", checkpoint, "--served-model-name", "talker", *TOOLS, "--reasoning-parser", "qwen3"),
-    }
-    return {name: stack.enter_context(ServerProcess([*SMALL, *flags])).base_url for name, flags in servers.items()}
+    started = servers(str(talker.made(NEWEST.folder.parent)))
+    return {name: stack.enter_context(ServerProcess(words)).base_url for name, words in started.items()}
 
 
 def main(arguments: list[str]) -> int:
     os.chdir(ROOT)
-    write = "--write" in arguments
+    writing = "--write" in arguments
     arguments = [argument for argument in arguments if argument != "--write"]
     try:
-        for group in GROUPS:
-            group.environment.python()
+        for environment in ENVIRONMENTS:
+            environment.python()
     except PeerMissing as error:
         print(error, file=sys.stderr)
         return 2
@@ -153,20 +152,22 @@ def main(arguments: list[str]) -> int:
             "HEADWAY_CLIENTS": json.dumps(serve(stack)),
             "HEADWAY_CLIENTS_KEY": KEY,
             "HEADWAY_CLIENTS_NODE": str(NEWEST.folder / "javascript"),
+            "HEADWAY_CLIENTS_PYTHON": sys.executable,
+            "HEADWAY_CLIENTS_LM_EVAL": str(LM_EVAL.python()),
             "HEADWAY_CLIENTS_VLLM": str(VLLM_ENGINE.folder / "bin" / "vllm") if VLLM_ENGINE.is_ready() else "",
         }
         for group in GROUPS:
-            _, good, bad = run(group, arguments, variables)
+            good, bad = run(group, arguments, variables)
             passed |= good
             failed |= bad
     cells = [cell for cell in table.shown() if cell.test in passed | failed]
     print(table.table(cells, frozenset(failed)))
-    if write:
-        return _write(table.shown(), passed)
+    if writing:
+        return write(table.shown(), passed)
     return int(bool(failed) or not passed)
 
 
-def _write(cells: list[table.Shown], passed: set[str]) -> int:
+def write(cells: list[table.Shown], passed: set[str]) -> int:
     if missing := sorted({cell.test for cell in cells} - passed):
         print(f"docs/clients.md is left as it is: these did not pass: {', '.join(missing)}", file=sys.stderr)
         return 1

@@ -1,4 +1,4 @@
-"""The command line: `headway generate | chat | serve | pd | top | doctor | simtest | bench | accuracy`.
+"""The command line: `headway generate | chat | complete | serve | pd | top | doctor | collect-env | ...`.
 
 Bad input ends with one line on standard error and exit code 2, an engine that fails with code 1. Each command imports
 its modules when it runs, so that `headway --help` is quick.
@@ -15,8 +15,21 @@ from typing import Annotated, Any
 import typer
 
 from headway import __version__
-from headway.commands import accuracy, chat, doctor, generate, pd, run_batch, serve, simtest, top
+from headway.commands import (
+    accuracy,
+    chat,
+    collect_env,
+    complete,
+    doctor,
+    generate,
+    pd,
+    run_batch,
+    serve,
+    simtest,
+    top,
+)
 from headway.commands.laboratory import LaboratoryGroup
+from headway.commands.vllm_line import VllmCommand
 from headway.errors import EngineDeadError
 
 logger = logging.getLogger(__name__)
@@ -37,7 +50,6 @@ app = typer.Typer(
     help="Serve language models with a scheduler that takes no locks.",
     epilog="Without a model, commands use the small model that comes with Headway.",
     no_args_is_help=True,
-    add_completion=False,
 )
 
 
@@ -98,11 +110,13 @@ def _headway(
 
 app.command("generate")(generate.command)
 app.command("chat")(chat.command)
-app.command("serve")(serve.command)
-app.command("pd")(pd.command)
-app.command("run-batch")(run_batch.command)
+app.command("complete")(complete.command)
+app.command("serve", cls=VllmCommand)(serve.command)
+app.command("pd", cls=VllmCommand)(pd.command)
+app.command("run-batch", cls=VllmCommand)(run_batch.command)
 app.command("top")(top.command)
 app.command("doctor")(doctor.command)
+app.command("collect-env")(collect_env.command)
 app.command("simtest")(simtest.command)
 app.command("accuracy")(accuracy.command)
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
+    from pydantic_core import ErrorDetails
+
+_MOST_NAMED = 8  # of the things that are wrong with one body
 
 
 def first_line(error: BaseException) -> str:
@@ -23,12 +27,25 @@ def one_line(error: BaseException) -> str:
 
 
 def describe(error: ValidationError) -> tuple[str, str | None]:
-    """(what is wrong with a body or an argument, in one line; the name of the field, or None)."""
-    errors = error.errors(include_url=False)
-    # A field that may have several types brings one error for each type. The deepest error is the best guess.
-    field_of_first = _path(errors[0]["loc"])[:1]
-    of_first = (item for item in errors if _path(item["loc"])[:1] == field_of_first)
-    first = max(of_first, key=lambda item: len(item["loc"]))
+    """(what is wrong with a body or an argument, in one line; the name of the first field that is wrong, or None)."""
+    worst: dict[tuple[str | int, ...], ErrorDetails] = {}
+    for item in error.errors(include_url=False):
+        # A field that may have several types brings one error for each type. The deepest error is the best guess.
+        field = tuple(_path(item["loc"])[:1])
+        if field not in worst or len(item["loc"]) > len(worst[field]["loc"]):
+            worst[field] = item
+    described = [_describe(item) for item in worst.values()]
+    return bounded("; ", [message for message, _ in described]), described[0][1]
+
+
+def bounded(separator: str, items: Sequence[str], show: Callable[[str], str] = str) -> str:
+    """The items in one line: the first of them as `show` makes them, and how many more there are."""
+    more = len(items) - _MOST_NAMED
+    shown = [show(item) for item in items[:_MOST_NAMED]]
+    return separator.join([*shown, f"and {more} more"] if more > 0 else shown)
+
+
+def _describe(first: ErrorDetails) -> tuple[str, str | None]:
     path = _path(first["loc"])
     field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
     message = _SHAPES.get(first["type"]) or first["msg"].removeprefix("Value error, ")

@@ -12,7 +12,8 @@ class ContextLengthError(RequestError):
 
     @classmethod
     def of(cls, max_model_len: int, however: str) -> ContextLengthError:
-        """The error in the words that clients look for. however: what is too long, and the remedy."""
+        """The error in the words that clients look for, which are "maximum context length is" and "prompt is too long".
+        however: what is too long, and the remedy."""
         return cls(f"This model's maximum context length is {max_model_len} tokens. However, {however}")
 
 

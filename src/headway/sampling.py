@@ -21,7 +21,8 @@ MAX_BAD_WORDS = 128
 MAX_BAD_WORD = 128  # characters of a bad word
 MAX_BAD_SEQUENCES = 256
 MAX_BAD_SEQUENCE = 32  # tokens of a bad sequence
-MAX_ALLOWED_TOKEN_IDS = 65_536
+MAX_BAD_TOKENS = 2048  # tokens of all bad sequences
+MAX_ALLOWED_TOKEN_IDS = 16_384
 
 # The least and the most of each number; None: no most. The documentation of the HTTP API says the same.
 LIMITS: dict[str, tuple[float, float | None]] = {
@@ -132,10 +133,7 @@ class SamplingParams:
         self._check_length()
         self._check_bans()
         self._check_lists()
-        if self.structured_outputs is not None and not isinstance(self.structured_outputs, StructuredOutputs):
-            raise RequestError(
-                f"structured_outputs must be StructuredOutputs, got {type(self.structured_outputs).__name__}"
-            )
+        _instance("structured_outputs", self.structured_outputs, StructuredOutputs)
 
     def most_tokens(self, prompt_tokens: int, max_model_len: int) -> int:
         """The most output tokens after a prompt of so many, at least 1: a prompt is computed up to the token that
@@ -145,7 +143,8 @@ class SamplingParams:
         if left < 1:
             raise ContextLengthError.of(
                 max_model_len,
-                f"the prompt has {prompt_tokens} tokens, and at least 1 must be left for the output: shorten it",
+                f"the prompt is too long: it has {prompt_tokens} tokens, and at least 1 must be left for the output: "
+                "shorten it",
             )
         most = left if self.max_tokens is None else min(max(1, self.max_tokens), left)
         if self.min_tokens > most:
@@ -177,6 +176,8 @@ class SamplingParams:
             raise RequestError(f"min_tokens ({self.min_tokens}) must not exceed max_tokens ({self.max_tokens})")
 
     def _check_bans(self) -> None:
+        _instance("repetition_detection", self.repetition_detection, RepetitionDetectionParams)
+        _instance("thinking", self.thinking, ThinkingTokens)
         if len(self.bad_token_sequences) > MAX_BAD_SEQUENCES:
             raise RequestError(
                 f"at most {MAX_BAD_SEQUENCES} bad token sequences are taken (a word has up to two: at the start of a "
@@ -187,6 +188,8 @@ class SamplingParams:
                 raise RequestError(
                     f"a bad word or sequence must have 1 to {MAX_BAD_SEQUENCE} tokens, got {len(sequence)}"
                 )
+        if (num_tokens := sum(map(len, self.bad_token_sequences))) > MAX_BAD_TOKENS:
+            raise RequestError(f"bad words and sequences have at most {MAX_BAD_TOKENS} tokens in all, got {num_tokens}")
         if self.allowed_token_ids is not None:
             if not 1 <= len(self.allowed_token_ids) <= MAX_ALLOWED_TOKEN_IDS:
                 raise RequestError(
@@ -209,6 +212,11 @@ class SamplingParams:
                 raise RequestError(f"logit_bias takes at most {MAX_LOGIT_BIAS} tokens, got {len(self.logit_bias)}")
             for token, bias in self.logit_bias.items():
                 _in_range("logit_bias", bias, f"logit_bias[{token}]")
+
+
+def _instance(name: str, value: object, kind: type[object]) -> None:
+    if value is not None and not isinstance(value, kind):
+        raise RequestError(f"{name} must be {kind.__name__} or None, got {value!r:.100}")
 
 
 def _bad_words(words: Iterable[str] | None) -> tuple[str, ...]:

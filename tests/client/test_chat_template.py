@@ -42,7 +42,7 @@ class Faces:
     def __init__(self, llm: LLM) -> None:
         self._llm = llm
         self._client, self._link = fake_client()
-        app = create_app(self._client, llm.files.name, trust_request_chat_template=True)
+        app = create_app(self._client, llm.files.name, trust_request_chat_template=True, strict_fields=True)
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         self._http = httpx.AsyncClient(transport=transport, base_url="http://test")
 
@@ -114,7 +114,7 @@ async def faces(llm: LLM) -> AsyncIterator[Faces]:
         ({"messages": [USER], "chat_template": "rag", "documents": [{"text": "D"}]}, "[D]fox"),
         ({"messages": [USER], "chat_template": "default", "documents": []}, "<|user|>fox<|assistant|>"),
         ({"messages": [USER], "tools": [{"function": {"name": "T"}}],
-          "chat_template": "{{ tools | map(attribute='function.name') | join }}"}, "T"),
+          "chat_template": "{# <tool_call> #}{{ tools | map(attribute='function.name') | join }}"}, "T"),
         ({"messages": [USER], "tools": [], "chat_template": "default"}, "<|user|>fox<|assistant|>"),
         ({"messages": [USER], "reasoning_effort": "none", "chat_template": "{{ enable_thinking }}"}, "False"),
         ({"messages": [USER], "reasoning_effort": "low",

@@ -96,7 +96,7 @@ async def test_what_the_engine_refuses_is_raised(client: EngineClient) -> None:
         with submit(client, prompts, sampling, request_id=request_id, stream=True) as pending:
             await anext(pending)
 
-    with pytest.raises(RequestError, match=r"length is 256 tokens\. However, the prompt has 300 tokens"):
+    with pytest.raises(RequestError, match=r"256 tokens\. However, the prompt is too long: it has 300 tokens"):
         await refused([[1] * 300])
     with submit(client, [[1]] * 3, LONG, request_id="full", stream=True) as pending:
         await anext(pending)

@@ -222,3 +222,29 @@ async def test_messages_that_wait_are_taken_one_a_turn(engine: tuple[EngineClien
         turn += 1
         await asyncio.sleep(0)
     assert len(heard) == len(set(heard)) == 5
+
+
+@pytest.mark.parametrize("n", [1, 2])
+async def test_an_id_whose_request_was_given_up_can_be_used_at_once(
+    engine: tuple[EngineClient, FakeLink], n: int
+) -> None:
+    client, link = engine
+    submit(client, 1, n).close()  # the engine may hear of the next request before it has aborted this one
+    pending = submit(client, 1, n)
+    first, second = (group.requests for group in link.sent_of(to_engine.AddGroup))
+    ids = [request.request_id for request in (*first, *second)]
+    assert len(set(ids)) == len(ids) == 2 * n
+    link.say(to_client.Accepted(second[0].uid))
+    end(link, [request.uid for request in second])
+    await settled()
+    assert pending.complete, "and its answers find their way"
+
+
+async def test_only_so_many_ids_are_remembered(
+    engine: tuple[EngineClient, FakeLink], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, _ = engine
+    monkeypatch.setattr("headway.client.open_requests._MOST_GIVEN_UP", 3)
+    for i in range(5):
+        submit(client, 1, name=str(i)).close()
+    assert list(client.requests._given_up) == ["2-0", "3-0", "4-0"]

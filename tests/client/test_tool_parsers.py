@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterable
+from typing import Any
 
 import pytest
+import xgrammar
 
 from headway.client.answer_parser import AnswerDelta, AnswerParser
 from headway.client.tool_parsers import TOOL_PARSERS, tool_parser, tool_parser_of
+from headway.client.tool_parsers.call_grammar import json_or_calls, text_with_calls
 from headway.client.tool_parsers.forced import NamedCall, RequiredCalls
 from headway.client.tool_parsers.tool_parser import ToolParser
 
@@ -80,12 +82,6 @@ WELL_FORMED: dict[str, tuple[str, str, str, list[tuple[str, str]]]] = {
     "no arguments": ("hermes", '<tool_call>{"name": "weather"}</tool_call>', "", [("weather", "{}")]),
     "null arguments": ("hermes", '<tool_call>{"name":"weather","arguments":null}</tool_call>', "", [("weather", "{}")]),
     "no closing tag": ("hermes", '<tool_call>{"name": "weather", "arguments": {}}', "", [("weather", "{}")]),
-    "no closing brace": (
-        "hermes",
-        '<tool_call>{"name": "weather", "arguments": {}\n</tool_call>',
-        "",
-        [("weather", "{}")],
-    ),
     "an unknown name": ("hermes", '<tool_call>{"name": "fly", "arguments": {}}</tool_call>', "", [("fly", "{}")]),
     "other keys": (
         "hermes",
@@ -144,6 +140,35 @@ WELL_FORMED: dict[str, tuple[str, str, str, list[tuple[str, str]]]] = {
     ),
     "mistral's object": ("mistral", '[TOOL_CALLS]{"name": "weather", "arguments": {}}', "", [("weather", "{}")]),
     "mistral's text": ("mistral", "a [TOOL] list [1, [2]] [TOOL_CALL", "a [TOOL] list [1, [2]] [TOOL_CALL", []),
+    "deepseek's calls": (
+        "deepseek_v3",
+        "Well.\n<CALLS><CALL>function<SEP>weather\n```json\n"
+        '{"city": "Nice"}\n```<END>\n<CALL>function<SEP>search\n```json\n{}\n```<END><ENDS>',
+        "Well.",
+        [("weather", '{"city": "Nice"}'), ("search", "{}")],
+    ),
+    "deepseek's newer calls": (
+        "deepseek_v31",
+        '<CALLS><CALL>weather<SEP>{"city": "a<ENDS>"}<END><CALL>search<SEP>{}<END><ENDS>',
+        "",
+        [("weather", '{"city": "a<ENDS>"}'), ("search", "{}")],
+    ),
+    "deepseek's call without an end": ("deepseek_v3", "<CALLS><CALL>weather<SEP>{}", "", [("weather", "{}")]),
+    "python's calls": (
+        "pythonic",
+        ' [weather(city="Paris", days=[1, 2], exact=True), search(q=null, r={"a": -1.5})]\n',
+        "",
+        [("weather", '{"city": "Paris", "days": [1, 2], "exact": true}'), ("search", '{"q": null, "r": {"a": -1.5}}')],
+    ),
+    "python's call between its markers": (
+        "llama4_pythonic",
+        "<|python_start|>[weather()]<|python_end|>",
+        "",
+        [("weather", "{}")],
+    ),
+    "a list that is no call": ("pythonic", "[1] says: [weather()]", "[1] says: [weather()]", []),
+    "python's unknown name": ("pythonic", "[fly(to='Rome')]", "[fly(to='Rome')]", []),
+    "python's text": ("pythonic", "Hello [weather()]", "Hello [weather()]", []),
     "required calls": (
         "required",
         '[{"name": "weather", "parameters": ' + WEATHER + '}, {"name": "search", "parameters": {}}]',
@@ -166,11 +191,27 @@ MALFORMED: dict[str, tuple[str, str]] = {
     "a number for a name": ("hermes", '<tool_call>{"name": 7, "arguments": {}}</tool_call>'),
     "an empty name": ("hermes", '<tool_call>{"name": "", "arguments": {}}</tool_call>'),
     "two names": ("hermes", '<tool_call>{"name": "a", "name": "b", "arguments": {}}</tool_call>'),
+    "no closing brace": ("hermes", '<tool_call>{"name": "weather", "arguments": {"a": 1}\n</tool_call>'),
+    "another bracket at the end": ("hermes", '<tool_call>{"name": "weather", "arguments": {"a": 1}]</tool_call>'),
+    "cut before the last brace": ("hermes", '<tool_call>{"name": "weather", "arguments": {"a": 1}'),
+    "garbage behind the arguments": ("hermes", '<tool_call>{"name": "weather", "arguments": {"a": 1}, 7}</tool_call>'),
     "too deep": ("hermes", '<tool_call>{"name": "weather", "arguments": {"a": ' + "[" * 70 + "]" * 70 + "}}"),
     "an empty tag": ("hermes", "<tool_call></tool_call>"),
     "cut in the name": ("hermes", 'Look: <tool_call>{"name": "wea'),
     "cut in the tag": ("hermes", "Look: <tool_ca"),
     "cut in the arguments": ("hermes", '<tool_call>{"name": "weather", "arguments": {"city": "Par'),
+    "python's unknown second name": ("pythonic", "[weather(), fly()]"),
+    "python's positions": ("pythonic", "[weather('Rome')]"),
+    "python's code": ("pythonic", "[weather(city=open('x'))]"),
+    "python's set": ("pythonic", "[weather(city={1})]"),
+    "python, cut": ("pythonic", "<|python_start|>[weather(city='Ro"),
+    "python's brackets": ("pythonic", "[weather(city=" + "[" * 300),
+    "python's list without an end": ("pythonic", "[weather"),
+    "deepseek's empty list": ("deepseek_v3", "<CALLS> <ENDS>"),
+    "deepseek's head without a name": ("deepseek_v3", "<CALLS><CALL>function weather {}<END><ENDS>"),
+    "deepseek's call without arguments": ("deepseek_v3", "<CALLS><CALL>weather<SEP>"),
+    "deepseek's text in the list": ("deepseek_v3", "<CALLS>\nweather()<ENDS>"),
+    "deepseek's endless head": ("deepseek_v3", "<CALLS><CALL>" + "a" * 600 + "{}"),
     "llama's tag without JSON": ("llama3_json", "<|python_tag|>search.call(query='x')"),
     "llama's broken call": ("llama3_json", '{"name": "weather", "parameters": {"a": ]}} tail'),
     "llama's call, cut": ("llama3_json", '{"name": "weather", "parameters": {"a": 1'),
@@ -180,7 +221,32 @@ MALFORMED: dict[str, tuple[str, str]] = {
     "mistral's call without an object": ("mistral", "[TOOL_CALLS]weather[ARGS]7 tail"),
     "mistral's endless name": ("mistral", "[TOOL_CALLS]" + "a" * 300 + "{}"),
 }
+_MARKS = {
+    "<CALLS>": "<｜tool▁calls▁begin｜>",
+    "<ENDS>": "<｜tool▁calls▁end｜>",
+    "<CALL>": "<｜tool▁call▁begin｜>",
+    "<SEP>": "<｜tool▁sep｜>",
+    "<END>": "<｜tool▁call▁end｜>",
+}
+
+
+def _written_out(value: Any) -> Any:
+    """DeepSeek's marks stand in short in the tables above."""
+    if isinstance(value, str):
+        for short, mark in _MARKS.items():
+            value = value.replace(short, mark)
+        return value
+    return type(value)(_written_out(item) for item in value)
+
+
+WELL_FORMED = {name: _written_out(case) for name, case in WELL_FORMED.items()}
+MALFORMED = {name: _written_out(case) for name, case in MALFORMED.items()}
+
 HEAD_IS_FINE = {  # calls whose arguments have begun when it turns out that they are none
+    "no closing brace",
+    "another bracket at the end",
+    "cut before the last brace",
+    "garbage behind the arguments",
     "broken arguments",
     "brackets that do not match",
     "NaN",
@@ -305,10 +371,12 @@ HOSTILE = {
     "backslashes": '<tool_call>{"name": "' + "\\",
     "markers": "[TOOL_CALLS]",
     "names": "[TOOL_CALLS]a",
+    "lists": "<｜tool▁calls▁begin｜> ",
+    "python": "[weather(",
 }
 
 
-@pytest.mark.parametrize("form", ["hermes", "llama3_json", "mistral", "required", "named"])
+@pytest.mark.parametrize("form", ["hermes", "llama3_json", "mistral", "deepseek_v3", "pythonic", "required", "named"])
 @pytest.mark.parametrize("piece", HOSTILE.values(), ids=HOSTILE)
 @pytest.mark.parametrize("size", [1, 10_000], ids=["token by token", "at once"])
 def test_hostile_text_costs_twice_as_much_when_it_is_twice_as_long(form: str, piece: str, size: int) -> None:
@@ -338,7 +406,7 @@ def test_hostile_text_costs_twice_as_much_when_it_is_twice_as_long(form: str, pi
 def test_text_of_100_000_signs_is_read_whole() -> None:
     for piece in HOSTILE.values():
         text = (piece * 100_000)[:100_000]
-        for form in ("hermes", "mistral", "llama3_json"):
+        for form in ("hermes", "mistral", "llama3_json", "deepseek_v3", "pythonic"):
             content, calls = whole(form, text)
             assert len(content) == len(text) and not calls
 
@@ -365,9 +433,34 @@ def test_unknown_parser_is_refused_with_the_names_of_all() -> None:
         tool_parser("herme")
 
 
-def test_structural_tag_of_hermes_has_a_tag_for_each_tool() -> None:
-    tag = TOOL_PARSERS["hermes"].structural_tag({"weather": {"type": "object"}})
+SCHEMAS = {"weather": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}}
+
+
+def accepted(tag: str | None, text: str) -> bool:
+    """Whether xgrammar's matcher takes the whole text."""
     assert tag is not None
-    (one,) = tag["format"]["tags"]
-    text = one["begin"] + json.dumps({"city": "Ulm"}) + one["end"]
-    assert whole("hermes", text) == ("", [("weather", '{"city": "Ulm"}')])
+    tokenizer = xgrammar.TokenizerInfo([chr(code) for code in range(1, 128)] + ["<end>"], stop_token_ids=[127])
+    grammar = xgrammar.GrammarCompiler(tokenizer).compile_structural_tag(tag)
+    matcher = xgrammar.GrammarMatcher(grammar)
+    return matcher.accept_string(text) and matcher.accept_token(127)
+
+
+def test_strict_calls_of_hermes_meet_their_schema_and_are_read() -> None:
+    tag = text_with_calls(TOOL_PARSERS["hermes"], SCHEMAS)
+    call = '<tool_call>\n{"name": "weather", "arguments": {"city": "Ulm"}}\n</tool_call>'
+    assert accepted(tag, "Well. " + call)
+    assert accepted(tag, "No call.")
+    assert not accepted(tag, call.replace('"Ulm"', "7"))
+    assert whole("hermes", call) == ("", [("weather", '{"city": "Ulm"}')])
+    assert text_with_calls(TOOL_PARSERS["llama3_json"], SCHEMAS) is None
+
+
+@pytest.mark.parametrize("parallel", [True, False])
+def test_answer_in_a_form_may_be_a_call_instead(parallel: bool) -> None:
+    tag = json_or_calls(TOOL_PARSERS["hermes"], SCHEMAS, {"type": "object", "maxProperties": 0}, parallel=parallel)
+    call = '<tool_call>\n{"name": "weather", "arguments": {"city": "Ulm"}}\n</tool_call>'
+    assert accepted(tag, "{}")
+    assert accepted(tag, call)
+    assert accepted(tag, f"{call}\n{call}") is parallel
+    assert not accepted(tag, "Well.")
+    assert not accepted(tag, "{}" + call)

@@ -89,7 +89,7 @@ def shown(folder: Path = CALLS) -> list[Shown]:
 def _of_module(path: Path) -> Iterator[Shown]:
     client = path.stem.removeprefix("test_")
     if client not in CLIENTS:
-        raise ValueError(f"{path.name} is of no known client; known are {', '.join(CLIENTS)}")
+        raise ValueError(f"{path.stem} is of no known client; known are {', '.join(CLIENTS)}")
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_"):
             marks = [mark for mark in map(_mark, node.decorator_list) if mark]

@@ -1,4 +1,4 @@
-"""A tiny chat model that knows a few conversations by heart: it calls tools in Hermes' form, thinks aloud, and says JSON.
+"""A tiny chat model that knows a few conversations by heart: it calls tools in Hermes' form, thinks aloud, says JSON.
 
 The chat template shows the model the last question, what followed it, and whether there are tools: no instructions of a
 client library and no descriptions of tools. So the prompt of a question is the same whatever library asks it.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
 
 IGNORED = -100
 CONTEXT = 512
-STEPS = 400
-ENOUGH = 0.002  # of the mean loss: every token is then far ahead of the second best
+STEPS = 600
+ENOUGH = 0.001  # of the mean loss: every token is then far ahead of the second best
 
 CHAT_TEMPLATE = """\
 {%- set last = namespace(question=0) -%}
@@ -69,7 +70,12 @@ def _results(*texts: str) -> list[dict[str, Any]]:
 PARIS, BOTH = _user("What is the weather in Paris?"), _user("What is the weather in Paris and in Rome?")
 SUNNY, RAIN = "sunny, 21 degrees", "rain, 12 degrees"
 PARIS_ROUND = [PARIS, _calls("Paris"), *_results(SUNNY), _says("It is sunny in Paris: 21 degrees.")]
-BOTH_ROUND = [BOTH, _calls("Paris", "Rome"), *_results(SUNNY, RAIN), _says("It is sunny in Paris, and it rains in Rome.")]
+BOTH_ROUND = [
+    BOTH,
+    _calls("Paris", "Rome"),
+    *_results(SUNNY, RAIN),
+    _says("It is sunny in Paris, and it rains in Rome."),
+]
 HELLO = [_user("Hello"), _says("Hello! Ask me about the weather.")]
 THOUGHT = [_user("Which is larger, 9 or 11?"), _says("<think>11 is 9 and 2 more.</think>11 is larger.")]
 OBJECT = [_user("Give me the weather in Paris as JSON."), _says('{"city": "Paris", "degrees": 21}')]
@@ -80,13 +86,16 @@ CONVERSATIONS += [(talk, tools) for talk in (HELLO, THOUGHT, OBJECT) for tools i
 
 
 def made(cache: Path) -> Path:
-    """The folder of the checkpoint, in `cache`. Trains the model if the folder does not exist: some ten seconds."""
+    """The folder of the checkpoint, in `cache`. Trains the model if the folder does not exist: half a minute."""
+    cache.mkdir(parents=True, exist_ok=True)
     folder = cache / f"talker-{hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]}"
-    if not (folder / "config.json").is_file():
+    if not folder.exists():
         tokenizer = _tokenizer()
         model = _trained(tokenizer)
-        tokenizer.save_pretrained(folder, save_jinja_files=False)
-        model.save_pretrained(folder)
+        half = Path(tempfile.mkdtemp(prefix="talker-half-", dir=cache))
+        tokenizer.save_pretrained(half, save_jinja_files=False)
+        model.save_pretrained(half)
+        half.rename(folder)  # at once: a folder that has the name is whole
     return folder
 
 
@@ -152,7 +161,8 @@ def _trained(tokenizer: PreTrainedTokenizerBase) -> Any:
             optimizer.step()
         else:
             raise RuntimeError(f"the talker did not learn its conversations in {STEPS} steps: loss {loss.item():g}")
-    model.generation_config.do_sample = False
+    model.generation_config.do_sample = True
+    model.generation_config.top_k = 1  # the default of a request: no client of the tests asks for another
     return model.eval()
 
 

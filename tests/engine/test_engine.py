@@ -52,7 +52,8 @@ def test_a_refused_request_never_appears_in_the_effects(name: str) -> None:
         with pytest.raises(DuplicateRequestError, match="'r0'"):
             it.add("r0")
         with pytest.raises(
-            RequestError, match=r"maximum context length is 64 tokens\. However, the prompt has 64 tokens"
+            RequestError,
+            match=r"maximum context length is 64 tokens\. However, the prompt is too long: it has 64 tokens",
         ):
             it.add("long", [1] * 64)
         uids += [it.add(f"r{i}") for i in (3, 4)]

@@ -244,7 +244,7 @@ def test_without_a_preprocessor_such_a_request_is_refused_at_the_door(name: str)
     [
         (RuntimeError("no such image"), "RuntimeError: no such image"),
         (Prepared([1, VOCAB]), f"token id {VOCAB}; ids are integers from 0 to {VOCAB - 1}"),
-        (Prepared([1] * 64), "maximum context length is 64 tokens. However, the prompt has 64 tokens"),
+        (Prepared([1] * 64), "maximum context length is 64 tokens. However, the prompt is too long: it has 64 tokens"),
         (Prepared(), "the prompt is empty"),
         (Prepared([1, 2], (Span(0, 3, b"x"),)), "span"),
         ("no such thing", "must return Prepared, got str"),

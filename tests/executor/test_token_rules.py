@@ -12,7 +12,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from headway.executor.sampling_state import SamplingState
-from headway.executor.token_rules import thought
+from headway.executor.token_rules import TokenRules, thought
 from headway.request import Request
 from headway.sampling import SamplingParams
 from headway.scheduler.batch import Admission
@@ -159,6 +159,15 @@ def test_where_bad_sequences_leave_nothing_they_give_way() -> None:
     assert one(sampling, [4, 4, 4]) == [5, 5, 5]
 
 
+def test_where_another_rule_has_left_no_allowed_token_what_that_rule_leaves_is_drawn() -> None:
+    answer = Answer(replace(GREEDY, allowed_token_ids=(5,)))
+    logits = torch.zeros(1, VOCAB)
+    logits[0, 5] = float("-inf")  # as a grammar does
+    logits[0, 3] = 1.0
+    Served(answer).step(logits)
+    assert answer.output == [3]
+
+
 def test_only_allowed_tokens_are_drawn_also_at_a_high_temperature() -> None:
     answer = Answer(SamplingParams(temperature=50.0, seed=3, allowed_token_ids=(2, 5), max_tokens=100))
     served = Served(answer)
@@ -208,7 +217,7 @@ class _Counted(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_a_batch_without_rules_computes_nothing_for_the_rules_of_others() -> None:
+def test_a_batch_without_rules_computes_nothing_for_rules(monkeypatch: pytest.MonkeyPatch) -> None:
     def computed(*others: SamplingParams) -> int:
         answers = [Answer(GREEDY), Answer(replace(GREEDY, temperature=1.0, seed=1)), *map(Answer, others)]
         served = Served(*answers)
@@ -220,4 +229,7 @@ def test_a_batch_without_rules_computes_nothing_for_the_rules_of_others() -> Non
     ruled = replace(
         GREEDY, bad_token_sequences=((1, 2),), allowed_token_ids=(1, 2, 3), thinking=TAGS, thinking_token_budget=1
     )
-    assert computed() == computed(ruled, ruled)
+    counts = computed(), computed(ruled, ruled)
+    monkeypatch.setattr(TokenRules, "edit", lambda *_: None)
+    monkeypatch.setattr(TokenRules, "record", lambda *_: None)
+    assert counts == (computed(), computed())

@@ -1,6 +1,7 @@
 """EvictionQueue: first released, first given up, wherever blocks are taken out in between."""
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -56,3 +57,13 @@ def test_it_behaves_like_an_ordered_set(moves: list[tuple[str, int]], random: ob
             model = model[count:]
         assert len(queue) == len(model)
         assert queue.blocks().tolist() == model
+
+
+def test_entries_are_looked_through_only_while_some_are_stale(monkeypatch: pytest.MonkeyPatch) -> None:
+    queue, looks = EvictionQueue(8), []  # type: ignore[var-annotated]
+    all_live = queue._all_live
+    monkeypatch.setattr(queue, "_all_live", lambda head: looks.append(len(head)) or all_live(head))
+    queue.push(blocks(5, 3, 7, 1))
+    assert queue.pop(2).tolist() == [5, 3] and not looks
+    queue.remove(blocks(1))
+    assert queue.pop(1).tolist() == [7] and looks == [1]

@@ -51,10 +51,11 @@ def make(
     eos: tuple[int, ...] = (),
     managers: Mapping[Any, type[Manager]] = MANAGERS,
     has_preprocessor: bool = True,
+    has_grammars: bool = True,
     **changes: Any,
 ) -> Manager:
     """A manager by its short name."""
-    limits = ModelLimits(VOCAB, eos, has_preprocessor=has_preprocessor)
+    limits = ModelLimits(VOCAB, eos, has_preprocessor=has_preprocessor, has_grammars=has_grammars)
     return managers[name](config(**changes), limits=limits, max_waiting=max_waiting)
 
 

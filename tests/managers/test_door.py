@@ -42,8 +42,11 @@ def packed(
     [
         ([], r"the prompt is empty; at least 1 token"),
         (np.zeros(0, np.int32), r"the prompt is empty"),
-        ([1] * 64, r"maximum context length is 64 tokens. However, the prompt has 64 tokens, and at least 1"),
-        ([1] * 1000, r"length is 64 tokens. However, the prompt has 1000 tokens"),
+        (
+            [1] * 64,
+            r"maximum context length is 64 tokens. However, the prompt is too long: it has 64 tokens, and at least 1",
+        ),
+        ([1] * 1000, r"length is 64 tokens. However, the prompt is too long: it has 1000 tokens"),
         ([1.0, 2.0], r"flat list of integers, got 1-d float64"),
         ([1, 2.5], r"flat list of integers, got 1-d float64"),
         ([True, False], r"flat list of integers, got 1-d bool"),
@@ -68,6 +71,15 @@ def test_a_prompt_that_is_none_is_refused_with_value_and_limit(prompt: Any, says
 
 def test_the_longest_prompt_leaves_one_token_for_the_output() -> None:
     assert packed([1] * 63, max_tokens=16).max_tokens == 1
+
+
+def test_a_prompt_whose_logprobs_are_asked_for_is_not_taken_from_the_cache() -> None:
+    assert packed(prompt_logprobs=0).reads_prefix_cache is False
+    assert packed(logprobs=0).reads_prefix_cache is True
+
+
+def test_an_answer_of_no_tokens_takes_one_from_the_engine() -> None:
+    assert packed(max_tokens=0).max_tokens == 1
 
 
 @pytest.mark.parametrize(

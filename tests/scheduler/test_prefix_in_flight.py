@@ -328,3 +328,37 @@ def test_a_prompt_counts_once_whatever_is_computed_again() -> None:
     snapshot = driver.core.snapshot()
     assert snapshot.num_prompt_tokens == snapshot.num_prefix_query_tokens == 36
     assert snapshot.num_prefix_hit_tokens == 0
+
+
+def test_a_chunk_announces_its_blocks_once_and_again_only_if_it_was_made_longer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    driver = Driver(config(max_num_batched_tokens=40, long_prefill_token_threshold=8, max_long_partial_prefills=4))
+    announced: list[int] = []
+    announce = driver.state.announce
+    monkeypatch.setattr(
+        driver.state, "announce", lambda entry, end: announced.append(entry.uid) or announce(entry, end)
+    )
+    short = [driver.add(range(100 * i, 100 * i + 6), max_tokens=1).uid for i in range(3)]
+    long = driver.add(range(900, 950), max_tokens=1).uid
+    batch = driver.launch()
+    assert batch is not None and batch.num_new_tokens.tolist() == [6, 6, 6, 22]
+    assert announced == [*short, long, long]  # 8 tokens of the long prompt, then what the step had left
+    driver.run()
+    driver.assert_answered()
+
+
+def test_blocks_keep_the_tokens_that_decodes_have_filled_in_and_requests_the_rest() -> None:
+    driver = Driver(config(), depth=1)
+    request = driver.add(range(1, 10), max_tokens=9)  # two blocks and a token
+    for _ in range(6):
+        driver.step()
+    blocks = driver.state.table.blocks_of(0).tolist()
+    known = driver.core.known_tokens(request.uid)
+    assert known is not None and len(known) == 15
+    assert not driver.state.pool.tokens[blocks[:2]].any()
+    assert driver.state.pool.tokens[blocks[2]].tolist() == known[8:12].tolist()
+    driver.state.pool.tokens[blocks[:2]] = -1  # no reader looks there
+    driver.tell(PreemptAll())
+    driver.run()
+    driver.assert_answered(request)

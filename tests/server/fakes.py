@@ -17,8 +17,8 @@ from headway.config import SchedulerConfig
 from headway.model_files import ModelFiles
 from headway.model_limits import ModelLimits
 from headway.request import FinishReason
-from headway.scheduler.batch import Logprobs
-from headway.scheduler.effects import Effects, RequestEnd, TokenOutputs
+from headway.scheduler.batch import Logprobs, PromptLogprobs
+from headway.scheduler.effects import Effects, PromptOutputs, RequestEnd, TokenOutputs
 from headway.scheduler.snapshot import Snapshot
 from headway.wire import codec, to_client, to_engine
 from headway.wire.refusals import kind_of
@@ -35,7 +35,7 @@ class FakeLink:
 
     refuse: (kind, message) refuses every request; with refuse_after, so many requests of a group are taken before.
     silent: requests are taken and never answered. accept: groups of several are told that they are accepted.
-    error: every request ends with it after its first token.
+    error: every request ends with it after its first token. reason: why the other answers end.
     ask: answers a call, or raises; None leaves all calls open.
     """
 
@@ -45,6 +45,7 @@ class FakeLink:
     silent: bool = False
     accept: bool = True
     error: str | None = None
+    reason: FinishReason = FinishReason.LENGTH
     ask: Callable[[to_engine.EngineCall], Any] | None = None
 
     pid: int = 0
@@ -88,6 +89,22 @@ class FakeLink:
         outputs = TokenOutputs(np.array(uids, np.int64), np.array(tokens, np.int32), logprobs)
         self.say(to_client.Step.of(Effects(tokens=[outputs], ended=ended or [])))
 
+    def judge(self, uid: int, start: int, count: int, most: int) -> None:
+        """One step that judged these positions of a prompt: position p has the logprob -p, and the token p at rank 1
+        for alternative, p + 1 at rank 2, and so on."""
+        positions = np.arange(start, start + count, dtype=np.int32)
+        nth = np.arange(most, dtype=np.int32)
+        found = PromptLogprobs(
+            rows=np.zeros(1, np.int32),
+            starts=np.array([start], np.int32),
+            counts=np.array([count], np.int32),
+            logprobs=-positions.astype(np.float32),
+            ranks=np.full(count, 5, np.int32),
+            top_ids=positions[:, None] + nth,
+            top=np.tile(-nth.astype(np.float32) / 4, (count, 1)),
+        )
+        self.say(to_client.Step.of(Effects(prompt_logprobs=[PromptOutputs(np.array([uid], np.int64), found)])))
+
     def _answer(self, group: to_engine.AddGroup) -> None:
         adds = group.requests
         if self.refuse is not None and len(adds) > self.refuse_after:
@@ -99,13 +116,17 @@ class FakeLink:
             return
         self.say(to_client.Step.of(Effects(started=[(add.uid, 2) for add in adds])))
         for add in adds:
-            count = min(add.sampling.max_tokens or len(self.tokens), len(self.tokens))
+            if (most := add.sampling.prompt_logprobs) is not None:
+                for start in range(1, len(add.prompt), 3):
+                    self.judge(add.uid, start, min(3, len(add.prompt) - start), most)
+            wanted = len(self.tokens) if add.sampling.max_tokens is None else add.sampling.max_tokens
+            count = min(max(1, wanted), len(self.tokens))  # an engine gives one token at least
             for at, token in enumerate(self.tokens[:count], start=1):
                 ended = []
                 if self.error is not None:
                     ended = [RequestEnd(add.uid, add.request_id, FinishReason.ERROR, error=self.error)]
                 elif at == count:
-                    ended = [RequestEnd(add.uid, add.request_id, FinishReason.LENGTH)]
+                    ended = [RequestEnd(add.uid, add.request_id, self.reason)]
                 self.step([add.uid], [token], ended)
                 if ended:
                     break
@@ -132,6 +153,7 @@ def fake_client(
     *,
     reopen: Reopen | None = None,
     restarts: RestartBudget | None = None,
+    max_model_len: int = MAX_MODEL_LEN,
     **behaviour: Any,
 ) -> tuple[EngineClient, FakeLink]:
     """A client, in front of a fake engine. Needs a running loop.
@@ -144,12 +166,12 @@ def fake_client(
         path=Path("/models/tiny"),
         name=MODEL,
         hf_config=None,  # type: ignore[arg-type]
-        limits=ModelLimits(len(tokenizer), (tokenizer.eos_token_id,), MAX_MODEL_LEN),
+        limits=ModelLimits(len(tokenizer), (tokenizer.eos_token_id,), max_model_len),
         default_sampling={"temperature": 0.5},
         tokenizer="",
     )
     config = SchedulerConfig(
-        max_num_seqs=4, max_num_batched_tokens=64, max_model_len=MAX_MODEL_LEN, num_blocks=100, block_size=16
+        max_num_seqs=4, max_num_batched_tokens=64, max_model_len=max_model_len, num_blocks=100, block_size=16
     )
     client = EngineClient(files=files, tokenizer=tokenizer, config=config, link=link, reopen=reopen, restarts=restarts)
     return client, link

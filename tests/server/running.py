@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -61,7 +62,7 @@ class Server:
     """Runs until `stop`; the temp folder of its processes is `folder`, so that leftovers can be seen.
 
     wait: until requests are taken; without it there is no client yet. env: more variables for its processes.
-    options: more fields of `ServerSettings`.
+    options: more fields of `ServerSettings`. ca_certs: of a server with TLS.
     """
 
     def __init__(
@@ -74,8 +75,10 @@ class Server:
         admin_api: bool = False,
         env: dict[str, str] | None = None,
         options: dict[str, object] | None = None,
+        ca_certs: str | None = None,
         **config: object,
     ) -> None:
+        self._verify = True if ca_certs is None else ssl.create_default_context(cafile=ca_certs)
         self.folder = Path(tempfile.mkdtemp(prefix="hw-"))
         options = {
             "port": 0,
@@ -103,12 +106,12 @@ class Server:
     def _wait(self) -> None:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
-        found = re.fullmatch(rf"Headway serving {MODEL} at (http://127\.0\.0\.1:\d+)\n", line)
+        found = re.fullmatch(rf"Headway serving {MODEL} at (https?://127\.0\.0\.1:\d+)\n", line)
         if found is None:
             self.kill()
             raise AssertionError(f"printed {line!r} and on standard error:\n{self.log()}")
         self.url = found[1]
-        self.http = httpx.Client(base_url=self.url, timeout=60)
+        self.http = httpx.Client(base_url=self.url, timeout=60, verify=self._verify)
         self.openai = openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=60)
         self.async_openai = openai.AsyncOpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=60)
 

@@ -224,12 +224,12 @@ async def test_version_and_documentation(api: Api) -> None:
 @pytest.mark.parametrize(
     ("path", "body", "message"),
     [
-        ("/v1/completions", {"bad_words": ["foo"]}, "unknown field 'bad_words'"),
+        ("/v1/completions", {"use_beam_search": True}, "the field 'use_beam_search' is not supported"),
         ("/v1/completions", {"prompt": 3}, "prompt must be a string"),
         ("/v1/completions", {"temperature": -1}, "temperature must be in [0, 100], got -1"),
         ("/v1/completions", {"top_p": 0}, "top_p must be in (0, 1], got 0"),
         ("/v1/completions", {"n": 0}, "n must be in [1, 128], got 0"),
-        ("/v1/completions", {"max_tokens": -5}, "max_tokens must be at least 1, got -5"),
+        ("/v1/completions", {"max_tokens": -5}, "max_tokens must be at least 0, got -5"),
         ("/v1/completions", {"logprobs": 99}, "logprobs must be in [0, 20], got 99"),
         ("/v1/completions", {"stop": ""}, "stop must not contain an empty string"),
         ("/v1/completions", {"prompt": [2**40]}, str(2**40)),
@@ -388,6 +388,19 @@ async def test_an_id_that_is_in_use_is_a_409(make_api: MakeApi) -> None:
     await asyncio.gather(first, return_exceptions=True)
     api.link.silent = False
     assert (await post(api, request_id="same")).status_code == 200
+
+
+async def test_an_id_whose_client_leaves_in_a_moment_is_waited_for(make_api: MakeApi) -> None:
+    api = make_api(silent=True)
+    first = asyncio.create_task(post(api, request_id="same"))
+    while not api.link.sent:
+        await asyncio.sleep(0)
+    api.link.silent = False
+    second = asyncio.create_task(post(api, request_id="same"))
+    await settled()
+    assert not second.done()
+    first.cancel()
+    assert (await second).status_code == 200
 
 
 async def test_a_request_that_fails_is_a_500_that_says_why(make_api: MakeApi) -> None:

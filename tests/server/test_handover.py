@@ -15,7 +15,7 @@ from headway.request import FinishReason, NewRequest, Transfer
 from headway.scheduler.effects import Effects, RequestEnd, TokenOutputs
 from headway.wire import to_client, to_engine
 from tests.server.conftest import Api
-from tests.server.fakes import MODEL, settled
+from tests.server.fakes import ANSWER, MODEL, settled
 
 MakeApi = Callable[..., Api]
 
@@ -24,6 +24,8 @@ PULLS: dict[str, Any] = {"do_remote_decode": False, "do_remote_prefill": True, "
 PATHS = {
     "/v1/completions": {"prompt": "hi"},
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "hi"}]},
+    "/v1/responses": {"input": "hi", "max_tokens": None},
+    "/v1/messages": {"messages": [{"role": "user", "content": "hi"}]},
 }
 
 
@@ -121,9 +123,9 @@ async def test_a_stream_says_at_once_what_d_must_be_told(make_api: MakeApi, path
     end = RequestEnd(request.uid, request.request_id, FinishReason.LENGTH)
     api.link.step([request.uid], api.link.tokens[:1], [end])
     chunks = [json.loads(line[6:]) for line in (await task).text.splitlines() if line.startswith("data: {")]
-    told = [chunk for chunk in chunks if "kv_transfer_params" in chunk]
-    assert [chunk["kv_transfer_params"] for chunk in told] == [PULLS]
-    assert told[0]["choices"][0]["finish_reason"] is None and chunks[-1]["choices"][0]["finish_reason"] == "length"
+    told = [(chunk.get("response") or chunk).get("kv_transfer_params") for chunk in chunks]
+    has_text = [f'"{ANSWER[0]}"' in json.dumps(chunk) for chunk in chunks]
+    assert told.index(PULLS) < has_text.index(True)
 
 
 async def test_a_whole_answer_does_not_say_it_before_the_kv_is_lent(make_api: MakeApi) -> None:

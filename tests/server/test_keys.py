@@ -116,6 +116,24 @@ async def test_clients_of_anthropic_show_their_key_in_a_header_of_their_own(lock
         assert (await locked.post(path, json={}, headers=headers)).status_code == 401
 
 
+@pytest.mark.parametrize("path", ["/v1/messages", "/v1/messages/count_tokens", "/llm/v1/messages"])
+async def test_clients_of_anthropic_are_refused_in_the_form_of_their_api(make_api: Make, path: str) -> None:
+    answer = await make_api(doors=protected(root_path="/llm")).post(path, json={})
+    assert answer.status_code == 401
+    error = answer.json()
+    assert error["type"] == "error" and error["error"]["type"] == "authentication_error"
+
+
+async def test_the_document_says_which_paths_need_a_key(make_api: Make) -> None:
+    document = (await make_api(doors=protected(protect=("/metrics",))).get("/openapi.json")).json()
+    assert document["components"]["securitySchemes"]["key"]["scheme"] == "bearer"
+    keyed = {path for path, methods in document["paths"].items() for one in methods.values() if "security" in one}
+    assert keyed == set(document["paths"]) - (OPEN_PATHS - {"/metrics"})
+    assert all("401" in one["responses"] for path in keyed for one in document["paths"][path].values())
+    document = (await make_api().get("/openapi.json")).json()
+    assert "securitySchemes" not in document["components"]
+
+
 async def test_without_keys_all_are_let_in(api: Api) -> None:
     assert (await api.post("/v1/completions", json=BODY, headers=bearer("any"))).status_code == 200
 
@@ -143,6 +161,17 @@ async def test_all_keys_are_compared_whichever_is_shown(monkeypatch: pytest.Monk
     assert keys.find("none") is None
     assert len(compared) == 10
     assert all(len(a) == len(b) == 64 for a, b in compared), "digests, so that the length of a key does not show"
+
+
+async def test_a_server_of_several_names_takes_each_and_lists_all(make_api: Make) -> None:
+    api = make_api(model_aliases=("small", "fast", MODEL))
+    assert [card["id"] for card in (await api.get("/v1/models")).json()["data"]] == [MODEL, "small", "fast"]
+    for name in (MODEL, "small", "fast"):
+        answer = await api.post("/v1/completions", json={**BODY, "model": name})
+        assert (answer.status_code, answer.json()["model"]) == (200, MODEL)
+        assert (await api.get(f"/v1/models/{name}")).json()["id"] == name
+    refused = await api.post("/v1/completions", json={**BODY, "model": "other"})
+    assert refused.status_code == 404 and "'small', 'fast'" in refused.json()["error"]["message"]
 
 
 # Browsers and proxies ---------------------------------------------------------------------------------------
@@ -272,11 +301,11 @@ def write(folder: Path, text: str) -> str:
 
 
 def test_keys_come_from_options_a_file_and_the_environment(tmp_path: Path) -> None:
-    environment = {KEYS_VARIABLE: "e1, e2\n\ne3\n"}
+    environment = {KEYS_VARIABLE: "e1, e2\n\ne3\n", "VLLM_API_KEY": "v1"}
     plain, keys = given_keys(["o1", "o2,o3"], write(tmp_path, FILE), environment)
-    assert plain == ["o1", "o2", "o3", "e1", "e2", "e3", "of-all"]
+    assert plain == ["o1", "o2", "o3", "e1", "e2", "e3", "v1", "of-all"]
     assert keys == [
-        *map(ApiKey.of, ("o1", "o2", "o3", "e1", "e2", "e3")),
+        *map(ApiKey.of, ("o1", "o2", "o3", "e1", "e2", "e3", "v1")),
         ApiKey.of("of-search", tenant="search"),
         ApiKey.of("of-ads", tenant="ads", cache_salt="shared"),
         ApiKey.of("of-all"),

@@ -16,6 +16,7 @@ from tests.fuzz.valid_bodies import cannot_be_described
 from tests.server.conftest import Api
 
 COMPLETIONS, CHAT, TOKENIZE, DETOKENIZE = "/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize"
+RESPONSES, MESSAGES = "/v1/responses", "/v1/messages"
 USER = {"role": "user", "content": "hi"}
 USED: dict[str, dict[str, Any]] = {
     COMPLETIONS: {"prompt": "a"},
@@ -24,6 +25,9 @@ USED: dict[str, dict[str, Any]] = {
     DETOKENIZE: {"tokens": [97]},
     f"{COMPLETIONS}/render": {"prompt": "a"},
     f"{CHAT}/render": {"messages": [USER]},
+    RESPONSES: {"input": "hi"},
+    MESSAGES: {"messages": [USER], "max_tokens": 5},
+    f"{MESSAGES}/count_tokens": {"messages": [USER]},
 }
 
 
@@ -53,6 +57,9 @@ async def is_taken(api: Api, path: str, body: Any) -> bool:
     return message is None or cannot_be_described(message)
 
 
+CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+
+
 @pytest.mark.parametrize("name", sorted(LIMITS.keys() - {"logit_bias"}))
 async def test_the_documented_range_of_a_number_is_the_range_that_is_taken(api: Api, name: str) -> None:
     low, most = LIMITS[name]
@@ -66,7 +73,18 @@ async def test_the_documented_range_of_a_number_is_the_range_that_is_taken(api: 
     ("path", "given"),
     [
         (COMPLETIONS, {"prompt": [[1], [2]], "logit_bias": {"97": -100, "98": 100}, "stop": ["a"] * 16}),
-        (COMPLETIONS, {"echo": True, "logprobs": None, "stop": "x", "stop_token_ids": [1] * 64, "top_p": 1}),
+        (COMPLETIONS, {"echo": True, "logprobs": 20, "max_tokens": 0}),
+        (
+            COMPLETIONS,
+            {
+                "echo": True,
+                "prompt_logprobs": 20,
+                "logprobs": None,
+                "stop": "x",
+                "stop_token_ids": [1] * 64,
+                "top_p": 1,
+            },
+        ),
         (COMPLETIONS, {"stream": True, "stream_options": {"include_usage": True}, "model": "tiny", "suffix": None}),
         (CHAT, {"tools": [], "tool_choice": "none", "response_format": {"type": "text"}, "modalities": ["text"]}),
         (CHAT, {"logprobs": True, "top_logprobs": 3, "max_tokens": 5, "max_completion_tokens": None}),
@@ -84,6 +102,17 @@ async def test_the_documented_range_of_a_number_is_the_range_that_is_taken(api: 
         (DETOKENIZE, {"tokens": []}),
         (f"{COMPLETIONS}/render", {"prompt": [[1], [2]], "stop": ["a"] * 16}),
         (f"{CHAT}/render", {"logprobs": True, "top_logprobs": 3}),
+        (RESPONSES, {"input": [USER, {"type": "message", "role": "assistant", "content": "a", "id": "x"}]}),
+        (RESPONSES, {"input": [USER, {"type": "function_call_output", "call_id": "c", "output": "2", "id": "x"}]}),
+        (RESPONSES, {"input": [{"role": "user", "content": [{"type": "input_text", "text": "a", "x": 1}]}]}),
+        (RESPONSES, {"tools": [{"type": "function", "name": "a", "parameters": {}}], "tool_choice": "required"}),
+        (RESPONSES, {"previous_response_id": None, "background": False, "truncation": "disabled", "include": []}),
+        (RESPONSES, {"text": {"format": {"type": "text"}}, "reasoning": {}, "max_output_tokens": 3, "x": 1}),
+        (MESSAGES, {"system": [{"type": "text", "text": "a", "cache_control": {}}], "stop_sequences": ["a"]}),
+        (MESSAGES, {"messages": [USER, {"role": "assistant", "content": [{"type": "text", "text": "a"}]}]}),
+        (MESSAGES, {"tools": [{"name": "a", "input_schema": {}}], "tool_choice": {"type": "tool", "name": "a"}}),
+        (MESSAGES, {"thinking": {"type": "disabled"}, "metadata": {"user_id": None}, "mcp_servers": [], "x": 1}),
+        (f"{MESSAGES}/count_tokens", {"tools": [{"type": "custom", "name": "a", "input_schema": {}}]}),
     ],
 )
 async def test_what_is_documented_is_taken(api: Api, path: str, given: dict[str, Any]) -> None:
@@ -101,7 +130,7 @@ async def test_what_is_documented_is_taken(api: Api, path: str, given: dict[str,
         *((COMPLETIONS, {"top_p": top_p}) for top_p in (0, 1.1)),
         (COMPLETIONS, {"model": "other"}),
         (COMPLETIONS, {"suffix": "z"}),
-        (COMPLETIONS, {"echo": True, "logprobs": 1}),
+        (COMPLETIONS, {"prompt_logprobs": 21}),
         (COMPLETIONS, {"stream_options": {"include_usage": True}}),
         (CHAT, {"stream": False, "stream_options": {}}),
         (CHAT, {"tools": [{"type": "function"}]}),
@@ -119,12 +148,36 @@ async def test_what_is_documented_is_taken(api: Api, path: str, given: dict[str,
         (CHAT, {"messages": [{"role": "user"}]}),
         (CHAT, {"messages": [{"role": "robot", "content": "a"}]}),
         (CHAT, {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}),
-        (CHAT, {"messages": [{"role": "user", "content": [{"type": "text", "text": "a", "x": 1}]}]}),
+        (CHAT, {"messages": [{"role": "user", "content": "a", "tool_calls": [CALL]}]}),
+        (CHAT, {"messages": [{"role": "assistant", "tool_calls": [{"type": "function"}]}]}),
+        (CHAT, {"tools": [{"type": "function", "function": {"name": ""}}]}),
+        (CHAT, {"tools": [{"type": "function", "function": {"name": "f"}}] * 1025}),
+        (CHAT, {"tool_choice": {"type": "function", "function": {"name": "f"}}}),
+        (CHAT, {"reasoning_effort": "huge"}),
         (CHAT, {"messages": [{"role": "assistant", "tool_calls": [{}]}]}),
         (TOKENIZE, {"prompt": 3}),
         (DETOKENIZE, {"tokens": [-1]}),
         (f"{COMPLETIONS}/render", {"stop": ["a"] * 17}),
         (f"{CHAT}/render", {"top_logprobs": 3}),
+        *((RESPONSES, {"input": given}) for given in ([], None, [{}], [{"type": "item_reference", "id": "x"}])),
+        (RESPONSES, {"input": [{"role": "robot", "content": "a"}]}),
+        (RESPONSES, {"input": [{"role": "user", "content": [{"type": "input_image"}]}]}),
+        (RESPONSES, {"input": [{"role": "user", "content": [{"type": "input_text"}]}]}),
+        (RESPONSES, {"tools": [{"type": "web_search"}]}),
+        *((RESPONSES, {"tool_choice": choice}) for choice in ("x", {"type": "mcp"}, {"type": "function"})),
+        *((RESPONSES, {name: "x"}) for name in ("previous_response_id", "conversation", "prompt", "truncation")),
+        *((RESPONSES, given) for given in ({"background": True}, {"max_output_tokens": 0}, {"top_p": 0})),
+        *((MESSAGES, {"messages": given}) for given in ([], [{"role": "robot", "content": "a"}], [{"role": "user"}])),
+        (RESPONSES, {"reasoning": {"effort": ""}}),
+        (MESSAGES, {"output_config": {"effort": ""}}),
+        (f"{MESSAGES}/count_tokens", {"output_config": {"effort": ""}}),
+        (MESSAGES, {"messages": [{"role": "user", "content": [{"type": "image"}]}]}),
+        (MESSAGES, {"messages": [{"role": "user", "content": [{"type": "tool_use"}]}]}),
+        (MESSAGES, {"tools": [{"name": "a"}]}),
+        (MESSAGES, {"tools": [{"type": "bash_20250124", "name": "bash", "input_schema": {}}]}),
+        *((MESSAGES, {"tool_choice": choice}) for choice in ("auto", {"type": "tool"}, {"type": "x"})),
+        *((MESSAGES, given) for given in ({"max_tokens": 0}, {"stop_sequences": [""]}, {"container": "x"})),
+        (f"{MESSAGES}/count_tokens", {"system": 3}),
     ],
 )
 async def test_what_is_refused_is_not_documented(api: Api, path: str, given: dict[str, Any]) -> None:

@@ -247,7 +247,8 @@ async def pulling(
     api = make_api(prefill=engines.make(), silent=True)
     text = "a long text that is worth it"
     body |= {"prompt": text} if path == "/v1/completions" else {"messages": [{"role": "user", "content": text}]}
-    task = asyncio.create_task(api.post(path, json={**body, "max_tokens": 2}))
+    body |= {"input": text} if path == "/v1/responses" else {"max_tokens": 2}
+    task = asyncio.create_task(api.post(path, json=body))
     while not api.link.sent_of(to_engine.AddGroup):
         await asyncio.sleep(0)
     (request,) = api.link.sent_of(to_engine.AddGroup)[0].requests
@@ -257,12 +258,15 @@ async def pulling(
     return api, task, request
 
 
-@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+@pytest.mark.parametrize(
+    ("path", "n"),
+    [("/v1/completions", 2), ("/v1/chat/completions", 2), ("/v1/responses", 1), ("/v1/messages", 1)],
+)
 async def test_p_is_asked_when_the_engine_has_blocks_and_the_engine_is_told_where_to_read(
-    make_api: Callable[..., Api], path: str
+    make_api: Callable[..., Api], path: str, n: int
 ) -> None:
     engines = Engines(a=200)
-    api, task, request = await pulling(make_api, engines, path, seed=5, min_tokens=2, n=2)
+    api, task, request = await pulling(make_api, engines, path, seed=5, min_tokens=2, n=n)
     while not api.link.sent_of(to_engine.PullFrom):
         await asyncio.sleep(0)
     assert api.link.sent_of(to_engine.PullFrom) == [to_engine.PullFrom(request.uid or 0, LENT)]

@@ -112,8 +112,23 @@ def test_best_of_must_equal_n() -> None:
     assert complaint(CompletionRequest, {"prompt": "a", "best_of": 2})[0].startswith("best_of (2) must equal n (1)")
 
 
-def test_echo_with_logprobs_is_refused() -> None:
-    assert "logprobs of the prompt" in complaint(CompletionRequest, {"prompt": "a", "echo": True, "logprobs": 1})[0]
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, None),
+        ({"logprobs": 2}, None),
+        ({"echo": True}, None),
+        ({"echo": True, "logprobs": 0}, 0),
+        ({"echo": True, "logprobs": 2, "prompt_logprobs": 1}, 2),
+        ({"echo": True, "prompt_logprobs": 1}, 1),
+        ({"logprobs": 2, "prompt_logprobs": 0}, 0),
+    ],
+)
+def test_the_engine_is_asked_for_what_echo_and_prompt_logprobs_show(
+    fields: dict[str, Any], expected: int | None
+) -> None:
+    body = CompletionRequest.model_validate({"prompt": "a", **fields})
+    assert body.sampling({}).prompt_logprobs == expected
 
 
 def test_stream_options_need_a_stream() -> None:
@@ -154,7 +169,6 @@ def test_max_completion_tokens_is_max_tokens() -> None:
     "unsupported",
     [
         {"functions": [{}]},
-        {"response_format": {"type": "json_object"}},
         {"modalities": ["audio"]},
         {"function_call": {"name": "f"}},
     ],

@@ -78,7 +78,7 @@ async def test_the_tokens_are_those_that_the_engine_gets(api: Api, path: str, bo
         (COMPLETIONS, {"prompt": "a", "bootstrap_room": 7}, 400, "bootstrap_room"),
         (CHAT, {"messages": [{"role": "user", "content": "a" * 100_000}]}, 400, "the prompt has 100000 characters"),
         (CHAT, {"messages": []}, 400, "messages is empty"),
-        (CHAT, {"messages": USER, "tools": [{}]}, 400, "tools is not supported"),
+        (CHAT, {"messages": USER, "functions": [{}]}, 400, "functions is not supported"),
     ],
 )
 async def test_what_the_route_that_answers_refuses_is_refused(

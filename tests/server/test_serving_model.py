@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -96,3 +97,43 @@ def test_a_shared_prefix_is_found_in_the_cache(server: Server) -> None:
     usage = [server.openai.completions.create(model=MODEL, prompt=prompt + end, max_tokens=1).usage for end in "ab"]
     assert usage[0].prompt_tokens_details.cached_tokens == 0
     assert usage[1].prompt_tokens_details.cached_tokens == len(prompt) // 16 * 16
+
+
+UNIT = {"type": "string", "enum": ["celsius", "fahrenheit"]}
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "parameters": {
+            "type": "object",
+            "properties": {"unit": {"$ref": "#/$defs/unit"}},
+            "required": ["unit"],
+            "additionalProperties": False,
+            "$defs": {"unit": UNIT},
+        },
+    },
+}
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "weather"}}])
+def test_a_call_that_is_forced_meets_its_schema_whole_and_streamed(server: Server, choice: object) -> None:
+    asked = {
+        "model": MODEL,
+        "messages": [{"role": "user", "content": "hi"}],
+        "tools": [WEATHER],
+        "tool_choice": choice,
+        "parallel_tool_calls": False,
+        "temperature": 0,
+    }
+    answer = server.openai.chat.completions.create(**asked).choices[0]
+    (call,) = answer.message.tool_calls
+    assert call.function.name == "weather"
+    assert json.loads(call.function.arguments)["unit"] in UNIT["enum"]
+    assert answer.finish_reason == ("tool_calls" if choice == "required" else "stop")
+    parts = [
+        part
+        for chunk in server.openai.chat.completions.create(**asked, stream=True)
+        for part in chunk.choices[0].delta.tool_calls or ()
+    ]
+    assert parts[0].function.name == "weather"
+    assert "".join(part.function.arguments for part in parts) == call.function.arguments

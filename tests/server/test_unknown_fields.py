@@ -53,8 +53,9 @@ async def test_fields_of_a_router_are_ignored_and_each_is_logged_once(
     [
         ("ebnf", "root ::= 'a'"),
         ("structural_tag", "{}"),
-        ("bad_words", ["a"]),
-        ("prompt_logprobs", 1),
+        ("logits_processors", ["a"]),
+        ("prompt_embeds", "a"),
+        ("use_beam_search", True),
         ("return_hidden_states", True),
         ("length_penalty", 0.5),
     ],
@@ -113,3 +114,17 @@ def test_the_log_has_a_bound(caplog: pytest.LogCaptureFixture) -> None:
             assert left == {}
     assert 0 < len(caplog.records) <= 256
     assert max(len(record.getMessage()) for record in caplog.records) < 200
+
+
+async def test_fields_of_messages_that_other_servers_have_added_are_ignored(
+    make_api: Callable[..., Api], caplog: pytest.LogCaptureFixture
+) -> None:
+    part = {"type": "text", "text": "hi", "cache_control": {"type": "ephemeral"}, "citations": None}
+    answer = {"role": "assistant", "content": "a", "provider_specific_fields": {}, "annotations": [], "refusal": None}
+    body = {"messages": [{"role": "user", "content": [part], "id": "1"}, answer, {"role": "user", "content": "b"}]}
+    with caplog.at_level(logging.INFO, "headway.server.unknown_fields"):
+        assert (await make_api().post("/v1/chat/completions", json=body)).status_code == 200
+    for name in ("messages.citations", "messages.id", "messages.provider_specific_fields"):
+        assert any(f"'{name}'" in record.getMessage() for record in caplog.records)
+    response = await make_api(strict_fields=True).post("/v1/chat/completions", json=body)
+    assert response.status_code == 400 and "unknown field" in response.json()["error"]["message"]

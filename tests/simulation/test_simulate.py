@@ -68,6 +68,15 @@ class TestTheCore:
         assert counts["tokens found in the prefix cache"] > counts["tokens generated"]
         assert counts["sent back by a failed step"] and counts["preemptions"] and counts["reset_cache"]
 
+    @pytest.mark.parametrize("first", range(0, 12, 6))
+    def test_reports_every_position_of_a_prompt_once_and_in_order(self, first: int) -> None:
+        counts: Counter[str] = Counter()
+        for seed in range(first, first + 6):
+            run = run_seed(seed, 400, traffic="judged")
+            assert run.violation is None, f"seed {seed}: {run.violation}"
+            counts += Counter(run.counts)
+        assert counts["preemptions"] and counts["sent back by a failed step"]
+
     @pytest.mark.parametrize("first", range(0, 24, 6))
     def test_keeps_its_promises_while_kv_moves_between_engines(self, first: int) -> None:
         for seed in range(first, first + 6):
@@ -344,10 +353,6 @@ BROKEN: list[tuple[Break, str, int]] = [
 ]
 
 
-def the_tokens_of_a_block_are_those_of_its_leader(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(State, "write_down", lambda self, entry, start, end: None)
-
-
 def who_relies_on_a_failed_step_goes_on(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Results, "_relying_on", lambda self, failed, digests: [])
 
@@ -365,7 +370,6 @@ def a_reset_forgets_who_relies_on_steps(patch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "broken",
     [
-        the_tokens_of_a_block_are_those_of_its_leader,
         who_relies_on_a_failed_step_goes_on,
         a_reset_forgets_who_relies_on_steps,
     ],
@@ -415,7 +419,7 @@ def kv_is_pulled_where_steps_still_write(patch: pytest.MonkeyPatch) -> None:
 
 def a_last_block_is_published_before_its_last_position_is_computed(patch: pytest.MonkeyPatch) -> None:
     store = State.store
-    patch.setattr(State, "store", lambda self, entry, start, end: store(self, entry, start, len(entry.tokens)))
+    patch.setattr(State, "store", lambda self, entry, end: store(self, entry, len(entry.tokens)))
 
 
 def a_chunk_is_lent_before_its_step_has_succeeded(patch: pytest.MonkeyPatch) -> None:
@@ -559,7 +563,7 @@ class TestTheCommand:
             (["--seeds", "many"], "--seeds must be a number or a range such as 0..999, got 'many'"),
             (["--steps", "0"], "--steps must be at least 1, got 0"),
             (["--jobs", "0"], "--jobs must be at least 1, got 0"),
-            (["--traffic", "dense"], "--traffic must be one of mixed, siblings, transfers, pairs, got 'dense'"),
+            (["--traffic", "dense"], "--traffic must be one of mixed, siblings, judged, transfers, pairs, got 'dense'"),
             (["--mode", "fast"], "--mode must be one of safety, liveness, both, got 'fast'"),
             (["--trace", "/nowhere"], "No such file or directory: '/nowhere'"),
         ],

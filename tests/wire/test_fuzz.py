@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -13,8 +14,8 @@ from hypothesis import strategies as st
 from headway.config import SchedulerConfig
 from headway.request import FinishReason
 from headway.sampling import SamplingParams
-from headway.scheduler.batch import Logprobs
-from headway.scheduler.effects import RequestEnd, TokenOutputs
+from headway.scheduler.batch import Logprobs, PromptLogprobs
+from headway.scheduler.effects import PromptOutputs, RequestEnd, TokenOutputs
 from headway.scheduler.snapshot import Snapshot
 from headway.token_ids import pack
 from headway.wire import codec, to_client, to_engine
@@ -32,7 +33,17 @@ LOGPROBS = Logprobs(
     top=np.array([[-1.0, -2.0]], np.float32),
 )
 TOKENS = TokenOutputs(np.array([1, 2], np.int64), np.array([3, 4], np.int32), LOGPROBS)
-STEP = to_client.Step([(1, 0)], [TOKENS], [RequestEnd(2, "r", FinishReason.STOP)])
+JUDGED = PromptLogprobs(
+    rows=np.array([0, 1], np.int32),
+    starts=np.array([1, 7], np.int32),
+    counts=np.array([2, 1], np.int32),
+    logprobs=np.array([-1.0, -2.0, -3.0], np.float32),
+    ranks=np.array([1, 2, 3], np.int32),
+    top_ids=np.array([[3], [4], [5]], np.int32),
+    top=np.array([[-1.0], [-1.0], [-1.0]], np.float32),
+)
+PROMPTS = PromptOutputs(np.array([1, 2], np.int64), JUDGED)
+STEP = to_client.Step([(1, 0)], [TOKENS], [RequestEnd(2, "r", FinishReason.STOP)], prompt_logprobs=[PROMPTS])
 TO_ENGINE = [
     to_engine.AddGroup([ADD]),
     to_engine.Abort([1, 2]),
@@ -156,9 +167,25 @@ def broken(**arrays: Any) -> to_client.Step:
     return to_client.Step([], [TokenOutputs(**outputs, logprobs=Logprobs(**fields))], [])
 
 
+def broken_prompts(**arrays: Any) -> to_client.Step:
+    uids = arrays.pop("uids", PROMPTS.uids)
+    return to_client.Step([], [], [], prompt_logprobs=[PromptOutputs(uids, replace(JUDGED, **arrays))])
+
+
 @pytest.mark.parametrize(
     "step",
     [
+        broken_prompts(uids=np.array([1], np.int64)),
+        broken_prompts(uids=np.array([1, 2], np.int32)),
+        broken_prompts(counts=np.array([2, 2], np.int32)),
+        broken_prompts(counts=np.array([3, 0], np.int32)),
+        broken_prompts(counts=np.array([4, -1], np.int32)),
+        broken_prompts(starts=np.array([1], np.int32)),
+        broken_prompts(ranks=np.array([1, 2], np.int32)),
+        broken_prompts(ranks=np.array([1, 2, 3], np.float32)),
+        broken_prompts(top=np.array([-1.0, -1.0, -1.0], np.float32)),
+        broken_prompts(top_ids=np.array([[3, 3], [4, 4], [5, 5]], np.int32)),
+        broken_prompts(top_ids=np.array([[3], [4], [10]], np.int32)),
         broken(tokens=np.array([3], np.int32)),
         broken(tokens=np.array([3, 10], np.int32)),
         broken(tokens=np.array([-1, 3], np.int32)),

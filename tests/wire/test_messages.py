@@ -21,8 +21,8 @@ from headway.model_limits import ModelLimits
 from headway.request import FinishReason, NewRequest, Span, Transfer
 from headway.sampling import SamplingParams
 from headway.scheduler.audit import AuditReport, Owner
-from headway.scheduler.batch import Logprobs
-from headway.scheduler.effects import Effects, RequestEnd, TokenOutputs
+from headway.scheduler.batch import Logprobs, PromptLogprobs
+from headway.scheduler.effects import Effects, PromptOutputs, RequestEnd, TokenOutputs
 from headway.scheduler.snapshot import Snapshot
 from headway.token_ids import pack
 from headway.wire import codec, to_client, to_engine
@@ -122,9 +122,25 @@ def test_replies_cross_unchanged(message: to_client.ToClient) -> None:
     assert codec.decode_to_client(codec.encode(message)) == message
 
 
+def prompt_logprobs(*runs: tuple[int, int]) -> PromptLogprobs:
+    """Runs (start, count) that can be told apart: everything of position p is made of p."""
+    positions = np.concatenate([np.arange(start, start + count) for start, count in runs]).astype(np.int32)
+    starts, counts = (np.array(column, np.int32) for column in zip(*runs, strict=True))
+    return PromptLogprobs(
+        rows=np.arange(len(runs), dtype=np.int32),
+        starts=starts,
+        counts=counts,
+        logprobs=-positions.astype(np.float32),
+        ranks=positions,
+        top_ids=np.stack([positions, positions + 1], axis=1),
+        top=np.stack([-positions, -positions - 0.5], axis=1).astype(np.float32),
+    )
+
+
 def test_effects_cross_unchanged() -> None:
     effects = Effects(
         started=[(1, 16), (2, 0)],
+        prompt_logprobs=[PromptOutputs(np.array([2, 1], np.int64), prompt_logprobs((4, 2), (1, 1)))],
         tokens=[TokenOutputs(np.array([1, 2], np.int64), np.array([30, 40], np.int32), logprobs([1]))],
         ended=[
             RequestEnd(1, "one", FinishReason.STOP, stop_token=30),
@@ -143,12 +159,19 @@ def test_effects_cross_unchanged() -> None:
     assert outputs.logprobs.rows.tolist() == [1]
     assert outputs.logprobs.top_ids.tolist() == [[10, 11]]
     assert outputs.logprobs.top.tolist() == [[-1.0, -1.5]]
+    (prompts,) = arrived.prompt_logprobs
+    assert prompts.uids.tolist() == [2, 1]
+    for name in PromptLogprobs.__dataclass_fields__:
+        mine, theirs = (getattr(one.logprobs, name) for one in (effects.prompt_logprobs[0], prompts))
+        assert mine.dtype == theirs.dtype and mine.tolist() == theirs.tolist()
 
 
 def test_each_api_process_gets_its_own_part_of_a_step() -> None:
     uids = np.array([FIRST + 1, SECOND + 1, FIRST + 2, SECOND + 2], np.int64)
+    asked = np.array([FIRST + 1, SECOND + 1, FIRST + 2], np.int64)
     effects = Effects(
         started=[(FIRST + 2, 0), (SECOND + 2, 5)],
+        prompt_logprobs=[PromptOutputs(asked, prompt_logprobs((1, 2), (5, 1), (8, 3)))],
         tokens=[TokenOutputs(uids, np.array([10, 11, 12, 13], np.int32), logprobs([1, 2, 3]))],
         ended=[RequestEnd(SECOND + 1, "b", FinishReason.LENGTH)],
     )
@@ -162,6 +185,10 @@ def test_each_api_process_gets_its_own_part_of_a_step() -> None:
     assert first.tokens[0].logprobs.sampled.tolist() == [-2.0]
     assert second.tokens[0].logprobs.rows.tolist() == [0, 1]
     assert second.tokens[0].logprobs.ranks.tolist() == [2, 4]
+    (mine,), (theirs,) = first.prompt_logprobs, second.prompt_logprobs
+    assert mine.uids.tolist() == [FIRST + 1, FIRST + 2] and theirs.uids.tolist() == [SECOND + 1]
+    assert mine.logprobs.rows.tolist() == [0, 1] and mine.logprobs.starts.tolist() == [1, 8]
+    assert mine.logprobs.ranks.tolist() == [1, 2, 8, 9, 10] and theirs.logprobs.top.tolist() == [[-5.0, -5.5]]
 
 
 def test_a_client_whom_a_step_does_not_concern_gets_nothing() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import string
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -59,15 +60,17 @@ class Target:
     token_ids: NDArray[np.int32]
 
     @classmethod
-    def ask(cls, base_url: str, model: str | None) -> Target:
+    def ask(cls, base_url: str, model: str | None, headers: Mapping[str, str] | None = None) -> Target:
         """Ask the server at `base_url`, which must answer /v1/models and /tokenize like a vLLM server.
+
+        headers: of its API key.
 
         Raises ServerError if it does not, and ValueError if it does not serve `model`.
         """
         # The tokens of plain text: none of them is special, in any vocabulary.
         text = " ".join(string.ascii_letters + string.digits)
         try:
-            with httpx.Client(base_url=base_url, timeout=30) as client:
+            with httpx.Client(base_url=base_url, timeout=30, headers=headers) as client:
                 cards = {card["id"]: card for card in _answer(client.get("/v1/models"))["data"]}
                 name: str = next(iter(cards), "") if model is None else model
                 if name not in cards:

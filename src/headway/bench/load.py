@@ -7,7 +7,7 @@ the usage chunk that ends a stream.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 
@@ -75,7 +75,7 @@ _decode_chunk = msgspec.json.Decoder(_Chunk).decode
 class LoadGenerator:
     """Sends requests to one model of one server.
 
-    timeout_s: seconds of silence after which a request counts as failed.
+    headers: of every request, for a key. timeout_s: seconds of silence after which a request counts as failed.
     transport, clock, sleep: the network and the time; tests replace them.
     """
 
@@ -85,12 +85,13 @@ class LoadGenerator:
         model: str,
         *,
         ignore_eos: bool = False,
+        headers: Mapping[str, str] | None = None,
         timeout_s: float = 600.0,
         transport: httpx.AsyncBaseTransport | None = None,
         clock: Callable[[], float] = perf_counter,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        self._base_url, self._transport = base_url, transport
+        self._base_url, self._transport, self._headers = base_url, transport, headers
         self._clock, self._sleep = clock, sleep
         self._body = {
             "model": model,
@@ -119,7 +120,11 @@ class LoadGenerator:
         send_lag_s = 0.0
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
         async with httpx.AsyncClient(
-            base_url=self._base_url, timeout=self._timeout, limits=limits, transport=self._transport
+            base_url=self._base_url,
+            headers=self._headers,
+            timeout=self._timeout,
+            limits=limits,
+            transport=self._transport,
         ) as client:
 
             async def one(request: LoadRequest) -> Outcome:

@@ -23,6 +23,7 @@ from headway.bench.plot import PlotOption
 from headway.bench.report import Row, block, figures
 from headway.bench.server_process import ServerError, ServerProcess, exit_on_sigterm
 from headway.commands.lists import positive_numbers
+from headway.commands.remote_options import ApiKeyOption, key_headers
 
 _LENGTHS = "Lengths of --dataset random"
 _TRACES = "Traces"
@@ -75,6 +76,7 @@ def command(
             show_default="the server's first model; the embedded model",
         ),
     ] = None,
+    api_key: ApiKeyOption = None,
     serve_args: Annotated[
         str,
         typer.Option(
@@ -150,9 +152,10 @@ def command(
         if ignore_eos is None:
             ignore_eos = dataset is not Dataset.HELDOUT
         with _server(base_url, model, serve_args) as url:
-            target = Target.ask(url, model if base_url is not None else None)
+            headers = key_headers(api_key)
+            target = Target.ask(url, model if base_url is not None else None, headers)
             runs = [(rate, workload.requests(target, rate)) for rate in rates]
-            generator = LoadGenerator(url, target.model, ignore_eos=ignore_eos)
+            generator = LoadGenerator(url, target.model, ignore_eos=ignore_eos, headers=headers)
             asyncio.run(_warm_up(generator, runs[0][1]))
             rows = []
             for rate, requests in runs:

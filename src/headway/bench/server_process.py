@@ -11,7 +11,7 @@ from types import FrameType
 
 from headway.bench.child_process import ChildProcess
 
-_READY = re.compile(r"^Headway serving (?P<model>.+) at (?P<url>http://\S+)", re.MULTILINE)
+_READY = re.compile(r"^Headway serving (?P<model>.+) at (?P<url>https?://\S+)", re.MULTILINE)
 
 
 class ServerError(RuntimeError):

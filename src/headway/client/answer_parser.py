@@ -76,6 +76,11 @@ class AnswerParser:
         """Whether there has been a call of a tool."""
         return self._tools is not None and self._tools.num_calls > 0
 
+    @property
+    def has_decided_to_call(self) -> bool:
+        """Whether there has been a call of a tool that the client did not name."""
+        return self.has_called and self._tools is not None and not self._tools.is_named
+
     def feed(self, text: str) -> AnswerDelta:
         """What the next piece of the text adds."""
         thought = ""

@@ -63,6 +63,10 @@ class ChatTemplate:
         """The template for a conversation that names none; None: there is none."""
         return self._template or self._named().get(_DEFAULT)
 
+    def texts(self) -> list[str]:
+        """The templates that may be used for conversations that bring none."""
+        return list(self._named().values()) if self._template is None else [self._template]
+
     def has(self, name: str) -> bool:
         """Whether `name` is the name of one of the model's own templates."""
         return name in self._named()

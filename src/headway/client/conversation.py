@@ -36,6 +36,7 @@ class ContentPart(StrictModel):
 
     type: str
     text: str | None = None
+    cache_control: Any = None  # Anthropic's clients write it; what is cached is decided here
 
     @model_validator(mode="after")
     def _only_text(self) -> ContentPart:
@@ -46,7 +47,7 @@ class ContentPart(StrictModel):
             )
         if self.text is None:
             raise ValueError("a content part of type 'text' needs the field 'text'")
-        for unknown in (self.model_extra or {}).keys() - {"cache_control"}:
+        for unknown in self.model_extra or ():
             raise ValueError(f"unknown field {unknown!r} in a content part of type 'text'")
         return self
 

@@ -29,7 +29,10 @@ class Detokenizer(ABC):
     the prompt has begun. Bytes that are no character read as U+FFFD.
     """
 
-    _pieces: TokenPieces
+    __slots__ = ("pieces",)
+
+    def __init__(self, pieces: TokenPieces) -> None:
+        self.pieces = pieces
 
     @staticmethod
     def of(pieces: TokenPieces, prompt_token_ids: Sequence[int] = ()) -> Detokenizer:
@@ -49,7 +52,7 @@ class Detokenizer(ABC):
     def logprob(self, token: int, logprob: float, rank: int) -> TokenLogprob:
         """The log-probability of this token in the place of the next one, with its text. Changes nothing."""
         text, own = self.peek(token)
-        return TokenLogprob(logprob, rank, text if own else self._pieces.name(token), own)
+        return TokenLogprob(logprob, rank, text if own else self.pieces.name(token), own)
 
     @abstractmethod
     def finish(self) -> str:
@@ -59,10 +62,10 @@ class Detokenizer(ABC):
 class BytesDetokenizer(Detokenizer):
     """For tokenizers of which each token has bytes of its own: joins them and reads them as UTF-8."""
 
-    __slots__ = ("_at_start", "_begun", "_pieces", "_shown_in_prompt")
+    __slots__ = ("_at_start", "_begun", "_shown_in_prompt")
 
     def __init__(self, pieces: TokenPieces, prompt_token_ids: Sequence[int] = ()) -> None:
-        self._pieces = pieces
+        super().__init__(pieces)
         tail = b""
         for token in prompt_token_ids[: -_MAX_HIDDEN - 1 : -1]:
             tail = pieces.of(token) + tail
@@ -74,15 +77,15 @@ class BytesDetokenizer(Detokenizer):
         self._shown_in_prompt = bool(self._begun)  # the prompt began this character, and shows it as U+FFFD
 
     def step(self, token: int) -> str:
-        piece = self._pieces.of(token)
+        piece = self.pieces.of(token)
         if self._at_start:
-            piece = self._pieces.first(token)
-            self._at_start = not self._pieces.is_visible(token)
+            piece = self.pieces.first(token)
+            self._at_start = not self.pieces.is_visible(token)
         text, self._begun = self._read(piece)
         return self._less_prompt(text) if self._shown_in_prompt else text
 
     def peek(self, token: int) -> tuple[str, bytes]:
-        piece = self._pieces.first(token) if self._at_start else self._pieces.of(token)
+        piece = self.pieces.first(token) if self._at_start else self.pieces.of(token)
         text, _ = self._read(piece)
         if self._shown_in_prompt and text.startswith(REPLACEMENT):
             text = text[1:]
@@ -120,33 +123,33 @@ class WindowDetokenizer(Detokenizer):
     per token has a bound, whatever the tokens are.
     """
 
-    __slots__ = ("_num_out", "_out", "_pieces", "_window")
+    __slots__ = ("_num_out", "_out", "_window")
 
     def __init__(self, pieces: TokenPieces, prompt_token_ids: Sequence[int] = ()) -> None:
-        self._pieces = pieces
+        super().__init__(pieces)
         visible = filter(pieces.is_visible, reversed(prompt_token_ids[-_MAX_HIDDEN:]))
         self._window = list(islice(visible, _CONTEXT))[::-1]
         self._num_out = len(self._window)  # the tokens at the start of the window whose text is out completely
         self._out = pieces.decode(self._window) if self._window else ""  # the part of the window's text that is out
 
     def step(self, token: int) -> str:
-        if not self._pieces.is_visible(token):
+        if not self.pieces.is_visible(token):
             return ""
         window, num_out, out, text = self._with(token)
         new = text[len(out) :]
         kept_back = _num_kept_back(new)
         if new and not kept_back:  # the window begins anew with the tokens of this text
             window = window[num_out:]
-            num_out, text = len(window), self._pieces.decode(window)
+            num_out, text = len(window), self.pieces.decode(window)
         elif len(window) > _MAX_WINDOW:
             context = window[:num_out][-1:]
             num_out, window = len(context), [*context, *window[-_CONTEXT:]]
-            text = self._pieces.decode(window)
+            text = self.pieces.decode(window)
         self._window, self._num_out, self._out = window, num_out, text[: len(text) - kept_back]
         return new[: len(new) - kept_back]
 
     def peek(self, token: int) -> tuple[str, bytes]:
-        if not self._pieces.is_visible(token):
+        if not self.pieces.is_visible(token):
             return "", b""
         *_, out, text = self._with(token)
         new = text[len(out) :]
@@ -154,7 +157,7 @@ class WindowDetokenizer(Detokenizer):
         return new, new.encode()
 
     def finish(self) -> str:
-        text = self._pieces.decode(self._window) if self._window else ""
+        text = self.pieces.decode(self._window) if self._window else ""
         rest, self._out = text[len(self._out) :], text
         return rest
 
@@ -162,14 +165,14 @@ class WindowDetokenizer(Detokenizer):
         """The window with this token: its tokens, the number of them whose text is out, the part of its text that is
         out, and its text."""
         window = [*self._window, token]
-        text = self._pieces.decode(window)
+        text = self.pieces.decode(window)
         for begun in range(_num_kept_back(self._out) + 1):  # U+FFFD at the end of the prompt that is a character now
             out = self._out[: len(self._out) - begun]
             if text.startswith(out):
                 return window, self._num_out, out, text
         # The new bytes have changed how the tokens before them read: leave out the tokens whose text is out.
         window = window[self._num_out :]
-        return window, 0, "", self._pieces.decode(window)
+        return window, 0, "", self.pieces.decode(window)
 
 
 def _num_kept_back(text: str) -> int:

@@ -200,7 +200,12 @@ class EngineClient:
         return pack(token_ids, self.files.limits.vocab_size)
 
     def submit(
-        self, requests: Sequence[NewRequest], *, stream: bool, source: FindSource | None = None
+        self,
+        requests: Sequence[NewRequest],
+        *,
+        stream: bool,
+        source: FindSource | None = None,
+        shown: Sequence[str] = (),
     ) -> PendingRequest:
         """Send the prompts of one client request; returns at once. A large one goes to the engine in slices.
 
@@ -208,12 +213,13 @@ class EngineClient:
         stream: True: updates bring deltas; False: complete outputs.
         source: of the KV of the only prompt, which pulls; it is asked when the engine has blocks. None: such a prompt
             brings `kv_transfer_params`.
+        shown: special tokens that are in the text of the answers, although special tokens are left out.
 
         Raises DuplicateRequestError, QueueFullError, EngineDeadError or EngineRestartingError. The engine finds all
         other errors of a request; iterating the result raises them.
         """
         self._check_alive()
-        return self.requests.add(requests, stream=stream, source=source)
+        return self.requests.add(requests, stream=stream, source=source, shown=shown)
 
     async def pause(self, mode: PauseMode = "abort", *, reset_prefix_cache: bool = True, timeout: float = 30.0) -> None:
         """See `Manager.pause`. Like every call it also raises EngineDeadError if the engine stops before it answers,

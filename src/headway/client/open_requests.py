@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -18,6 +19,7 @@ from headway.request import FinishReason, NewRequest
 from headway.wire import to_client, to_engine
 from headway.wire.refusals import refusal
 
+_MOST_GIVEN_UP = 4096  # ids that are remembered; the engine hears of as many aborts in milliseconds
 RETRY_SECONDS = 0.05  # after which a full engine is asked again, if no request of this process ends before
 
 
@@ -59,6 +61,7 @@ class OpenRequests:
         self._by_id: dict[str, tuple[PendingRequest, int]] = {}  # request id -> pending request, index of the prompt
         self._by_slice: dict[int, PendingRequest] = {}  # first uid of a slice without the engine's word
         self._leaders: dict[int, PendingRequest] = {}  # see `Feed.leader`
+        self._given_up: dict[str, None] = {}  # ids of requests that were aborted, which the engine may still have
         self._sources = KVSources(send)
         self._held_up: dict[PendingRequest, None] = {}  # whose next answers found the engine full, in order
         self._retry: asyncio.TimerHandle | None = None
@@ -71,7 +74,14 @@ class OpenRequests:
         """Answers that wait here for a place in the engine."""
         return sum(feed.num_waiting for feed in self._feeds.values())
 
-    def add(self, requests: Sequence[NewRequest], *, stream: bool, source: FindSource | None = None) -> PendingRequest:
+    def add(
+        self,
+        requests: Sequence[NewRequest],
+        *,
+        stream: bool,
+        source: FindSource | None = None,
+        shown: Sequence[str] = (),
+    ) -> PendingRequest:
         """See `EngineClient.submit`."""
         request_ids = [request.request_id for request in requests]
         for request_id in request_ids:
@@ -80,7 +90,10 @@ class OpenRequests:
         now = time.monotonic()
         pending = PendingRequest(self.release, request_ids)
         feed = Feed(
-            requests, partial(self._register, stream=stream, now=now), partial(self._send_slice, pending), self._window
+            requests,
+            partial(self._register, stream=stream, shown=shown, now=now),
+            partial(self._send_slice, pending),
+            self._window,
         )
         if feed.num_answers > 1 and self.num_waiting + feed.num_answers > self._capacity:
             raise QueueFullError(
@@ -128,7 +141,7 @@ class OpenRequests:
             return
         uids = self._forget(pending)
         if feed.begun:
-            self._send(to_engine.Abort(uids))
+            self._abort(pending, uids)
         pending.fail(error)
 
     def lends(self, uid: int, params: dict[str, Any]) -> None:
@@ -180,7 +193,7 @@ class OpenRequests:
                     self.observer.gave_up(ended)
         uids = self._forget(pending)
         if uids:
-            self._send(to_engine.Abort(uids))
+            self._abort(pending, uids)
 
     def fail(self, make_error: Callable[[], EngineDeadError]) -> None:
         """End all requests with an error, of its own for each: raising changes it."""
@@ -190,11 +203,19 @@ class OpenRequests:
 
     # -- the inside
 
-    def _register(self, request: NewRequest, *, stream: bool, now: float) -> list[NewRequest]:
+    def _abort(self, pending: PendingRequest, uids: list[int]) -> None:
+        self._given_up.update(dict.fromkeys(pending.request_ids))
+        while len(self._given_up) > _MOST_GIVEN_UP:
+            del self._given_up[next(iter(self._given_up))]
+        self._send(to_engine.Abort(uids))
+
+    def _register(self, request: NewRequest, *, stream: bool, shown: Sequence[str], now: float) -> list[NewRequest]:
         uids = range(self._next_uid, self._next_uid + request.sampling.n)
         self._next_uid += len(uids)
         arrival_time = now if request.arrival_time is None else request.arrival_time
-        self._processor.add(request, uids, now=arrival_time, stream=stream)
+        self._processor.add(request, uids, now=arrival_time, stream=stream, shown=shown)
+        if request.request_id in self._given_up:  # a client that asks anew at once must not wait for the end of the old
+            request = replace(request, request_id=f"{request.request_id}-{uids[0]}")
         return expand(request, uids)
 
     def _send_slice(self, pending: PendingRequest, answers: list[NewRequest]) -> None:

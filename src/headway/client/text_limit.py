@@ -37,8 +37,8 @@ class TextLimit:
         if num_characters > self.characters:
             raise ContextLengthError.of(
                 self.max_model_len,
-                f"the prompt has {num_characters} characters, and at most {self.characters} can fit, since a token "
-                f"stands for at most {self.per_token}: shorten the prompt",
+                f"the prompt is too long: it has {num_characters} characters, and at most {self.characters} can fit, "
+                f"since a token stands for at most {self.per_token}: shorten the prompt",
             )
 
 

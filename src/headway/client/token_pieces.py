@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from headway.client.special_tokens import special_tokens
@@ -19,22 +20,26 @@ _AFTER_FUSE = {"Strip"}  # decoders of the whole text of which the start alone c
 class TokenPieces:
     """The bytes that each token of a tokenizer adds to a text.
 
-    skip_special_tokens: special tokens add nothing (`hidden`).
+    skip_special_tokens: special tokens add nothing (`hidden`). shown: texts of special tokens that add theirs anyway.
     independent: whether the bytes of a token are the same after all other tokens. Only the first token of a text may
         differ: its space is left out. It is so with byte-level BPE, SentencePiece and WordPiece in fast tokenizers.
 
     Without a tokenizer no token has bytes.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase | None, *, skip_special_tokens: bool) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase | None, *, skip_special_tokens: bool, shown: Collection[str] = ()
+    ) -> None:
         self._tokenizer = tokenizer
-        self._skip = skip_special_tokens
         kinds = _decoder_kinds(tokenizer)
         self._byte_level = kinds == ["ByteLevel"]
         self._byte_fallback = kinds is not None and "ByteFallback" in kinds
         self.independent = tokenizer is None or self._byte_level or _is_per_token(kinds)
         self.special = special_tokens(tokenizer)
-        self.hidden = frozenset(self.special.values()) if skip_special_tokens else frozenset[int]()
+        self.hidden = frozenset(
+            token for text, token in self.special.items() if skip_special_tokens and text not in shown
+        )
+        self._skip = skip_special_tokens and len(self.hidden) == len(self.special)
         self._size = 0 if tokenizer is None else len(tokenizer)
         self._pieces: dict[int, bytes] = {}  # these three are no larger than the vocabulary
         self._first: dict[int, bytes] = {}
@@ -45,6 +50,8 @@ class TokenPieces:
 
         It calls a fast tokenizer without transformers' wrapper, which costs many times the decoding.
         """
+        if self.hidden and not self._skip:
+            ids = [token for token in ids if token not in self.hidden]
         return self._decode(ids, skip=self._skip)
 
     def of(self, token: int) -> bytes:

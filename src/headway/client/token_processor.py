@@ -12,7 +12,7 @@ A request of n answers is n sequences, each with a uid and a scheduler request o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -124,7 +124,8 @@ class TokenProcessor:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase | None, eos_token_ids: Sequence[int] = ()) -> None:
-        self._pieces = {skip: TokenPieces(tokenizer, skip_special_tokens=skip) for skip in (False, True)}
+        self._tokenizer = tokenizer
+        self._pieces: dict[tuple[bool, frozenset[str]], TokenPieces] = {}  # by what is left out
         self._eos_token_ids = frozenset(eos_token_ids)
         self._requests: dict[str, OpenRequest] = {}
         self._sequences: dict[int, OpenSequence] = {}  # live sequences by uid; late tokens of others are dropped
@@ -144,12 +145,14 @@ class TokenProcessor:
         text: str | None = None,
         now: float,
         stream: bool = False,
+        shown: Collection[str] = (),
     ) -> None:
         """Register a request before its sequences go to the engine.
 
         uids: one for each of the `sampling.n` answers, never used again.
         text: the text of the prompt, if the prompt was a text.
         stream: True: report deltas (`Processed.deltas`). False: report complete outputs (`Processed.outputs`).
+        shown: texts of special tokens that are in the text of the answers, although special tokens are left out.
         now: seconds; the arrival, on the clock of all calls.
 
         Raises DuplicateRequestError if a request of this id has not ended.
@@ -166,7 +169,7 @@ class TokenProcessor:
             outputs=[CompletionOutput(index) for index in range(sampling.n)],
             metrics=RequestMetrics(arrival_time=now),
         )
-        pieces = self._pieces[sampling.skip_special_tokens]
+        pieces = self._pieces_for(sampling.skip_special_tokens, frozenset(shown))
         request = OpenRequest(
             request_id,
             tuple(uids),
@@ -193,6 +196,13 @@ class TokenProcessor:
                 else RepetitionScanner(sampling.repetition_detection),
                 logprobs=None if sampling.logprobs is None else [],
             )
+
+    def _pieces_for(self, skip: bool, shown: frozenset[str]) -> TokenPieces:
+        pieces = self._pieces.get((skip, shown))
+        if pieces is None:
+            made = TokenPieces(self._tokenizer, skip_special_tokens=skip, shown=shown)
+            pieces = self._pieces[skip, shown] = made
+        return pieces
 
     def discard(self, request_id: str) -> list[int]:
         """Forget a request: nothing more is reported of it. Returns the uids that had not ended, for
@@ -300,8 +310,7 @@ class TokenProcessor:
             sequence.token_ids.append(token)
             changed[uid] = sequence
             repeats = sequence.repeats(token)
-            last = (uid in ends or repeats) and _is_last(uid, row, steps)
-            hidden = uid in ends and last and sequence.hides_last(ends[uid])
+            hidden = uid in ends and sequence.hides_last(ends[uid]) and _is_last(uid, row, steps)
             if logprobs is not None and sequence.logprobs is not None:
                 self._add_logprobs(sequence, token, logprobs, row, hidden=hidden)
             if hidden:
@@ -309,7 +318,7 @@ class TokenProcessor:
             stop = self._add_text(sequence, token)
             if stop is not None:
                 stopped[uid] = Ending(FinishReason.STOP, stop)
-            elif repeats and not (uid in ends and last):  # else the engine's reason counts
+            elif repeats and not (uid in ends and _is_last(uid, row, steps)):  # else the engine's reason counts
                 stopped[uid] = self._end_by_repetition(sequence)
             if uid in stopped:
                 del sequences[uid]  # tokens after the end are no part of the answer
@@ -344,7 +353,7 @@ class TokenProcessor:
             text, own = stop, stop.encode()
         else:
             text, own = sequence.detokenizer.peek(token)
-        name = self._pieces[sampling.skip_special_tokens].name
+        name = sequence.detokenizer.pieces.name
         position = {token: TokenLogprob(logprob, rows.ranks[at], text if own else name(token), own)}
         k = sampling.logprobs or 0
         top = zip(rows.top_ids[at][:k], rows.top[at][:k], strict=True)

@@ -38,8 +38,10 @@ class Tool(TolerantModel):
 
     @property
     def schema_of_arguments(self) -> dict[str, Any]:
-        """The JSON schema of the arguments; of a tool without parameters: an object without properties."""
-        return self.function.parameters or {"type": "object", "properties": {}}
+        """The JSON schema of the arguments, which are an object; of a tool without parameters: without properties."""
+        if not self.function.parameters:
+            return {"type": "object", "properties": {}, "additionalProperties": False}
+        return {"type": "object", **self.function.parameters}
 
     def for_template(self) -> dict[str, Any]:
         """The tool in the form of chat templates."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from headway.commands.remote_options import ApiKeyOption, CaCertsOption, http_options
 
 if TYPE_CHECKING:
     import httpx
@@ -21,6 +22,8 @@ PATH = "/debug/ownership"
 def command(
     url: Annotated[str, typer.Argument(metavar="URL", help="Address of the server.")] = "http://127.0.0.1:8000",
     as_json: Annotated[bool, typer.Option("--json", help="Print the server's report as one JSON object.")] = False,
+    api_key: ApiKeyOption = None,
+    ssl_ca_certs: CaCertsOption = None,
 ) -> None:
     """Ask a running server which request owns which slot and blocks.
 
@@ -30,14 +33,15 @@ def command(
     """
     import msgspec
 
+    from headway.commands.remote_model import complaint
     from headway.server.answer_bodies import Ownership
 
-    response = _ask(url)
+    response = _ask(url, http_options(api_key, ssl_ca_certs))
     if response.status_code >= 500:
-        print(f"headway: {url}: {_complaint(response)}", file=sys.stderr)
+        print(f"headway: {url}: {complaint(response)}", file=sys.stderr)
         raise typer.Exit(PROBLEMS)
     if response.status_code != 200:
-        raise ValueError(f"{url} does not answer: {_complaint(response)}")
+        raise ValueError(f"{url} does not answer: {complaint(response)}")
     try:
         report = msgspec.json.decode(response.content, type=Ownership)
     except msgspec.DecodeError as error:
@@ -50,27 +54,18 @@ def command(
         raise typer.Exit(PROBLEMS)
 
 
-def _ask(url: str) -> httpx.Response:
+def _ask(url: str, options: dict[str, Any]) -> httpx.Response:
     """The server's answer. Raises ValueError with a message of one line if there is none."""
     import httpx
 
     try:
         # Without the environment's proxies: the usual server is on this host, which no proxy leads to.
-        return httpx.get(
-            url.rstrip("/") + PATH, timeout=httpx.Timeout(ANSWER_TIMEOUT, connect=CONNECT_TIMEOUT), trust_env=False
-        )
+        timeout = httpx.Timeout(ANSWER_TIMEOUT, connect=CONNECT_TIMEOUT)
+        return httpx.get(url.rstrip("/") + PATH, timeout=timeout, trust_env=False, **options)
     except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
         raise ValueError(f"{url!r} is no URL of a server: {error}") from None
     except httpx.HTTPError as error:
         raise ValueError(f"cannot reach a server at {url}: {str(error) or type(error).__name__}") from None
-
-
-def _complaint(response: httpx.Response) -> str:
-    """The error message in a response of Headway; of other servers, the HTTP status."""
-    try:
-        return str(response.json()["error"]["message"])
-    except (json.JSONDecodeError, UnicodeDecodeError, LookupError, TypeError):
-        return f"HTTP status {response.status_code}"
 
 
 def _print(url: str, report: Ownership) -> None:

@@ -249,6 +249,20 @@ ChatTemplateOption = Annotated[
         show_default="the model's",
     ),
 ]
+ToolCallParserOption = Annotated[
+    str | None,
+    typer.Option(
+        help="The form in which the model calls tools: hermes, llama3_json, mistral ... (docs/tools.md).",
+        show_default="what the chat template tells",
+    ),
+]
+ReasoningParserOption = Annotated[
+    str | None,
+    typer.Option(
+        help="The form in which the model thinks before it answers: deepseek_r1, qwen3 (docs/tools.md).",
+        show_default="all text is the answer",
+    ),
+]
 
 
 def load_llm(config: EngineConfig, chat_template: str | None = None) -> LLM:

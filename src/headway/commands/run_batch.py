@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from headway.commands.options import ChatTemplateOption, takes_engine
+from headway.commands.options import ChatTemplateOption, ReasoningParserOption, ToolCallParserOption, takes_engine
 from headway.config import EngineConfig
+from headway.logs import log_to_standard_error
 
 if TYPE_CHECKING:
     from headway.server.batch_files import Progress
@@ -34,6 +35,8 @@ def command(
         typer.Option(min=1, help="Requests that are answered at once.", show_default="twice --max-num-seqs"),
     ] = None,
     chat_template: ChatTemplateOption = None,
+    tool_call_parser: ToolCallParserOption = None,
+    reasoning_parser: ReasoningParserOption = None,
 ) -> None:
     """Answer a file of requests (OpenAI's batch form) into another file.
 
@@ -47,16 +50,22 @@ def command(
         pass
     if not target.absolute().parent.is_dir():
         raise ValueError(f"there is no folder {str(target.parent)!r} for the answers")
-    raise typer.Exit(asyncio.run(_run(config, source, target, concurrency, chat_template)))
+    service = {
+        "chat_template": chat_template,
+        "tool_call_parser": tool_call_parser,
+        "reasoning_parser": reasoning_parser,
+    }
+    raise typer.Exit(asyncio.run(_run(config, source, target, concurrency, service)))
 
 
 async def _run(
-    config: EngineConfig, source: Path, target: Path, concurrency: int | None, chat_template: str | None
+    config: EngineConfig, source: Path, target: Path, concurrency: int | None, service: dict[str, Any]
 ) -> int:
+    """service: arguments of `Service`. Returns the exit status."""
     from headway.client.engine_client import EngineClient, EngineStartError
     from headway.server.api import create_app
     from headway.server.batch_files import Progress, partial_file, run_batch
-    from headway.server.serve import log_to_standard_error, stop_signals
+    from headway.server.serve import stop_signals
 
     log_to_standard_error()
     progress = Progress()
@@ -67,7 +76,7 @@ async def _run(
         except EngineStartError as error:
             raise ValueError(str(error)) from None
         try:
-            app = create_app(client, client.files.name, chat_template=chat_template)
+            app = create_app(client, client.files.name, **service)
             at_once = concurrency or 2 * client.config.max_num_seqs
             await run_batch(app, source, target, concurrency=at_once, progress=progress)
         finally:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from headway.commands.options import ChatTemplateOption, takes
+from headway.commands.options import ChatTemplateOption, ReasoningParserOption, ToolCallParserOption, takes
 from headway.logs import LogFormat
 from headway.server.doors import Doors
 from headway.server.keys import given_keys, is_open_to_others
@@ -71,6 +71,14 @@ def _declared(
         bool,
         typer.Option("--strict-fields", help="Refuse request fields that are not known, instead of ignoring them."),
     ] = False,
+    tool_call_parser: ToolCallParserOption = None,
+    enable_auto_tool_choice: Annotated[
+        bool,
+        typer.Option(
+            "--enable-auto-tool-choice", help="Refuse to start if the form of the model's calls is not known."
+        ),
+    ] = False,
+    reasoning_parser: ReasoningParserOption = None,
     api_key: Annotated[
         list[str],
         typer.Option(
@@ -109,7 +117,13 @@ def _declared(
         ),
     ] = None,
     ssl_keyfile_password: Annotated[
-        str | None, typer.Option(metavar="TEXT", rich_help_panel=_DOORS, help="Of an encrypted private key.")
+        str | None,
+        typer.Option(
+            metavar="TEXT",
+            envvar="HEADWAY_SSL_KEYFILE_PASSWORD",
+            rich_help_panel=_DOORS,
+            help="Of an encrypted private key.",
+        ),
     ] = None,
     ssl_ca_certs: Annotated[
         str | None,

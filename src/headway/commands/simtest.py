@@ -50,7 +50,8 @@ def command(
         typer.Option(
             metavar="TRAFFIC",
             help="mixed: requests of many kinds, equal by chance. siblings: families of equal prompts, and of prompts "
-            "that share several blocks. transfers: requests that pull or lend the KV of their prompt, on one engine. "
+            "that share several blocks. judged: siblings of which many ask for the log-probabilities of their prompts. "
+            "transfers: requests that pull or lend the KV of their prompt, on one engine. "
             "pairs: P and D engines, and a network between them.",
         ),
     ] = "mixed",

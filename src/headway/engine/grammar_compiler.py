@@ -23,7 +23,7 @@ import msgspec
 
 from headway.engine.grammar_process import Done, Job, Vocabulary, read_frame, write_frame
 from headway.errors import RequestError
-from headway.executor.grammar import Grammar
+from headway.executor.grammar import Grammar, JsonTokens
 from headway.structured_outputs import StructuredOutputs
 
 if TYPE_CHECKING:
@@ -37,6 +37,8 @@ MOST_BYTES = 256 << 20  # of all grammars that are kept
 MOST_GRAMMARS = 1024
 _START_SECONDS = 120.0  # for the process to import its libraries and read the vocabulary
 _GRACE = 5.0  # seconds that an answer may be late before the process counts as stuck
+
+_JSON = ("json", "json_object", "structural_tag")
 
 Key = tuple[str, str, bool]
 
@@ -68,6 +70,7 @@ class GrammarCompiler:
         self._kept: OrderedDict[Key, _Kept] = OrderedDict()
         self._compiling: dict[Key, Future[_Kept]] = {}
         self._infos: dict[bool, TokenizerInfo] = {}
+        self._json: dict[bool, JsonTokens] = {}
         self._process: _Process | None = None
         self._closed = False
         self._keeping = threading.Lock()  # of what is kept and compiled; held for microseconds
@@ -143,7 +146,8 @@ class GrammarCompiler:
                 raise RuntimeError(f"the grammar process failed: {done.error}")
             return _Kept(None, done.error, len(done.error) + len(text))
         compiled = CompiledGrammar.deserialize_json(done.compiled, info)
-        return _Kept(Grammar(compiled), None, int(compiled.memory_size_bytes) + len(text))
+        json = self._json[tagged] if kind in _JSON else None
+        return _Kept(Grammar(compiled, json), None, int(compiled.memory_size_bytes) + len(text))
 
     def _running(self) -> _Process:
         """The process; it is started if there is none."""
@@ -166,6 +170,10 @@ class GrammarCompiler:
                 if done is None or done.error is not None:
                     raise RuntimeError(f"the grammar process has no vocabulary: {done and done.error}")
                 self._infos[tagged] = TokenizerInfo.deserialize_json(done.compiled)
+                self._json[tagged] = JsonTokens.of(
+                    self._infos[tagged].decoded_vocab,
+                    allowed=b"\n\r\t" if tagged else b"\n\r",  # a structural tag has free text beside JSON
+                )
             return self._infos[tagged]
 
 

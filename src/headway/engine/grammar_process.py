@@ -4,23 +4,26 @@
                                        └ fork ▶ one job: compiles, answers by its socket, ends
 
 The vocabulary is read once. A job runs in a process of its own: the kernel ends it when its time is up, wherever it is,
-and it can take no more memory than its share. It runs the first step of the grammar too, so what a grammar does to the
-compiler or to its matcher happens here first, and not in the engine.
+and it can take no more memory than its share. It writes the beginning of an answer too: what a grammar does to the
+compiler, or to a matcher, happens here first, and not in the engine.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import random
 import resource
 import signal
 import socket
 import sys
+import time
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+import numpy as np
 
 from headway.engine import schema_keywords
 from headway.error_text import first_line
@@ -31,7 +34,8 @@ if TYPE_CHECKING:
     from xgrammar import CompiledGrammar, GrammarCompiler, TokenizerInfo
 
 THREADS = 2  # of one job
-MOST_WHITESPACE = 16  # characters between two parts of JSON: a model that likes them would write nothing else
+TRIED_STEPS = 48  # tokens of an answer that a job writes, to see how long its masks take
+SLOWEST_STEP = 0.1  # seconds of a core; all requests of a batch would wait for such a mask
 _PREFIX = "] /"  # the errors of xgrammar begin with a time and the line of its source
 
 
@@ -87,10 +91,7 @@ def compile_form(compiler: GrammarCompiler, job: Job) -> CompiledGrammar:
     """Raises RequestError for a schema that cannot be kept to, RuntimeError for what xgrammar cannot read."""
     separators = (",", ":") if job.disable_any_whitespace else None
     to_schema = partial(
-        compiler.compile_json_schema,
-        any_whitespace=not job.disable_any_whitespace,
-        separators=separators,
-        max_whitespace_cnt=None if job.disable_any_whitespace else MOST_WHITESPACE,
+        compiler.compile_json_schema, any_whitespace=not job.disable_any_whitespace, separators=separators
     )
     match job.kind:
         case "json":
@@ -127,7 +128,7 @@ def _new_form(tag: dict[str, Any]) -> dict[str, Any]:
 
 def run_job(infos: dict[bool, TokenizerInfo], job: Job) -> Done:
     """Compile a form, and try the first step of an answer in it."""
-    from xgrammar import GrammarCompiler, GrammarMatcher, allocate_token_bitmask
+    from xgrammar import GrammarCompiler
 
     info = infos[job.tagged]
     if job.kind == "vocabulary":
@@ -136,10 +137,9 @@ def run_job(infos: dict[bool, TokenizerInfo], job: Job) -> Done:
     what = job.kind.replace("_", " ")
     try:
         compiled = compile_form(compiler, job)
-        first = allocate_token_bitmask(1, info.vocab_size)
-        GrammarMatcher(compiled).fill_next_token_bitmask(first)
-        if not first.any():
-            return Done(error=f"the {what} cannot be met by any text")
+        problem = _try_out(compiled)
+        if problem is not None:
+            return Done(error=f"the {what} {problem}")
         return Done(compiled.serialize_json())
     except RequestError as error:
         return Done(error=str(error))
@@ -149,6 +149,27 @@ def run_job(infos: dict[bool, TokenizerInfo], job: Job) -> Done:
         if "bad_alloc" in str(error):
             raise MemoryError from None
         return Done(error=f"the {what} cannot be compiled: {_without_prefix(first_line(error))}")
+
+
+def _try_out(compiled: CompiledGrammar) -> str | None:
+    """Write the beginning of an answer. Returns what is wrong with the grammar: it would hold up all answers."""
+    from xgrammar import GrammarMatcher, allocate_token_bitmask
+
+    matcher = GrammarMatcher(compiled)
+    mask = allocate_token_bitmask(1, compiled.tokenizer_info.vocab_size)
+    dice = random.Random(0)
+    for step in range(TRIED_STEPS):
+        began = time.process_time()
+        matcher.fill_next_token_bitmask(mask)
+        allowed = np.flatnonzero(np.unpackbits(mask.numpy().view(np.uint8), bitorder="little"))
+        if not step and not len(allowed):
+            return "cannot be met by any text"
+        ended = not len(allowed) or not matcher.accept_token(int(dice.choice(allowed))) or matcher.is_terminated()
+        if (took := time.process_time() - began) > SLOWEST_STEP:
+            return f"takes {took:.2g} s for a token; at most {SLOWEST_STEP:g} s are taken: make it simpler"
+        if ended:
+            break
+    return None
 
 
 def _without_prefix(message: str) -> str:
@@ -170,6 +191,7 @@ def _limit(vocabulary: Vocabulary) -> None:
 
 def _serve_one(channel: socket.socket, infos: dict[bool, TokenizerInfo], vocabulary: Vocabulary) -> None:
     _limit(vocabulary)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())  # xgrammar writes warnings about schemas of clients
     try:
         job = msgspec.msgpack.decode(read_frame(channel), type=Job)
         done = run_job(infos, job)

@@ -7,6 +7,7 @@ and likewise a list: here both stay open, as the standard has it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -28,6 +29,9 @@ _CONSTRAINTS = (
 )
 _OF_OBJECTS = ("properties", "patternProperties", "propertyNames", "additionalProperties", "unevaluatedProperties")
 _OF_A_TYPE = ("minLength", "maxLength", "pattern", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
+# What a pattern says is written into the answer as it is, and these two would need a backslash before them there.
+_EXCLUDED = re.compile(r"\[\^[^\]]*\]")
+_NEEDS_ESCAPES = re.compile(r'"|\\\\')
 
 
 def prepare(schema: Any) -> None:
@@ -84,6 +88,9 @@ def _problems(schema: dict[str, Any]) -> Iterator[str]:
     beside = next((name for name in (*_CONSTRAINTS, *_CHOICES) if name in schema and name != choice), None)
     if choice is not None and beside is not None:
         yield f"{beside!r} beside {choice!r} is not supported"
+    pattern = schema.get("pattern")
+    if isinstance(pattern, str) and _NEEDS_ESCAPES.search(_EXCLUDED.sub("", pattern)):
+        yield "'pattern' with a quotation mark or a backslash in the text is not supported"
     if "pattern" in schema and ("minLength" in schema or "maxLength" in schema):
         yield "'pattern' together with 'minLength' or 'maxLength' is not supported"
     untyped = next((name for name in _OF_A_TYPE if name in schema), None)

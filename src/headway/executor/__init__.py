@@ -17,6 +17,10 @@ without it.
     kv_budget.py             the number of blocks that fit into memory
     kv_tensors.py            the memory of the KV cache
     packed_linear.py         linear layers with weights packed for oneDNN
+    model_head.py            from hidden states to logits, for a few tokens at a time
+    prompt_logprobs.py       log-probabilities of prompts, in pieces of bounded size
+    prompt_runs.py           which positions of prompts a step is asked to judge
+    made_up_logprobs.py      log-probabilities on a device that computes nothing
 
     attention.py             attention over the paged KV cache
     attention_plan.py        which tokens of a step see which places of the KV cache

@@ -24,6 +24,7 @@ from headway.scheduler.batch import Admission, IntArray
 if TYPE_CHECKING:
     from xgrammar import BatchGrammarMatcher
 
+_THREADS = 8  # at most, that fill masks
 _FEW = 4  # matchers that one thread fills sooner than several
 
 
@@ -63,7 +64,7 @@ class GrammarRows:
         self._num_words = -(-vocab_size // 32)
         self._vocab_size = vocab_size
         self._rows: dict[int, _Row] = {}
-        threads = max(1, min(8, (os.cpu_count() or 2) // 2))
+        threads = min(_THREADS, os.cpu_count() or 1)
         self._batch: BatchGrammarMatcher = BatchGrammarMatcher(max_threads=threads)
         self.num_masks = 0  # steps that had a row with a grammar
 
@@ -110,16 +111,16 @@ class GrammarRows:
 
     @staticmethod
     def _follow(row: _Row, position: int) -> bool:
-        """Bring a row to `position`. Returns whether its grammar says what comes there."""
+        """Bring a row to `position`. Returns whether its grammar, or `min_tokens`, says what comes there."""
         if row.position != position:  # a step on the way has failed, and its requests have ended with it
             return False
         if row.drawn is not None:
             row.progress.take([row.drawn.read()])
             row.drawn = None
-        return row.progress.begun
+        return row.progress.begun or position < row.min_length
 
     def _fill(self, progresses: list[Progress], words: Words) -> None:
-        at = [index for index, progress in enumerate(progresses) if not progress.over]
+        at = [index for index, progress in enumerate(progresses) if progress.begun and not progress.over]
         bitmask = torch.from_numpy(words)
         if len(at) > _FEW:
             self._batch.batch_fill_next_token_bitmask([progresses[index].matcher for index in at], bitmask, at)
@@ -129,6 +130,10 @@ class GrammarRows:
         for index, progress in enumerate(progresses):
             if progress.over:
                 only(words[index], progress.stops)
+            elif not progress.begun:
+                words[index] = -1
+            else:
+                progress.keep_to_json(words[index])
 
 
 def _end_in_time(words: Words, row: _Row) -> None:

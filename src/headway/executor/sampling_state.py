@@ -90,8 +90,8 @@ class SamplingState:
         penalised = penalties != (1.0, 0.0, 0.0)
         if penalised:
             self._history_rows[slot] = self._histories.acquire(admission.tokens, len(request.prompt))
-        ruled = self._rules.admit(admission)
-        self._edited[slot] = ruled or penalised or slot in self._biases or slot in self._stop_ids
+        self._rules.admit(admission)
+        self._edited[slot] = penalised or slot in self._biases or slot in self._stop_ids
         self._admit_grammar(admission)
 
     def sample(self, logits: Tensor, slots: IntArray, positions: IntArray) -> Sampled:
@@ -109,6 +109,7 @@ class SamplingState:
             self._edit(logits, slots, positions)
         if self._has_grammar[slots].any():
             self._forbid(logits, slots, positions)
+        self._rules.edit(logits, slots)  # last: of what is left
         temperature = self._temperature[slots]
         drawn = np.flatnonzero(temperature >= _GREEDY_BELOW)
         if len(drawn) < len(slots):
@@ -155,7 +156,7 @@ class SamplingState:
         return sampler.draw(logits / temperature, sampler.row_keys(self._seeds[slots], positions), filters)
 
     def _edit(self, logits: Tensor, slots: IntArray, positions: IntArray) -> None:
-        """Logit bias, penalties, the mask of `min_tokens`, and rules about tokens, in place."""
+        """Logit bias, penalties, and the mask of `min_tokens`, in place."""
         for row in np.flatnonzero(self._edited[slots]):  # few slots have a bias or a minimum
             if (bias := self._biases.get(int(slots[row]))) is not None:
                 logits[row].index_add_(0, *bias)
@@ -167,7 +168,6 @@ class SamplingState:
             logits[rows] = self._histories.penalise(logits[rows], self._to_device(history_rows[penalised]), penalties)
         for row in np.flatnonzero((positions < self._min_length[slots]) & ~self._has_grammar[slots]):  # it has its own
             logits[row].index_fill_(0, self._stop_ids[int(slots[row])], float("-inf"))
-        self._rules.edit(logits, slots)  # last: of what is left
 
     def _record(self, slots: IntArray, tokens: Tensor) -> None:
         history_rows = self._history_rows[slots]

@@ -34,6 +34,7 @@ class TokenRules:
     def __init__(self, max_num_seqs: int, vocab_size: int, device: torch.device) -> None:
         self._vocab_size = vocab_size
         self._device = device
+        self._ruled = np.zeros(max_num_seqs, np.bool_)
         self._watched = np.zeros(max_num_seqs, np.bool_)  # the slot has a window
         self._budgets = np.zeros(max_num_seqs, np.int32)  # tokens of thinking
         self._windows = torch.full((max_num_seqs, _WIDTH), _NONE, dtype=torch.int32, device=device)
@@ -46,8 +47,8 @@ class TokenRules:
         ] = {}  # patterns [K, _WIDTH] of all but the last token; last tokens [K]
         self._thinking: dict[int, tuple[Tensor, Tensor]] = {}  # patterns [_BEGUN + MAX_MARK, _WIDTH]; end [MAX_MARK]
 
-    def admit(self, admission: Admission) -> bool:
-        """Take over a slot for a request. Returns whether the request has rules."""
+    def admit(self, admission: Admission) -> None:
+        """Take over a slot for a request."""
         slot, params, tokens = admission.slot, admission.request.sampling, admission.tokens
         for rules in (self._disallowed, self._bad, self._thinking):
             rules.pop(slot, None)
@@ -68,16 +69,18 @@ class TokenRules:
         self._watched[slot] = slot in self._bad or slot in self._thinking
         if self._watched[slot]:
             self._windows[slot] = self._to_device(_window(tokens[prompt_length:]))
-        return bool(self._watched[slot]) or slot in self._disallowed
+        self._ruled[slot] = self._watched[slot] or slot in self._disallowed
 
     def edit(self, logits: Tensor, slots: IntArray) -> None:
-        """Leave the logits of tokens that the rules allow, in place. logits: float32 [S, V]; slots: int32 [S]."""
-        if self._disallowed:
-            for row, slot in enumerate(slots.tolist()):
-                if (disallowed := self._disallowed.get(slot)) is not None:
-                    logits[row].masked_fill_(disallowed, -_INFINITY)
-        if not self._watched[slots].any():
+        """Leave the logits of tokens that the rules allow, in place. Allowed ids and bad sequences give way where they
+        would leave nothing. logits: float32 [S, V]; slots: int32 [S]."""
+        if not self._ruled[slots].any():
             return
+        for row, slot in enumerate(slots.tolist()):
+            if (disallowed := self._disallowed.get(slot)) is not None:
+                given = logits[row]
+                allowed = given.masked_fill(disallowed, -_INFINITY)
+                logits[row] = torch.where(allowed.amax() == -_INFINITY, given, allowed)
         bad = [row for row, slot in enumerate(slots.tolist()) if slot in self._bad]
         if bad:
             self._forbid(logits, slots, np.array(bad, np.int64))

@@ -11,16 +11,17 @@ _WINDOW = 64  # entries read beyond the number asked for, so that a few stale en
 class EvictionQueue:
     """Blocks in the order of their release, oldest first.
 
-    Push, pop and remove take many blocks at once and are vectorised. A removed block leaves a stale entry behind: the
-    block's place no longer names that entry. When the line is full, the stale entries are squeezed out. The line is
-    twice as long as the pool, so this happens at most once in `num_blocks` pushes.
+    Push, pop and remove take many blocks at once and are vectorised. Block ids are intp here: numpy takes several times
+    as long with an index of int32. A removed block leaves a stale entry behind: the block's place no longer names that
+    entry. When the line is full, the stale entries are squeezed out. The line is twice as long as the pool, so this
+    happens at most once in `num_blocks` pushes.
 
         _line   [ 7 | 3 | 9 | 4 | 7 | 1 |   |   ]      _place[7] = 4: the first 7 is stale
                   ^ _head             ^ _tail
     """
 
     def __init__(self, num_blocks: int) -> None:
-        self._line = np.zeros(2 * num_blocks, dtype=np.int32)
+        self._line = np.zeros(2 * num_blocks, dtype=np.intp)
         self._place = np.full(num_blocks, -1, dtype=np.int64)
         self._head = 0
         self._tail = 0
@@ -32,7 +33,7 @@ class EvictionQueue:
     def __contains__(self, block: int) -> bool:
         return bool(self._place[block] >= 0)
 
-    def push(self, blocks: NDArray[np.int32]) -> None:
+    def push(self, blocks: NDArray[np.intp]) -> None:
         """Append blocks, none of which is queued. The first of them is evicted first."""
         if self._tail + len(blocks) > len(self._line):
             self._squeeze()
@@ -42,18 +43,18 @@ class EvictionQueue:
         self._tail = end
         self._count += len(blocks)
 
-    def remove(self, blocks: NDArray[np.int32]) -> None:
+    def remove(self, blocks: NDArray[np.intp]) -> None:
         """Take out queued blocks, at any place in the line."""
         self._place[blocks] = -1
         self._count -= len(blocks)
 
-    def pop(self, count: int) -> NDArray[np.int32]:
-        """Take out the `count` oldest blocks, int32 [count]. At least `count` blocks must be queued."""
+    def pop(self, count: int) -> NDArray[np.intp]:
+        """Take out the `count` oldest blocks, intp [count]. At least `count` blocks must be queued."""
         assert count <= self._count, f"{count} blocks asked of {self._count}"
-        oldest = self._line[self._head : self._head + count]
-        if not np.count_nonzero(self._place[oldest] - np.arange(self._head, self._head + count)):  # none is stale
+        blocks = self._line[self._head : self._head + count]
+        if self._tail - self._head == self._count or self._all_live(blocks):
             self._head += count
-            blocks = oldest.copy()
+            blocks = blocks.copy()
             self.remove(blocks)
             return blocks
         parts = []
@@ -68,11 +69,15 @@ class EvictionQueue:
         self.remove(blocks)
         return blocks
 
-    def blocks(self) -> NDArray[np.int32]:
-        """All queued blocks, oldest first, int32."""
+    def blocks(self) -> NDArray[np.intp]:
+        """All queued blocks, oldest first, intp."""
         line = self._line[self._head : self._tail]
-        queued: NDArray[np.int32] = line[self._place[line] == np.arange(self._head, self._tail)]
+        queued: NDArray[np.intp] = line[self._place[line] == np.arange(self._head, self._tail)]
         return queued
+
+    def _all_live(self, head: NDArray[np.intp]) -> bool:
+        """Whether none of these first entries is stale."""
+        return not np.count_nonzero(self._place[head] != np.arange(self._head, self._head + len(head)))
 
     def _squeeze(self) -> None:
         live = self.blocks()

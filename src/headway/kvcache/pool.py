@@ -12,6 +12,7 @@ from headway.kvcache.eviction import EvictionQueue
 from headway.kvcache.lazy import lazy_zeros
 
 BlockIds = NDArray[np.int32]
+BlockIndex = NDArray[np.intp]  # block ids as an index: numpy takes several times as long with one of int32
 
 PADDING_BLOCK = 0
 _SHOWN = 16  # the most blocks of one kind that a report lists; one wrong block rarely comes alone
@@ -36,8 +37,12 @@ class OwnershipError(AssertionError):
     """A block is lost, or owned twice. The state cannot be trusted any more: the engine must stop."""
 
 
-def _nothing_cached(blocks: BlockIds) -> None:
+def _nothing_cached(blocks: BlockIndex) -> None:
     """What a pool without a prefix cache calls: does nothing."""
+
+
+def _index(blocks: Sequence[int] | BlockIds | BlockIndex) -> BlockIndex:
+    return np.asarray(blocks, dtype=np.intp)
 
 
 class BlockPool:
@@ -51,8 +56,8 @@ class BlockPool:
     Free blocks are handed out first, so that no cached block is lost without need. Then follow evictable blocks, the
     least recently released first. Block 0 is padding: never handed out, never freed.
 
-    tokens: int32 [num_blocks, block_size]; the tokens whose KV a block holds. Valid once the block is full and its
-        steps have succeeded.
+    tokens: int32 [num_blocks, block_size]; the tokens whose KV a block holds, of blocks that decodes have filled. The
+        tokens of other blocks are known to the requests that refer to them.
     pending: int64 [num_blocks]; the step that is to fill a block which the prefix cache shows already, or 0. A pending
         block is referenced and not cached. With its last reference it loses its contents and becomes free. Negative:
         the cache was reset since, and shows the block no more; its owners still rely on that step.
@@ -65,15 +70,15 @@ class BlockPool:
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.tokens: BlockIds = lazy_zeros((num_blocks, block_size), np.int32)
-        self.on_evict: Callable[[BlockIds], None] = _nothing_cached
-        self.on_fill: Callable[[BlockIds], None] = _nothing_cached
+        self.on_evict: Callable[[BlockIndex], None] = _nothing_cached
+        self.on_fill: Callable[[BlockIndex], None] = _nothing_cached
         self.num_references = 0  # sum of all counts, kept as we go; owners compare it with their own sum
         self._references = np.zeros(num_blocks, dtype=np.int32)
         self._cached = np.zeros(num_blocks, dtype=np.bool_)
         self.pending = lazy_zeros((num_blocks,), np.int64)
         self.num_pending = 0
         self._num_unfilled = 0  # pending blocks, shown or not
-        self._free = np.arange(num_blocks - 1, 0, -1, dtype=np.int32)  # a stack; low ids are handed out first
+        self._free = np.arange(num_blocks - 1, 0, -1, dtype=np.intp)  # a stack; low ids are handed out first
         self._num_free = num_blocks - 1
         self._evictable = EvictionQueue(num_blocks)
         self._num_referenced = 0
@@ -90,10 +95,9 @@ class BlockPool:
 
     def take(self, count: int) -> BlockIds:
         """Hand out `count` blocks, int32 [count], each with one reference. At least `count` must be available."""
-        assert count <= self.num_available, f"{count} blocks asked of {self.num_available}"
         from_free = min(count, self._num_free)
         self._num_free -= from_free
-        blocks = self._free[self._num_free : self._num_free + from_free][::-1].copy()
+        blocks = self._free[self._num_free : self._num_free + from_free][::-1]
         if from_free < count:
             evicted = self._evictable.pop(count - from_free)
             self._cached[evicted] = False
@@ -102,20 +106,22 @@ class BlockPool:
         self._references[blocks] = 1
         self._num_referenced += count
         self.num_references += count
-        return blocks
+        return blocks.astype(np.int32)
 
     def num_idle(self, blocks: BlockIds) -> int:
         """How many of these cached blocks have no reference: `share` lowers `num_available` by this number."""
-        return len(blocks) - int(np.count_nonzero(self._references[blocks]))
+        return len(blocks) - int(np.count_nonzero(self._references[_index(blocks)]))
 
     def share(self, blocks: BlockIds) -> None:
         """Add one reference to each of these blocks. They are distinct, and evictable or referenced."""
-        idle = blocks[self._references[blocks] == 0]
+        index = _index(blocks)
+        counts = self._references[index]
+        idle = index[counts == 0]
         if len(idle):
             self._evictable.remove(idle)
             self._num_referenced += len(idle)
-        self._references[blocks] += 1
-        self.num_references += len(blocks)
+        self._references[index] = counts + 1
+        self.num_references += len(index)
 
     def release(self, blocks: BlockIds) -> None:
         """Remove one reference from each of these distinct blocks, given in the order of their sequence.
@@ -123,14 +129,15 @@ class BlockPool:
         The last blocks of the sequence are evicted first: a prefix is useful without its continuation, but a
         continuation is useless without its prefix.
         """
-        counts = self._references[blocks] - 1
-        self._references[blocks] = counts
-        self.num_references -= len(blocks)
-        self._retire((blocks[counts == 0] if np.count_nonzero(counts) else blocks)[::-1])
+        index = _index(blocks)
+        counts = self._references[index] - 1
+        self._references[index] = counts
+        self.num_references -= len(index)
+        self._retire((index[counts == 0] if np.count_nonzero(counts) else index)[::-1])
 
     def release_all(self, sequences: Sequence[BlockIds]) -> None:
         """`release` for many sequences at once. A block that is in several of them loses one reference for each."""
-        blocks = np.concatenate(sequences)[::-1]
+        blocks = np.concatenate(sequences, dtype=np.intp)[::-1]
         self.num_references -= len(blocks)
         if not np.count_nonzero(self._references[blocks] != 1):  # so no block is in two sequences
             self._references[blocks] = 0
@@ -140,41 +147,41 @@ class BlockPool:
         idle, first = np.unique(blocks[self._references[blocks] == 0], return_index=True)
         self._retire(idle[np.argsort(first)])
 
-    def keep(self, blocks: Sequence[int] | BlockIds) -> None:
+    def keep(self, blocks: Sequence[int] | BlockIds | BlockIndex) -> None:
         """Mark referenced blocks as cached: on their last release they become evictable, not free."""
-        self._cached[blocks] = True
+        self._cached[_index(blocks)] = True
 
-    def expect(self, blocks: Sequence[int], step_id: int) -> None:
+    def expect(self, blocks: Sequence[int] | BlockIndex, step_id: int) -> None:
         """Mark referenced blocks as pending: this step will fill them."""
-        self.pending[blocks] = step_id
+        self.pending[_index(blocks)] = step_id
         self.num_pending += len(blocks)
         self._num_unfilled += len(blocks)
 
     def pending_of(self, blocks: BlockIds, step_id: int) -> BlockIds:
         """Which of these blocks wait for this step, whether the prefix cache shows them or not."""
-        waiting: BlockIds = blocks[np.abs(self.pending[blocks]) == step_id]
+        waiting: BlockIds = blocks[np.abs(self.pending[_index(blocks)]) == step_id]
         return waiting
 
     def num_filled(self, blocks: BlockIds) -> int:
         """How many leading blocks of these are not pending."""
         if not self.num_pending:
             return len(blocks)
-        waiting = self.pending[blocks].nonzero()[0]
+        waiting = self.pending[_index(blocks)].nonzero()[0]
         return int(waiting[0]) if len(waiting) else len(blocks)
 
     def settle(self, blocks: BlockIds) -> None:
         """Pending blocks are filled. From here on those are cached that the prefix cache shows."""
-        shown = self._end_wait(blocks)
-        self.keep(shown)
+        shown = self._end_wait(_index(blocks))
+        self._cached[shown] = True
         self.on_fill(shown)
 
-    def withdraw(self, blocks: BlockIds) -> None:
+    def withdraw(self, blocks: BlockIds | BlockIndex) -> None:
         """Pending blocks will not be filled, or not be kept: they lose their contents."""
-        self.on_evict(self._end_wait(blocks))
+        self.on_evict(self._end_wait(_index(blocks)))
 
-    def _end_wait(self, blocks: BlockIds) -> BlockIds:
-        """Pending blocks are pending no more. Returns those of them that the prefix cache shows."""
-        shown: BlockIds = blocks[self.pending[blocks] > 0]
+    def _end_wait(self, blocks: BlockIndex) -> BlockIndex:
+        """Pending blocks are pending no more. Returns the blocks among them that the prefix cache shows."""
+        shown: BlockIndex = blocks[self.pending[blocks] > 0]
         self.pending[blocks] = 0
         self.num_pending -= len(shown)
         self._num_unfilled -= len(blocks)
@@ -205,7 +212,7 @@ class BlockPool:
 
     def num_exclusive(self, blocks: BlockIds) -> int:
         """How many of these blocks have exactly one reference: `release` raises `num_available` by this number."""
-        return int(np.count_nonzero(self._references[blocks] == 1))
+        return int(np.count_nonzero(self._references[_index(blocks)] == 1))
 
     def num_references_to(self, block: int) -> int:
         """References to one block."""
@@ -256,7 +263,7 @@ class BlockPool:
             found.append(Problem(None, str(error)))
         return found
 
-    def _retire(self, idle: BlockIds) -> None:
+    def _retire(self, idle: BlockIndex) -> None:
         """Make distinct blocks without references evictable or free. The first of them is evicted first."""
         if not len(idle):
             return
@@ -270,6 +277,6 @@ class BlockPool:
         if len(idle):
             self._evictable.push(idle)
 
-    def _push_free(self, blocks: BlockIds) -> None:
+    def _push_free(self, blocks: BlockIndex) -> None:
         self._free[self._num_free : self._num_free + len(blocks)] = blocks
         self._num_free += len(blocks)

@@ -10,9 +10,11 @@ import numpy as np
 from headway.kvcache.events import Emptied, Entered, Filled, KVEvent, Left
 from headway.kvcache.media import NO_EXTRAS, Extras
 from headway.kvcache.node import Node
-from headway.kvcache.pool import BlockIds, BlockPool
+from headway.kvcache.pool import BlockIds, BlockIndex, BlockPool
 
 _ROOT = bytes(8)  # ids begin at 1
+_UNSALTED: Node = _ROOT + b"\0"
+_NO_BLOCKS: BlockIds = np.zeros(0, dtype=np.int32)
 _ANY_STEP = 2**62
 
 
@@ -72,7 +74,7 @@ class PrefixCache:
     def root(salt: str | None) -> Node:
         """The node at which all sequences of a salt begin. Different salts share nothing."""
         if salt is None:
-            return _ROOT + b"\0"
+            return _UNSALTED
         name = salt.encode()
         return _ROOT + b"\1" + len(name).to_bytes(8, "little") + name
 
@@ -91,7 +93,7 @@ class PrefixCache:
         next block. Adds no reference.
         """
         found, node = self._follow(root + extras.get(0, b""), tokens, max_blocks, extras, newest)
-        return np.array(found, dtype=np.int32), node
+        return np.array(found, dtype=np.int32) if found else _NO_BLOCKS, node
 
     def __contains__(self, key: bytes) -> bool:
         """Whether a block with this key is cached or pending: a node, and the next block's tokens (int32 bytes)."""
@@ -101,7 +103,7 @@ class PrefixCache:
         self,
         node: Node,
         tokens: bytes,
-        blocks: Sequence[int],
+        blocks: Sequence[int] | BlockIds,
         extras: Extras = NO_EXTRAS,
         first: int = 0,
         step_id: int = 0,
@@ -116,13 +118,15 @@ class PrefixCache:
         """
         width = self._key_bytes
         if extras:
-            for i, block in enumerate(blocks):
+            for i, block in enumerate(map(int, blocks)):
                 (node,) = self.publish_each((node,), tokens[i * width : (i + 1) * width], (block,), step_id)
                 node += extras.get(first + i + 1, b"")
             return node
         found, node = self._follow(node, tokens, len(blocks), NO_EXTRAS, _ANY_STEP)
-        rest = list(blocks[len(found) :])
-        return self._publish_run(node, tokens[len(found) * width :], rest, step_id) if rest else node
+        if len(found) == len(blocks):
+            return node
+        rest = np.asarray(blocks[len(found) :], dtype=np.intp)
+        return self._publish_run(node, tokens[len(found) * width :], rest, step_id)
 
     def publish_each(self, nodes: Sequence[Node], tokens: bytes, blocks: Sequence[int], step_id: int = 0) -> list[Node]:
         """Publish one full block for each of several sequences: block i continues `nodes[i]`.
@@ -172,11 +176,11 @@ class PrefixCache:
         events, self._events = self._events, []
         return events
 
-    def _note_filled(self, blocks: BlockIds) -> None:
+    def _note_filled(self, blocks: BlockIndex) -> None:
         if self._events is not None and len(blocks):
             self._events.append(Filled(tuple(blocks.tolist())))
 
-    def _keep(self, blocks: Sequence[int], step_id: int) -> None:
+    def _keep(self, blocks: Sequence[int] | BlockIndex, step_id: int) -> None:
         if step_id:
             self._pool.expect(blocks, step_id)
         else:
@@ -212,10 +216,11 @@ class PrefixCache:
                 node += extras.get(len(found), b"")
         return found, node
 
-    def _publish_run(self, node: Node, tokens: bytes, blocks: list[int], step_id: int) -> Node:
+    def _publish_run(self, node: Node, tokens: bytes, index: BlockIndex, step_id: int) -> Node:
         """Add blocks as one run. The first is not in the index; then the others cannot be in it either, as their keys
         contain the id of a block before them."""
-        key, first, runs = node + tokens[: self._key_bytes], blocks[0], self._runs
+        blocks, runs = index.tolist(), self._runs
+        key, first = node + tokens[: self._key_bytes], blocks[0]
         run = Run(blocks, tokens, self._next_id)
         for block in blocks:
             runs[block] = run
@@ -224,7 +229,7 @@ class PrefixCache:
             self._events.append(Entered(node, self._next_id, tuple(blocks), tokens, step_id > 0))
         self._next_id += len(blocks)
         self._num_cached += len(blocks)
-        self._keep(blocks, step_id)
+        self._keep(index, step_id)
         return run.end
 
     def _split(self, run: Run, count: int) -> None:
@@ -239,7 +244,7 @@ class PrefixCache:
         for block in rest.blocks:
             self._runs[block] = rest
 
-    def _forget(self, blocks: BlockIds) -> None:
+    def _forget(self, blocks: BlockIndex) -> None:
         going, at = blocks.tolist(), 0
         if self._events is not None and going:
             self._events.append(Left(tuple(going)))

@@ -19,7 +19,7 @@ LongArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)  # not frozen: see `Batch`
 class Admission:
     """A request that got a slot: what the executor must know of it before its first row.
 

@@ -78,6 +78,7 @@ class Scheduler:
     ) -> None:
         self.config = config
         self._policies = policies or Policies.of(config, allocation)
+        self._only_prefills = config.role is Role.PREFILL
         self._state = state = State(config)
         self._moves = moves = Moves(state, self._policies.line.rank, self._policies.reserve.left)
         self._auditor = auditor = Auditor(state)
@@ -149,7 +150,7 @@ class Scheduler:
 
     def _admit_on_prefill_engine(self) -> None:
         """A pass of a prefill engine allocates nothing: slots and blocks are given out after each message."""
-        if self.config.role is Role.PREFILL and not self._state.paused and not self._state.holds_admissions:
+        if self._only_prefills and not self._state.paused and not self._state.holds_admissions:
             self._admissions.admit_all()
 
     # -- passes --------------------------------------------------------------------------------------------------
@@ -217,15 +218,15 @@ class Scheduler:
                     self._sharing.announce(entry, start + count)
         if decodes is not None and len(state.waiting):
             self._admissions.admit(plan, decodes.rows)
-        plan.top_up(self._sharing.is_announced)
+        for slot in plan.top_up(self._sharing.is_announced):
+            self._sharing.announce(state.occupant(slot), int(table.num_computed[slot]) + plan.counts[slot])
         chunks = []
         for slot, count in plan.counts.items():
             entry = state.occupant(slot)
             assert entry.handle is not None
             start = int(table.num_computed[slot])
-            self._sharing.announce(entry, start + count)  # what `top_up` has added
             completes = self._moves.compute_chunk(entry, start + count)
-            announced = self._sharing.take_announced(slot)
+            announced = self._sharing.take_announced(entry)
             chunks.append(Chunk(entry, entry.handle, start, count, completes, announced))
         return chunks
 

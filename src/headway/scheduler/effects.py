@@ -11,9 +11,9 @@ from headway.scheduler.batch import IntArray, Logprobs, LongArray, PromptLogprob
 from headway.scheduler.state.slot_pool import QuarantinedSlot
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: see `Batch`
 class RequestEnd:
-    """A request ended. Emitted exactly once per accepted request.
+    """A request ended. Emitted exactly once per accepted request, and not changed any more.
 
     stop_token: the token that ended it, when reason is STOP and it was seen by the core.
     error: why, when reason is ERROR, and where there is more to say than ABORT.

@@ -11,11 +11,9 @@ from pydantic import ConfigDict
 from headway import __version__
 from headway.client.conversation import StrictModel
 from headway.server.answer_bodies import Load, ServerInfo
-from headway.server.errors import ApiError
 from headway.server.generate import encode_json
 from headway.server.service import answer, service_of
 
-_TOKENIZER_SWITCH = "--enable-tokenizer-info-endpoint"
 # Where files lie and how they were fetched: the first say nothing of the tokenizer, and the second may be secrets.
 _NOT_TOLD = frozenset({"vocab_file", "merges_file", "tokenizer_file", "name_or_path", "token", "use_auth_token"})
 
@@ -62,12 +60,8 @@ async def server_info(request: Request) -> Response:
 
 @router.get("/tokenizer_info")
 async def tokenizer_info(request: Request) -> Response:
-    """The settings of the tokenizer and its chat template."""
+    """The settings of the tokenizer and its chat template. The routes that render show the template to clients too."""
     service = service_of(request)
-    if not service.tokenizer_info:
-        raise ApiError(
-            404, f"GET {request.url.path} is off: start the server with {_TOKENIZER_SWITCH}", code="not_served"
-        )
     tokenizer = service.client.tokenizer
     told = {name: value for name, value in tokenizer.init_kwargs.items() if name not in _NOT_TOLD}
     told["tokenizer_class"] = type(tokenizer).__name__

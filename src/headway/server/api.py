@@ -12,6 +12,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic.json_schema import models_json_schema
 
 from headway import __version__
+from headway.client.conversation import ChatMessage, ContentPart
 from headway.client.engine_client import EngineClient
 from headway.errors import RequestError
 from headway.server import about, admin, errors, middleware, not_served, render
@@ -19,12 +20,12 @@ from headway.server.answer_bodies import ModelCard, ModelList, Root, Text, Token
 from headway.server.body import BodyForm, read_body
 from headway.server.chat import ChatFace
 from headway.server.completions import CompletionFace
-from headway.server.doors import Doors
+from headway.server.doors import OPEN_PATHS, Doors
 from headway.server.errors import ApiError
 from headway.server.generate import Prompt, unless_disconnected
 from headway.server.messages_api import routes as messages_api
 from headway.server.messages_api.body import CountTokensRequest, MessagesRequest
-from headway.server.openapi import body_of, describe_answers, describe_model
+from headway.server.openapi import body_of, describe_answers, describe_key, describe_model
 from headway.server.prompt_bodies import read_chat, read_completion
 from headway.server.protocol import (
     ChatCompletionRequest,
@@ -75,11 +76,11 @@ def create_app(client: EngineClient, model_name: str, *, doors: Doors | None = N
         app.include_router(routes)
     errors.install(app)
     middleware.install(app, doors, app.state.service.metrics)
-    _describe_bodies(app)
+    _describe_bodies(app, doors)
     return app
 
 
-def _describe_bodies(app: FastAPI) -> None:
+def _describe_bodies(app: FastAPI, doors: Doors) -> None:
     models = (
         *(CompletionRequest, ChatCompletionRequest, ResponsesRequest, MessagesRequest, CountTokensRequest),
         *(TokenizeRequest, TokenizeChatRequest, DetokenizeRequest),
@@ -94,11 +95,13 @@ def _describe_bodies(app: FastAPI) -> None:
             [(model, "validation") for model in models], ref_template="#/components/schemas/{model}"
         )
         described = definitions["$defs"]
-        for model in models:  # the fields of a body that are not known are ignored: see `UnknownFields`
+        for model in (*models, ChatMessage, ContentPart):  # unknown fields are ignored: see `UnknownFields`
             del described[model.__name__]["additionalProperties"]
         schema.setdefault("components", {}).setdefault("schemas", {}).update(described)
         describe_model(schema, app.state.service.model_names)
         describe_answers(schema)
+        if doors.keys:
+            describe_key(schema, open_paths=OPEN_PATHS.difference(doors.protect))
         return schema
 
     app.openapi = openapi  # type: ignore[method-assign]
@@ -124,6 +127,8 @@ async def completions(request: Request) -> Response:
         prompt_logprobs=body.prompt_logprobs,
         include_usage=body.include_usage,
         continuous_usage=body.continuous_usage,
+        with_token_ids=bool(body.return_token_ids),
+        named_by_ids=bool(body.return_tokens_as_token_ids),
     )
     return await submit(request, body, sampling, prompts, face, arrival_time)
 
@@ -145,6 +150,8 @@ async def chat_completions(request: Request) -> Response:
         new_parser=lambda: service.answer_parser(body, prompts[0].text or ""),
         include_usage=body.include_usage,
         continuous_usage=body.continuous_usage,
+        with_token_ids=bool(body.return_token_ids),
+        named_by_ids=bool(body.return_tokens_as_token_ids),
     )
     return await submit(request, body, sampling, prompts, face, arrival_time)
 

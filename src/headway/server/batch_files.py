@@ -165,7 +165,11 @@ class _Batch:
                 raise EngineDeadError(error["message"])
             if error["code"] != "queue_full":
                 return response
-            await asyncio.sleep(_RETRY_S)
+            await _wait(_RETRY_S)
+
+
+async def _wait(seconds: float) -> None:
+    await asyncio.sleep(seconds)
 
 
 def _check(request: dict[str, Any], name: str) -> None:

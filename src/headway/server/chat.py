@@ -24,7 +24,7 @@ from headway.server.answer_bodies import (
     TopLogprob,
     Usage,
 )
-from headway.server.chunks import ChunkFace
+from headway.server.chunks import ChunkFace, token_name
 
 
 class ChatFace(ChunkFace):
@@ -39,35 +39,42 @@ class ChatFace(ChunkFace):
 
     def whole(self, outputs: list[RequestOutput], usage: Usage) -> ChatCompletion:
         choices = [self._choice(answer) for output in outputs for answer in output.outputs]
-        answer = ChatCompletion(self.id, self.created, self.model, choices, usage)
-        answer.prompt_logprobs = self._entries(outputs[0].prompt_logprobs)
-        return answer
+        body = ChatCompletion(self.id, self.created, self.model, choices, usage)
+        body.prompt_logprobs = self._entries(outputs[0].prompt_logprobs)
+        if self.with_token_ids:
+            body.prompt_token_ids = self.prompts[0].token_ids
+        return body
 
     def _choice(self, answer: CompletionOutput) -> ChatChoice:
         parser = self._new_parser()
         message = _message(parser.whole(answer.text))
         reason = finish_reason(answer.finish_reason, parser)
-        return ChatChoice(
-            answer.index, message, chat_logprobs(answer.logprobs, self._top_logprobs), reason, answer.stop_reason
-        )
+        logprobs = chat_logprobs(answer.logprobs, self._top_logprobs, by_ids=self.named_by_ids)
+        token_ids = answer.token_ids if self.with_token_ids else UNSET
+        return ChatChoice(answer.index, message, logprobs, reason, answer.stop_reason, token_ids)
 
     def opening(self, choice: int) -> ChatChunk:
         chunk = self._chunk([ChatChunkChoice(choice, Delta(role="assistant", content=""))])
         chunk.prompt_logprobs = self._entries(self._scores.get(0)) if choice == 0 else UNSET
         return chunk
 
-    def chunk(self, choice: int, delta: RequestDelta) -> ChatChunk | None:
+    def chunks(self, choice: int, delta: RequestDelta) -> list[ChatChunk]:
         parser = self._parsers.get(choice)
         if parser is None:
             parser = self._parsers[choice] = self._new_parser()
         news = parser.feed(delta.text)
         if delta.finish_reason is not None:
             news.append(parser.finish())
-        elif news.is_empty and not delta.logprobs and delta.kv_transfer_params is None:
-            return None  # the parser waits for more text
-        logprobs = chat_logprobs(delta.logprobs, self._top_logprobs)
-        reason = finish_reason(delta.finish_reason, parser)
-        return self._chunk([ChatChunkChoice(choice, _delta(news), logprobs, reason, delta.stop_reason)])
+        elif news.is_empty and not (delta.logprobs or self.with_token_ids) and delta.kv_transfer_params is None:
+            return []  # the parser waits for more text
+        choices = [ChatChunkChoice(choice, part) for part in _deltas(news)]
+        choices[0].logprobs = chat_logprobs(delta.logprobs, self._top_logprobs, by_ids=self.named_by_ids)
+        choices[-1].finish_reason = finish_reason(delta.finish_reason, parser)
+        choices[-1].stop_reason = delta.stop_reason
+        return [self._chunk([one]) for one in choices]
+
+    def show_prompt_ids(self, chunk: ChatChunk, choice: int) -> None:
+        chunk.prompt_token_ids = self.prompts[choice // self.n].token_ids
 
     def closing(self, usage: Usage) -> ChatChunk:
         chunk = self._chunk([])
@@ -78,20 +85,25 @@ class ChatFace(ChunkFace):
         return ChatChunk(self.id, self.created, self.model, choices)
 
 
-def chat_logprobs(positions: list[dict[int, TokenLogprob]] | None, num_top: int) -> ChatLogprobs | None:
-    """num_top: alternatives shown per token."""
+def chat_logprobs(
+    positions: list[dict[int, TokenLogprob]] | None, num_top: int, *, by_ids: bool = False
+) -> ChatLogprobs | None:
+    """num_top: alternatives shown per token. by_ids: tokens are named by their ids."""
     if positions is None:
         return None
     content: list[ChatTokenLogprob] = []
     for position in positions:
-        sampled = next(iter(position.values()))  # the first entry is the token that was drawn
-        top = sorted(position.values(), key=lambda token: token.rank)[:num_top]
+        sampled_id, sampled = next(iter(position.items()))  # the first entry is the token that was drawn
+        top = sorted(position.items(), key=lambda item: item[1].rank)[:num_top]
         content.append(
             ChatTokenLogprob(
-                sampled.decoded_token,
+                token_name(sampled_id, sampled, by_id=by_ids),
                 sampled.logprob,
                 list(sampled.bytes),
-                [TopLogprob(token.decoded_token, token.logprob, list(token.bytes)) for token in top],
+                [
+                    TopLogprob(token_name(token_id, token, by_id=by_ids), token.logprob, list(token.bytes))
+                    for token_id, token in top
+                ],
             )
         )
     return ChatLogprobs(content)
@@ -99,8 +111,8 @@ def chat_logprobs(positions: list[dict[int, TokenLogprob]] | None, num_top: int)
 
 def finish_reason(reason: FinishReason | None, parser: AnswerParser) -> str | None:
     """Why an answer ended, in the words of OpenAI's API: an answer that ended by itself and called tools ended for
-    these."""
-    if reason is FinishReason.STOP and parser.has_called:
+    these, unless the client has named the tool."""
+    if reason is FinishReason.STOP and parser.has_decided_to_call:
         return "tool_calls"
     return None if reason is None else str(reason)
 
@@ -118,15 +130,22 @@ def _message(answer: AnswerDelta) -> Message:
     return message
 
 
-def _delta(news: AnswerDelta) -> Delta:
-    delta = Delta()
+def _deltas(news: AnswerDelta) -> list[Delta]:
+    """What is new, in at least one delta. Each has a part of one call at most, as clients look at the first alone."""
+    deltas = [Delta()]
     if news.content:
-        delta.content = news.content
+        deltas[0].content = news.content
     if news.reasoning:
-        delta.reasoning = delta.reasoning_content = news.reasoning
-    if news.tool_calls:
-        delta.tool_calls = [_part(part) for part in news.tool_calls]
-    return delta
+        deltas[0].reasoning = deltas[0].reasoning_content = news.reasoning
+    for part in news.tool_calls:
+        last = deltas[-1].tool_calls
+        if last is UNSET:
+            deltas[-1].tool_calls = [_part(part)]
+        elif part.id is None and last[0].index == part.index:
+            last[0].function.arguments += part.arguments
+        else:
+            deltas.append(Delta(tool_calls=[_part(part)]))
+    return deltas
 
 
 def _part(part: ToolCallDelta) -> ToolCall:

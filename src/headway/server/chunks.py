@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from headway.outputs import PromptPosition, RequestDelta
+from headway.outputs import PromptPosition, RequestDelta, TokenLogprob
 from headway.server.answer_bodies import PromptEntries, Usage
 from headway.server.errors import ApiError
 from headway.server.generate import Face, encode_json
@@ -17,9 +17,19 @@ from headway.server.prompt_logprobs import entries
 _DONE = b"data: [DONE]\n\n"
 
 
+def token_name(token_id: int, token: TokenLogprob, *, by_id: bool) -> str:
+    """What logprobs call a token."""
+    return f"token_id:{token_id}" if by_id else token.decoded_token
+
+
 class ChunkFace(Face):
-    """include_usage: a last chunk has the usage. continuous_usage: every chunk has the usage so far. prompt_logprobs:
-    alternatives per token of the prompt that the opening of a choice shows; None: it shows no log-probabilities."""
+    """include_usage: a last chunk has the usage. continuous_usage: every chunk has the usage so far.
+
+    prompt_logprobs: alternatives per token of the prompt that the opening of a choice shows; None: it shows no
+        log-probabilities.
+    with_token_ids: choices have their token ids, and answers those of the prompt: see `show_prompt_ids`.
+    named_by_ids: logprobs name a token by its id.
+    """
 
     def __init__(
         self,
@@ -27,23 +37,28 @@ class ChunkFace(Face):
         include_usage: bool = False,
         continuous_usage: bool = False,
         prompt_logprobs: int | None = None,
+        with_token_ids: bool = False,
+        named_by_ids: bool = False,
         **common: Any,
     ) -> None:
         super().__init__(**common)
         self._num_prompt_logprobs = prompt_logprobs
         self._scores: dict[int, Sequence[PromptPosition] | None] = {}  # by prompt; None: its answers have ended without
         self._held: dict[int, list[tuple[int, RequestDelta]]] = {}  # by prompt: what must not come before its scores
+        self.with_token_ids = with_token_ids
+        self.named_by_ids = named_by_ids
         self._include_usage = include_usage
         self._continuous_usage = continuous_usage
         self._opened: set[int] = set()  # the choices that have had a chunk
+        self._prompts_shown: set[int] = set()  # the choices that have had the token ids of their prompt
 
     @abstractmethod
     def opening(self, choice: int) -> msgspec.Struct | None:
         """The first chunk of a choice, before its first delta; None: there is none."""
 
     @abstractmethod
-    def chunk(self, choice: int, delta: RequestDelta) -> Any:
-        """The chunk for a delta of a choice; its `usage` can be set. None: this delta shows nothing yet."""
+    def chunks(self, choice: int, delta: RequestDelta) -> Sequence[Any]:
+        """The chunks for a delta of a choice; their `usage` can be set. Empty: this delta shows nothing yet."""
 
     @abstractmethod
     def closing(self, usage: Usage) -> msgspec.Struct:
@@ -53,6 +68,10 @@ class ChunkFace(Face):
     def needs_scores(self) -> bool:
         """Whether openings need the log-probabilities of prompts."""
         return self._num_prompt_logprobs is not None
+
+    @abstractmethod
+    def show_prompt_ids(self, chunk: Any, choice: int) -> None:
+        """Put the token ids of the prompt into the first chunk of a choice."""
 
     def events(self, choice: int, delta: RequestDelta) -> Iterator[bytes]:
         prompt, answer = divmod(choice, self.n)
@@ -70,16 +89,20 @@ class ChunkFace(Face):
         if choice not in self._opened:
             self._opened.add(choice)
             if (opening := self.opening(choice)) is not None:
+                self._show_prompt_ids_once(opening, choice)
                 yield self._line(opening)
-        if delta.text or delta.logprobs or delta.finish_reason is not None or delta.kv_transfer_params is not None:
-            chunk = self.chunk(choice, delta)
-            if chunk is None:
-                return
-            if delta.kv_transfer_params is not None:
-                chunk.kv_transfer_params = delta.kv_transfer_params
-            if self._continuous_usage:
-                chunk.usage = self.counts.usage()
-            yield self._line(chunk)
+        ended = delta.finish_reason is not None
+        shows_ids = self.with_token_ids and bool(delta.token_ids)
+        if delta.text or delta.logprobs or ended or shows_ids or delta.kv_transfer_params is not None:
+            for number, chunk in enumerate(self.chunks(choice, delta)):
+                if self.with_token_ids and not number:
+                    chunk.choices[0].token_ids = delta.token_ids
+                    self._show_prompt_ids_once(chunk, choice)
+                if delta.kv_transfer_params is not None and not number:
+                    chunk.kv_transfer_params = delta.kv_transfer_params
+                if self._continuous_usage:
+                    chunk.usage = self.counts.usage()
+                yield self._line(chunk)
 
     def _entries(self, scores: Sequence[PromptPosition] | None) -> PromptEntries | msgspec.UnsetType:
         """In vLLM's form; UNSET: not asked for."""
@@ -95,6 +118,11 @@ class ChunkFace(Face):
     def failed(self, error: ApiError) -> Iterator[bytes]:
         yield b"data: " + encode_json(error.body()) + b"\n\n"
         yield _DONE
+
+    def _show_prompt_ids_once(self, chunk: Any, choice: int) -> None:
+        if self.with_token_ids and choice not in self._prompts_shown:
+            self._prompts_shown.add(choice)
+            self.show_prompt_ids(chunk, choice)
 
     def _line(self, chunk: Any) -> bytes:
         if self._include_usage and chunk.usage is msgspec.UNSET:

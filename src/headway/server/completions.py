@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from msgspec import UNSET
+
 from headway.outputs import PromptPosition, RequestDelta, RequestOutput, TokenLogprob
 from headway.server.answer_bodies import Completion, CompletionChoice, CompletionLogprobs, Usage
-from headway.server.chunks import ChunkFace
+from headway.server.chunks import ChunkFace, token_name
 from headway.server.prompt_logprobs import add_echo
 
 
@@ -38,6 +40,8 @@ class CompletionFace(ChunkFace):
                 answer.finish_reason,
                 answer.stop_reason,
                 self._entries(output.prompt_logprobs),
+                answer.token_ids if self.with_token_ids else UNSET,
+                self.prompts[position].token_ids if self.with_token_ids else UNSET,
             )
             for position, output in enumerate(outputs)
             for answer in output.outputs
@@ -51,11 +55,13 @@ class CompletionFace(ChunkFace):
         logprobs = None if self._echo_logprobs is None else self._logprobs(choice, [], scores)
         return self._completion([CompletionChoice(choice, text, logprobs, prompt_logprobs=self._entries(scores))])
 
-    def chunk(self, choice: int, delta: RequestDelta) -> Completion:
+    def chunks(self, choice: int, delta: RequestDelta) -> list[Completion]:
         logprobs = self._logprobs(choice, delta.logprobs)
-        return self._completion(
-            [CompletionChoice(choice, delta.text, logprobs, delta.finish_reason, delta.stop_reason)]
-        )
+        news = CompletionChoice(choice, delta.text, logprobs, delta.finish_reason, delta.stop_reason)
+        return [self._completion([news])]
+
+    def show_prompt_ids(self, chunk: Completion, choice: int) -> None:
+        chunk.choices[0].prompt_token_ids = self.prompts[choice // self.n].token_ids
 
     def closing(self, usage: Usage) -> Completion:
         return self._completion([], usage)
@@ -90,11 +96,12 @@ class CompletionFace(ChunkFace):
             add_echo(logprobs, scores, self._echo_logprobs, text, first)
         for position in positions:
             sampled = next(iter(position.values()))  # the first entry is the token that was drawn
-            logprobs.tokens.append(sampled.decoded_token)
+            names = [token_name(token_id, token, by_id=self.named_by_ids) for token_id, token in position.items()]
+            logprobs.tokens.append(names[0])
             logprobs.token_logprobs.append(sampled.logprob)
             top: dict[str, float] = {}
-            for token in position.values():  # of tokens with the same text only the first has an entry
-                top.setdefault(token.decoded_token, token.logprob)
+            for name, token in zip(names, position.values()):  # of tokens of one name only the first has an entry
+                top.setdefault(name, token.logprob)
             logprobs.top_logprobs.append(top)
             logprobs.text_offset.append(offset)
             if sampled.bytes:  # a token that the text does not show takes no place in it

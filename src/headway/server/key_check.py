@@ -35,11 +35,11 @@ class KeyCheck:
             return
         try:
             headers = Headers(scope=scope)
-            key = self._keys.find(_shown(headers, self._path(scope)))
+            key = self._keys.find(_shown_key(headers, self._path(scope)))
             if key is None:
                 raise ApiError(401, "the API key is not valid here: ask the operator of this server", code=_CODE)
         except ApiError as refusal:
-            response = refusal.response()
+            response = refusal.response(self._path(scope))
             response.headers["WWW-Authenticate"] = "Bearer"
             if _goes_on_for_long(headers):
                 response.headers["Connection"] = "close"
@@ -55,7 +55,7 @@ class KeyCheck:
         return path[len(root) :] if root and path.startswith(f"{root}/") else path
 
 
-def _shown(headers: Headers, path: str) -> str:
+def _shown_key(headers: Headers, path: str) -> str:
     """The key that a request shows. Raises ApiError if it shows none, or several."""
     name = "Authorization"
     if name not in headers and (path == _ANTHROPIC or path.startswith(f"{_ANTHROPIC}/")) and "x-api-key" in headers:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 _MEANINGS = {
     400: "The request is not valid; the message names field and value.",
+    401: "The request shows no key that is valid here.",
     403: "The route is off, or only for the server's own host.",
     404: "There is no such model or path.",
     408: "The body was not complete in time.",
@@ -32,7 +33,6 @@ _STATUSES = {
     "/v1/models/{model}": (404,),
     "/health": (503,),
     "/server_info": (400,),
-    "/tokenizer_info": (404,),
     "/pause": _ENGINE,
     "/resume": _ENGINE,
     "/is_paused": _ENGINE,
@@ -51,6 +51,18 @@ _ERROR = {
         }
     },
 }
+_ANTHROPIC_ERROR = {
+    "type": "object",
+    "required": ["type", "error"],
+    "properties": {
+        "type": {"const": "error"},
+        "error": {
+            "type": "object",
+            "required": ["type", "message"],
+            "properties": {"type": {"type": "string"}, "message": {"type": "string"}},
+        },
+    },
+}
 
 
 def body_of(model: type[Any], *more: type[Any]) -> dict[str, Any]:
@@ -62,18 +74,33 @@ def body_of(model: type[Any], *more: type[Any]) -> dict[str, Any]:
 
 def describe_answers(document: dict[str, Any]) -> None:
     """Write the statuses of every route into an OpenAPI document."""
-    document.setdefault("components", {}).setdefault("schemas", {})["Error"] = _ERROR
-    content = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+    schemas = document.setdefault("components", {}).setdefault("schemas", {})
+    schemas["Error"], schemas["AnthropicError"] = _ERROR, _ANTHROPIC_ERROR
     for path, methods in document["paths"].items():
         for operation in methods.values():
             responses = operation["responses"]
             responses.pop("422", None)  # FastAPI's own checks take no part: the routes read their bodies themselves
             for status in _STATUSES.get(path, ()):
-                responses[str(status)] = {"description": _MEANINGS[status], "content": content}
+                responses[str(status)] = _error(path, status)
             if path == "/metrics":
                 responses["200"]["content"] = {"text/plain": {"schema": {"type": "string"}}}
             elif path in _STREAMS:
                 responses["200"]["content"]["text/event-stream"] = {}
+
+
+def describe_key(document: dict[str, Any], open_paths: Collection[str]) -> None:
+    """Write into an OpenAPI document that all paths but the open ones ask for a key."""
+    document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    for path, methods in document["paths"].items():
+        for operation in methods.values() if path not in open_paths else ():
+            operation["security"] = [{"key": []}]
+            operation["responses"]["401"] = _error(path, 401)
+
+
+def _error(path: str, status: int) -> dict[str, Any]:
+    form = "AnthropicError" if path.startswith("/v1/messages") else "Error"
+    schema = {"$ref": f"#/components/schemas/{form}"}
+    return {"description": _MEANINGS[status], "content": {"application/json": {"schema": schema}}}
 
 
 def describe_model(document: dict[str, Any], model_names: Sequence[str]) -> None:

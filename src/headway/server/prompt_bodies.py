@@ -13,13 +13,17 @@ from fastapi import Request
 
 from headway.client.bad_words import spelled_out
 from headway.client.engine_client import EngineClient
+from headway.errors import RequestError
 from headway.sampling import SamplingParams
 from headway.server.body import BodyForm, read_body
 from headway.server.generate import Prompt, unless_disconnected
+from headway.server.prompt_fields import Truncation
 from headway.server.protocol import ChatCompletionRequest, CompletionRequest
 from headway.server.service import Service, service_of
 
 B = TypeVar("B", CompletionRequest, ChatCompletionRequest)
+
+MAX_REPEATED_IDS = 2**20  # in all answers of one HTTP request; in the engine each takes some 40 bytes
 
 _COMPLETION: BodyForm[CompletionRequest] = BodyForm(CompletionRequest, CompletionRequest)
 _CHAT: BodyForm[ChatCompletionRequest] = BodyForm(ChatCompletionRequest, ChatCompletionRequest)
@@ -38,8 +42,8 @@ async def read_completion(request: Request) -> PromptBody[CompletionRequest]:
     service = service_of(request)
     body = await _read(request, _COMPLETION)
     sampling = await _sampling(service, body)
-    service.client.check_num_answers(len(body.prompt), sampling.n)
-    prompts = await unless_disconnected(request, _prompts(service.client, body.prompt))
+    _check_num_answers(service, len(body.prompt), sampling)
+    prompts = await unless_disconnected(request, _prompts(service.client, body))
     return PromptBody(body, sampling, prompts)
 
 
@@ -52,8 +56,9 @@ async def chat_prompt(request: Request, body: ChatCompletionRequest) -> PromptBo
     """A body with the prompt of its conversation. Raises RequestError and ApiError."""
     service = service_of(request)
     sampling = await _sampling(service, body)
-    service.client.check_num_answers(1, sampling.n)
-    prompt = await unless_disconnected(request, _chat_prompt(service, body))
+    _check_num_answers(service, 1, sampling)
+    prompt = await unless_disconnected(request, prompt_of(service, body))
+    sampling = service.parsers.sampling(body, sampling, prompt.text or "")
     return PromptBody(body, sampling, [prompt])
 
 
@@ -61,6 +66,18 @@ async def _read(request: Request, form: BodyForm[B]) -> B:
     service = service_of(request)
     service.check_open()
     return await read_body(request, form, service.client.prompts.texts)
+
+
+def _check_num_answers(service: Service, num_prompts: int, sampling: SamplingParams) -> None:
+    """Raises RequestError for more answers than the engine can ever hold, and for a long list that very many of them
+    would repeat there."""
+    service.client.check_num_answers(num_prompts, sampling.n)
+    num_ids, num_answers = len(sampling.allowed_token_ids or ()), num_prompts * sampling.n
+    if num_ids * num_answers > MAX_REPEATED_IDS:
+        raise RequestError(
+            f"{num_ids} allowed_token_ids x {num_answers} answers are {num_ids * num_answers} ids; one request brings "
+            f"at most {MAX_REPEATED_IDS}: send fewer prompts, or allow fewer tokens"
+        )
 
 
 async def _sampling(service: Service, body: CompletionRequest | ChatCompletionRequest) -> SamplingParams:
@@ -73,17 +90,35 @@ async def _sampling(service: Service, body: CompletionRequest | ChatCompletionRe
     return await service.client.prompts.texts.run(length, partial(spelled_out, sampling, service.client.tokenizer))
 
 
-async def _prompts(client: EngineClient, prompts: Sequence[str | list[int]]) -> list[Prompt]:
-    texts = [prompt for prompt in prompts if isinstance(prompt, str)]  # of one request: all are texts, or none
+async def _prompts(client: EngineClient, body: CompletionRequest) -> list[Prompt]:
+    truncation = body.truncation(client.config.max_model_len)
+    texts = [prompt for prompt in body.prompt if isinstance(prompt, str)]  # of one request: all are texts, or none
     if not texts:
-        return [Prompt(prompt) for prompt in prompts if isinstance(prompt, list)]
-    encoded = await client.prompts.encode_prompts(texts, add_special_tokens=True)
-    return [Prompt(token_ids, text) for token_ids, text in zip(encoded, texts)]
+        return [_cut(Prompt(prompt), truncation) for prompt in body.prompt if isinstance(prompt, list)]
+    return await _encoded(client, texts, truncation, add_special_tokens=body.add_special_tokens)
 
 
-async def _chat_prompt(service: Service, body: ChatCompletionRequest) -> Prompt:
-    service.client.prompts.limit.check(body.num_characters)
+async def prompt_of(service: Service, body: ChatCompletionRequest) -> Prompt:
+    """The prompt of a conversation. Raises RequestError and ApiError."""
+    client = service.client
+    truncation = body.truncation(client.config.max_model_len)
+    if truncation is None:
+        client.prompts.limit.check(body.num_characters)
     text = await service.render(body)
-    # The template has written the special tokens already.
-    (token_ids,) = await service.client.prompts.encode_prompts([text], add_special_tokens=False)
-    return Prompt(token_ids, text)
+    (prompt,) = await _encoded(client, [text], truncation, add_special_tokens=body.add_special_tokens)
+    return Prompt(prompt.token_ids, text)
+
+
+async def _encoded(
+    client: EngineClient, texts: Sequence[str], truncation: Truncation | None, *, add_special_tokens: bool
+) -> list[Prompt]:
+    if truncation is not None:
+        texts = [truncation.text(text, client.prompts.limit.characters) for text in texts]
+    encoded = await client.prompts.encode_prompts(texts, add_special_tokens=add_special_tokens)
+    return [_cut(Prompt(token_ids, text), truncation) for token_ids, text in zip(encoded, texts)]
+
+
+def _cut(prompt: Prompt, truncation: Truncation | None) -> Prompt:
+    """A prompt that was cut has no text: `echo` shows what is left of it."""
+    token_ids = prompt.token_ids if truncation is None else truncation.tokens(prompt.token_ids)
+    return prompt if token_ids is prompt.token_ids else Prompt(token_ids)

@@ -30,9 +30,11 @@ from headway.errors import ContextLengthError
 from headway.kv_transfer_params import copied
 from headway.request import NewRequest, Transfer
 from headway.sampling import MAX_LOGPROBS, SamplingParams
+from headway.server.prompt_fields import PromptFields
 from headway.server.reasoning_fields import ReasoningFields
 from headway.server.sampling_fields import Int32, MaxTokens, NumLogprobs, SamplingFields, TokenId
 from headway.server.structured_output_fields import StructuredOutputFields
+from headway.server.token_id_fields import TokenIdFields
 from headway.server.tool_fields import CALLS_NEED_TOOLS, ToolConversation
 
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's default for /v1/completions
@@ -44,8 +46,8 @@ _PromptForms = (
 )
 
 
-class _Bookkeeping(StrictModel):
-    """Fields of OpenAI's API that SDKs send and that change no answer here."""
+class Ignored(StrictModel):
+    """Fields that clients send and that change no answer here. vllm_xargs: for extensions, of which there are none."""
 
     user: str | None = None
     metadata: Annotated[dict[str, str] | None, AtMost(64, "entries")] = None
@@ -54,6 +56,7 @@ class _Bookkeeping(StrictModel):
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
     prompt_cache_retention: str | None = None
+    vllm_xargs: dict[str, Any] | None = None
 
 
 class StreamOptions(StrictModel):
@@ -65,7 +68,7 @@ class StreamOptions(StrictModel):
 _STREAM_OPTIONS = any_of({"stream_options": NOTHING}, {"stream": ON})
 
 
-class GenerationRequest(_Bookkeeping, SamplingFields, StructuredOutputFields):
+class GenerationRequest(Ignored, SamplingFields, StructuredOutputFields):
     """The fields that completions and chat completions have in common."""
 
     model: str | None = None
@@ -146,7 +149,7 @@ def _check_prompt(value: Any) -> list[Prompt]:
     raise ValueError("prompt must be a string, a list of strings, a list of token ids, or a list of lists of token ids")
 
 
-class CompletionRequest(GenerationRequest):
+class CompletionRequest(GenerationRequest, PromptFields, TokenIdFields):
     """POST /v1/completions."""
 
     model_config = ConfigDict(json_schema_extra={"allOf": [_STREAM_OPTIONS]})
@@ -159,7 +162,8 @@ class CompletionRequest(GenerationRequest):
     logprobs: NumLogprobs | None = None
     echo: bool | None = None
     best_of: Int32 | None = None
-    suffix: Annotated[Any, Unsupported()] = None
+    suffix: Annotated[Any, Unsupported("")] = None
+    add_special_tokens: bool = True
 
     @model_validator(mode="after")
     def _refuse(self) -> CompletionRequest:
@@ -182,7 +186,7 @@ class CompletionRequest(GenerationRequest):
         )
 
 
-class ChatCompletionRequest(GenerationRequest, ToolConversation, ReasoningFields):
+class ChatCompletionRequest(GenerationRequest, ToolConversation, PromptFields, TokenIdFields, ReasoningFields):
     """POST /v1/chat/completions."""
 
     model_config = ConfigDict(
@@ -191,7 +195,7 @@ class ChatCompletionRequest(GenerationRequest, ToolConversation, ReasoningFields
                 _STREAM_OPTIONS,
                 ONE_WAY_TO_GO_ON,
                 CALLS_NEED_TOOLS,
-                any_of({"top_logprobs": NOTHING}, {"logprobs": ON}),
+                any_of({"top_logprobs": {"enum": [0, None]}}, {"logprobs": ON}),
                 any_of({"max_tokens": NOTHING}, {"max_completion_tokens": NOTHING}),
             ]
         }
@@ -201,18 +205,19 @@ class ChatCompletionRequest(GenerationRequest, ToolConversation, ReasoningFields
     max_completion_tokens: MaxTokens | None = None
     logprobs: bool | None = None
     top_logprobs: NumLogprobs | None = None
+    add_special_tokens: bool = False  # the template has written them already
 
     # Fields of OpenAI's API that this server does not support.
     modalities: Annotated[Any, Unsupported(["text"])] = None
     audio: Annotated[Any, Unsupported()] = None
     prediction: Annotated[Any, Unsupported()] = None
-    verbosity: Annotated[Any, Unsupported()] = None
+    verbosity: Annotated[Any, Unsupported("medium")] = None
     web_search_options: Annotated[Any, Unsupported()] = None
 
     @model_validator(mode="after")
     def _refuse(self) -> ChatCompletionRequest:
         if self.top_logprobs is not None:
-            if not self.logprobs:
+            if not self.logprobs and self.top_logprobs != 0:
                 raise ValueError("top_logprobs needs logprobs to be true")
             if not 0 <= self.top_logprobs <= MAX_LOGPROBS:
                 raise ValueError(f"top_logprobs must be in [0, {MAX_LOGPROBS}], got {self.top_logprobs}")

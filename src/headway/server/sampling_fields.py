@@ -8,12 +8,22 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, WithJsonSchema
+from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from headway.client.field_rules import AtMost
 from headway.client.strict_model import StrictModel
 from headway.errors import RequestError
-from headway.sampling import LIMITS, MAX_LOGIT_BIAS, MAX_STOP_STRINGS, MAX_STOP_TOKEN_IDS, SamplingParams
+from headway.repetition_detection import MAX_PATTERN_SIZE, MAX_REPETITIONS, RepetitionDetectionParams
+from headway.sampling import (
+    LIMITS,
+    MAX_ALLOWED_TOKEN_IDS,
+    MAX_BAD_WORD,
+    MAX_BAD_WORDS,
+    MAX_LOGIT_BIAS,
+    MAX_STOP_STRINGS,
+    MAX_STOP_TOKEN_IDS,
+    SamplingParams,
+)
 
 # Integers cross to the engine in 32 bits, seeds in 64. SamplingParams checks the narrower limits.
 Int32 = Annotated[int, Field(ge=-(2**31), le=2**31 - 1)]
@@ -32,6 +42,31 @@ NumLogprobs = Annotated[Int32, _range_of("logprobs", "integer")]
 _StopString = Annotated[str, WithJsonSchema({"type": "string", "minLength": 1})]
 _Bias = Annotated[float, _range_of("logit_bias")]
 _Biases = Annotated[dict[str, _Bias], Field(json_schema_extra={"propertyNames": {"pattern": "^[0-9]{1,9}$"}})]
+_BadWord = Annotated[str, WithJsonSchema({"type": "string", "minLength": 1, "maxLength": MAX_BAD_WORD})]
+
+
+def _only_token_ids(ids: Any) -> Any:
+    """The list as it is. Raises ValueError for its first item that is no token id: pydantic would make an error of
+    each."""
+    for index, item in enumerate(ids if isinstance(ids, list) else ()):
+        if type(item) is not int or not 0 <= item < 2**31:
+            raise ValueError(f"allowed_token_ids[{index}] must be a token id, got {item!r:.100}")
+    return ids
+
+
+def _size(most: int) -> WithJsonSchema:
+    return WithJsonSchema({"type": "integer", "minimum": 0, "maximum": most})
+
+
+class RepetitionDetection(StrictModel):
+    """See `RepetitionDetectionParams`, which refuses other numbers."""
+
+    max_pattern_size: Annotated[Int32, _size(MAX_PATTERN_SIZE)] = 0
+    min_pattern_size: Annotated[Int32, _size(MAX_PATTERN_SIZE)] = 0
+    min_count: Annotated[Int32, _size(MAX_REPETITIONS)] = 0
+
+    def params(self) -> RepetitionDetectionParams:
+        return RepetitionDetectionParams(**self.model_dump())
 
 
 class SamplingFields(StrictModel):
@@ -55,7 +90,16 @@ class SamplingFields(StrictModel):
     ignore_eos: bool | None = None
     include_stop_str_in_output: bool | None = None
     skip_special_tokens: bool | None = None
+    spaces_between_special_tokens: bool | None = None
     prompt_logprobs: NumLogprobs | None = None
+    bad_words: Annotated[list[_BadWord] | None, AtMost(MAX_BAD_WORDS, "words")] = None
+    allowed_token_ids: Annotated[
+        Annotated[list[TokenId], Field(json_schema_extra={"minItems": 1})] | None,
+        BeforeValidator(_only_token_ids),
+        AtMost(MAX_ALLOWED_TOKEN_IDS, "token ids"),
+    ] = None
+    repetition_detection: RepetitionDetection | None = None
+    thinking_token_budget: Annotated[Int32, _range_of("thinking_token_budget", "integer")] | None = None
 
     @property
     def num_prompt_logprobs(self) -> int | None:
@@ -82,6 +126,8 @@ class SamplingFields(StrictModel):
                 given[name] = value
         if self.logit_bias is not None:
             given["logit_bias"] = {_token_id(key): bias for key, bias in self.logit_bias.items()}
+        if self.repetition_detection is not None:
+            given["repetition_detection"] = self.repetition_detection.params()
         return SamplingParams(
             **given, max_tokens=max_tokens, logprobs=logprobs, prompt_logprobs=self.num_prompt_logprobs
         )
@@ -90,6 +136,7 @@ class SamplingFields(StrictModel):
 _FOR_PREFILL = {
     *("temperature", "top_p", "top_k", "min_p", "seed", "presence_penalty", "frequency_penalty"),
     *("repetition_penalty", "logit_bias", "ignore_eos", "stop_token_ids", "priority", "cache_salt"),
+    *("bad_words", "allowed_token_ids"),
 }
 _SAMPLING_FIELDS = (
     "n",
@@ -107,6 +154,10 @@ _SAMPLING_FIELDS = (
     "ignore_eos",
     "include_stop_str_in_output",
     "skip_special_tokens",
+    "spaces_between_special_tokens",
+    "bad_words",
+    "allowed_token_ids",
+    "thinking_token_budget",
 )
 
 

@@ -76,6 +76,9 @@ def _app_of(config: EngineConfig, settings: ServerSettings) -> Callable[[EngineC
         trust_request_chat_template=settings.trust_request_chat_template,
         escape_special_tokens=settings.escape_special_tokens,
         strict_fields=settings.strict_fields,
+        tool_call_parser=settings.tool_call_parser,
+        enable_auto_tool_choice=settings.enable_auto_tool_choice,
+        reasoning_parser=settings.reasoning_parser,
     )
     if not settings.prefill:
         return make_app

@@ -15,6 +15,7 @@ from headway.client.conversation import Conversation
 from headway.client.engine_client import EngineClient
 from headway.client.special_tokens import SpecialTokenEscape
 from headway.errors import ShuttingDownError
+from headway.server.answer_parsers import AnswerParsers
 from headway.server.body_budget import BodyBudget
 from headway.server.engine_health import EngineHealth
 from headway.server.errors import ApiError
@@ -36,13 +37,13 @@ class Service:
     trust_request_chat_template: requests may bring templates.
     escape_special_tokens: special tokens that chat messages spell are text, see `SpecialTokenEscape`.
     strict_fields: unknown fields of requests are refused, see `UnknownFields`.
-    tokenizer_info: serve /tokenizer_info.
+    tool_call_parser, enable_auto_tool_choice, reasoning_parser: see `AnswerParsers`.
     prefill: the engines that compute prompts for this one; None: it asks no engine by itself.
     bodies: the bytes of all bodies that are being read.
     loop_monitor: `watch` is for the server to start.
     draining: the server is about to stop and takes no new requests.
 
-    Raises ValueError for a chat template that does not exist or is not valid.
+    Raises ValueError for a chat template that does not exist or is not valid, and for an unknown parser.
     """
 
     def __init__(
@@ -56,19 +57,27 @@ class Service:
         trust_request_chat_template: bool = False,
         escape_special_tokens: bool = False,
         strict_fields: bool = False,
-        tokenizer_info: bool = False,
+        tool_call_parser: str | None = None,
+        enable_auto_tool_choice: bool = False,
+        reasoning_parser: str | None = None,
         prefill: PrefillEngines | None = None,
     ) -> None:
         self.client = client
         self.model_name = model_name
         self.model_names = (model_name, *(name for name in model_aliases if name != model_name))
         self._chat_template = ChatTemplate(client.tokenizer, model_name, chat_template)
+        self.parsers = AnswerParsers(
+            client.tokenizer,
+            self._chat_template,
+            tool_call_parser=tool_call_parser,
+            auto_tool_choice=enable_auto_tool_choice,
+            reasoning_parser_name=reasoning_parser,
+        )
         self._trust_request_chat_template = trust_request_chat_template
         self._escape = SpecialTokenEscape(client.tokenizer) if escape_special_tokens else None
         self.prefill = prefill
         self.unknown_fields = UnknownFields(strict=strict_fields)
         self.admin_api = admin_api
-        self.tokenizer_info = tokenizer_info
         self.created = int(time.time())
         self.metrics = ServerMetrics(model_name, lambda: client.snapshot, client.config.max_model_len)
         self.metrics.add(EngineHealth(model_name, client))
@@ -113,10 +122,10 @@ class Service:
             )
         return await self.client.prompts.texts.run(conversation.size, partial(self._render, conversation))
 
-    def answer_parser(self, body: ChatCompletionRequest, prompt: str = "") -> AnswerParser:  # noqa: ARG002
+    def answer_parser(self, body: ChatCompletionRequest, prompt: str = "") -> AnswerParser:
         """A parser for one answer to this body. prompt: the text that the chat template made: an answer may begin in
         the middle of the reasoning."""
-        return AnswerParser()
+        return self.parsers.new(body, prompt)
 
     def _render(self, conversation: Conversation) -> str:
         return self._chat_template.render(conversation, self._escape)

@@ -26,6 +26,8 @@ class ServerSettings:
     trust_request_chat_template: requests may bring a template, whose time and memory have no limit.
     escape_special_tokens: special tokens that chat messages spell are text, and not tokens.
     strict_fields: refuse fields of requests that are not known, instead of ignoring them.
+    tool_call_parser, reasoning_parser: how the model calls tools and thinks, see docs/tools.md.
+    enable_auto_tool_choice: do not start if it is not known how the model calls tools.
     admin_api: serve /pause, /resume, /is_paused and /reset_prefix_cache, and /debug/ownership to every host.
 
     Prefill engines
@@ -54,6 +56,9 @@ class ServerSettings:
     trust_request_chat_template: bool = False
     escape_special_tokens: bool = False
     strict_fields: bool = False
+    tool_call_parser: str | None = None
+    enable_auto_tool_choice: bool = False
+    reasoning_parser: str | None = None
     admin_api: bool = False
     prefill: tuple[str, ...] = ()
     prefill_api_key: str | None = field(default=None, repr=False)

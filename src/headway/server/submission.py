@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Callable, Sequence
 
 from fastapi import Request, Response
 
+from headway.client.engine_client import PendingRequest
+from headway.errors import DuplicateRequestError
 from headway.request import NewRequest, Transfer
 from headway.sampling import SamplingParams
 from headway.server.generate import Face, Prompt, respond, unless_disconnected
@@ -13,6 +16,8 @@ from headway.server.key_check import salt_of
 from headway.server.protocol import ChatCompletionRequest, CompletionRequest
 from headway.server.service import service_of
 from headway.server.structured_output_fields import as_fields
+
+_TRIES, _TRY_SECONDS = 50, 0.01  # a client that has left is noticed within a few turns of the event loop
 
 
 async def submit(
@@ -42,5 +47,18 @@ async def submit(
     service.check_open()  # again, because the server may have begun to stop while the body came
     if source is not None:
         requests[0].transfer = Transfer.PULL
-    pending = client.submit(requests, stream=bool(body.stream), source=source)
+    shown = service.parsers.shown(body) if isinstance(body, ChatCompletionRequest) else ()
+    stream = bool(body.stream)
+    pending = await _taken(request, lambda: client.submit(requests, stream=stream, source=source, shown=shown))
     return await respond(request, pending, face, stream=bool(body.stream), texts=client.prompts.texts)
+
+
+async def _taken(request: Request, submit: Callable[[], PendingRequest]) -> PendingRequest:
+    """What `submit` returns. The client of an id that is in use may have left just now, and ask anew: the id is waited
+    for a moment. Raises DuplicateRequestError if it is still in use then."""
+    for _ in range(_TRIES):
+        try:
+            return submit()
+        except DuplicateRequestError:
+            await unless_disconnected(request, asyncio.sleep(_TRY_SECONDS))
+    return submit()

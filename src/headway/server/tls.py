@@ -77,7 +77,7 @@ class Tls:
             if self.ciphers is not None:
                 context.set_ciphers(self.ciphers)
         except ssl.SSLError as error:
-            reason = error.reason or "the file is not what it should be"
+            reason = getattr(error, "reason", None) or str(error.args[0])
             raise ValueError(f"TLS cannot be set up ({', '.join(filter(None, files))}): {reason}") from None
         except OSError as error:
             raise ValueError(f"TLS needs {error.filename}, which cannot be read: {error.strerror or error}") from None

@@ -40,7 +40,7 @@ class ToolFields(StrictModel):
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
     functions: Annotated[Any, Unsupported()] = None
-    function_call: Annotated[Any, Unsupported("none")] = None
+    function_call: Annotated[Any, Unsupported("none", "auto")] = None
 
 
 class ToolConversation(Conversation, ToolFields):

@@ -22,7 +22,7 @@ class Shape(NamedTuple):
 
     stem, shared: the common beginning, and the number of its tokens. own: further tokens of this request alone.
     salt: 0 is none. stops: how many of STOP_TOKENS end it. spans: layout of images in the prompt; 0: no images.
-    prepare: whether a preprocess job works on it first.
+    prepare: whether a preprocess job works on it first. judged: whether it asks for log-probabilities of its prompt.
     """
 
     uid: int
@@ -36,6 +36,7 @@ class Shape(NamedTuple):
     stops: int = 0
     spans: int = 0
     prepare: int = 0
+    judged: int = 0
 
     def request(self, now: float) -> Request:
         """The request, arriving now."""
@@ -44,7 +45,12 @@ class Shape(NamedTuple):
             uid=self.uid,
             request_id=f"r{self.uid}",
             prompt=prompt_of(tokens),
-            sampling=SamplingParams(max_tokens=self.max_tokens, min_tokens=min(self.min_tokens, self.max_tokens)),
+            sampling=SamplingParams(
+                max_tokens=self.max_tokens,
+                min_tokens=min(self.min_tokens, self.max_tokens),
+                prompt_logprobs=1 if self.judged else None,
+            ),
+            reads_prefix_cache=not self.judged,
             max_tokens=self.max_tokens,
             stop_token_ids=STOP_TOKENS[: self.stops],
             priority=self.priority,

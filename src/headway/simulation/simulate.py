@@ -10,6 +10,7 @@ from headway.simulation.calm import calm
 from headway.simulation.events import Event, EventTrace
 from headway.simulation.faults import Faults
 from headway.simulation.history import Violation
+from headway.simulation.judged import Judged
 from headway.simulation.movements import Movements
 from headway.simulation.pairs import Pairs
 from headway.simulation.setting import Setting, WorldSetting
@@ -22,13 +23,18 @@ Mode = Literal["safety", "liveness", "both"]
 """safety: all owners are recounted after every message and pass. liveness: after the last step the faults stop, and
 every request must end. both: both."""
 
-Traffic = Literal["mixed", "siblings", "transfers", "pairs"]
+Traffic = Literal["mixed", "siblings", "judged", "transfers", "pairs"]
 """mixed: requests of many kinds, equal by chance. siblings: families of equal prompts, and of prompts that share
-several blocks. transfers: requests that pull or lend the KV of their prompt, on one engine. pairs: P and D engines, and
-a network between them."""
+several blocks. judged: siblings of which many ask for the log-probabilities of their prompts. transfers: requests that
+pull or lend the KV of their prompt, on one engine. pairs: P and D engines, and a network between them."""
 
-_SETTINGS = {"mixed": Setting.of_seed, "siblings": Setting.of_siblings, "transfers": Setting.of_transfers}
-_FAULTS = {"mixed": Faults, "siblings": Siblings, "transfers": Movements}
+_SETTINGS = {
+    "mixed": Setting.of_seed,
+    "siblings": Setting.of_siblings,
+    "judged": Setting.of_siblings,
+    "transfers": Setting.of_transfers,
+}
+_FAULTS = {"mixed": Faults, "siblings": Siblings, "judged": Judged, "transfers": Movements}
 
 Course = Simulation | World
 

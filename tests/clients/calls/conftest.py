@@ -63,6 +63,12 @@ def thinker() -> Server:
 
 
 @pytest.fixture(scope="session")
+def tokenizer() -> str:
+    """The folder with the tokenizer of the embedded model, for clients that count tokens themselves."""
+    return str(Path(__file__).parents[3] / "src" / "headway" / "default_model")
+
+
+@pytest.fixture(scope="session")
 def javascript() -> Callable[..., Any]:
     """Runs a call of tests/clients/javascript/NAME.mjs and gives what it returns."""
 

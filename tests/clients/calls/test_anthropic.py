@@ -11,6 +11,7 @@ WEATHER: dict[str, Any] = {
     "input_schema": {"type": "object", "properties": {"city": {"type": "string", "enum": ["Paris", "Rome"]}}},
 }
 WEATHER["input_schema"]["required"] = ["city"]
+GREEDY = {"temperature": 0}  # this client has no argument for it
 SUM = [{"role": "user", "content": "12+34="}]
 PARIS = {"role": "user", "content": "What is the weather in Paris?"}
 
@@ -22,7 +23,7 @@ def client(server, **options) -> anthropic.Anthropic:
 @pytest.mark.shows("answer")
 @pytest.mark.shows("messages API")
 def test_a_message(sums) -> None:
-    done = client(sums).messages.create(model=sums.model, max_tokens=20, system="Add.", messages=SUM, temperature=0)
+    done = client(sums).messages.create(model=sums.model, max_tokens=20, system="Add.", messages=SUM)
     assert [block.text for block in done.content] == ["46"] and done.stop_reason == "end_turn"
     assert done.usage.input_tokens > 0 and done.usage.output_tokens > 0
 
@@ -59,7 +60,7 @@ def test_the_model_chooses_to_use_a_tool(talker) -> None:
 @pytest.mark.parametrize("choice", [{"type": "any"}, {"type": "tool", "name": "get_weather"}], ids=str)
 def test_a_tool_can_be_required(sums, choice) -> None:
     done = client(sums).messages.create(
-        model=sums.model, max_tokens=200, messages=SUM, tools=[WEATHER], tool_choice=choice, temperature=0
+        model=sums.model, max_tokens=600, messages=SUM, tools=[WEATHER], tool_choice=choice
     )
     use = next(block for block in done.content if block.type == "tool_use")
     assert use.input["city"] in ("Paris", "Rome")
@@ -97,7 +98,7 @@ def test_the_runner_of_tools_goes_the_whole_round(talker) -> None:
         return "sunny, 21 degrees" if city == "Paris" else "unknown"
 
     runner = client(talker).beta.messages.tool_runner(
-        model=talker.model, max_tokens=100, messages=[PARIS], tools=[get_weather]
+        model=talker.model, max_tokens=100, messages=[PARIS], tools=[get_weather], thread=False
     )
     assert runner.until_done().content[0].text == "It is sunny in Paris: 21 degrees."
 
@@ -164,6 +165,12 @@ async def test_many_at_once(sums) -> None:
     ask = anthropic.AsyncAnthropic(base_url=sums.url, api_key=sums.key).messages
     questions = [[{"role": "user", "content": f"{number}+5="}] for number in range(10, 18)]
     answers = await asyncio.gather(
-        *(ask.create(model=sums.model, max_tokens=20, messages=question, temperature=0) for question in questions)
+        *(ask.create(model=sums.model, max_tokens=20, messages=question, extra_body=GREEDY) for question in questions)
     )
     assert [done.content[0].text for done in answers] == [str(number + 5) for number in range(10, 18)]
+
+
+@pytest.mark.shows("files and batches", "refused by name")
+def test_batches_are_refused_by_name(sums) -> None:
+    with pytest.raises(anthropic.NotFoundError, match="one by one"):
+        client(sums).messages.batches.list()

@@ -49,30 +49,31 @@ def test_an_object_by_json(sums, mode) -> None:
 @pytest.mark.parametrize("mode", [Mode.TOOLS, Mode.TOOLS_STRICT])
 def test_an_object_by_a_named_tool(sums, mode) -> None:
     done = client(sums, mode).chat.completions.create(
-        model=sums.model, messages=SUM, response_model=Verdict, max_tokens=200, temperature=0, max_retries=0
+        model=sums.model, messages=SUM, response_model=Verdict, max_tokens=600, temperature=0, max_retries=0
     )
     assert isinstance(done, Verdict)
 
 
-@pytest.mark.shows("tools: required")
+@pytest.mark.shows("tools: auto")
 @pytest.mark.shows("tools: several at once")
-def test_several_objects_by_required_calls(sums) -> None:
-    done = client(sums, Mode.PARALLEL_TOOLS).chat.completions.create(
-        model=sums.model,
-        messages=SUM,
-        response_model=Iterable[Verdict],
-        max_tokens=200,
-        temperature=0,
-        tool_choice="required",
+def test_several_objects_by_calls_that_the_model_chooses(talker) -> None:
+    class get_weather(BaseModel):
+        city: str
+
+    done = client(talker, Mode.PARALLEL_TOOLS).chat.completions.create(
+        model=talker.model,
+        messages=[{"role": "user", "content": "What is the weather in Paris and in Rome?"}],
+        response_model=Iterable[get_weather],
+        max_retries=0,
     )
-    assert all(isinstance(verdict, Verdict) for verdict in done)
+    assert [call.city for call in done] == ["Paris", "Rome"]
 
 
 @pytest.mark.shows("streaming")
 @pytest.mark.shows("tools: streamed")
 def test_a_partial_object_grows(sums) -> None:
     partial = client(sums, Mode.TOOLS).chat.completions.create_partial(
-        model=sums.model, messages=SUM, response_model=Verdict, max_tokens=200, temperature=0
+        model=sums.model, messages=SUM, response_model=Verdict, max_tokens=600, temperature=0
     )
     assert list(partial)[-1].larger in ("9", "11")
 
@@ -82,7 +83,7 @@ def test_an_answer_beside_the_object(talker) -> None:
     weather, done = client(talker, Mode.JSON_SCHEMA).chat.completions.create_with_completion(
         model=talker.model, messages=as_json(), response_model=Weather, max_tokens=60
     )
-    assert weather == Weather(city="Paris", degrees=21) and done.usage.completion_tokens > 0
+    assert weather.model_dump() == {"city": "Paris", "degrees": 21} and done.usage.completion_tokens > 0
 
 
 @pytest.mark.shows("context overflow")

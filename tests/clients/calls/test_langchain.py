@@ -5,7 +5,8 @@ from typing import Literal
 import openai
 import pytest
 from langchain.agents import create_agent
-from langchain_core.messages import ToolMessage
+from langchain_core.exceptions import ContextOverflowError
+from langchain_core.messages import HumanMessage, ToolMessage
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI, OpenAI, OpenAIEmbeddings
 from pydantic import BaseModel
@@ -67,7 +68,7 @@ def test_log_probabilities(sums) -> None:
 
 @pytest.mark.shows("several answers")
 def test_several_answers(sums) -> None:
-    assert len(chat(sums, n=2, temperature=1).generate([[("user", "12+34=")]]).generations[0]) == 2
+    assert len(chat(sums, n=2, temperature=1).generate([[HumanMessage("12+34=")]]).generations[0]) == 2
 
 
 @pytest.mark.shows("stop strings")
@@ -101,13 +102,13 @@ def test_with_structured_output_by_json_mode(talker) -> None:
 
 @pytest.mark.shows("tools: named")
 def test_with_structured_output_by_a_named_tool(sums) -> None:
-    model = chat(sums, max_tokens=200, temperature=0).with_structured_output(Verdict, method="function_calling")
+    model = chat(sums, max_tokens=600, temperature=0).with_structured_output(Verdict, method="function_calling")
     assert isinstance(model.invoke("9 11"), Verdict)
 
 
 @pytest.mark.shows("tools: required")
 def test_bound_tools_can_be_required(sums) -> None:
-    done = chat(sums, max_tokens=200, temperature=0).bind_tools([get_weather], tool_choice="any").invoke("12+34=")
+    done = chat(sums, max_tokens=600, temperature=0).bind_tools([get_weather], tool_choice="any").invoke("12+34=")
     assert done.tool_calls[0]["name"] == "get_weather" and done.tool_calls[0]["args"]["city"] in ("Paris", "Rome")
 
 
@@ -147,8 +148,6 @@ def test_the_responses_api(sums) -> None:
 
 @pytest.mark.shows("context overflow")
 def test_a_prompt_beyond_the_context_is_langchains_own_error(sums) -> None:
-    from langchain_core.exceptions import ContextOverflowError
-
     with pytest.raises(ContextOverflowError, match="maximum context length is"):
         chat(sums).invoke("1+" * 4000)
 

@@ -104,7 +104,7 @@ def test_a_call_and_the_answer_after_its_result(talker) -> None:
 @pytest.mark.shows("tools: named")
 @pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "get_weather"}}], ids=str)
 def test_a_tool_can_be_required(sums, choice) -> None:
-    done = ask(sums, SUM, tools=[WEATHER], tool_choice=choice, max_tokens=200, temperature=0)
+    done = ask(sums, SUM, tools=[WEATHER], tool_choice=choice, max_tokens=600, temperature=0)
     assert json.loads(done.choices[0].message.tool_calls[0].function.arguments)["city"] in ("Paris", "Rome")
 
 

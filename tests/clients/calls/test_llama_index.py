@@ -11,6 +11,7 @@ from llama_index.llms.openai_like import OpenAILike
 from pydantic import BaseModel
 
 PARIS = "What is the weather in Paris?"
+BOTH = "What is the weather in Paris and in Rome?"
 
 
 class Weather(BaseModel):
@@ -90,7 +91,7 @@ def test_a_structured_model_by_schema(talker) -> None:
 
 @pytest.mark.shows("tools: required")
 def test_a_structured_model_by_a_required_call(sums) -> None:
-    structured = model(sums, max_tokens=200, temperature=0).as_structured_llm(Verdict)
+    structured = model(sums, max_tokens=600, temperature=0).as_structured_llm(Verdict)
     assert isinstance(structured.chat(user("9 11")).raw, Verdict)
 
 
@@ -106,7 +107,7 @@ def test_predict_and_call(talker) -> None:
 def test_several_calls_in_a_stream(talker) -> None:
     llm = model(talker)
     tools = [FunctionTool.from_defaults(get_weather)]
-    pieces = list(llm.stream_chat_with_tools(tools, "What is the weather in Paris and in Rome?"))
+    pieces = list(llm.stream_chat_with_tools(tools, BOTH, allow_parallel_tool_calls=True))
     calls = llm.get_tool_calls_from_response(pieces[-1])
     assert [call.tool_kwargs["city"] for call in calls] == ["Paris", "Rome"]
 

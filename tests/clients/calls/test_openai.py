@@ -137,7 +137,7 @@ def test_parse_gives_an_object_of_the_class(talker) -> None:
 @pytest.mark.shows("JSON schema")
 def test_a_schema_holds_a_model_that_knows_nothing_of_it(sums) -> None:
     done = client(sums).chat.completions.parse(
-        model=sums.model, messages=SUM, response_format=Verdict, max_tokens=200, temperature=0
+        model=sums.model, messages=SUM, response_format=Verdict, max_tokens=600, temperature=0
     )
     assert isinstance(done.choices[0].message.parsed, Verdict)
 
@@ -161,7 +161,7 @@ def test_the_model_chooses_not_to_call_a_tool(talker) -> None:
 @pytest.mark.shows("tools: required")
 def test_a_call_can_be_required(sums) -> None:
     done = client(sums).chat.completions.create(
-        model=sums.model, messages=SUM, tools=[WEATHER], tool_choice="required", max_tokens=200, temperature=0
+        model=sums.model, messages=SUM, tools=[WEATHER], tool_choice="required", max_tokens=600, temperature=0
     )
     call = done.choices[0].message.tool_calls[0]
     assert call.function.name == "get_weather" and json.loads(call.function.arguments)["city"] in ("Paris", "Rome")
@@ -174,7 +174,7 @@ def test_a_tool_can_be_named(sums) -> None:
         messages=SUM,
         tools=[WEATHER],
         tool_choice={"type": "function", "function": {"name": "get_weather"}},
-        max_tokens=200,
+        max_tokens=600,
         temperature=0,
     )
     (call,) = done.choices[0].message.tool_calls
@@ -331,3 +331,12 @@ async def test_many_at_once(sums) -> None:
         *(ask.create(model=sums.model, messages=question, temperature=0) for question in questions)
     )
     assert [done.choices[0].message.content for done in answers] == [str(number + 5) for number in range(10, 26)]
+
+
+@pytest.mark.shows("files and batches", "refused by name")
+def test_files_and_batches_are_refused_with_the_command_that_answers_them(sums) -> None:
+    line = {"custom_id": "1", "method": "POST", "url": "/v1/chat/completions", "body": {"messages": SUM}}
+    with pytest.raises(openai.NotFoundError, match="headway run-batch"):
+        client(sums).files.create(file=("questions.jsonl", json.dumps(line).encode()), purpose="batch")
+    with pytest.raises(openai.NotFoundError, match="headway run-batch"):
+        client(sums).batches.list()

@@ -81,7 +81,7 @@ async def test_a_tool_can_be_required(sums, choice) -> None:
         sums,
         tools=[get_weather],
         tool_use_behavior="stop_on_first_tool",
-        model_settings=ModelSettings(tool_choice=choice, temperature=0, max_tokens=200),
+        model_settings=ModelSettings(tool_choice=choice, temperature=0, max_tokens=600),
     )
     assert (await Runner.run(asked, "12+34=")).final_output in ("sunny, 21 degrees", "rain, 12 degrees")
 

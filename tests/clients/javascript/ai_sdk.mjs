@@ -49,12 +49,12 @@ const calls = {
   },
   required: async () => {
     const tools = { get_weather };
-    const ask = { model, tools, toolChoice: "required", prompt: "12+34=", temperature: 0, maxOutputTokens: 200 };
+    const ask = { model, tools, toolChoice: "required", prompt: "12+34=", temperature: 0, maxOutputTokens: 600 };
     return (await generateText(ask)).toolCalls.map((call) => call.input.city);
   },
   named: async () => {
     const toolChoice = { type: "tool", toolName: "get_weather" };
-    const ask = { model, tools: { get_weather }, toolChoice, prompt: "12+34=", temperature: 0, maxOutputTokens: 200 };
+    const ask = { model, tools: { get_weather }, toolChoice, prompt: "12+34=", temperature: 0, maxOutputTokens: 600 };
     return (await generateText(ask)).toolCalls.map((call) => call.input.city);
   },
   round: async () => {

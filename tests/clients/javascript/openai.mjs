@@ -56,11 +56,11 @@ const calls = {
   },
   named: async () => {
     const tool_choice = { type: "function", function: { name: "get_weather" } };
-    const done = await client.chat.completions.create({ ...sum, tools, tool_choice, max_tokens: 200 });
+    const done = await client.chat.completions.create({ ...sum, tools, tool_choice, max_tokens: 600 });
     return done.choices[0].message.tool_calls.map((call) => JSON.parse(call.function.arguments).city);
   },
   required: async () => {
-    const done = await client.chat.completions.create({ ...sum, tools, tool_choice: "required", max_tokens: 200 });
+    const done = await client.chat.completions.create({ ...sum, tools, tool_choice: "required", max_tokens: 600 });
     return done.choices[0].message.tool_calls.map((call) => JSON.parse(call.function.arguments).city);
   },
   streamed_tools: async () => {

@@ -7,7 +7,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from headway.adapters.vllm.requests import LiveRequest, LiveRequests
+from headway.adapters.vllm.requests import LiveRequests
 from headway.scheduler import Batch
 
 
@@ -21,18 +21,15 @@ class DecodeRows:
 
     def __init__(self, decode_set: int, slots: NDArray[np.int32], requests: LiveRequests) -> None:
         by_slot = requests.by_slot
-        lives: list[LiveRequest] = []
-        for slot in slots.tolist():
-            live = by_slot[slot]
-            assert live is not None, f"slot {slot} decodes and has no request"
-            lives.append(live)
+        lives = [live for slot in slots.tolist() if (live := by_slot[slot]) is not None]
+        assert len(lives) == len(slots), "a slot decodes and has no request"
         self.decode_set = decode_set
         self.slots = slots
         self.lives = lives
         self.names = [live.name for live in lives]
         self.ones = dict.fromkeys(self.names, 1)
         self.one_minus_prompt: NDArray[np.int32] = 1 - requests.num_prompt[slots]
-        self.specials = [live for live in lives if live.is_special]
+        self.specials = [live for live in lives if live.is_special] if requests.num_special else []
         self.grammar_names = [live.name for live in self.specials if live.uses_grammar]
 
     @classmethod

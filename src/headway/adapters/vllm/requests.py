@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
@@ -12,14 +13,17 @@ from vllm.v1.request import RequestStatus
 from headway.request import Request as CoreRequest
 from headway.sampling import MAX_STOP_TOKEN_IDS
 from headway.sampling import SamplingParams as CoreSampling
+from headway.token_ids import NUM_INT32, pack
 
 if TYPE_CHECKING:
     from vllm.v1.request import Request
 
 LEAST_INT64, MOST_INT64 = -(2**63), 2**63 - 1
 MOST_INT32 = 2**31 - 1
+_WAITING_FOR_GRAMMAR = RequestStatus.WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR  # looked up once: see `scheduler.py`
 _SAMPLING = CoreSampling(max_tokens=None)
 _NO_TOKENS: NDArray[np.int32] = np.zeros(0, dtype=np.int32)
+_NO_STOPS: frozenset[int] = frozenset()
 
 
 class LiveRequest:
@@ -31,14 +35,16 @@ class LiveRequest:
     num_known: of these tokens.
     is_told: whether the worker has this table.
     is_with_worker: whether the worker keeps anything of it.
-    many_stops: its stop tokens, if there are more than MAX_STOP_TOKEN_IDS; else empty. The core compares all rows with
-        as many tokens as the longest list has, so a long list would slow down all requests.
+    few_stops, many_stops: its stop tokens are in the first, or in the second if there are more than
+        MAX_STOP_TOKEN_IDS. The core compares all rows with as many tokens as the longest list has, so a long list would
+        slow down all requests.
     is_watched: its end is told here and not by the core: by a grammar, repetition, many stop tokens.
     is_special: each of its outputs carries more than a token.
     """
 
     __slots__ = (
         "client",
+        "few_stops",
         "is_special",
         "is_told",
         "is_watched",
@@ -67,24 +73,31 @@ class LiveRequest:
         self.is_told = False
         self.is_with_worker = False
         self.uses_grammar: bool = request.use_structured_output
-        stops = stop_tokens(request)
-        self.many_stops = stops if len(stops) > MAX_STOP_TOKEN_IDS else frozenset[int]()
+        stops = _stop_tokens(request)
+        self.few_stops, self.many_stops = (stops, _NO_STOPS) if len(stops) <= MAX_STOP_TOKEN_IDS else (_NO_STOPS, stops)
         self.is_watched = self.uses_grammar or sampling.repetition_detection is not None or bool(self.many_stops)
         self.is_special = self.is_watched or sampling.num_logprobs is not None or request.trace_headers is not None
 
     @property
     def waits_for_grammar(self) -> bool:
         status: RequestStatus = self.request.status
-        return status is RequestStatus.WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR
+        return status is _WAITING_FOR_GRAMMAR
+
+    @property
+    def prefills(self) -> bool:
+        """Whether some of its known tokens are in no work order yet."""
+        return len(self.tokens) > 0
 
     def forget_prefill(self) -> None:
         """All known tokens are computed, or given up: the worker has what it needs."""
         self.tokens, self.table = _NO_TOKENS, []
 
 
-def stop_tokens(request: Request) -> frozenset[int]:
+def _stop_tokens(request: Request) -> frozenset[int]:
     """The tokens that end a request, end-of-sequence tokens included. A token that does not exist ends nothing."""
     sampling = request.sampling_params
+    if not sampling.stop_token_ids and sampling.eos_token_id is None:
+        return _NO_STOPS
     stops = {*(sampling.stop_token_ids or ()), sampling.eos_token_id}
     return frozenset(token for token in stops if token is not None and 0 <= token <= MOST_INT32)
 
@@ -99,6 +112,7 @@ class LiveRequests:
         self.by_slot: list[LiveRequest | None] = [None] * num_slots
         self.num_prompt = np.zeros(num_slots, dtype=np.int32)  # prompt tokens, by slot
         self.clients: set[int] = set()  # that have sent requests
+        self.num_special = 0
 
     def __len__(self) -> int:
         return len(self._by_name)
@@ -126,9 +140,11 @@ class LiveRequests:
     def add(self, live: LiveRequest) -> None:
         self._by_name[live.name] = self._by_uid[live.uid] = live
         self.clients.add(live.client)
+        self.num_special += live.is_special
 
     def remove(self, live: LiveRequest) -> None:
         del self._by_name[live.name], self._by_uid[live.uid]
+        self.num_special -= live.is_special
         self.unseat(live)
 
     def seat(self, live: LiveRequest, slot: int) -> None:
@@ -150,21 +166,27 @@ def core_request(live: LiveRequest, *, max_model_len: int, has_priorities: bool)
     """The request for the core. Numbers beyond the range of the core's arrays are brought into it where that changes
     nothing. The worker samples by vLLM's own parameters, and samples no stop token before `min_tokens`.
 
-    Raises OverflowError or ValueError for a prompt that is no list of token ids.
+    Raises ValueError for a prompt that is no list of token ids.
     """
     request = live.request
-    prompt = np.array(request.prompt_token_ids, dtype=np.int32)
-    if prompt.ndim != 1:
-        raise ValueError(f"the prompt must be a list of token ids, got {prompt.ndim} dimensions")
+    prompt = _packed(request.prompt_token_ids)
     return CoreRequest(
         uid=live.uid,
         request_id=live.name,
         prompt=prompt,
         sampling=_SAMPLING,
         max_tokens=max(1, min(request.max_tokens, max_model_len - len(prompt))),
-        stop_token_ids=() if live.many_stops else tuple(sorted(stop_tokens(request))),
+        stop_token_ids=tuple(sorted(live.few_stops)),
         priority=max(LEAST_INT64, min(request.priority, MOST_INT64)) if has_priorities else 0,
         cache_salt=request.cache_salt,
         reads_prefix_cache=not request.skip_reading_prefix_cache,
         preprocess=b"grammar" if live.waits_for_grammar else None,
     )
+
+
+def _packed(tokens: list[int]) -> NDArray[np.int32]:
+    """Token ids as int32, read-only. `struct` reads a list in two thirds of the time that numpy takes."""
+    try:
+        return np.frombuffer(struct.pack(f"{len(tokens)}i", *tokens), dtype=np.int32)
+    except struct.error:
+        return pack(tokens, NUM_INT32)  # which says what is wrong

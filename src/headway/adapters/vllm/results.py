@@ -17,7 +17,7 @@ from headway.adapters.vllm.log import logger_of
 from headway.adapters.vllm.requests import LiveRequest, LiveRequests
 from headway.adapters.vllm.step_output import LaunchedStep
 from headway.request import FinishReason
-from headway.scheduler import AbortRequests, Effects, GetProgress, Progress, RequestEnd, Scheduler, StepResult
+from headway.scheduler import AbortRequests, Effects, RequestEnd, Scheduler, StepResult
 
 if TYPE_CHECKING:
     from vllm.v1.outputs import ModelRunnerOutput
@@ -138,20 +138,16 @@ class Results:
                 out.num_nans_in_logits = int(count)
 
     def _add_prefill(self, live: LiveRequest, out: EngineCoreOutput, result: ModelRunnerOutput) -> None:
-        """What is told with the first token after an admission: all events happen before."""
+        """What is told with the first token after an admission: all events happen before, and all full blocks of the
+        prompt are in the prefix cache."""
         out.events = live.request.take_events()
         out.new_prompt_logprobs_tensors = result.prompt_logprobs_dict.get(live.name)
         out.prompt_token_id_logprobs = result.prompt_token_id_logprobs_dict.get(live.name)
         stats = live.request.take_prefill_stats()
         if stats is None:
             return
-        config = self._core.config
-        progress = self._core.ask(GetProgress(0, live.uid))
-        if isinstance(progress, Progress):
-            num_published = progress.num_published_blocks
-        else:  # it has ended with this token
-            num_published = live.request.num_prompt_tokens // config.block_size if config.enable_prefix_caching else 0
-        stats.finalize(int(num_published) * config.block_size)
+        config, num_prompt = self._core.config, live.request.num_prompt_tokens
+        stats.finalize(num_prompt - num_prompt % config.block_size if config.enable_prefix_caching else 0)
         out.prefill_stats = stats
 
     def _add_specials(self, live: LiveRequest, out: EngineCoreOutput, result: ModelRunnerOutput) -> None:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from headway.client.reasoning_parsers.think_tags import DeepSeekR1Reasoning, Qwen3Reasoning, ReasoningParser
+from headway.client.reasoning_parsers.think_tags import (
+    DeepSeekR1Reasoning,
+    MistralReasoning,
+    Qwen3Reasoning,
+    ReasoningParser,
+)
 
 __all__ = ["REASONING_PARSERS", "ReasoningParser", "reasoning_parser"]
 
 REASONING_PARSERS: dict[str, type[ReasoningParser]] = {
     "deepseek_r1": DeepSeekR1Reasoning,
+    "deepseek_v3": Qwen3Reasoning,
+    "mistral": MistralReasoning,
     "qwen3": Qwen3Reasoning,
 }
 

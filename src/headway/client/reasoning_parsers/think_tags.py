@@ -79,3 +79,10 @@ class Qwen3Reasoning(ReasoningParser):
     """An answer begins with reasoning if it begins with the opening tag, or the prompt ends with it."""
 
     begins_inside = False
+
+
+class MistralReasoning(Qwen3Reasoning):
+    """The same with other tags, which are special tokens."""
+
+    opening = "[THINK]"
+    closing = "[/THINK]"

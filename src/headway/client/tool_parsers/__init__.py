@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
+from headway.client.tool_parsers.deepseek_v3 import DeepSeekV3Parser
 from headway.client.tool_parsers.hermes import HermesParser
 from headway.client.tool_parsers.llama3_json import Llama3JsonParser
 from headway.client.tool_parsers.mistral import MistralParser
+from headway.client.tool_parsers.pythonic import PythonicParser
 from headway.client.tool_parsers.tool_parser import ToolParser
 
 __all__ = ["TOOL_PARSERS", "ToolParser", "tool_parser", "tool_parser_of"]
 
 TOOL_PARSERS: dict[str, type[ToolParser]] = {
+    "deepseek_v3": DeepSeekV3Parser,
+    "deepseek_v31": DeepSeekV3Parser,
+    "granite4": HermesParser,
     "hermes": HermesParser,
     "llama3_json": Llama3JsonParser,
     "llama4_json": Llama3JsonParser,
+    "llama4_pythonic": PythonicParser,
     "mistral": MistralParser,
+    "pythonic": PythonicParser,
     "qwen3_json": HermesParser,
 }
 
@@ -25,6 +34,7 @@ def tool_parser(name: str) -> type[ToolParser]:
     return TOOL_PARSERS[name]
 
 
+@lru_cache(maxsize=64)
 def tool_parser_of(template: str) -> type[ToolParser] | None:
     """The parser of the form that a chat template tells the model to use; None if it does not say, or says an unknown
     one."""

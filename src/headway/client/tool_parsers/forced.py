@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from headway.client.tool_parsers.tool_parser import JsonToolParser
+from headway.client.tool_parsers.json_tool_parser import JsonToolParser
 
 
 class RequiredCalls(JsonToolParser):
@@ -20,16 +20,22 @@ class RequiredCalls(JsonToolParser):
         calls = [
             {
                 "type": "object",
-                "properties": {"name": {"type": "string", "enum": [name]}, "parameters": schema},
+                "properties": {
+                    "name": {"type": "string", "enum": [name]},
+                    "parameters": {"$ref": f"#/$defs/{number}"},
+                },
                 "required": ["name", "parameters"],
                 "additionalProperties": False,
             }
-            for name, schema in schemas.items()
+            for number, name in enumerate(schemas)
         ]
         whole: dict[str, Any] = {
             "type": "array",
             "minItems": 1,
             "items": calls[0] if len(calls) == 1 else {"anyOf": calls},
+            "$defs": {
+                str(number): _moved(schema, f"#/$defs/{number}") for number, schema in enumerate(schemas.values())
+            },
         }
         return whole if parallel else {**whole, "maxItems": 1}
 
@@ -62,7 +68,7 @@ class RequiredCalls(JsonToolParser):
 class NamedCall(JsonToolParser):
     """The answer is the arguments of one tool, the only one of `names`."""
 
-    is_forced = True
+    is_forced = is_named = True
 
     def _begin(self, text: str, at: int) -> int:
         at = self._skip_space(text, at)
@@ -72,3 +78,17 @@ class NamedCall(JsonToolParser):
         return at
 
     _after_call = _after_no_call = JsonToolParser._say_all
+
+
+def _moved(schema: Any, place: str) -> Any:
+    """A schema that stands at `place` in another: what it refers to within itself stands there too."""
+    if isinstance(schema, list):
+        return [_moved(item, place) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    return {
+        key: place + value[1:]
+        if key == "$ref" and isinstance(value, str) and value.startswith("#")
+        else _moved(value, place)
+        for key, value in schema.items()
+    }

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from headway.client.tool_parsers.tool_parser import JsonToolParser
+from headway.client.tool_parsers.json_tool_parser import JsonToolParser
 
 _OPEN, _CLOSE = "<tool_call>", "</tool_call>"
 
@@ -19,8 +19,8 @@ class HermesParser(JsonToolParser):
     contrary = ("<function=", "<arg_key>")  # models that write no JSON in the same tags
 
     @classmethod
-    def structural_tag(cls, schemas: Mapping[str, Any]) -> dict[str, Any]:
-        tags = [
+    def tags(cls, schemas: Mapping[str, Any]) -> list[dict[str, Any]]:
+        return [
             {
                 "begin": f'{_OPEN}\n{{"name": {json.dumps(name, ensure_ascii=False)}, "arguments": ',
                 "content": {"type": "json_schema", "json_schema": schema},
@@ -28,7 +28,6 @@ class HermesParser(JsonToolParser):
             }
             for name, schema in schemas.items()
         ]
-        return {"type": "structural_tag", "format": {"type": "triggered_tags", "triggers": [_OPEN], "tags": tags}}
 
     def _begin(self, text: str, at: int) -> int:
         found = self._find(_OPEN, text, at)
@@ -39,13 +38,15 @@ class HermesParser(JsonToolParser):
 
     def _after_call(self, text: str, at: int) -> int:
         at = self._skip_space(text, at)
-        if at < len(text) and len(text) - at < len(_CLOSE) and _CLOSE.startswith(text[at:]):
-            return self._keep(text, at)
-        if at < len(text):
-            self._state = self._begin
-            if text.startswith(_CLOSE, at):
-                self._blanks.clear()
-                return at + len(_CLOSE)
-        return at
+        if at == len(text):
+            return at
+        marker = self._next_of(text, at, _CLOSE)
+        if marker == "":
+            return len(text)
+        self._state = self._begin
+        if marker is None:
+            return at
+        self._blanks.clear()
+        return at + len(marker)
 
     _after_no_call = _begin

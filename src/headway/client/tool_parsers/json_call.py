@@ -13,8 +13,7 @@ _ARGUMENTS = ("arguments", "parameters")
 
 class JsonCall:
     """Reads {"name": ..., "arguments": {...}}: keys in any order, "parameters" for "arguments", other keys ignored.
-    Arguments may also be a string that holds the object, null or left out: these read as {}. The brace at the end may
-    be missing.
+    Arguments may also be a string that holds the object, null or left out: these read as {}.
 
     name: the call is of this tool, and the text is its arguments alone.
     names: the only names that are taken; None: all. needs_arguments: an object without arguments is no call.
@@ -53,11 +52,6 @@ class JsonCall:
         """Whether this is a call, as far as it has been read: its name is known, and its arguments have begun."""
         return self.name is not None and (self.complete or (self._begun and not self._patient))
 
-    @property
-    def is_usable(self) -> bool:
-        """Whether nothing but the end of the object is missing."""
-        return self.name is not None and self._has_arguments and self._expects == ",}"
-
     def take(self) -> str:
         """The next piece of the arguments. Only after `can_open`."""
         arguments = "".join(self._arguments)
@@ -77,10 +71,6 @@ class JsonCall:
             at = end
         return at
 
-    def end(self) -> None:
-        """No more text comes."""
-        self.complete = self.complete or self.is_usable
-
     def _read_mark(self, mark: str, at: int) -> int:
         """Read the character between values at `at`; returns the place behind it, or `at` if it belongs to no call."""
         expects = self._expects
@@ -88,7 +78,7 @@ class JsonCall:
             self._begin_value(mark)
             return at
         if mark not in expects:
-            self.complete, self.broken = self.is_usable, not self.is_usable
+            self.broken = True
             return at
         if mark == '"':
             self._key = None

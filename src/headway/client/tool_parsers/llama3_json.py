@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from headway.client.tool_parsers.tool_parser import JsonToolParser
+from headway.client.tool_parsers.json_tool_parser import JsonToolParser
 
 _TAG = "<|python_tag|>"
 
@@ -18,11 +18,12 @@ class Llama3JsonParser(JsonToolParser):
         at = self._skip_space(text, at)
         if at == len(text):
             return at
-        if text.startswith(_TAG, at):
+        marker = self._next_of(text, at, _TAG)
+        if marker == "":
+            return len(text)
+        if marker is not None:
             self._begin_call(_TAG)
             return at + len(_TAG)
-        if _TAG.startswith(text[at:]):
-            return self._keep(text, at)
         if text[at] == "{":
             self._begin_call(strict=True)
         else:

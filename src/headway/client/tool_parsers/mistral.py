@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 import secrets
 import string
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
-from headway.client.tool_parsers.tool_parser import JsonToolParser
+from headway.client.tool_parsers.json_tool_parser import JsonToolParser
 
 _CALLS, _ARGUMENTS, _ID = "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"
 _LONGEST_HEAD = 256  # characters of a name, and of an id behind it
@@ -23,8 +23,8 @@ class MistralParser(JsonToolParser):
     markers = (_CALLS, _ARGUMENTS, _ID)
     signs = (_CALLS,)
 
-    def __init__(self, names: Collection[str], *, patient: bool = False) -> None:
-        super().__init__(names, patient=patient)
+    def __init__(self, names: Collection[str], *, new_id: Callable[[], str] | None = None) -> None:
+        super().__init__(names, new_id=new_id)
         self._in_list = False
         self._raw: list[str] = []  # what has been read of a call that is not yet begun
 

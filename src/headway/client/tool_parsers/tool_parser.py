@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 
 from headway.client.answer_parser import AnswerDelta, ToolCallDelta
 from headway.client.stop_scanner import begun_at
-from headway.client.tool_parsers.json_call import JsonCall
 
 State = Callable[[str, int], int]
 _SPACE = re.compile(r"\s*")
@@ -25,9 +24,10 @@ class ToolParser(ABC):
     signs: texts in a chat template of which each says that the model has this form. contrary: texts that say it has
         another.
     names: of the tools. A parser whose calls have no markers takes no other names; the others give the client any name.
-    is_forced: a grammar makes the model call: a call that is cut off is a call.
+    is_forced: a grammar makes the model call, so a call that is cut off is a call. is_named: the client says which.
     patient: whether a call is given out only when it is complete. Else its arguments are given out as they come, and
         stay given out when the rest turns out to be no call.
+    new_id: makes the ids of calls, if they are not those of this form.
     num_calls: the calls so far.
     """
 
@@ -35,10 +35,13 @@ class ToolParser(ABC):
     signs: ClassVar[tuple[str, ...]] = ()
     contrary: ClassVar[tuple[str, ...]] = ()
     is_forced: ClassVar[bool] = False
+    is_named: ClassVar[bool] = False
 
-    def __init__(self, names: Collection[str], *, patient: bool = False) -> None:
+    def __init__(self, names: Collection[str], *, new_id: Callable[[], str] | None = None) -> None:
         self.names = frozenset(names)
-        self.patient = patient
+        self.patient = False
+        if new_id is not None:
+            self.new_id = new_id  # type: ignore[method-assign]
         self.num_calls = 0
         self._state: State = self._begin
         self._kept = ""  # text that may become a marker, with the text to come
@@ -52,9 +55,9 @@ class ToolParser(ABC):
         return f"call_{uuid.uuid4().hex[:24]}"
 
     @classmethod
-    def structural_tag(cls, schemas: Mapping[str, Any]) -> dict[str, Any] | None:  # noqa: ARG003
-        """A structural tag, in xgrammar's form, for answers in which calls have the form of this parser. None: there
-        is none for this form. schemas: of the arguments of each tool."""
+    def tags(cls, schemas: Mapping[str, Any]) -> list[dict[str, Any]] | None:  # noqa: ARG003
+        """The calls of this form as tags of a structural tag; each begins with the first of `markers`. None: no grammar
+        holds calls of this form to a schema. schemas: of the arguments of each tool."""
         return None
 
     def feed(self, text: str) -> AnswerDelta:
@@ -123,6 +126,17 @@ class ToolParser(ABC):
             self._say(text[at:found])
         return found
 
+    def _next_of(self, text: str, at: int, *markers: str) -> str | None:
+        """The marker that text[at:] begins with; None: it begins with none; "": more text must tell, and it is kept."""
+        rest = text[at : at + max(map(len, markers))]
+        for marker in markers:
+            if rest.startswith(marker):
+                return marker
+        if not any(marker.startswith(rest) for marker in markers):
+            return None
+        self._keep(text, at)
+        return ""
+
     def _open(self, name: str) -> None:
         """A call begins."""
         self._blanks.clear()
@@ -140,59 +154,3 @@ class ToolParser(ABC):
         if self._calls:
             delta.tool_calls, self._calls = self._calls, []
         return delta
-
-
-class JsonToolParser(ToolParser):
-    """A parser whose calls are JSON objects, one after the other or in a list."""
-
-    def __init__(self, names: Collection[str], *, patient: bool = False) -> None:
-        super().__init__(names, patient=patient)
-        self._call: JsonCall | None = None
-        self._opened = False  # the call has been given out
-
-    def _begin_call(self, prefix: str = "", *, name: str | None = None, strict: bool = False) -> None:
-        """The next text is a call. prefix: what was read of it already. name: of the tool, if the text is the arguments
-        alone. strict: take known names alone, with arguments: no marker says that this is a call."""
-        self._call = JsonCall(
-            prefix, patient=self.patient, name=name, names=self.names if strict else None, needs_arguments=strict
-        )
-        self._opened = False
-        self._state = self._in_call
-
-    @abstractmethod
-    def _after_call(self, text: str, at: int) -> int:
-        """The state behind a call."""
-
-    @abstractmethod
-    def _after_no_call(self, text: str, at: int) -> int:
-        """The state behind text that was no call."""
-
-    def _in_call(self, text: str, at: int) -> int:
-        assert self._call is not None
-        at = self._call.feed(text, at)
-        self._give_out(self._call)
-        return at
-
-    def _give_out(self, call: JsonCall) -> None:
-        if call.can_open and not self._opened:
-            self._opened = True
-            assert call.name is not None
-            self._open(call.name)
-        if self._opened:
-            self._argue(call.take())
-        if call.broken:
-            self._call = None
-            self._state = self._after_no_call
-            self._say("".join(call.raw))
-        elif call.complete:
-            self._call = None
-            self._state = self._after_call
-
-    def _end(self, kept: str) -> None:
-        call = self._call
-        if call is not None:
-            call.end()
-            self._give_out(call)
-            if not call.complete and not call.broken:
-                self._say("".join(call.raw))
-        super()._end(kept)

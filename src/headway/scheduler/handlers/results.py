@@ -165,7 +165,7 @@ class Results:
         if step.chunks:
             sampling = [chunk for chunk in step.chunks if chunk.samples]
             current = np.array([chunk.is_current for chunk in sampling], dtype=np.bool_)
-            uids = np.append(uids, np.array([chunk.entry.request.uid for chunk in sampling], dtype=np.int64))
+            uids = np.concatenate((uids, np.array([chunk.entry.uid for chunk in sampling], dtype=np.int64)))
             if kept is not None or not current.all():
                 kept = np.append(np.ones(num_decoded, dtype=np.bool_) if kept is None else kept, current)
             if result.prompt_logprobs is not None:

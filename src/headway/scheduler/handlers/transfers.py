@@ -67,7 +67,7 @@ class Transfers:
         self._moves.receive(entry, token)
         num_computed = int(state.table.num_computed[entry.slot])
         state.counters.received_tokens += num_computed - num_cached_tokens
-        state.store(entry, 0, num_computed)
+        state.store(entry, num_computed)
         if token is not None:
             tokens = np.array([token], dtype=np.int32)
             effects.tokens.append(TokenOutputs(np.array([entry.uid], dtype=np.int64), tokens))

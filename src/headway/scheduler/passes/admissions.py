@@ -48,6 +48,7 @@ class Admissions:
         self._moves = moves
         self._sharing = sharing
         self._policies = policies
+        self._only_prefills = state.config.role is Role.PREFILL
         self._told: list[tuple[SlotHandle, Admission]] = []
         self._started: list[tuple[int, int]] = []
         self._pulls: list[tuple[int, Entry]] = []  # with the last step that may write to their blocks
@@ -92,7 +93,7 @@ class Admissions:
             num_admitted += 1
             for other in passed:
                 other.num_bypassed += 1
-            if any(other.num_bypassed >= state.config.max_bypass for other in passed):
+            if passed and any(other.num_bypassed >= state.config.max_bypass for other in passed):
                 return False
         return num_admitted > 0
 
@@ -132,7 +133,7 @@ class Admissions:
         """The blocks for `num_tokens` tokens of a request, available or not. newest: the last step whose pending blocks
         are shared."""
         config, cached = self._state.config, self._match(entry, newest)
-        limit = num_tokens if config.role is Role.PREFILL else entry.limit  # P computes no output
+        limit = num_tokens if self._only_prefills else entry.limit  # P computes no output
         needed = self._policies.allocation.blocks_at_admission(config, num_tokens, limit)
         return BlockDemand(cached, needed - len(cached))
 

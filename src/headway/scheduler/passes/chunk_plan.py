@@ -139,25 +139,31 @@ class ChunkPlan:
         A newcomer whose media must wait does so in its slot, where its turn comes before that of later ones.
         """
         is_long = self._is_long(start, end)
+        if not is_long and end - start <= self.budget:
+            return True
         reached = end_of_chunk((), start, end, self._limit((), start, is_long), self._grain)
         return reached == end or (reached > start and self._may_be_partial(is_long))
 
-    def top_up(self, is_announced: Callable[[int], bool]) -> None:
+    def top_up(self, is_announced: Callable[[int], bool]) -> list[int]:
         """Give what is left to long prompts that were capped, in order. To be called when all have been offered.
 
-        is_announced: whether another chunk of the step computes what follows the chunk with this key.
+        is_announced: whether another chunk of the step computes what follows the chunk with this key. Returns the keys
+        of the chunks that are longer now.
         """
+        longer = []
         for request, key, start, end, spans in self._capped:
             if not self.budget:
-                return
+                break
             if is_announced(key):
                 continue
             given = self.counts[key]
             chunk = self._chunk(spans, start, end, given + self.budget)
             self._take(request, key, start, chunk)  # never less than before: all that it needed is held
+            longer.append(key)
             if chunk.end == end:
                 self._num_partial -= 1
                 self._num_long -= 1
+        return longer
 
     def _is_long(self, start: int, end: int) -> bool:
         return 0 < self._long_tokens < end - start

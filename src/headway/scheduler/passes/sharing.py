@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numpy as np
-
 from headway.scheduler.batch import IntArray
 from headway.scheduler.state.entry import Entry
 from headway.scheduler.state.moves import Moves
 from headway.scheduler.state.slot_pool import SlotHandle
 from headway.scheduler.state.state import State
-
-_NO_BLOCKS: IntArray = np.zeros(0, dtype=np.int32)
 
 
 class Skipped(NamedTuple):
@@ -30,7 +26,7 @@ class Sharing:
     def __init__(self, state: State, moves: Moves) -> None:
         self._state = state
         self._moves = moves
-        self._announced: dict[int, list[IntArray]] = {}  # by slot
+        self._announced: dict[int, int] = {}  # slot -> leading blocks that were known before
         self._skipped: list[Skipped] = []
 
     @property
@@ -40,13 +36,13 @@ class Sharing:
 
     def announce(self, entry: Entry, end: int) -> None:
         """The step computes the tokens of a request up to `end`: other rows need not."""
-        if len(blocks := self._state.announce(entry, end)):
-            self._announced.setdefault(entry.slot, []).append(blocks)
+        self._announced.setdefault(entry.slot, entry.num_matched)
+        self._state.announce(entry, end)
 
-    def take_announced(self, slot: int) -> IntArray:
-        """The blocks, int32, that the chunk of this slot is to fill for all."""
-        announced = self._announced.pop(slot, None)
-        return np.concatenate(announced) if announced else _NO_BLOCKS
+    def take_announced(self, entry: Entry) -> IntArray:
+        """The blocks, int32, that the chunk of a request is to fill for all."""
+        first = self._announced.pop(entry.slot)
+        return self._state.table.block_tables[entry.slot, first : entry.num_matched].copy()
 
     def catch_up(self, entry: Entry) -> bool:
         """Let a request that prefills skip what is cached, or computed by another row, since its last chunk. False if

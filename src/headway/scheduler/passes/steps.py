@@ -22,11 +22,12 @@ from headway.scheduler.state.slot_pool import SlotHandle
 from headway.scheduler.state.state import State
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)  # not frozen: see `Batch`
 class Chunk:
     """`count` known tokens of a request, from `start`. samples: they are the last ones, a new token follows.
 
-    announced: int32; the blocks that it fills for all requests: pending in the prefix cache until the step is done.
+    announced: int32; the blocks that it fills for all requests. They are pending until the step is done, but for blocks
+        that the prefix cache has from another row.
     """
 
     entry: Entry
@@ -149,20 +150,25 @@ class Steps:
         slots, counts, samples = decodes.slots, decodes.ones, decodes.trues
         num_tokens = len(decodes)
         if chunks:
-            slots = np.append(slots, np.array([chunk.handle.slot for chunk in chunks], dtype=np.int32))
-            positions = np.append(positions, np.array([chunk.start for chunk in chunks], dtype=np.int32))
-            counts = np.append(counts, np.array([chunk.count for chunk in chunks], dtype=np.int32))
-            samples = np.append(samples, np.array([chunk.samples for chunk in chunks], dtype=np.bool_))
-            num_chunk_tokens = sum(chunk.count for chunk in chunks)
+            rows = np.array(
+                [(chunk.handle.slot, chunk.start, chunk.count, chunk.samples) for chunk in chunks], np.int32
+            )
+            slots = np.concatenate((slots, rows[:, 0]))
+            positions = np.concatenate((positions, rows[:, 1]))
+            counts = np.concatenate((counts, rows[:, 2]))
+            samples = np.concatenate((samples, rows[:, 3] != 0))
+            num_chunk_tokens = int(rows[:, 2].sum())
             num_tokens += num_chunk_tokens
             self._state.counters.prefill_tokens += num_chunk_tokens
         growth = self._with_skipped(growth, newcomers)
         if newcomers:
             tables = [newcomer.blocks for newcomer in newcomers]
+            lengths = [len(blocks) for blocks in tables]
             new_slots = np.array([newcomer.handle.slot for newcomer in newcomers], dtype=np.int32)
+            columns = np.arange(max(lengths), dtype=np.int32)
             growth = TableGrowth(
-                np.append(growth.slots, np.repeat(new_slots, [len(blocks) for blocks in tables])),
-                np.concatenate((growth.columns, *(np.arange(len(blocks), dtype=np.int32) for blocks in tables))),
+                np.concatenate((growth.slots, np.repeat(new_slots, lengths))),
+                np.concatenate((growth.columns, *(columns[:length] for length in lengths))),
                 np.concatenate((growth.blocks, *tables)),
             )
         encode, evicted = self._state.encoder.take_changes()

@@ -63,7 +63,8 @@ class SlotPool:
         heapq.heappop(self._free)
         self._table.epoch += 1
         self._used[slot] = 1
-        self.num_spanned = max(self.num_spanned, slot + 1)
+        if slot >= self.num_spanned:
+            self.num_spanned = slot + 1
         return SlotHandle(slot, int(self._table.generation[slot]))
 
     def release(self, handle: SlotHandle) -> bool:

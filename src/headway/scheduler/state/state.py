@@ -21,8 +21,6 @@ from headway.scheduler.state.slot_pool import SlotPool
 from headway.scheduler.state.slot_table import SlotTable
 from headway.scheduler.state.waiting_queue import WaitingQueue
 
-_NO_BLOCKS: IntArray = np.zeros(0, dtype=np.int32)
-
 
 class State:
     """Requests, slots and blocks of one scheduler. Requests change by `Moves` alone.
@@ -77,28 +75,26 @@ class State:
         self.holder[blocks] = rows
         return blocks
 
-    def store(self, entry: Entry, start: int, end: int) -> None:
-        """The KV of these known tokens of a request with a slot is there: write down the tokens of blocks that became
-        full, and publish the blocks."""
-        self.write_down(entry, start, end)
+    def store(self, entry: Entry, end: int) -> None:
+        """The KV of the known tokens of a request with a slot is there, up to `end`: publish the blocks that are
+        full."""
         self.publish(entry, self._num_shareable(entry, end))
 
-    def announce(self, entry: Entry, end: int) -> IntArray:
+    def announce(self, entry: Entry, end: int) -> None:
         """The step that is made now computes the known tokens of a request with a slot up to `end`. Show other requests
-        the blocks that become full: they are pending for that step, whatever becomes of the request. Returns them,
-        int32."""
+        the blocks that become full: they are pending for that step, whatever becomes of the request."""
         first, last = entry.num_matched, self._num_shareable(entry, end)
         if not self.config.enable_prefix_caching or last <= first:
-            return _NO_BLOCKS
+            return
         size, step_id = self.config.block_size, self.last_step + 1
         blocks = self.table.block_tables[entry.slot, first:last]
         contents = entry.tokens[first * size : last * size].tobytes()
-        entry.node = self.prefix.publish(entry.node, contents, blocks.tolist(), entry.media_keys, first, step_id)
+        entry.node = self.prefix.publish(entry.node, contents, blocks, entry.media_keys, first, step_id)
         entry.num_matched, entry.next_key = last, None
-        return self.pool.pending_of(blocks, step_id)
 
     def settle(self, blocks: IntArray, step_id: int) -> None:
-        """This step has filled these announced blocks. Blocks that were given up meanwhile are left alone."""
+        """This step has filled these blocks. Only the blocks that wait for it are changed: not a block that was given
+        up meanwhile, or that the prefix cache has from another row."""
         if len(blocks):
             self.pool.settle(self.pool.pending_of(blocks, step_id))
 
@@ -109,13 +105,6 @@ class State:
         if len(blocks):
             self.pool.withdraw(blocks[::-1])
         return blocks
-
-    def write_down(self, entry: Entry, start: int, end: int) -> None:
-        """Keep these known tokens with the blocks that they fill. They belong to the block from here on: a request that
-        shares it may live longer than the request that computes it."""
-        size, first, last = self.config.block_size, start >> self.block_shift, end >> self.block_shift
-        blocks = self.table.block_tables[entry.slot, first:last]
-        self.pool.tokens[blocks] = entry.tokens[first * size : last * size].reshape(-1, size)
 
     def _num_shareable(self, entry: Entry, end: int) -> int:
         """Full blocks before `end` that others may find. Blocks of output only with `enable_output_caching`."""
@@ -132,19 +121,18 @@ class State:
         if num_full_blocks <= first:
             return
         blocks = table.block_tables[slot, first:num_full_blocks]
-        size = self.config.block_size
-        if num_full_blocks * size <= len(entry.tokens):
-            contents = entry.tokens[first * size : num_full_blocks * size].tobytes()
-        else:
-            contents = self.pool.tokens[blocks].tobytes()
-        entry.node = self.prefix.publish(entry.node, contents, blocks.tolist(), entry.media_keys, first)
+        size, tokens = self.config.block_size, entry.tokens
+        if num_full_blocks * size > len(tokens):
+            tokens = self.known_tokens(entry)
+        contents = tokens[first * size : num_full_blocks * size].tobytes()
+        entry.node = self.prefix.publish(entry.node, contents, blocks, entry.media_keys, first)
         table.num_published[slot] = entry.num_matched = num_full_blocks
         entry.next_key = None
 
     def fill(self, rows: NDArray[np.intp], blocks: IntArray) -> None:
-        """The tail of each of these decoding rows is a full block now: write down its tokens and publish it."""
+        """The tail of each of these decoding rows is a full block now: keep its tokens with it, and publish it."""
         contents = self.table.tail_tokens[rows]
-        self.pool.tokens[blocks] = contents
+        self.pool.tokens[blocks.astype(np.intp)] = contents
         if self.config.enable_prefix_caching and self.config.enable_output_caching:
             self.table.num_published[rows] += 1
             entries = [self.occupant(row) for row in rows.tolist()]
@@ -189,9 +177,17 @@ class State:
         num_tokens = int(table.num_tokens[slot])
         if num_tokens == len(entry.tokens):
             return entry.tokens
-        num_full, in_tail = divmod(num_tokens - 1, self.config.block_size)  # without the last one, not computed yet
-        full = self.pool.tokens[table.block_tables[slot, :num_full]].ravel()
-        tokens = np.concatenate((full, table.tail_tokens[slot, :in_tail], table.last_token[slot : slot + 1]))
+        size = self.config.block_size
+        num_full, in_tail = divmod(num_tokens - 1, size)  # without the last one, not computed yet
+        first = len(entry.tokens) >> self.block_shift  # the blocks from here on were filled by decodes
+        tokens = np.concatenate(
+            (
+                entry.tokens[: first * size],
+                self.pool.tokens[table.block_tables[slot, first:num_full]].ravel(),
+                table.tail_tokens[slot, :in_tail],
+                table.last_token[slot : slot + 1],
+            )
+        )
         tokens.flags.writeable = False
         return tokens
 

@@ -6,23 +6,22 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Discriminator, Field, PrivateAttr, Tag, ValidationError, model_validator
 
-from headway.client.conversation import MAX_MESSAGES
+from headway.client.conversation import MAX_MESSAGES, ReasoningEffort
 from headway.client.field_rules import AtMost
 from headway.client.strict_model import StrictModel
+from headway.client.tools import MAX_TOOLS, Name, TolerantModel
 from headway.error_text import describe
 from headway.sampling import MAX_STOP_STRINGS
 from headway.server.messages_api.content import AssistantMessage, Message, TextBlock, TextBlocks, chat_messages
 from headway.server.protocol import ChatCompletionRequest, GenerationRequest
-from headway.server.tolerant import Refused, TolerantModel
-
-_MAX_TOOLS = 1024
+from headway.server.refused import Refused
 
 
 class Tool(TolerantModel):
     """A tool of the client. input_schema: a JSON schema of its input. strict: calls keep to it."""
 
     type: Literal["custom"] | None = None
-    name: str
+    name: Name
     description: str | None = None
     input_schema: dict[str, Any]
     strict: bool | None = None
@@ -73,7 +72,7 @@ class ToolChoice(TolerantModel):
     )
 
     type: Literal["auto", "any", "tool", "none"]
-    name: str | None = None
+    name: Name | None = None
     disable_parallel_tool_use: bool | None = None
 
     @model_validator(mode="after")
@@ -108,7 +107,7 @@ class OutputFormat(TolerantModel):
 
 
 class OutputConfig(TolerantModel):
-    effort: str | None = None
+    effort: ReasoningEffort | None = None
     format: OutputFormat | None = None
 
 
@@ -116,9 +115,9 @@ class CountTokensRequest(StrictModel):
     """POST /v1/messages/count_tokens."""
 
     model: str | None = None
-    messages: Annotated[list[Message], AtMost(MAX_MESSAGES, "messages"), Field(min_length=1)]
+    messages: Annotated[list[Message], Field(fail_fast=True), AtMost(MAX_MESSAGES, "messages"), Field(min_length=1)]
     system: str | TextBlocks | None = None
-    tools: Annotated[list[AnyTool] | None, AtMost(_MAX_TOOLS, "tools")] = None
+    tools: Annotated[list[AnyTool] | None, Field(fail_fast=True), AtMost(MAX_TOOLS, "tools")] = None
     tool_choice: ToolChoice | None = None
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
@@ -177,6 +176,7 @@ class CountTokensRequest(StrictModel):
 class MessagesRequest(CountTokensRequest, GenerationRequest):
     """POST /v1/messages. It also takes vLLM's fields of sampling."""
 
+    n: Literal[1] | None = None  # a message has one answer
     max_tokens: Annotated[int, Field(ge=1, le=2**31 - 1)]
     stop_sequences: Annotated[list[Annotated[str, Field(min_length=1)]] | None, AtMost(MAX_STOP_STRINGS, "strings")] = (
         None
@@ -185,12 +185,16 @@ class MessagesRequest(CountTokensRequest, GenerationRequest):
 
     @model_validator(mode="after")
     def _check(self) -> MessagesRequest:
-        if self.n not in (None, 1):
-            raise ValueError(f"n is {self.n}: a message has one answer")
-        budget = None if self.thinking is None else self.thinking.budget_tokens
-        if budget is not None and budget >= self.max_tokens:
-            raise ValueError(f"thinking.budget_tokens ({budget}) must be less than max_tokens ({self.max_tokens})")
+        if self.thinking_budget is not None and self.thinking_budget >= self.max_tokens:
+            raise ValueError(
+                f"thinking.budget_tokens ({self.thinking_budget}) must be less than max_tokens ({self.max_tokens})"
+            )
         return self
+
+    @property
+    def thinking_budget(self) -> int | None:
+        """After so many tokens the model ends its thinking; None: it has no limit."""
+        return None if self.thinking is None else self.thinking.budget_tokens
 
     def _chat_fields(self) -> dict[str, Any]:
         shared = self.model_fields_set & (GenerationRequest.model_fields.keys() - {"metadata"})

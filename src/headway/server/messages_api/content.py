@@ -6,11 +6,11 @@ import json
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Discriminator, Tag, model_validator
+from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
 
 from headway.client.conversation import MAX_PARTS
 from headway.client.field_rules import AtMost
-from headway.server.tolerant import TolerantModel
+from headway.client.tools import Name, TolerantModel
 
 
 class TextBlock(TolerantModel):
@@ -36,7 +36,7 @@ class ToolUseBlock(TolerantModel):
 
     type: Literal["tool_use"]
     id: str
-    name: str
+    name: Name
     input: dict[str, Any]
 
 
@@ -66,7 +66,7 @@ def _one_of(*kinds: str) -> Discriminator:
 _Text = Annotated[TextBlock, Tag("#text")]
 _Other = Annotated[OtherBlock, Tag("#other")]
 _MOST = AtMost(MAX_PARTS, "content blocks")
-TextBlocks = Annotated[list[Annotated[_Text | _Other, _one_of("text")]], _MOST]
+TextBlocks = Annotated[list[Annotated[_Text | _Other, _one_of("text")]], Field(fail_fast=True), _MOST]
 
 
 class ToolResultBlock(TolerantModel):
@@ -90,12 +90,12 @@ _AssistantBlock = Annotated[
 
 class UserMessage(TolerantModel):
     role: Literal["user"]
-    content: str | Annotated[list[_UserBlock], _MOST]
+    content: str | Annotated[list[_UserBlock], Field(fail_fast=True), _MOST]
 
 
 class AssistantMessage(TolerantModel):
     role: Literal["assistant"]
-    content: str | Annotated[list[_AssistantBlock], _MOST]
+    content: str | Annotated[list[_AssistantBlock], Field(fail_fast=True), _MOST]
 
 
 class SystemMessage(TolerantModel):

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from msgspec import UNSET, Struct, UnsetType
 
-from headway.client.answer_parser import AnswerParser
+from headway.client.answer_parser import AnswerDelta, AnswerParser
 from headway.outputs import RequestDelta, RequestOutput
 from headway.request import FinishReason
 from headway.server import answer_bodies
@@ -50,13 +50,12 @@ class MessagesFace(Face):
         super().__init__(**common, n=1)
         self._parser = parser
         self._answer = AnswerBlocks()
-        self._kv_transfer_params: dict[str, Any] | UnsetType = UNSET
         self._stop_reason: str | None = None
         self._stop_sequence: str | None = None
 
     def whole(self, outputs: list[RequestOutput], usage: answer_bodies.Usage) -> Message:
         (answer,) = outputs[0].outputs
-        for _ in self._take(answer.text, answer.finish_reason, answer.stop_reason):
+        for _ in self._take(self._parser.whole(answer.text), answer.finish_reason, answer.stop_reason):
             pass
         return self._message(_usage(usage))
 
@@ -69,26 +68,25 @@ class MessagesFace(Face):
     def events(self, choice: int, delta: RequestDelta) -> Iterator[bytes]:
         assert choice == 0, "a message has one answer"
         if delta.kv_transfer_params is not None:
-            self._kv_transfer_params = delta.kv_transfer_params
-        for kind, fields in self._take(delta.text, delta.finish_reason, delta.stop_reason):
+            yield _event("ping", kv_transfer_params=delta.kv_transfer_params)  # D can read while P computes
+        news = self._parser.feed(delta.text)
+        if delta.finish_reason is not None:
+            news.append(self._parser.finish())
+        for kind, fields in self._take(news, delta.finish_reason, delta.stop_reason):
             yield _event(kind, **fields)
 
     def end(self) -> Iterator[bytes]:
         stop = {"stop_reason": self._stop_reason, "stop_sequence": self._stop_sequence}
-        more = {} if self._kv_transfer_params is UNSET else {"kv_transfer_params": self._kv_transfer_params}
-        yield _event("message_delta", delta=stop, usage=_usage(self.counts.usage()), **more)
+        yield _event("message_delta", delta=stop, usage=_usage(self.counts.usage()))
         yield _event("message_stop")
 
     def failed(self, error: ApiError) -> Iterator[bytes]:
         yield event("error", error.anthropic_body())
 
     def _take(
-        self, text: str, reason: FinishReason | None, stop_reason: int | str | None
+        self, news: AnswerDelta, reason: FinishReason | None, stop_reason: int | str | None
     ) -> Iterator[tuple[str, dict[str, Any]]]:
-        """The events of the next text. reason: the answer ends with it."""
-        news = self._parser.feed(text)
-        if reason is not None:
-            news.append(self._parser.finish())
+        """The events of what is new. reason: the answer ends with it."""
         yield from self._answer.add(news)
         if reason is None:
             return

@@ -8,10 +8,11 @@ import uuid
 from fastapi import APIRouter, Request, Response
 
 from headway.server.body import BodyForm, read_body
+from headway.server.generate import unless_disconnected
 from headway.server.messages_api.body import CountTokensRequest, MessagesRequest
 from headway.server.messages_api.face import MessagesFace, TokenCount
 from headway.server.openapi import body_of
-from headway.server.prompt_bodies import chat_prompt
+from headway.server.prompt_bodies import chat_prompt, prompt_of
 from headway.server.service import answer, service_of
 from headway.server.submission import submit
 
@@ -28,7 +29,10 @@ async def create_message(request: Request) -> Response:
     service = service_of(request)
     service.check_open()
     body = await read_body(request, _MESSAGES, service.client.prompts.texts)
-    chat, sampling, prompts = await chat_prompt(request, body.chat)
+    chat = body.chat
+    if service.parsers.read_reasoning and body.thinking_budget is not None:
+        chat.thinking_token_budget = body.thinking_budget  # without a parser of reasoning its end is not known
+    _, sampling, prompts = await chat_prompt(request, chat)
     face = MessagesFace(
         parser=service.answer_parser(chat, prompts[0].text or ""),
         response_id=chat.request_id or f"msg_{uuid.uuid4().hex}",
@@ -45,5 +49,6 @@ async def count_tokens(request: Request) -> Response:
     service = service_of(request)
     service.check_open()
     body = await read_body(request, _COUNT, service.client.prompts.texts)
-    asked = await chat_prompt(request, body.chat)
-    return answer(TokenCount(len(asked.prompts[0].token_ids)))
+    service.check_model(body.model)
+    prompt = await unless_disconnected(request, prompt_of(service, body.chat))
+    return answer(TokenCount(len(prompt.token_ids)))

@@ -4,27 +4,29 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PrivateAttr, ValidationError, model_validator
+from pydantic import Field, JsonValue, PrivateAttr, ValidationError, model_validator
 
-from headway.client.conversation import MAX_MESSAGES
-from headway.client.field_rules import AtMost
+from headway.client.conversation import MAX_MESSAGES, ReasoningEffort
+from headway.client.field_rules import AtMost, Unsupported
+from headway.client.tools import MAX_TOOLS, TolerantModel
 from headway.error_text import describe
 from headway.server.protocol import ChatCompletionRequest, GenerationRequest
 from headway.server.reasoning_fields import ReasoningFields
+from headway.server.refused import Refused
 from headway.server.responses_api.function_tools import Tool, ToolChoice, tools_for_chat
 from headway.server.responses_api.input_items import Item, MessageItem, ReasoningItem, chat_messages
 from headway.server.sampling_fields import NumLogprobs
-from headway.server.tolerant import Refused, TolerantModel
 
-_MAX_TOOLS = 1024
 _NOTHING_STORED = "nothing is stored here between requests; send the whole conversation as input"
+_NO_REASONING: dict[str, JsonValue] = {"not": {"properties": {"type": {"const": "reasoning"}}, "required": ["type"]}}
+_AT_LEAST_ONE = Field(json_schema_extra={"minItems": 1, "contains": _NO_REASONING})
 LOGPROBS = "message.output_text.logprobs"
 
 
 class Reasoning(TolerantModel):
     """effort: see `ReasoningFields`. summary: what was thought is answered as it is, and not summed up."""
 
-    effort: str | None = None
+    effort: ReasoningEffort | None = None
     summary: str | None = None
 
 
@@ -51,16 +53,17 @@ class TextFormat(TolerantModel):
 
 class Text(TolerantModel):
     format: TextFormat | None = None
-    verbosity: str | None = None
+    verbosity: Annotated[Any, Unsupported("medium")] = None
 
 
 class ResponsesRequest(GenerationRequest, ReasoningFields):
     """POST /v1/responses."""
 
-    input: str | Annotated[list[Item], AtMost(MAX_MESSAGES, "items"), Field(min_length=1)]
+    n: Literal[1] | None = None  # a response has one answer
+    input: str | Annotated[list[Item], Field(fail_fast=True), AtMost(MAX_MESSAGES, "items"), _AT_LEAST_ONE]
     instructions: str | None = None
     max_output_tokens: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
-    tools: Annotated[list[Tool] | None, AtMost(_MAX_TOOLS, "tools")] = None
+    tools: Annotated[list[Tool] | None, Field(fail_fast=True), AtMost(MAX_TOOLS, "tools")] = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     max_tool_calls: int | None = None  # of tools that a server runs: there are none
@@ -68,9 +71,9 @@ class ResponsesRequest(GenerationRequest, ReasoningFields):
     reasoning: Reasoning | None = None
     include: Annotated[list[str] | None, AtMost(64, "entries")] = None
     top_logprobs: NumLogprobs | None = None
+    truncation: Literal["auto", "disabled"] | None = None  # auto: tokens are cut off the beginning of a long prompt
     chat_template_kwargs: dict[str, Any] | None = None
 
-    truncation: Annotated[Any, Refused("no item is dropped from the input; shorten it", "disabled")] = None
     previous_response_id: Annotated[Any, Refused(_NOTHING_STORED)] = None
     conversation: Annotated[Any, Refused(_NOTHING_STORED)] = None
     background: Annotated[
@@ -82,10 +85,8 @@ class ResponsesRequest(GenerationRequest, ReasoningFields):
 
     @model_validator(mode="after")
     def _ask_for_chat(self) -> ResponsesRequest:
-        if self.n not in (None, 1):
-            raise ValueError(f"n is {self.n}: a response has one answer")
         if isinstance(self.input, list) and all(isinstance(item, ReasoningItem) for item in self.input):
-            raise ValueError("input has reasoning alone: give at least one message")
+            raise ValueError("input has no message: give a text, or at least one item that is no reasoning")
         try:
             self._chat = ChatCompletionRequest.model_validate(self._chat_fields())
         except ValidationError as error:
@@ -104,12 +105,14 @@ class ResponsesRequest(GenerationRequest, ReasoningFields):
         for name in ("parallel_tool_calls", "chat_template_kwargs"):
             if (value := getattr(self, name)) is not None:
                 fields[name] = value
+        if self.truncation == "auto":
+            fields["truncate_prompt_tokens"] = -1
         if self.max_output_tokens is not None:
             fields["max_completion_tokens"] = self.max_output_tokens
         if self.reasoning is not None and self.reasoning.effort is not None:
             fields["reasoning_effort"] = self.reasoning.effort
         if self.text is not None:
-            if self.text.verbosity not in (None, "medium"):
+            if self.text.verbosity is not None:
                 fields["verbosity"] = self.text.verbosity
             if self.text.format is not None:
                 fields["response_format"] = self.text.format.for_chat()

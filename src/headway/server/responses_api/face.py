@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from msgspec import UNSET, Struct, UnsetType
 
-from headway.client.answer_parser import AnswerParser
+from headway.client.answer_parser import AnswerDelta, AnswerParser
 from headway.outputs import RequestDelta, RequestOutput, TokenLogprob
 from headway.request import FinishReason
 from headway.sampling import SamplingParams
@@ -77,7 +77,7 @@ class Response(Struct):
     background: bool = False
     previous_response_id: None = None
     store: bool = False
-    truncation: Literal["disabled"] = "disabled"
+    truncation: str = "disabled"
     object: Literal["response"] = "response"
 
 
@@ -98,7 +98,8 @@ class ResponsesFace(Face):
 
     def whole(self, outputs: list[RequestOutput], usage: answer_bodies.Usage) -> Response:
         (answer,) = outputs[0].outputs
-        for _ in self._take(answer.text, answer.logprobs, answer.finish_reason):
+        self._num_characters = len(answer.text)
+        for _ in self._take(self._parser.whole(answer.text), answer.logprobs, answer.finish_reason):
             pass
         return self._ended(usage)
 
@@ -110,7 +111,12 @@ class ResponsesFace(Face):
         assert choice == 0, "a response has one answer"
         if delta.kv_transfer_params is not None:
             self._response.kv_transfer_params = delta.kv_transfer_params
-        for kind, fields in self._take(delta.text, delta.logprobs, delta.finish_reason):
+            yield self._event("response.in_progress", response=self._response)  # D can read while P computes
+        news = self._parser.feed(delta.text)
+        if delta.finish_reason is not None:
+            news.append(self._parser.finish())
+        self._num_characters += len(delta.text)
+        for kind, fields in self._take(news, delta.logprobs, delta.finish_reason):
             yield self._event(kind, **fields)
 
     def end(self) -> Iterator[bytes]:
@@ -123,18 +129,14 @@ class ResponsesFace(Face):
         yield self._event("response.failed", response=self._response)
 
     def _take(
-        self, text: str, logprobs: list[dict[int, TokenLogprob]] | None, reason: FinishReason | None
+        self, news: AnswerDelta, logprobs: list[dict[int, TokenLogprob]] | None, reason: FinishReason | None
     ) -> Iterator[tuple[str, dict[str, Any]]]:
-        """The events of the next text. reason: the answer ends with it."""
-        news = self._parser.feed(text)
-        if reason is not None:
-            self._reason = reason
-            news.append(self._parser.finish())
-        self._num_characters += len(text)
+        """The events of what is new. reason: the answer ends with it."""
         self._num_reasoning += len(news.reasoning)
         tokens = chat_logprobs(logprobs, self._top_logprobs)
         yield from self._answer.add(news, None if tokens is None else list(tokens.content))
         if reason is not None:
+            self._reason = reason
             if not self._answer.items:
                 yield from self._answer.open_message()  # an answer of nothing is an empty message
             yield from self._answer.close("completed" if reason is FinishReason.STOP else "incomplete")
@@ -185,4 +187,5 @@ def _opened(face: ResponsesFace, body: ResponsesRequest, sampling: SamplingParam
         top_logprobs=body.top_logprobs or 0,
         top_p=sampling.top_p,
         user=body.user,
+        truncation=body.truncation or "disabled",
     )

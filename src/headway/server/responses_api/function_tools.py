@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Discriminator, Tag, model_validator
+from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
 
-from headway.server.tolerant import TolerantModel
+from headway.client.tools import Name, TolerantModel
 
 
 class FunctionTool(TolerantModel):
     """parameters: a JSON schema of the arguments. strict: calls keep to it."""
 
     type: Literal["function"]
-    name: str
+    name: Name
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
@@ -50,7 +50,7 @@ class NamedFunction(TolerantModel):
     """tool_choice: this function is called."""
 
     type: Literal["function"]
-    name: str
+    name: Name
 
 
 class AllowedTools(TolerantModel):
@@ -58,7 +58,7 @@ class AllowedTools(TolerantModel):
 
     type: Literal["allowed_tools"]
     mode: Literal["auto", "required"]
-    tools: list[NamedFunction]
+    tools: Annotated[list[NamedFunction], Field(fail_fast=True)]
 
 
 class OtherChoice(TolerantModel):

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Discriminator, Tag, model_validator
+from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
 
 from headway.client.conversation import MAX_PARTS
 from headway.client.field_rules import AtMost, any_of
-from headway.server.tolerant import TolerantModel
+from headway.client.tools import Name, TolerantModel
 
 _TEXTS = ("input_text", "output_text", "text", "reasoning_text", "summary_text")
 
@@ -48,7 +48,7 @@ class Part(TolerantModel):
         return self.refusal if self.type == "refusal" else self.text
 
 
-_Parts = Annotated[list[Part], AtMost(MAX_PARTS, "content parts")]
+_Parts = Annotated[list[Part], Field(fail_fast=True), AtMost(MAX_PARTS, "content parts")]
 
 
 class MessageItem(TolerantModel):
@@ -62,7 +62,7 @@ class FunctionCallItem(TolerantModel):
 
     type: Literal["function_call"]
     call_id: str
-    name: str
+    name: Name
     arguments: str
 
 

@@ -177,9 +177,9 @@ def check_a_request_that_is_not_served_ends_with_an_error_and_the_engine_goes_on
         ("streaming", _with(resumable=True)),
         ("0 tokens", make_request("bad", [], max_tokens=3)),
         ("512 tokens", make_request("bad", [5] * 512, max_tokens=3)),
-        ("out of bounds", make_request("bad", [5, 2**40], max_tokens=3)),
+        ("ids are integers from 0 to 2147483647", make_request("bad", [5, 2**40], max_tokens=3)),
         ("encode", _with(cache_salt=7)),
-        ("list of token ids", _with(prompt_token_ids=[[5, 6, 7]])),
+        ("flat list of integers", _with(prompt_token_ids=[[5, 6, 7]])),
     ):
         core = EngineCore(make_scheduler(SHAPE), SHAPE)
         with _log() as lines:

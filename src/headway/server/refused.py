@@ -1,20 +1,12 @@
-"""Records inside bodies whose further fields are ignored: clients send back what other servers have added to them."""
+"""A rule for fields of bodies that are refused with a reason of their own."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from pydantic import ConfigDict
 from pydantic_core import core_schema
 
 from headway.client.field_rules import Unsupported
-from headway.client.strict_model import StrictModel
-
-
-class TolerantModel(StrictModel):
-    """A record that ignores unknown fields and converts no types."""
-
-    model_config = ConfigDict(extra="ignore", strict=True)
 
 
 class Refused(Unsupported):

@@ -161,9 +161,7 @@ def _declared(
     ] = False,
     no_docs: Annotated[
         bool,
-        typer.Option(
-            "--disable-fastapi-docs", rich_help_panel=_DOORS, help="Do not serve /docs, /redoc and /openapi.json."
-        ),
+        typer.Option("--disable-fastapi-docs", rich_help_panel=_DOORS, help="Do not serve /docs and /openapi.json."),
     ] = False,
     no_stats: Annotated[
         bool,

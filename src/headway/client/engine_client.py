@@ -126,7 +126,6 @@ class EngineClient:
         restarts: how often the engine may be restarted if it dies; None: never.
         Raises EngineStartError, or ValueError for a model that cannot be served.
         """
-        logger.info("starting the engine process, and looking for the model")
         async with unless_it_fails(await ProcessLink.open(engine_args)) as link:
             files = await in_thread(partial(ModelFiles.resolve, config))  # while the engine process imports libraries
             # The engine gets the folder, so that the two can never read different revisions of a hub model.

@@ -19,11 +19,13 @@ def stage(what: str) -> Iterator[None]:
     """Say that `what` begins, and again every AGAIN_S seconds for as long as the block runs."""
     logger.info("%s", what)
     over = threading.Event()
-    threading.Thread(target=partial(_say_again, what, over), name="headway-stage", daemon=True).start()
+    reminder = threading.Thread(target=partial(_say_again, what, over), name="headway-stage", daemon=True)
+    reminder.start()
     try:
         yield
     finally:
         over.set()
+        reminder.join()
 
 
 def _say_again(what: str, over: threading.Event) -> None:

@@ -220,7 +220,7 @@ async def _drain(service: Service, stop: asyncio.Event, grace: float) -> None:
         await asyncio.sleep(_POLL_S)
     came, cut = client.requests.num_added, client.num_open
     if cut:
-        logger.warning("%d requests are cut %s", cut, "by the second signal" if stop.is_set() else "by the shutdown")
+        logger.warning("%s cut by the %s", _requests_are(cut), "second signal" if stop.is_set() else "shutdown")
     client.fail_open()
     logger.info("stopping the engine; %d requests came, %d had ended, %d were cut", came, came - cut, cut)
 
@@ -229,8 +229,12 @@ def stop_message(num_open: int, grace: float) -> str:
     """What a server says that is asked to stop."""
     if not num_open:
         return "the server stops: no requests are open"
-    requests = "1 request is" if num_open == 1 else f"{num_open} requests are"
-    return f"the server stops: {requests} open and may go on for up to {grace:g} s; Ctrl-C again to stop now"
+    waits = f"{_requests_are(num_open)} open and may go on for up to {grace:g} s"
+    return f"the server stops: {waits}; Ctrl-C again to stop now"
+
+
+def _requests_are(count: int) -> str:
+    return "1 request is" if count == 1 else f"{count} requests are"
 
 
 def _announce(line: str) -> None:

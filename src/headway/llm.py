@@ -56,7 +56,8 @@ class LLM:
         with LLM("path/or/hub-id", max_num_seqs=64) as llm:
             outputs = llm.generate(["1+1=", "2+2="], SamplingParams(temperature=0))
 
-    model: a local folder or a hub id; None: the small model that comes with Headway.
+    model: a local folder, a hub id, or "tiny-random:FAMILY" (see `tiny_random`); None: the small model that comes with
+        Headway.
     chat_template: used instead of the model's template: a file, the text of a template, or the name of a template of
         the tokenizer.
     settings: the fields of `EngineConfig`, by name (scheduler, device, dtype, max_model_len, ...).

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from headway import tiny_random
 from headway.checkpoint import CONFIG, check_folder, quantisation, read_json
 from headway.config import EngineConfig
 from headway.end_of_sequence import end_of_sequence_id
@@ -153,6 +154,8 @@ def _find(config: EngineConfig) -> Path:
         from headway.default_model import PATH
 
         path = PATH
+    elif tiny_random.is_name(config.model):
+        path = tiny_random.folder(config.model)
     else:
         path = Path(config.model).expanduser()
         if not path.exists():

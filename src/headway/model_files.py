@@ -105,6 +105,12 @@ class ModelFiles:
         """The files that the KV of a prompt depends on: the configuration and the weights."""
         return [self.path / CONFIG, *(path for pattern in _WEIGHTS for path in self.path.glob(pattern))]
 
+    @property
+    def num_weight_bytes(self) -> int:
+        """Bytes of the files that the weights are read from."""
+        kinds = (list(self.path.glob(pattern)) for pattern in _WEIGHTS)
+        return sum(file.stat().st_size for file in next((kind for kind in kinds if kind), []))
+
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer of the model. Raises ValueError if there is none or it cannot be read."""
         return load_tokenizer(self.tokenizer, trust_remote_code=self.trust_remote_code)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import fields
 from typing import Any
 
 from headway.config import EngineConfig
+from headway.spelling import near
 
 
 def engine_config(model: str | None, settings: dict[str, Any]) -> EngineConfig:
@@ -15,8 +15,8 @@ def engine_config(model: str | None, settings: dict[str, Any]) -> EngineConfig:
     known = [field.name for field in fields(EngineConfig) if field.name != "model"]
     for name in settings:
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(known)}"
+            close = near(name, known)
+            hint = f"did you mean {' or '.join(map(repr, close))}?" if close else f"there are {', '.join(known)}"
             raise TypeError(f"LLM has no setting {name!r}; {hint}")
     automatic = {name: "auto" for name in ("device", "dtype") if settings.get(name, "") is None}
     return EngineConfig(model=model, **{**settings, **automatic})

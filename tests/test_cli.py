@@ -346,6 +346,7 @@ def test_what_other_packages_bring_shows_its_own_help(run, command):
         (["generate", "x", "--nonsense"], "--nonsense"),
         (["chat", "./a-model-that-is-not-there"], "'./a-model-that-is-not-there' does not exist"),
         (["chat", "a/model", "more"], "more"),
+        (["chat", "https://hub.example/Org/Name"], "is a URL; name a local folder or a hub id, Org/Name for instance"),
         (["chat", "one", "--model", "two"], "the model is named twice: one and two"),
         (["chat", "--tensor-parallel-size", "2"], "No such option: --tensor-parallel-size"),
         (["chat", "--max-tokns", "2"], "(did you mean --max-tokens?)"),

@@ -79,8 +79,8 @@ def variables() -> str:
         "",
         NOTE,
         "",
-        "Each option of a command has a variable: `HEADWAY_` and the name of the option, in capitals, with `_` for `-`."
-        " What the command line says goes first, then a file of `--config`, then the variable, then the default. A flag "
+        "Each option of a command has a variable: `HEADWAY_` and the name of the option in capitals, with `_` for `-`. "
+        "What the command line says goes first, then a file of `--config`, then the variable, then the default. A flag "
         "without a value takes 1 or 0. An option that may be given several times takes values with blanks between "
         "them. A variable that is empty counts as absent. A value that cannot be is refused in one line, with the name "
         "of the variable.",

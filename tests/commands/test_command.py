@@ -186,6 +186,17 @@ def test_a_bad_value_names_the_variable(
     assert said in error and "HEADWAY_MAX_MODEL_LEN" in error and len(error.splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("blocks", "remedy"), [(1, "give the KV cache more\n"), (10, "max_model_len to at most 144\n")]
+)
+def test_too_few_blocks_are_refused_with_what_would_do(
+    capsys: pytest.CaptureFixture[str], blocks: int, remedy: str
+) -> None:
+    assert cli.main(["generate", "hi", "--num-blocks", str(blocks)]) == 2
+    error = capsys.readouterr().err
+    assert "which is too small" in error and error.endswith(remedy) and len(error.splitlines()) == 1
+
+
 # URLs -------------------------------------------------------------------------------------------------------
 
 

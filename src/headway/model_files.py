@@ -172,6 +172,11 @@ def _find(config: EngineConfig) -> Path:
 
 
 def _download(model: str, revision: str | None) -> Path:
+    if "://" in model:
+        hub_id = "/".join(model.split("://", 1)[1].split("/")[1:3])
+        raise ValueError(
+            f"model {model!r} is a URL; name a local folder or a hub id, {hub_id or 'ORG/NAME'} for instance"
+        )
     if model.startswith((".", "/", "~")) or model.count("/") > 1 or not model:
         raise ValueError(f"model folder {model!r} does not exist")
     from huggingface_hub import snapshot_download

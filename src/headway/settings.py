@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, TypedDict
 
 from headway.config import EngineConfig, KVTransport, ReserveName, Role, SchedulerName, VictimName
+from headway.spelling import near
 
 
 class EngineSettings(TypedDict, total=False):
@@ -69,8 +69,8 @@ def engine_config(model: str | None, settings: EngineSettings) -> EngineConfig:
     known = [field.name for field in fields(EngineConfig) if field.name != "model"]
     for name in settings:
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(known)}"
+            close = near(name, known)
+            hint = f"did you mean {' or '.join(map(repr, close))}?" if close else f"there are {', '.join(known)}"
             raise TypeError(f"LLM has no setting {name!r}; {hint}")
     given: Mapping[str, Any] = settings
     automatic = {name: "auto" for name in ("device", "dtype") if given.get(name, "") is None}

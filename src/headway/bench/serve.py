@@ -24,6 +24,7 @@ from headway.bench.report import Row, block, figures
 from headway.bench.server_process import ServerError, ServerProcess, exit_on_sigterm
 from headway.commands.lists import positive_numbers
 from headway.commands.remote_options import ApiKeyOption, key_headers
+from headway.commands.server_urls import server_url
 
 _LENGTHS = "Lengths of --dataset random"
 _TRACES = "Traces"
@@ -216,7 +217,7 @@ def _latency(row: Row, name: str) -> dict[str, float | None]:
 def _server(base_url: str | None, model: str | None, serve_args: str) -> Iterator[str]:
     """The URL of the server to measure. A server that is started here ends with the block."""
     if base_url is not None:
-        yield base_url.rstrip("/").removesuffix("/v1")
+        yield server_url(base_url).removesuffix("/v1")
         return
     exit_on_sigterm()
     with ServerProcess([*([model] if model else []), *shlex.split(serve_args)]) as server:

@@ -196,11 +196,10 @@ def test_every_command_takes_every_setting_of_the_engine(run, stdin, seen, comma
 
 
 @pytest.mark.parametrize("command", ["generate", "chat", "serve"])
-def test_help_shows_how_to_schedule_in_a_panel_of_its_own(run, monkeypatch, command):
-    monkeypatch.setenv("COLUMNS", "100")  # the longest names need 84
-    code, out, _ = run(command, "--help")
+def test_help_shows_how_to_schedule_in_a_panel_of_its_own(run, command):
+    code, out, _ = run(command, "--help-all")
     assert code == 0
-    before, panel = out.split("─ Scheduling ─")
+    before, panel = out.split("Scheduling:")
     assert "--role" in out
     for option in ("--reserve", "--victim", "--max-bypass", "--no-enable-priority-preemption"):
         assert option in panel and option not in before
@@ -348,7 +347,12 @@ def test_what_other_packages_bring_shows_its_own_help(run, command):
         (["doctor", "a", "b"], "b"),
         (["generate", "x", "--kv-cache-memory-gb", "0"], "kv_cache_memory_gb must be above 0, got 0.0"),
         (["generate", "x", "--nonsense"], "--nonsense"),
-        (["chat", "argument"], "argument"),
+        (["chat", "./a-model-that-is-not-there"], "'./a-model-that-is-not-there' does not exist"),
+        (["chat", "a/model", "more"], "more"),
+        (["chat", "https://hub.example/Org/Name"], "is a URL; name a local folder or a hub id, Org/Name for instance"),
+        (["chat", "one", "--model", "two"], "the model is named twice: one and two"),
+        (["chat", "--tensor-parallel-size", "2"], "No such option: --tensor-parallel-size"),
+        (["chat", "--max-tokns", "2"], "(did you mean --max-tokens?)"),
         (["nonsense"], "nonsense"),
         (["bench", "--nonsense"], "--nonsense"),
     ],

@@ -1,4 +1,4 @@
-"""Writes docs/reference/ from the code: the command line, and the metrics of a server.
+"""Writes docs/reference/ from the code: the command line, variables of the environment, the metrics of a server.
 
     python tools/reference.py             compare: exit status 1, and the names of the pages that differ
     python tools/reference.py --write     write the pages
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from headway.cli import app
 from headway.client.engine_client import EngineClient
+from headway.commands.environment import SPECIAL
 from headway.config import EngineConfig
 from headway.server.service import Service
 
@@ -31,7 +31,7 @@ _OWN, _ALIAS = "headway:", "vllm:"
 def command_line() -> str:
     """The page of all commands of the package, with their arguments and options."""
     group: Any = typer.main.get_command(app)
-    lines = ["# Commands", "", NOTE, "", "`headway COMMAND --help` says the same in the terminal.", ""]
+    lines = ["# Commands", "", NOTE, "", "`headway COMMAND --help-all` says the same in the terminal.", ""]
     for name, command in group.commands.items():
         if not command.params:
             continue  # `bench` has a command line of its own
@@ -50,24 +50,57 @@ def _sentences(text: str) -> Iterator[str]:
 
 def _options(command: Any) -> Iterator[str]:
     context = command.make_context(command.name, [], resilient_parsing=True)
-    panels: dict[str, list[tuple[str, str]]] = defaultdict(list)
-    for parameter in command.params:
-        record = parameter.get_help_record(context)
-        if record is not None and not parameter.hidden:
-            panels[parameter.rich_help_panel or ""].append(record)
-    for panel, records in panels.items():
-        if panel:
-            yield f"### {panel}"
-            yield ""
+    for panel, records in command.panels(context).items():
+        yield f"### {panel}"
+        yield ""
         yield "| | |"
         yield "|---|---|"
         for flags, text in records:
             yield f"| `{_cell(flags)}` | {_cell(text)} |"
         yield ""
+    yield from ("```sh", *command.epilog.splitlines(), "```", "")
 
 
 def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
+
+
+def variables() -> str:
+    """The page of all variables of the environment."""
+    group: Any = typer.main.get_command(app)
+    rows: dict[str, tuple[str, list[str]]] = {}
+    for name, command in group.commands.items():
+        for parameter in command.params:
+            if parameter.param_type_name == "option" and parameter.envvar and not parameter.hidden:
+                flag = max(parameter.opts, key=len)
+                rows.setdefault(parameter.envvar, (flag, []))[1].append(name)
+    lines = [
+        "# Environment",
+        "",
+        NOTE,
+        "",
+        "Each option of a command has a variable: `HEADWAY_` and the name of the option in capitals, with `_` for `-`. "
+        "What the command line says goes first, then a file of `--config`, then the variable, then the default. A flag "
+        "without a value takes 1 or 0. An option that may be given several times takes values with blanks between "
+        "them. A variable that is empty counts as absent. A value that cannot be is refused in one line, with the name "
+        "of the variable.",
+        "",
+        "In Kubernetes, a service that is called `headway` sets `HEADWAY_PORT=tcp://...` in all pods beside it: call "
+        "it otherwise, or set `enableServiceLinks: false`.",
+        "",
+        "## Variables of their own",
+        "",
+        "| | |",
+        "|---|---|",
+        *(f"| `{name}` | {_cell(text)} |" for name, text in SPECIAL.items()),
+        "",
+        "## Variables of options",
+        "",
+        "| variable | option | commands |",
+        "|---|---|---|",
+        *(f"| `{name}` | `{flag}` | {', '.join(commands)} |" for name, (flag, commands) in sorted(rows.items())),
+    ]
+    return "\n".join([*lines, ""])
 
 
 def metrics() -> str:
@@ -102,7 +135,11 @@ async def _page() -> str:
         await client.shutdown()
 
 
-PAGES: dict[str, Callable[[], str]] = {"commands.md": command_line, "metrics.md": metrics}
+PAGES: dict[str, Callable[[], str]] = {
+    "commands.md": command_line,
+    "environment.md": variables,
+    "metrics.md": metrics,
+}
 
 
 def main(arguments: list[str]) -> int:

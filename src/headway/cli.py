@@ -10,7 +10,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -28,6 +28,7 @@ from headway.commands import (
     simtest,
     top,
 )
+from headway.commands.command import Command, UsageError
 from headway.commands.laboratory import LaboratoryGroup
 from headway.commands.vllm_line import VllmCommand
 from headway.errors import EngineDeadError
@@ -35,9 +36,6 @@ from headway.errors import EngineDeadError
 logger = logging.getLogger(__name__)
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130  # exit codes
-
-# The module of click's usage errors depends on the version of typer. This is their common base in every version.
-_UsageError: Any = typer.BadParameter.__bases__[0]
 
 
 class _Commands(LaboratoryGroup):
@@ -50,6 +48,7 @@ app = typer.Typer(
     help="Serve language models with a scheduler that takes no locks.",
     epilog="Without a model, commands use the small model that comes with Headway.",
     no_args_is_help=True,
+    context_settings={"help_option_names": ["--help", "-h"]},
 )
 
 
@@ -58,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _open_standard_files()
     try:
         code = app(arguments, prog_name="headway", standalone_mode=False)
-    except _UsageError as error:
+    except UsageError as error:
         return _complain(error.format_message(), BAD_INPUT)
     except BrokenPipeError:  # the reader of our output has gone; the last flush goes nowhere
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -108,17 +107,20 @@ def _headway(
     pass
 
 
-app.command("generate")(generate.command)
-app.command("chat")(chat.command)
-app.command("complete")(complete.command)
-app.command("serve", cls=VllmCommand)(serve.command)
-app.command("pd", cls=VllmCommand)(pd.command)
-app.command("run-batch", cls=VllmCommand)(run_batch.command)
-app.command("top")(top.command)
-app.command("doctor")(doctor.command)
-app.command("collect-env")(collect_env.command)
-app.command("simtest")(simtest.command)
-app.command("accuracy")(accuracy.command)
+for _name, _module, _kind in (
+    ("generate", generate, Command),
+    ("chat", chat, Command),
+    ("complete", complete, Command),
+    ("serve", serve, VllmCommand),
+    ("pd", pd, VllmCommand),
+    ("run-batch", run_batch, VllmCommand),
+    ("top", top, Command),
+    ("doctor", doctor, Command),
+    ("collect-env", collect_env, Command),
+    ("simtest", simtest, Command),
+    ("accuracy", accuracy, Command),
+):
+    app.command(_name, cls=_kind, epilog="\n".join(_module.EXAMPLES))(_module.command)
 
 
 @app.command(

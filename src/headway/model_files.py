@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from headway import default_model, tiny_random
 from headway.checkpoint import CONFIG, check_folder, quantisation, read_json
 from headway.config import EngineConfig
 from headway.end_of_sequence import end_of_sequence_id
@@ -87,7 +88,7 @@ class ModelFiles:
             eos_token_ids.add(own_end)
         return cls(
             path=path,
-            name=config.served_model_name or config.model or "headway-default",
+            name=config.served_model_name or config.model or default_model.NAME,
             hf_config=hf_config,
             limits=ModelLimits(
                 vocab_size=vocab_size,
@@ -156,9 +157,9 @@ def _has_causal_code(config: PretrainedConfig) -> bool:
 
 def _find(config: EngineConfig) -> Path:
     if config.model is None:
-        from headway.default_model import PATH
-
-        path = PATH
+        path = default_model.PATH
+    elif tiny_random.is_name(config.model):
+        path = tiny_random.folder(config.model)
     else:
         path = Path(config.model).expanduser()
         if not path.exists():
@@ -171,6 +172,11 @@ def _find(config: EngineConfig) -> Path:
 
 
 def _download(model: str, revision: str | None) -> Path:
+    if "://" in model:
+        hub_id = "/".join(model.split("://", 1)[1].split("/")[1:3])
+        raise ValueError(
+            f"model {model!r} is a URL; name a local folder or a hub id, {hub_id or 'ORG/NAME'} for instance"
+        )
     if model.startswith((".", "/", "~")) or model.count("/") > 1 or not model:
         raise ValueError(f"model folder {model!r} does not exist")
     from huggingface_hub import snapshot_download

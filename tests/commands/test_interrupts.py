@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import contextlib
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -97,3 +99,50 @@ def test_a_meeting_of_both_is_seen() -> None:
     tree = ast.parse("_X = Phase.X\na = status[0] == Phase.X\nb = status != _X\nstatus[0] = Phase.X\nc = status is _X")
     found = ["status[0] == Phase.X", "status != _X", "status[0] = Phase.X"]
     assert sorted(members_by_value(tree, {"Phase"})) == sorted(found)
+
+
+# At each stage of a command, in a process of its own ----------------------------------------------------------
+
+INTERRUPTED_IMPORT = """
+import importlib.abc, signal, sys
+
+name = sys.argv.pop(1)
+
+class Interrupt(importlib.abc.MetaPathFinder):
+    def find_spec(self, wanted, path, target=None):
+        if wanted == name:
+            signal.raise_signal(signal.SIGINT)
+
+from headway.__main__ import main
+
+sys.meta_path.insert(0, Interrupt())
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "words"),
+    [
+        ("typer", ["generate", "hi"]),
+        ("headway.commands.options", ["--help"]),
+        ("torch", ["generate", "hi"]),
+        ("headway.executor.loader", ["generate", "hi"]),
+    ],
+)
+def test_an_interrupt_while_modules_or_the_model_load_ends_the_command_in_silence(
+    module: str, words: list[str]
+) -> None:
+    program = [sys.executable, "-c", INTERRUPTED_IMPORT, module, *words]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+def test_interrupts_in_the_middle_of_an_answer_end_the_command_in_silence() -> None:
+    program = [sys.executable, "-m", "headway", "chat", "-q", "hi", "--ignore-eos", "--max-tokens", "2000"]
+    with subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL) as command:
+        assert command.stdout is not None and command.stderr is not None
+        assert command.stdout.read(1), "the answer has begun"
+        for _ in range(3):
+            command.send_signal(signal.SIGINT)
+        assert command.wait(60) == 130
+        assert command.stderr.read() == b""

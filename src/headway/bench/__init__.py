@@ -21,6 +21,7 @@ from typing import Any
 import typer
 
 from headway.bench import abuse, serve, soak, throughput, transfer
+from headway.commands.command import Command
 from headway.commands.laboratory import LaboratoryGroup
 
 ENTRY_POINTS = "headway.bench"
@@ -40,12 +41,28 @@ class _Benchmarks(LaboratoryGroup):
         return found
 
 
-app = typer.Typer(cls=_Benchmarks, no_args_is_help=True, add_completion=False)
-app.command("abuse")(abuse.command)
-app.command("serve")(serve.command)
-app.command("soak")(soak.command)
-app.command("throughput")(throughput.command)
-app.command("transfer")(transfer.command)
+app = typer.Typer(
+    cls=_Benchmarks,
+    no_args_is_help=True,
+    add_completion=False,
+    context_settings={"help_option_names": ["--help", "-h"]},
+)
+_EXAMPLES = {
+    "abuse": ("", "--only shutdown", "--json"),
+    "serve": ("", "--base-url localhost:8000 --request-rate 4,8,16", "--dataset random --input-len 512 --json"),
+    "soak": ("", "--requests 50000 --json", "--executor transformers"),
+    "throughput": ("", "--device cuda --shape qwen3-8b", "--threads 2 --requests 8,64 --json"),
+    "transfer": ("", "--mib 256 --streams 8", "--json"),
+}
+for _name, _module in (
+    ("abuse", abuse),
+    ("serve", serve),
+    ("soak", soak),
+    ("throughput", throughput),
+    ("transfer", transfer),
+):
+    _lines = (f"headway bench {_name} {options}".rstrip() for options in _EXAMPLES[_name])
+    app.command(_name, cls=Command, epilog="\n".join(_lines))(_module.command)
 
 
 @app.callback()

@@ -1,5 +1,7 @@
 """The commands that are more than one call, one per file, and the options that they share.
 
+    command.py    what every command shares: help, the model's name, variables; environment.py  the variables
+    server_urls.py      URLs of servers, as people type them
     options.py    engine and sampling options, declared once; loads the model that they name
     generate.py   headway generate        chat.py      headway chat
     doctor.py     headway doctor          simtest.py   headway simtest

@@ -18,11 +18,19 @@ from headway.accuracy.pair import TRANSPORTS
 from headway.accuracy.subject import BUDGETS, MODELS, MORE_MODELS, SCHEDULERS, Outcome, Setting, settings, subjects
 from headway.commands.lists import names, whole_numbers
 
+EXAMPLES = (
+    "headway accuracy",
+    "headway accuracy --model llama,qwen3 --schedulers v2",
+    "headway accuracy --budgets 16,64 --transports tcp --json",
+)
+
 
 def command(
     models: Annotated[
         Sequence[str],
         typer.Option(
+            "--models",
+            "--model",
             parser=names((*MODELS, *MORE_MODELS)),
             metavar="NAME,...",
             help=f"Of {', '.join(MODELS)}; and, not by default, {', '.join(MORE_MODELS)}.",

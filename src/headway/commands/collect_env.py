@@ -22,6 +22,11 @@ _PACKAGES = (
 )
 # The only variables that are shown: no name of these can hold a key, a token or an address with a password.
 _VARIABLES = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "CUDA_HOME", "LD_LIBRARY_PATH", "HF_HUB_OFFLINE", "LANG")
+EXAMPLES = (
+    "headway collect-env",
+    "headway collect-env > report.txt",
+    "headway collect-env --json",
+)
 _GIB = 2**30
 _DRIVER_S = 30.0  # seconds for the driver of the GPUs to answer
 

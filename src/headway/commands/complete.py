@@ -9,18 +9,37 @@ from typing import Annotated, Any
 
 import typer
 
-from headway.commands.remote_options import AnswerError, ApiKeyOption, CaCertsOption, ModelNameOption, http_options
+from headway.commands.options import ModelArgument
+from headway.commands.remote_options import AnswerError, ApiKeyOption, CaCertsOption, http_options
+from headway.commands.server_urls import server_url
+
+EXAMPLES = (
+    "headway complete -q '12+34='",
+    "headway complete --url 10.0.0.5:8000 --max-tokens 64 < prompts.txt",
+    "HEADWAY_API_KEY=sk-1 headway complete my-model --url https://llm.example/v1",
+)
 
 
 def command(
     url: Annotated[
-        str, typer.Option(metavar="URL", help="Address of the server, with its /v1.")
+        str, typer.Option(metavar="URL", help="Address of the server, HOST:PORT for instance.")
     ] = "http://localhost:8000/v1",
-    model_name: ModelNameOption = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            "--model-name",
+            metavar="NAME",
+            help="The model to ask for.",
+            show_default="the first that the server names",
+        ),
+    ] = None,
+    model_argument: ModelArgument = None,  # noqa: ARG001  `Command` puts it into `model`
     api_key: ApiKeyOption = None,
     ssl_ca_certs: CaCertsOption = None,
     max_tokens: Annotated[
-        int | None, typer.Option(min=1, help="The most tokens of an answer.", show_default="the server's")
+        int | None,
+        typer.Option(min=1, help="The most tokens of an answer.", show_default="the server's; of Headway and vLLM: 16"),
     ] = None,
     quick: Annotated[
         str | None, typer.Option("--quick", "-q", metavar="PROMPT", help="Answer this prompt, and leave.")
@@ -34,10 +53,10 @@ def command(
     from headway.commands.remote_model import RemoteModel
 
     sampling: dict[str, Any] = {} if max_tokens is None else {"max_tokens": max_tokens}
-    with RemoteModel(url, model_name, http_options(api_key, ssl_ca_certs)) as model:
-        for prompt in [quick] if quick is not None else _prompts(model.name):
+    with RemoteModel(server_url(url, "/v1"), model, http_options(api_key, ssl_ca_certs)) as remote:
+        for prompt in [quick] if quick is not None else _prompts(remote.name):
             try:
-                with closing(model.stream_completion(prompt, sampling)) as pieces:
+                with closing(remote.stream_completion(prompt, sampling)) as pieces:
                     for piece in pieces:
                         print(piece, end="", flush=True)
             except AnswerError as error:

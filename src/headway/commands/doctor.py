@@ -8,19 +8,27 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from headway.commands.remote_options import ApiKeyOption, CaCertsOption, http_options
+from headway.commands.server_urls import server_url
 
 if TYPE_CHECKING:
     import httpx
 
     from headway.server.answer_bodies import Ownership
 
+EXAMPLES = (
+    "headway doctor",
+    "headway doctor 10.0.0.5:8000",
+    "headway doctor https://llm.example --json",
+)
 PROBLEMS = 1  # exit code
 CONNECT_TIMEOUT, ANSWER_TIMEOUT = 5.0, 60.0  # seconds; the recount itself may take the engine 30
 PATH = "/debug/ownership"
 
 
 def command(
-    url: Annotated[str, typer.Argument(metavar="URL", help="Address of the server.")] = "http://127.0.0.1:8000",
+    url: Annotated[
+        str, typer.Argument(metavar="URL", help="Address of the server; HOST:PORT will do.")
+    ] = "http://127.0.0.1:8000",
     as_json: Annotated[bool, typer.Option("--json", help="Print the server's report as one JSON object.")] = False,
     api_key: ApiKeyOption = None,
     ssl_ca_certs: CaCertsOption = None,
@@ -36,6 +44,7 @@ def command(
     from headway.commands.remote_model import complaint
     from headway.server.answer_bodies import Ownership
 
+    url = server_url(url)
     response = _ask(url, http_options(api_key, ssl_ca_certs))
     if response.status_code >= 500:
         print(f"headway: {url}: {complaint(response)}", file=sys.stderr)

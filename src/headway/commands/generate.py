@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,6 +20,15 @@ from headway.sampling import SamplingParams
 
 if TYPE_CHECKING:
     from headway.outputs import RequestOutput
+
+EXAMPLES = (
+    "headway generate '12+34='",
+    "headway generate --model ./my-model --max-tokens 64 'Once upon a time'",
+    "headway generate --file prompts.txt --json > answers.jsonl",
+)
+_LIKE_A_MODEL = re.compile(  # Qwen/Qwen3-0.6B, ./tiny or tiny-random:llama, and not 1/2
+    r"tiny-random:\w+|[A-Za-z][\w.-]*/[\w.-]*[A-Za-z][\w.-]*|(\.{0,2}|~)/[^\s=?]+"
+)
 
 
 @takes_engine
@@ -38,7 +50,11 @@ def command(
         bool, typer.Option("--json", help="Print one JSON object per answer, each on its own line.")
     ] = False,
 ) -> None:
-    """Answer prompts."""
+    """Answer prompts.
+
+    The words of the command line are prompts; the model is named by --model.
+    """
+    _refuse_models(prompts or (), model=config.model)
     prompts = [*(prompts or ()), *_prompts_from(file, needed=not prompts)]
     given["n"] = SamplingParams(n=n).n
     with load_llm(config) as llm:
@@ -51,6 +67,25 @@ def command(
             _print_answers(output, with_prompt=len(outputs) > 1)
     if any(answer.finish_reason is FinishReason.ERROR for output in outputs for answer in output.outputs):
         raise typer.Exit(1)
+
+
+def _refuse_models(prompts: Sequence[str], model: str | None) -> None:
+    """Raise ValueError for a model that stands where prompts do."""
+    for number, prompt in enumerate(prompts):
+        rest = " ".join(map(shlex.quote, [*prompts[:number], *prompts[number + 1 :]])) or "PROMPT"
+        comes_first = number == 0 and len(prompts) > 1 and model is None
+        if (comes_first and _LIKE_A_MODEL.fullmatch(prompt)) or _is_model_folder(prompt):
+            raise ValueError(
+                f"{prompt!r} names a model, and the words of this command are prompts: "
+                f"headway generate --model {shlex.quote(prompt)} {rest}"
+            )
+
+
+def _is_model_folder(text: str) -> bool:
+    try:
+        return (Path(text).expanduser() / "config.json").is_file()
+    except (OSError, ValueError, RuntimeError):  # too long for a path, a zero byte, no such user
+        return False
 
 
 def _prompts_from(file: str | None, *, needed: bool) -> list[str]:

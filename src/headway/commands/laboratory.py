@@ -8,6 +8,8 @@ from typing import Any, ClassVar
 import typer
 from typer.core import TyperGroup
 
+from headway.commands.command import Command
+
 
 class LaboratoryGroup(TyperGroup):
     """The commands of a group and, if the laboratory is installed, its commands after them. They are found by their
@@ -31,5 +33,5 @@ class LaboratoryGroup(TyperGroup):
         if cmd_name not in entries.names:
             return None
         alone = typer.Typer(add_completion=False)
-        alone.command(cmd_name)(entries[cmd_name].load())
+        alone.command(cmd_name, cls=Command)(entries[cmd_name].load())
         return typer.main.get_command(alone)

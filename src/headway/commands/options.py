@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
+from headway.commands.command import COMMON, MODEL_ARGUMENT
 from headway.config import KV_SECRET_VARIABLE, EngineConfig
 from headway.sampling import SamplingParams
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 MAX_TOKENS = 256  # the default for an answer
 
-_MODEL = "Local folder or hub id of the model."
+_MODEL = "Local folder or hub id of the model; tiny-random:llama, :qwen3, :gemma2, :mixtral: a random one."
 _OWN_MODEL = "Headway's own small model"
 _METAVARS = {
     "role": "ROLE",
@@ -35,6 +36,13 @@ _NOT_SHOWN = frozenset(
         "reservation_timeout",
         "hold_timeout",
         "send_timeout",
+    }
+)
+# What a new user sets first; the rest of the options is in panels after them.
+_FIRST = frozenset(
+    {
+        *("model", "device", "dtype", "max_model_len", "max_num_seqs", "kv_cache_memory_gb"),
+        *("gpu_memory_utilization", "served_model_name"),
     }
 )
 _NO = "no_"  # prefix of the flag for a field that is true by default
@@ -145,7 +153,7 @@ def _engine_options() -> Options:
                 kinds[field],
                 default,
                 text,
-                panel=panel,
+                panel=COMMON if field in _FIRST else panel,
                 shown=shown,
                 metavar=metavar,
                 hidden=field in _NOT_SHOWN,
@@ -154,13 +162,14 @@ def _engine_options() -> Options:
 
 
 def _engine_config(**values: Any) -> EngineConfig:
+    values.pop(MODEL_ARGUMENT, None)  # `Command` has put it into `model`
     settings = {name: value for name, value in values.items() if not name.startswith(_NO)}
     off: dict[str, Any] = {name.removeprefix(_NO): not value for name, value in values.items() if name.startswith(_NO)}
     return EngineConfig(**settings, **off)
 
 
 def _sampling_options() -> Options:
-    panel = "Sampling (default: the model's own settings)"
+    panel = "Sampling"
     words: dict[str, tuple[Any, str]] = {
         "temperature": (float | None, "Randomness of the choice; 0 always takes the most likely token."),
         "top_p": (float | None, "Choose among the most likely tokens that add up to this probability."),
@@ -168,9 +177,18 @@ def _sampling_options() -> Options:
         "min_p": (float | None, "Leave out tokens less likely than this share of the most likely one."),
         "repetition_penalty": (float | None, "Above 1: avoid tokens of the prompt and of the answer so far."),
     }
-    options = {name: _option(name, kind, None, text, panel=panel) for name, (kind, text) in words.items()}
+    options = {
+        name: _option(name, kind, None, text, panel=COMMON if name == "temperature" else panel, shown="the model's")
+        for name, (kind, text) in words.items()
+    }
     return {
-        "max_tokens": _option("max_tokens", int, MAX_TOKENS, "The most tokens of an answer.", panel=panel),
+        "max_tokens": _option(
+            "max_tokens",
+            int,
+            MAX_TOKENS,
+            "The most tokens of an answer. (`LLM` and /v1/completions stop at 16 unless asked for more.)",
+            panel=COMMON,
+        ),
         **options,
         "stop": _option(
             "stop",
@@ -218,23 +236,24 @@ _OF_EACH_ENGINE = (
     "kv_secret",
     "kv_events_config",
 )  # what a group decides for each of its engines
+ModelArgument = Annotated[
+    str | None, typer.Argument(metavar="MODEL", help="The same as --model MODEL.", show_default=False)
+]
 _MODEL_ARGUMENT = inspect.Parameter(
-    "model",
-    inspect.Parameter.KEYWORD_ONLY,
-    default=None,
-    annotation=Annotated[
-        str | None,
-        typer.Argument(metavar="MODEL", help=_MODEL, show_default=_OWN_MODEL),
-    ],
+    MODEL_ARGUMENT, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=ModelArgument
 )
 
-# These decorators pass a parameter `config`: EngineConfig. The model is an option, or the first argument.
+# These decorators pass a parameter `config`: EngineConfig. The model is an option; but where the words of the command
+# line are prompts, it is the first argument too.
 takes_engine = takes("config", _engine_config, _ENGINE)
-takes_model_and_engine = takes("config", _engine_config, {**_ENGINE, "model": _MODEL_ARGUMENT})
+takes_model_and_engine = takes("config", _engine_config, {**_ENGINE, MODEL_ARGUMENT: _MODEL_ARGUMENT})
 takes_model_and_engine_of_group = takes(
     "config",
     _engine_config,
-    {**{name: option for name, option in _ENGINE.items() if name not in _OF_EACH_ENGINE}, "model": _MODEL_ARGUMENT},
+    {
+        **{name: option for name, option in _ENGINE.items() if name not in _OF_EACH_ENGINE},
+        MODEL_ARGUMENT: _MODEL_ARGUMENT,
+    },
 )
 # This decorator passes a parameter `given`: the fields of SamplingParams that the user gave.
 takes_sampling = takes("given", _given, _sampling_options())
@@ -252,6 +271,7 @@ ChatTemplateOption = Annotated[
 ToolCallParserOption = Annotated[
     str | None,
     typer.Option(
+        rich_help_panel="Tools and reasoning",
         help="The form in which the model calls tools: hermes, llama3_json, mistral ... (docs/tools.md).",
         show_default="what the chat template tells",
     ),
@@ -259,6 +279,7 @@ ToolCallParserOption = Annotated[
 ReasoningParserOption = Annotated[
     str | None,
     typer.Option(
+        rich_help_panel="Tools and reasoning",
         help="The form in which the model thinks before it answers: deepseek_r1, qwen3 (docs/tools.md).",
         show_default="all text is the answer",
     ),

@@ -11,9 +11,15 @@ from headway.commands.server_options import takes_server
 from headway.config import EngineConfig
 from headway.server.settings import ServerSettings
 
+EXAMPLES = (
+    "headway pd",
+    "headway pd Qwen/Qwen3-0.6B --prefill 2 --decode 2",
+    "headway pd --model ./my-model --port 9000 --max-model-len 4096",
+)
 
-@takes_server
+
 @takes_model_and_engine_of_group
+@takes_server
 def command(
     config: EngineConfig,
     server: ServerSettings,

@@ -40,8 +40,9 @@ CaCertsOption = Annotated[
 ModelNameOption = Annotated[
     str | None,
     typer.Option(
+        "--model-name",
         metavar="NAME",
-        help="The model to ask for.",
+        help="The model to ask for; the same as --model.",
         show_default="the first that the server names",
         rich_help_panel=_PANEL,
     ),

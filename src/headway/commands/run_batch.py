@@ -10,7 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from headway.commands.options import ChatTemplateOption, ReasoningParserOption, ToolCallParserOption, takes_engine
+from headway.commands.options import (
+    ChatTemplateOption,
+    ReasoningParserOption,
+    ToolCallParserOption,
+    takes_model_and_engine,
+)
 from headway.config import EngineConfig
 from headway.logs import log_to_standard_error
 
@@ -20,8 +25,14 @@ if TYPE_CHECKING:
 _EVERY_S = 5.0  # seconds between two lines of progress
 _INTERRUPTED = 130  # exit status, as of a command that Ctrl-C ends
 
+EXAMPLES = (
+    "headway run-batch -i requests.jsonl -o answers.jsonl",
+    "headway run-batch Qwen/Qwen3-0.6B -i requests.jsonl -o answers.jsonl",
+    "headway run-batch -i in.jsonl -o out.jsonl --concurrency 64",
+)
 
-@takes_engine
+
+@takes_model_and_engine
 def command(
     config: EngineConfig,
     input_file: Annotated[

@@ -17,9 +17,15 @@ from headway.server.settings import ServerSettings
 
 logger = logging.getLogger(__name__)
 
+EXAMPLES = (
+    "headway serve",
+    "headway serve Qwen/Qwen3-0.6B --port 9000 --max-model-len 4096",
+    "HEADWAY_API_KEY=sk-1 headway serve --model ./my-model --host 0.0.0.0",
+)
 
-@takes_server
+
 @takes_model_and_engine
+@takes_server
 def command(
     config: EngineConfig,
     server: ServerSettings,
@@ -27,6 +33,7 @@ def command(
         list[str],
         typer.Option(
             metavar="URL",
+            rich_help_panel="Prefill and decode apart",
             help="With --role decode: a prefill engine that computes prompts for this one; may be given several times.",
         ),
     ] = [],  # noqa: B006  typer makes a new list for each call
@@ -34,6 +41,7 @@ def command(
         str | None,
         typer.Option(
             metavar="KEY",
+            rich_help_panel="Prefill and decode apart",
             help="Key for the prefill engines; better in HEADWAY_PREFILL_API_KEY, since ps shows it.",
             show_default="the first key of this server without a tenant",
         ),

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from headway.commands.environment import PREFILL_KEY_VARIABLE
 from headway.commands.options import ChatTemplateOption, ReasoningParserOption, ToolCallParserOption, takes
 from headway.logs import LogFormat, LogLevel
 from headway.server.doors import Doors
@@ -19,7 +20,7 @@ from headway.server.tls import Tls
 
 logger = logging.getLogger(__name__)
 
-PREFILL_KEY_VARIABLE = "HEADWAY_PREFILL_API_KEY"  # of the environment, where --prefill-api-key is not given
+_SERVER = "Server"
 _DOORS = "Keys, TLS and browsers"
 _LOGS = "Logs"
 _IN_PS = "A key on the command line can be seen by every user of the machine (ps)"
@@ -29,7 +30,8 @@ def _declared(
     host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen at; 0 takes any free port.")] = 8000,
     shutdown_grace: Annotated[
-        float, typer.Option(help="Seconds for running requests to end after SIGTERM or Ctrl-C.")
+        float,
+        typer.Option(help="Seconds for running requests to end after SIGTERM or Ctrl-C.", rich_help_panel=_SERVER),
     ] = 10.0,
     admin_api: Annotated[
         bool,
@@ -37,17 +39,24 @@ def _declared(
             "--enable-admin-api",
             help="Serve /pause, /resume, /is_paused and /reset_prefix_cache, and /debug/ownership to other hosts. "
             "Every client can then stop the server.",
+            rich_help_panel=_SERVER,
         ),
     ] = False,
     engine_restarts: Annotated[
         int,
         typer.Option(
-            help="How often within ten minutes an engine that died is started again; 0: the server ends with code 1."
+            help="How often within ten minutes an engine that died is started again; 0: the server ends with code 1.",
+            rich_help_panel=_SERVER,
         ),
     ] = 0,
     model_aliases: Annotated[
         list[str],
-        typer.Option("--model-alias", metavar="NAME", help="One more name of the model; may be given several times."),
+        typer.Option(
+            "--model-alias",
+            metavar="NAME",
+            help="One more name of the model; may be given several times.",
+            rich_help_panel=_SERVER,
+        ),
     ] = [],  # noqa: B006  typer makes a new list for each call
     chat_template: ChatTemplateOption = None,
     trust_request_chat_template: Annotated[
@@ -55,27 +64,40 @@ def _declared(
         typer.Option(
             "--trust-request-chat-template",
             help="Accept chat templates in requests: a template is a program that may use any time and memory.",
+            rich_help_panel=_SERVER,
         ),
     ] = False,
     escape_special_tokens: Annotated[
         bool,
         typer.Option(
             "--escape-special-tokens",
-            help="Part special tokens that chat messages spell (< |im_end|>), so that no message can end its turn.",
+            help="Part special tokens that chat messages spell (<|im_end|>), so that no message can end its turn.",
+            rich_help_panel=_SERVER,
         ),
     ] = False,
     max_local_prefill_tokens: Annotated[
-        int, typer.Option(min=0, help="With prefill engines: prompts of up to so many tokens are computed here.")
+        int,
+        typer.Option(
+            min=0,
+            help="With prefill engines: prompts of up to so many tokens are computed here.",
+            rich_help_panel=_SERVER,
+        ),
     ] = 64,
     strict_fields: Annotated[
         bool,
-        typer.Option("--strict-fields", help="Refuse request fields that are not known, instead of ignoring them."),
+        typer.Option(
+            "--strict-fields",
+            help="Refuse request fields that are not known, instead of ignoring them.",
+            rich_help_panel=_SERVER,
+        ),
     ] = False,
     tool_call_parser: ToolCallParserOption = None,
     enable_auto_tool_choice: Annotated[
         bool,
         typer.Option(
-            "--enable-auto-tool-choice", help="Refuse to start if the form of the model's calls is not known."
+            "--enable-auto-tool-choice",
+            help="Refuse to start if the form of the model's calls is not known.",
+            rich_help_panel="Tools and reasoning",
         ),
     ] = False,
     reasoning_parser: ReasoningParserOption = None,
@@ -83,7 +105,6 @@ def _declared(
         list[str],
         typer.Option(
             metavar="KEY",
-            rich_help_panel=_DOORS,
             help=f"Key that requests must show (Authorization: Bearer KEY); may be given several times. {_IN_PS}: "
             "better in HEADWAY_API_KEY, or in a file.",
             show_default="no key is asked for",

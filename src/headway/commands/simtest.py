@@ -20,6 +20,11 @@ from headway.commands.interrupts import Interrupts
 if TYPE_CHECKING:
     from headway.simulation.simulate import Mode, Run, Traffic
 
+EXAMPLES = (
+    "headway simtest",
+    "headway simtest --seeds 0..9999 --jobs 8",
+    "headway simtest --trace violation.txt",
+)
 VIOLATION = 1  # exit code
 MAX_LINE = 1 << 24  # bytes of one seed's JSON; it holds the trace, a line per event
 MAX_MINIMISED = 3  # traces that one process minimises; the first few are enough to work on

@@ -10,15 +10,25 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from headway.commands.server_urls import server_url
+
 if TYPE_CHECKING:
     from headway.top.page import Page
     from headway.top.screen import Screen
     from headway.top.server import Server
     from headway.top.window import Window
 
+EXAMPLES = (
+    "headway top",
+    "headway top 10.0.0.5:8000 --interval 5",
+    "headway top --lines --count 12 > load.txt",
+)
+
 
 def command(
-    url: Annotated[str, typer.Argument(metavar="URL", help="Address of the server.")] = "http://127.0.0.1:8000",
+    url: Annotated[
+        str, typer.Argument(metavar="URL", help="Address of the server; HOST:PORT will do.")
+    ] = "http://127.0.0.1:8000",
     interval: Annotated[
         float, typer.Option("--interval", "-i", min=0.2, help="Seconds between two looks at the server.")
     ] = 2.0,
@@ -36,7 +46,7 @@ def command(
     from headway.top.screen import Screen
     from headway.top.server import Server
 
-    server = Server(url)
+    server = Server(server_url(url))
     before = server.page()
     screen = Screen(server.url)
     with suppress(KeyboardInterrupt):  # the usual way to leave

@@ -5,15 +5,13 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, get_type_hints
 
-from typer.core import TyperCommand
-
+from headway.commands.command import Command, no_such_option
 from headway.commands.vllm_config import Entry, read_config
 from headway.commands.vllm_flags import FATES, OFF, ON, Fate, Flag, Holds, Ignored, Refused, Taken, flags
 from headway.config import EngineConfig
@@ -49,7 +47,7 @@ class _Own:
     hidden: bool
 
 
-class VllmCommand(TyperCommand):
+class VllmCommand(Command):
     """A command that takes its options in vLLM's words too."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -118,8 +116,9 @@ class _Translation:
                 continue
             name, equals, value = word.partition("=")
             name = name.replace("_", "-")
-            if name == "--help" or word == "-h":
-                yield _Item("--help", ("--help",))  # vLLM's --help=PART is all of it here
+            if name in ("--help", "--help-all") or word == "-h":
+                part = "--help-all" if equals else name  # of vLLM's --help=PART all is shown
+                yield _Item(part, (part,))
                 continue
             values = [value] if equals else None
 
@@ -144,6 +143,8 @@ class _Translation:
 
     def _of_own(self, name: str, take: Callable[[int | str], list[str]]) -> _Item:
         own = self._own[name]
+        if own.root == "--model":
+            return _Item(_MODEL, tuple(take(1)))
         if not own.takes_value:
             return _Item(own.root, (name,))
         values = take(1)
@@ -212,8 +213,7 @@ class _Translation:
             if flag_name.startswith("--") and not isinstance(FATES[first], Refused)
         }
         known = taken | {own for own, option in self._own.items() if not option.hidden}
-        near = difflib.get_close_matches(name, sorted(known), n=2, cutoff=0.75)
-        return f"No such option: {name}" + (f" (did you mean {' or '.join(near)}?)" if near else "")
+        return no_such_option(name, known)
 
 
 def _nothing(flag: Flag, fate: Fate) -> tuple[str, ...]:

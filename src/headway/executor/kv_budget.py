@@ -40,9 +40,12 @@ def choose_num_blocks(
         num_blocks = min(int(config.kv_cache_memory_gb * _GIB) // block_bytes, useful)
         source = f"kv_cache_memory_gb {config.kv_cache_memory_gb:g}"
     if num_blocks < needed:
+        fits = max(int(num_blocks) - 1, 0) * config.block_size
+        remedy = f", or set max_model_len to at most {fits}" if fits > 1 else ""
         raise ValueError(
-            f"{source} gives a KV cache of {max(num_blocks, 0)} blocks, and one request of max_model_len "
-            f"({max_model_len}) tokens needs {needed} with the padding block, {needed * block_bytes} bytes"
+            f"{source} gives a KV cache of {max(int(num_blocks), 0)} blocks, which is too small: one request of "
+            f"max_model_len ({max_model_len}) tokens needs {needed} with the padding block, "
+            f"{needed * block_bytes / 2**20:.1f} MiB: give the KV cache more{remedy}"
         )
     _check_available(source, int(num_blocks), block_bytes, config, model.device)
     return int(num_blocks)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 KEYS_VARIABLE = "HEADWAY_API_KEY"  # of the environment: keys with commas or ends of lines between them
-_VLLM_VARIABLE = "VLLM_API_KEY"  # the same in vLLM: what is protected there stays so here
+VLLM_KEYS_VARIABLE = "VLLM_API_KEY"  # the same in vLLM: what is protected there stays so here
 _FIELDS = ("key", "tenant", "cache_salt")
 _NO_TENANT = ""  # the salt of keys without a tenant
 _PRINTABLE = re.compile(r"[!-+\--~]+")  # what a header can carry: ASCII without blanks; a comma parts keys
@@ -109,7 +109,7 @@ def given_keys(
     Raises ValueError for a key that cannot be one, and for a file that cannot be read.
     """
     texts = [key for option in options for key in option.split(",")]
-    for variable in (KEYS_VARIABLE, _VLLM_VARIABLE):
+    for variable in (KEYS_VARIABLE, VLLM_KEYS_VARIABLE):
         texts += [key.strip() for key in re.split(r"[,\n]", environment.get(variable, "")) if key.strip()]
     in_file = [] if file is None else _tables_of(file)
     keys = [ApiKey.of(key) for key in texts] + [_key_of(table, file) for table in in_file]

@@ -1,4 +1,4 @@
-"""Writes docs/reference/ from the code: the command line, variables of the environment, the metrics of a server.
+"""Writes docs/reference/ from the code: the command line, variables of the environment, errors, metrics.
 
     python tools/reference.py             compare: exit status 1, and the names of the pages that differ
     python tools/reference.py --write     write the pages
@@ -17,10 +17,11 @@ from typing import Any
 import typer
 from prometheus_client.parser import text_string_to_metric_families
 
-from headway.cli import app
+from headway.cli import EXIT_CODES, app
 from headway.client.engine_client import EngineClient
 from headway.commands.environment import SPECIAL
 from headway.config import EngineConfig
+from headway.server.error_codes import ERROR_CODES
 from headway.server.service import Service
 
 FOLDER = Path(__file__).resolve().parent.parent / "docs" / "reference"
@@ -103,6 +104,32 @@ def variables() -> str:
     return "\n".join([*lines, ""])
 
 
+def errors() -> str:
+    """The page of exit codes, and of the codes in error bodies."""
+    lines = [
+        "# Errors",
+        "",
+        NOTE,
+        "",
+        "## Exit codes of commands",
+        "",
+        "| | |",
+        "|---|---|",
+        *(f"| {code} | {_cell(text)} |" for code, text in EXIT_CODES.items()),
+        "",
+        "## Errors of the API",
+        "",
+        'The body of an error is `{"error": {"message", "type", "param", "code"}}`; below `/v1/messages` it has '
+        "Anthropic's form. A stream that has begun ends with such a body as its last event. 400 without a code: a "
+        "field is wrong, which `param` names; 408, 413 and 415: the body came too slowly, is too large, or is no JSON.",
+        "",
+        "| status | code | it means | do |",
+        "|---|---|---|---|",
+        *(f"| {code.status} | `{name}` | {code.meaning} | {code.remedy} |" for name, code in ERROR_CODES.items()),
+    ]
+    return "\n".join([*lines, ""])
+
+
 def metrics() -> str:
     """The page of all families that /metrics has."""
     page = asyncio.run(_page())
@@ -138,6 +165,7 @@ async def _page() -> str:
 PAGES: dict[str, Callable[[], str]] = {
     "commands.md": command_line,
     "environment.md": variables,
+    "errors.md": errors,
     "metrics.md": metrics,
 }
 

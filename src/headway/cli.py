@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 import typer
@@ -36,6 +36,12 @@ from headway.errors import EngineDeadError
 logger = logging.getLogger(__name__)
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130  # exit codes
+EXIT_CODES: Mapping[int, str] = {
+    0: "It did what it was asked; a server was asked to stop.",
+    FAILED: "The engine or a request failed; `doctor`, `simtest`, `accuracy` and the benchmarks found something wrong.",
+    BAD_INPUT: "It cannot be done as asked: one line on standard error names the value, the limit and the remedy.",
+    INTERRUPTED: "Ctrl-C ended it.",
+}
 
 
 class _Commands(LaboratoryGroup):

@@ -168,7 +168,7 @@ def test_ctrl_c_is_the_usual_way_to_leave(looks: list[Page | ValueError], monkey
 
 
 @pytest.mark.parametrize(
-    ("url", "words"), [("localhost:8000", "is no URL of a server"), ("http://127.0.0.1:1", "cannot reach a server")]
+    ("url", "words"), [("localhost", "is no URL of a server"), ("http://127.0.0.1:1", "cannot reach a server")]
 )
 def test_without_a_server_one_line_says_so(url: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["top", url]) == 2

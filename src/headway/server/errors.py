@@ -24,6 +24,7 @@ from headway.errors import (
     RequestError,
     ShuttingDownError,
 )
+from headway.server.error_codes import ERROR_CODES
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +52,7 @@ _ANTHROPIC_KINDS = {
 class ApiError(Exception):
     """An HTTP status and an error body. The names are those of OpenAI's error body.
 
+    code: of ERROR_CODES, with its status; None: the status, and `param`, say all.
     retry_after: seconds. allow: the methods that the path has.
     """
 
@@ -64,6 +66,7 @@ class ApiError(Exception):
         retry_after: int | None = None,
         allow: str | None = None,
     ) -> None:
+        assert code is None or ERROR_CODES[code].status == status, f"{code} has no status {status} in ERROR_CODES"
         super().__init__(message)
         self.status = status
         self.message = message

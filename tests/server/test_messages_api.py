@@ -244,6 +244,20 @@ async def test_what_cannot_be_done_is_refused_in_the_form_of_the_api(
     assert not api.link.sent
 
 
+@pytest.mark.parametrize("thread", [{"type": "create"}, {"type": "continue", "previous_message_id": "msg_1"}])
+async def test_a_conversation_that_the_server_should_keep_is_refused_so_that_the_client_sends_it_whole(
+    api: Api, thread: dict[str, str]
+) -> None:
+    """Without the history an answer would be wrong. The client looks at the details."""
+    with pytest.raises(anthropic.BadRequestError, match="send all messages") as told:
+        await create(api, extra_body={"thread": thread})
+    assert told.value.body["error"]["details"] == {
+        "error_code": "thread_unsupported_request",
+        "unsupported": ["thread"],
+    }
+    assert not api.link.sent_of(to_engine.AddGroup)
+
+
 async def test_another_model_is_not_found(api: Api) -> None:
     with pytest.raises(anthropic.NotFoundError, match="does not exist") as refused:
         await create(api, model="other")

@@ -51,7 +51,7 @@ _ANTHROPIC_KINDS = {
 class ApiError(Exception):
     """An HTTP status and an error body. The names are those of OpenAI's error body.
 
-    retry_after: seconds. allow: the methods that the path has.
+    retry_after: seconds. allow: the methods that the path has. details: what clients of Anthropic's API look at.
     """
 
     def __init__(
@@ -63,6 +63,7 @@ class ApiError(Exception):
         param: str | None = None,
         retry_after: int | None = None,
         allow: str | None = None,
+        details: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -71,6 +72,7 @@ class ApiError(Exception):
         self.param = param
         self.retry_after = retry_after
         self.allow = allow
+        self.details = details
 
     def body(self) -> dict[str, dict[str, str | None]]:
         """{"error": {...}}"""
@@ -80,7 +82,10 @@ class ApiError(Exception):
     def anthropic_body(self) -> dict[str, Any]:
         """The same in the form of Anthropic's API."""
         kind = _ANTHROPIC_KINDS.get(self.status, "invalid_request_error" if self.status < 500 else "api_error")
-        return {"type": "error", "error": {"type": kind, "message": self.message}}
+        error: dict[str, Any] = {"type": kind, "message": self.message}
+        if self.details is not None:
+            error["details"] = self.details
+        return {"type": "error", "error": error}
 
     def response(self, path: str = "") -> Response:
         """path: of the request. The paths of the Messages API answer errors in its own form."""

@@ -8,7 +8,7 @@ and likewise a list: here both stay open, as the standard has it.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from headway.errors import RequestError
@@ -29,8 +29,19 @@ _CONSTRAINTS = (
 )
 _OF_OBJECTS = ("properties", "patternProperties", "propertyNames", "additionalProperties", "unevaluatedProperties")
 _OF_A_TYPE = ("minLength", "maxLength", "pattern", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
+_TYPES: dict[str, Callable[[Any], bool]] = {
+    "null": lambda value: value is None,
+    "boolean": lambda value: isinstance(value, bool),
+    "integer": lambda value: isinstance(value, int | float) and not isinstance(value, bool) and value == int(value),
+    "number": lambda value: isinstance(value, int | float) and not isinstance(value, bool),
+    "string": lambda value: isinstance(value, str),
+    "array": lambda value: isinstance(value, list),
+    "object": lambda value: isinstance(value, dict),
+}
 # What a pattern says is written into the answer as it is, and these two would need a backslash before them there.
 _EXCLUDED = re.compile(r"\[\^[^\]]*\]")
+_LOOKS_AROUND = re.compile(r"(?<!\\)\(\?<?[=!]")
+_BOUNDS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
 _NEEDS_ESCAPES = re.compile(r'"|\\\\')
 
 
@@ -64,6 +75,8 @@ def prepare_tag(tag: Any) -> None:
 
 def _open(schema: dict[str, Any]) -> None:
     kind = schema.get("type")
+    if isinstance(schema.get("enum"), list):
+        schema["enum"] = [value for value in schema["enum"] if _is_of(kind, value)]
     kinds = kind if isinstance(kind, list) else [kind]
     if any(name in schema for name in _CHOICES):
         return
@@ -88,7 +101,15 @@ def _problems(schema: dict[str, Any]) -> Iterator[str]:
     beside = next((name for name in (*_CONSTRAINTS, *_CHOICES) if name in schema and name != choice), None)
     if choice is not None and beside is not None:
         yield f"{beside!r} beside {choice!r} is not supported"
+    yield from _problems_of_texts(schema)
+    yield from _problems_of_values(schema)
+    yield from _problems_of_objects(schema)
+
+
+def _problems_of_texts(schema: dict[str, Any]) -> Iterator[str]:
     pattern = schema.get("pattern")
+    if isinstance(pattern, str) and _LOOKS_AROUND.search(pattern):
+        yield "'pattern' that looks ahead or back is not supported"
     if isinstance(pattern, str) and _NEEDS_ESCAPES.search(_EXCLUDED.sub("", pattern)):
         yield "'pattern' with a quotation mark or a backslash in the text is not supported"
     if "pattern" in schema and ("minLength" in schema or "maxLength" in schema):
@@ -96,7 +117,20 @@ def _problems(schema: dict[str, Any]) -> Iterator[str]:
     untyped = next((name for name in _OF_A_TYPE if name in schema), None)
     if "type" not in schema and untyped is not None:
         yield f"{untyped!r} needs a 'type' beside it"
-    yield from _problems_of_objects(schema)
+
+
+def _problems_of_values(schema: dict[str, Any]) -> Iterator[str]:
+    """What leaves no value at all, and xgrammar does not see."""
+    empty = next((name for name in (*_OF_MANY, "type") if schema.get(name) == []), None)
+    if empty is not None:
+        yield f"{empty!r} is an empty list, which leaves no value"
+    below = next((name for name in _BOUNDS if _is_below_zero(schema.get(name))), None)
+    if below is not None:
+        yield f"{below!r} must be at least 0, got {schema[below]}"
+    name = "const" if "const" in schema else "enum"
+    given = [schema["const"]] if "const" in schema else _listed(schema, "enum")
+    if given and not any(_is_of(schema.get("type"), value) for value in given):
+        yield f"{name!r} has no value of the 'type' beside it"
 
 
 def _problems_of_objects(schema: dict[str, Any]) -> Iterator[str]:
@@ -110,6 +144,18 @@ def _problems_of_objects(schema: dict[str, Any]) -> Iterator[str]:
         yield "'patternProperties' beside 'properties', or with several patterns, is not supported"
     if "propertyNames" in schema and (known or patterns):
         yield "'propertyNames' beside 'properties' or 'patternProperties' is not supported"
+
+
+def _is_below_zero(value: Any) -> bool:
+    return isinstance(value, int | float) and value < 0
+
+
+def _is_of(kind: Any, value: Any) -> bool:
+    """Whether a value is of a type, or of one of several. A type that is not known is refused elsewhere."""
+    if kind is None:
+        return True
+    kinds = kind if isinstance(kind, list) else [kind]
+    return any(not isinstance(one, str) or one not in _TYPES or _TYPES[one](value) for one in kinds)
 
 
 def _listed(schema: dict[str, Any], name: str) -> list[Any]:

@@ -211,6 +211,14 @@ async def test_tokens_are_counted_as_a_message_counts_them(api: Api) -> None:
     assert counted.input_tokens == usage.input_tokens + usage.cache_read_input_tokens
 
 
+async def test_tokens_of_the_very_body_of_a_message_are_counted(api: Api) -> None:
+    """What makes no difference to the prompt is ignored, as vLLM does."""
+    body = {"model": MODEL, "messages": [USER], "max_tokens": 5, "stream": True, "temperature": 0.5}
+    plain = await api.post("/v1/messages/count_tokens", json={"messages": [USER]})
+    counted = await api.post("/v1/messages/count_tokens", json=body)
+    assert (counted.status_code, counted.json()) == (200, plain.json())
+
+
 # -- refusals
 
 

@@ -17,7 +17,7 @@ from headway.server.service import answer, service_of
 from headway.server.submission import submit
 
 _MESSAGES: BodyForm[MessagesRequest] = BodyForm(MessagesRequest, MessagesRequest)
-_COUNT: BodyForm[CountTokensRequest] = BodyForm(CountTokensRequest, CountTokensRequest, MessagesRequest)
+_COUNT: BodyForm[CountTokensRequest] = BodyForm(CountTokensRequest, CountTokensRequest)
 
 router = APIRouter()
 

@@ -2,10 +2,10 @@
 
     python examples/demo.py
 
-Starts `headway serve` on a free port, asks with the official OpenAI client, and shows answers as they stream in. Then
-it
-shows the outcome: right and wrong answers, prefix-cache hits, time to first token, tokens per second. The client of one
-request leaves half way, and the server must notice. Exit status 0: everything went well.
+Starts `headway serve` on a free port, asks with the official OpenAI client (pip install 'headway[examples]'), and shows
+answers as they stream in. Then it shows the outcome: right and wrong answers, prefix-cache hits, time to first token,
+tokens per second. The client of one request leaves half way, and the server must notice. Exit status 0: everything went
+well.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import httpx
-import openai
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
@@ -29,6 +28,11 @@ from rich.text import Text
 
 from headway import default_model
 from headway.bench.server_process import ServerError, ServerProcess, exit_on_sigterm
+
+try:
+    import openai
+except ModuleNotFoundError:
+    sys.exit("demo: the official OpenAI client is not installed: pip install 'headway[examples]'")
 
 NEEDED = 0.95  # share of right answers; the rest depends on the model's training, not on serving
 MAX_TOKENS = 128

@@ -311,6 +311,9 @@ def test_serve_passes_its_options_on_and_exits_with_the_servers_code(monkeypatch
     quiet = ServerSettings(log_format="json", quiet_paths=("/health", "/metrics"), uvicorn_log_level="error")
     named = ["--log-format", "json", "--uvicorn-log-level", "error"]
     assert settings(*named, "--disable-access-log-for-endpoints", "/health,/metrics") == quiet
+    assert settings("--log-level", "WARNING", "--disable-log-stats") == ServerSettings(
+        log_level="warning", log_stats=False
+    )
     doors = Doors(root_path="/llm", docs=False, allowed_origins=("https://a",), allow_credentials=True)
     named = ["--root-path", "/llm", "--disable-fastapi-docs", "--allow-credentials"]
     assert settings(*named, "--allowed-origins", '["https://a"]') == ServerSettings(doors=doors)

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from headway.logs import JsonLines, LogFormat, leave_out, named
+from headway.logs import JsonLines, LogFormat, LogLevel, leave_out, named
 
 
 def record(message: str, *args: object, **more: object) -> logging.LogRecord:
@@ -47,6 +47,29 @@ logging.getLogger("library").info("left out")
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert [json.loads(line)["message"] for line in done.stderr.splitlines()] == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("level", "written"),
+    [
+        (LogLevel.DEBUG, ["debug", "info", "warning", "error", "of a library"]),
+        (LogLevel.INFO, ["info", "warning", "error", "of a library"]),
+        (LogLevel.WARNING, ["warning", "error", "of a library"]),
+        (LogLevel.ERROR, ["error"]),
+    ],
+)
+def test_lines_below_the_level_are_left_out_and_libraries_say_no_more(level: LogLevel, written: list[str]) -> None:
+    program = f"""
+import logging
+from headway.logs import LogFormat, LogLevel, log_to_standard_error
+log_to_standard_error(LogFormat.JSON, LogLevel("{level}"))
+for name in ("debug", "info", "warning", "error"):
+    getattr(logging.getLogger("headway.x"), name)(name)
+logging.getLogger("library").info("left out")
+logging.getLogger("library").warning("of a library")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert [json.loads(line)["message"] for line in done.stderr.splitlines()] == written
 
 
 def test_the_line_of_a_server_gets_its_name_in_either_form() -> None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from headway.outputs import CompletionOutput, RequestDelta, RequestMetrics, RequestOutput, TokenLogprob
     from headway.request import FinishReason
     from headway.sampling import SamplingParams
+    from headway.settings import EngineSettings
     from headway.structured_outputs import StructuredOutputs
 
 __version__ = "0.1.0"
@@ -32,6 +33,7 @@ _HOMES = {
     "FinishReason": "headway.request",
     "SamplingParams": "headway.sampling",
     "StructuredOutputs": "headway.structured_outputs",
+    "EngineSettings": "headway.settings",
     **dict.fromkeys(("EngineConfig", "Role", "SchedulerConfig"), "headway.config"),
     **dict.fromkeys(
         ("DuplicateRequestError", "EngineDeadError", "EnginePausedError", "QueueFullError", "RequestError"),
@@ -50,6 +52,7 @@ __all__ = [
     "EngineConfig",
     "EngineDeadError",
     "EnginePausedError",
+    "EngineSettings",
     "FinishReason",
     "QueueFullError",
     "RequestDelta",

@@ -8,7 +8,7 @@ import uuid
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from headway.client.bad_words import spelled_out
 from headway.client.chat_template import ChatTemplate
@@ -20,7 +20,7 @@ from headway.outputs import RequestDelta, RequestOutput
 from headway.prompts import Messages, Prompt, as_list, ids_of, one_each, text_of
 from headway.request import NewRequest
 from headway.sampling import SamplingParams
-from headway.settings import engine_config
+from headway.settings import EngineSettings, engine_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -47,7 +47,12 @@ class AsyncLLM:
     """
 
     def __init__(
-        self, model: str | None = None, *, chat_template: str | None = None, engine_restarts: int = 0, **settings: Any
+        self,
+        model: str | None = None,
+        *,
+        chat_template: str | None = None,
+        engine_restarts: int = 0,
+        **settings: Unpack[EngineSettings],
     ) -> None:
         self._wanted = engine_config(model, settings)
         self._template = chat_template

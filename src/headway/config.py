@@ -238,7 +238,7 @@ class SchedulerConfig(SchedulingOptions):
 class EngineConfig(SchedulingOptions):
     """The settings for running a model. `None` means: decided when the model is loaded.
 
-    model: a local folder or a hub id; None is the embedded default model.
+    model: a local folder, a hub id, or "tiny-random:FAMILY" (see `tiny_random`); None is the embedded default model.
     scheduler: the resource manager; None follows the environment switches (see `managers.choose_scheduler`).
     device, dtype: as torch names them; "auto" is CUDA if there is a GPU, and the dtype of the checkpoint.
     attention_backend: "torch"; "numba", a compiled kernel for decodes in float32 on a CPU; or "flashinfer", for half

@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from headway.client.bad_words import spelled_out
 from headway.client.chat_template import ChatTemplate
@@ -29,7 +29,7 @@ from headway.sampling import SamplingParams
 from headway.scheduler.audit import AuditReport
 from headway.scheduler.effects import Effects
 from headway.scheduler.snapshot import Snapshot
-from headway.settings import engine_config
+from headway.settings import EngineSettings, engine_config
 from headway.token_ids import pack
 
 if TYPE_CHECKING:
@@ -56,7 +56,8 @@ class LLM:
         with LLM("path/or/hub-id", max_num_seqs=64) as llm:
             outputs = llm.generate(["1+1=", "2+2="], SamplingParams(temperature=0))
 
-    model: a local folder or a hub id; None: the small model that comes with Headway.
+    model: a local folder, a hub id, or "tiny-random:FAMILY" (see `tiny_random`); None: the small model that comes with
+        Headway.
     chat_template: used instead of the model's template: a file, the text of a template, or the name of a template of
         the tokenizer.
     settings: the fields of `EngineConfig`, by name (scheduler, device, dtype, max_model_len, ...).
@@ -65,7 +66,9 @@ class LLM:
     ValueError, with value and limit, for a setting that cannot work.
     """
 
-    def __init__(self, model: str | None = None, *, chat_template: str | None = None, **settings: Any) -> None:
+    def __init__(
+        self, model: str | None = None, *, chat_template: str | None = None, **settings: Unpack[EngineSettings]
+    ) -> None:
         config = engine_config(model, settings)
         self.files = ModelFiles.resolve(config)
         self.tokenizer: PreTrainedTokenizerBase = self.files.load_tokenizer()

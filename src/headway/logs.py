@@ -18,6 +18,20 @@ class LogFormat(StrEnum):
     JSON = "json"
 
 
+class LogLevel(StrEnum):
+    """The least weight of a record that is written."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+    @property
+    def number(self) -> int:
+        """As `logging` counts."""
+        return logging.getLevelNamesMapping()[self.name]
+
+
 class JsonLines(logging.Formatter):
     """A record as one JSON object: time (ISO 8601, UTC), level, logger, process, message, and exception if there is
     one."""
@@ -35,12 +49,14 @@ class JsonLines(logging.Formatter):
         return json.dumps(fields, ensure_ascii=False, default=str)
 
 
-def log_to_standard_error(form: LogFormat = LogFormat.TEXT, *, libraries: int = logging.WARNING) -> None:
-    """Headway's own lines from INFO on, and the lines of libraries from a level on."""
+def log_to_standard_error(
+    form: LogFormat = LogFormat.TEXT, level: LogLevel = LogLevel.INFO, *, libraries: int = logging.WARNING
+) -> None:
+    """Headway's own lines from `level` on, and the lines of libraries from the higher of the two levels on."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonLines() if form is LogFormat.JSON else logging.Formatter(_TEXT))
-    logging.basicConfig(level=libraries, handlers=[handler])
-    logging.getLogger("headway").setLevel(logging.INFO)
+    logging.basicConfig(level=max(level.number, libraries), handlers=[handler])
+    logging.getLogger("headway").setLevel(level.number)
 
 
 def leave_out(paths: Sequence[str]) -> None:

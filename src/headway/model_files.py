@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from headway import default_model, tiny_random
 from headway.checkpoint import CONFIG, check_folder, quantisation, read_json
 from headway.config import EngineConfig
 from headway.end_of_sequence import end_of_sequence_id
@@ -87,7 +88,7 @@ class ModelFiles:
             eos_token_ids.add(own_end)
         return cls(
             path=path,
-            name=config.served_model_name or config.model or "headway-default",
+            name=config.served_model_name or config.model or default_model.NAME,
             hf_config=hf_config,
             limits=ModelLimits(
                 vocab_size=vocab_size,
@@ -103,6 +104,12 @@ class ModelFiles:
     def kv_files(self) -> list[Path]:
         """The files that the KV of a prompt depends on: the configuration and the weights."""
         return [self.path / CONFIG, *(path for pattern in _WEIGHTS for path in self.path.glob(pattern))]
+
+    @property
+    def num_weight_bytes(self) -> int:
+        """Bytes of the files that the weights are read from."""
+        kinds = (list(self.path.glob(pattern)) for pattern in _WEIGHTS)
+        return sum(file.stat().st_size for file in next((kind for kind in kinds if kind), []))
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer of the model. Raises ValueError if there is none or it cannot be read."""
@@ -150,9 +157,9 @@ def _has_causal_code(config: PretrainedConfig) -> bool:
 
 def _find(config: EngineConfig) -> Path:
     if config.model is None:
-        from headway.default_model import PATH
-
-        path = PATH
+        path = default_model.PATH
+    elif tiny_random.is_name(config.model):
+        path = tiny_random.folder(config.model)
     else:
         path = Path(config.model).expanduser()
         if not path.exists():

@@ -80,6 +80,12 @@ def test_the_demo_ends_well_under_every_scheduler(scheduler):
     assert re.search(r"abandoned request: stopped after \d+ of \d+ tokens", done.stdout)
 
 
+def test_without_the_official_client_one_line_says_how_to_get_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "openai", None)
+    with pytest.raises(SystemExit, match=r"pip install 'headway\[examples\]'$"):
+        runpy.run_path(str(DEMO))
+
+
 def test_a_server_that_cannot_start_is_told_and_not_waited_for():
     done = run("--", "--block-size", "3")
     assert done.returncode == 1

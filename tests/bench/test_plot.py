@@ -45,3 +45,29 @@ def test_bars_say_what_they_sum_up_to(tmp_path):
     text = file.read_text()
     for shown in ("ours", "theirs", " 3<", " 40<", "µs", "title"):
         assert shown in text
+
+
+def figure_of(stacks):
+    pytest.importorskip("matplotlib")
+    figure = plot.panels_figure("title", {"first": ("ms", stacks), "second": ("ms", stacks)})
+    figure.draw_without_rendering()
+    return figure
+
+
+def test_a_legend_names_only_what_is_drawn():
+    figure = figure_of({"few": {"median": 3.0, "up to p99": None}, "fewer": {"median": None, "up to p99": None}})
+    for axes in figure.axes:
+        assert [text.get_text() for text in axes.get_legend().get_texts()] == ["median"]
+        assert [text.get_text() for text in axes.texts] == [" 3", " too few samples"]
+    for axes in figure_of({"one": {"median": None}}).axes:
+        assert axes.get_legend() is None
+
+
+@pytest.mark.parametrize("longest", [0.004, 3.0, 123456.0])
+def test_the_numbers_of_bars_lie_inside_the_axes_and_the_legend_beside_them(longest):
+    figure = figure_of({"one": {"median": 0.5, "up to p99": longest}, "2": {"median": longest / 2, "up to p99": None}})
+    for axes in figure.axes:
+        for text in axes.texts:
+            assert axes.bbox.x0 <= text.get_window_extent().x0 and text.get_window_extent().x1 <= axes.bbox.x1
+        legend = axes.get_legend().get_window_extent()
+        assert legend.x0 >= axes.bbox.x1 and legend.x1 <= figure.bbox.x1

@@ -2,10 +2,12 @@
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
 from headway.bench import serve
+from headway.bench.datasets import Dataset, Workload
 from headway.cli import main
 from headway.default_model import Problem
 
@@ -42,6 +44,7 @@ def bench(capsys):
 def test_each_rate_is_a_run_and_a_flat_row(bench, fake_server, tmp_path):
     file = tmp_path / "rows.jsonl"
     arguments = ["--base-url", fake_server.base_url, "--num-prompts", "3", "--request-rate", "50,200,inf"]
+    arguments += ["--dataset", "heldout"]
     made = bench(*arguments, "--json", "--save-result", str(file)).rows
     assert [row["request_rate_req_per_s"] for row in made] == [50.0, 200.0, None]
     for row in made:
@@ -60,6 +63,30 @@ def test_it_draws_what_few_requests_have_figures_for(bench, fake_server, tmp_pat
     arguments = ["--base-url", fake_server.base_url, "--num-prompts", "1", "--request-rate", "50,inf"]
     assert bench(*arguments, "--json", "--plot", str(file)).exit_code == 0
     assert "50 requests/s" in file.read_text() and "all at once" in file.read_text()
+
+
+def test_the_picture_has_panels_for_throughput_first_tokens_and_the_times_between(bench, fake_server, tmp_path):
+    pytest.importorskip("matplotlib").rcParams["svg.fonttype"] = "none"
+    file = tmp_path / "serve.svg"
+    arguments = ["--base-url", fake_server.base_url, "--num-prompts", "4", "--output-len", "4"]
+    assert bench(*arguments, "--plot", str(file)).exit_code == 0
+    picture = file.read_text()
+    for panel in ("Throughput", "tokens per second", "Time to first token", "Time between pieces (ITL)", "median"):
+        assert panel in picture
+    assert "up to p99" not in picture  # which takes 100 requests
+
+
+@pytest.mark.parametrize(("model", "dataset"), [("headway-default", "heldout"), ("fake", "random")])
+def test_only_the_embedded_model_is_asked_its_problems_unless_they_are_named(model, dataset):
+    assert Workload().for_model(model).dataset == dataset
+    assert Workload(dataset=Dataset.MOONCAKE, trace=Path(__file__)).for_model(model).dataset is Dataset.MOONCAKE
+
+
+def test_another_model_is_asked_random_prompts_without_being_told(bench, fake_server):
+    arguments = ["--base-url", fake_server.base_url, "--num-prompts", "2", "--input-len", "9", "--json"]
+    (row,) = bench(*arguments).rows
+    assert row["dataset"] == "random" and row["ignore_eos"] and "right_answers" not in row
+    assert [len(body["prompt"]) for body in fake_server.requests] == [9, 9, 9]
 
 
 def test_without_json_it_prints_the_block(bench, fake_server):
@@ -121,7 +148,11 @@ def test_a_server_that_does_not_tell_its_length_can_be_told_it(bench, fake_serve
         (["--request-rate", "5,fast"], "must be numbers above 0, or inf, with commas between them, got '5,fast'"),
         (["--burstiness", "0"], "--burstiness must be above 0 and finite, got 0.0"),
         (["--max-concurrency", "0"], "--max-concurrency must be at least 1, got 0"),
-        (["--minutes", "2"], "--trace and --minutes need --dataset azure or mooncake, got heldout"),
+        (["--minutes", "2"], "--trace and --minutes need --dataset azure or mooncake\n"),
+        (
+            ["--dataset", "random", "--minutes", "2"],
+            "--trace and --minutes need --dataset azure or mooncake, got random",
+        ),
         (["--dataset", "azure", "--minutes", "0"], "--minutes must be above 0, got 0.0"),
         (["--dataset", "azure", "--time-scale", "-1"], "--time-scale must be at least 0 and finite, got -1.0"),
         (["--dataset", "azure", "--trace", "/no/such"], "no such trace: /no/such"),
@@ -175,7 +206,7 @@ def test_a_server_that_does_not_answer_is_exit_code_1(bench, unused_tcp_port):
 
 def test_a_first_request_that_fails_ends_it(bench, fake_server, monkeypatch):
     monkeypatch.setattr("headway.default_model.held_out", lambda: [Problem("x", "refuse", "")])
-    result = bench("--base-url", fake_server.base_url)
+    result = bench("--base-url", fake_server.base_url, "--dataset", "heldout")
     assert result.exit_code == 1
     assert "a first request failed: HTTP 400" in result.stderr
     assert len(fake_server.requests) == 1
@@ -185,7 +216,7 @@ def test_failures_are_told_with_their_reason_and_their_number(bench, fake_server
     one_good = [Problem("x", "good", "")] + [Problem("x", "refuse", "")] * 3
     monkeypatch.setattr("headway.default_model.held_out", lambda: one_good)
     monkeypatch.setattr("numpy.random.default_rng", _in_order(len(one_good)))
-    result = bench("--base-url", fake_server.base_url, "--num-prompts", "4")
+    result = bench("--base-url", fake_server.base_url, "--dataset", "heldout", "--num-prompts", "4")
     assert result.exit_code == 0
     assert "3 failed: HTTP 400" in result.stderr
 

@@ -131,7 +131,10 @@ def test_the_command_line_goes_before_the_environment(
     assert [config.model for config in seen] == ["of/environment", "m", "m"]
 
 
-@pytest.mark.parametrize("prompts", [[str(PATH)], ["hi", str(PATH)], ["Qwen/Qwen3-0.6B", "hi"], ["./tiny", "hi"]])
+@pytest.mark.parametrize(
+    "prompts",
+    [[str(PATH)], ["hi", str(PATH)], ["Qwen/Qwen3-0.6B", "hi"], ["./tiny", "hi"], ["tiny-random:llama", "hi"]],
+)
 def test_a_model_in_the_place_of_a_prompt_is_refused_with_the_right_line(
     prompts: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

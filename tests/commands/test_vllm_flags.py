@@ -66,6 +66,7 @@ def test_what_is_accepted_is_an_option_of_ours() -> None:
         ("m --kv-cache-memory-bytes 2G", {"kv_cache_memory_gb": 2.0}),
         ("m --max-num-queued-reqs 7", {"max_waiting": 7}),
         ("m -tp 1 -pp 1 -dp 1 -tp=1", {}),
+        ("-O3 m -O 3 -O=0", {}),
         ("m --enable-prefix-caching --enable-chunked-prefill --disable-log-requests", {}),
         ("m --no-enable-prefix-caching", {"enable_prefix_caching": False}),
         ("m --disable-prefix-caching", {"enable_prefix_caching": False}),
@@ -100,6 +101,13 @@ def test_a_model_after_a_key_is_the_model_and_no_key(serve: Callable[..., Settin
     assert config.model == "m" and settings.doors == Doors(keys=(ApiKey.of("a"),))
     config, settings = serve("--api-key", "a", "--served-model-name", "b")
     assert config == EngineConfig(served_model_name="b") and settings.doors == Doors(keys=(ApiKey.of("a"),))
+
+
+@pytest.mark.parametrize("words", [["--api-key", ""], ["--api-key="], ["--api-key", "a", ""], ["--api-key", "a,"]])
+def test_a_key_of_nothing_opens_no_door(serve: Callable[..., Settings], words: list[str]) -> None:
+    """A variable that is not set: --api-key "$KEY"."""
+    with pytest.raises(ValueError, match="an API key must be"):
+        serve("m", *words)
 
 
 @pytest.mark.parametrize(
@@ -220,6 +228,11 @@ def test_a_file_of_flags_is_read_and_the_command_line_wins(serve: Callable[..., 
         ("\nenable-lora: true\n", "line 2: --enable-lora is not supported"),
         ("seed: 1\nseed: 2\n", "line 2: seed is there twice, also in"),
         ("seed:\n", "line 1: seed has no value"),
+        (
+            "port: 1\nseed: !!python/name:os.system\n",
+            "line 2: the value cannot be read: could not determine a constructor",
+        ),
+        ("seed: 2020-99-99\n", "line 1: the value cannot be read: month must be in"),
         ("- seed\n", "must hold keys and values"),
         ("seed: [1\nx: 2", "is not valid YAML"),
         ("config: other.yaml\n", "line 1: a file of flags names no other file"),
@@ -231,6 +244,10 @@ def test_a_file_that_cannot_be_read_is_refused_with_its_line(
     with pytest.raises(ValueError) as refusal:
         serve("--config", write(tmp_path, text))
     assert words in str(refusal.value) and "flags.yaml" in str(refusal.value)
+
+
+def test_a_null_that_is_written_out_sets_nothing(serve: Callable[..., Settings], tmp_path: Path) -> None:
+    assert serve("--config", write(tmp_path, "seed: null\nmax-model-len: ~\n")) == (EngineConfig(), ServerSettings())
 
 
 def test_a_file_that_is_empty_sets_nothing(serve: Callable[..., Settings], tmp_path: Path) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from headway.engine import grammar_compiler, grammar_process
 from headway.engine.grammar_compiler import GrammarCompiler
 from headway.engine.grammar_process import Done, Job, Vocabulary, compile_form, run_job, token_infos
 from headway.structured_outputs import StructuredOutputs
+from tests.engine.running import eventually
 from tests.tiny_tokenizer import byte_tokenizer, fallback_tokenizer
 
 SECONDS = 4.0
@@ -104,6 +107,20 @@ def test_a_form_is_compiled_once_and_shared(compiler: GrammarCompiler) -> None:
         ({"json": {"$ref": "#"}}, "Circular"),
         ({"json": {"$ref": "#/$defs/none"}}, "$defs"),
         ({"json": {"type": "array", "items": {"not": {}}}}, "#/items: 'not'"),
+        (
+            {"json": {"type": "array", "items": {"type": "string", "pattern": "^(?=a)b$"}}},
+            "#/items: 'pattern' that looks",
+        ),
+        ({"json": {"type": "string", "pattern": "a(?<!b)c"}}, "'pattern' that looks"),
+        ({"json": {"type": "string", "const": 5}}, "'const' has no value of the 'type'"),
+        ({"json": {"type": ["integer", "null"], "enum": ["a", 0.5]}}, "'enum' has no value of the 'type'"),
+        ({"json": {"anyOf": []}}, "'anyOf' is an empty list"),
+        ({"json": {"type": []}}, "'type' is an empty list"),
+        ({"json": {"type": "string", "maxLength": -1}}, "'maxLength' must be at least 0, got -1"),
+        ({"json": {"type": "object", "patternProperties": {"^(?!b)a$": {}}}}, "'patternProperties' that look"),
+        ({"json": {"type": "string", "anyOf": [{}, {"type": "integer"}]}}, "'type' of anyOf/1 is not among"),
+        ({"json": {"$ref": "#/x/a~1b", "x": {"a/b": {"not": {}}}}}, "#/x/a~1b: 'not'"),
+        ({"json": {"type": "array", "items": {"$ref": "#/x/0"}, "x": [{"type": []}]}}, "#/x/0: 'type'"),
         ({"structural_tag": '{"type": "structural_tag"}'}, "format"),
         ({"structural_tag": '{"structures": [{"begin": "<a>"}], "triggers": ["<a>"]}'}, "structural tag"),
     ],
@@ -155,6 +172,42 @@ def test_a_process_that_has_ended_is_started_anew(compiler: GrammarCompiler) -> 
     os.kill(compiler._process._child.pid, signal.SIGKILL)
     compiler._process._child.wait()
     assert compiler.compile(StructuredOutputs(regex="b")) is not None
+
+
+@pytest.mark.parametrize("ended", ["closed", "without its engine"])
+def test_jobs_end_with_their_process(vocabulary: Vocabulary, ended: str) -> None:
+    compiler = GrammarCompiler(vocabulary)
+    compiler.compile(StructuredOutputs(regex="a"))
+    process = compiler._process
+    assert process is not None
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        socket.send_fds(process._control, [b"j"], [theirs.fileno()])  # a job that waits for its text
+        assert eventually(lambda: len(children_of(process._child.pid)) == 1)
+        (job,) = children_of(process._child.pid)
+        os.kill(job, signal.SIGSTOP)  # it does not end by itself
+        try:
+            if ended == "closed":
+                compiler.close()
+            else:
+                process._control.shutdown(socket.SHUT_RDWR)
+                process._child.wait()
+            assert eventually(lambda: not is_running(job))
+        finally:
+            with suppress(ProcessLookupError):
+                os.kill(job, signal.SIGKILL)
+    compiler.close()
+
+
+def children_of(parent: int) -> list[int]:
+    return [int(pid) for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def test_a_compiler_that_is_closed_compiles_no_more(process: Process) -> None:

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from headway.executor import grammar_rows
 from headway.executor.grammar import Words, clear, only
-from headway.executor.grammar_rows import GrammarRows, forbid
+from headway.executor.grammar_rows import SECONDS_PER_TOKEN, GrammarRows, forbid
 from headway.request import Request
 from headway.sampling import SamplingParams
 from headway.scheduler.batch import Admission
@@ -194,3 +195,43 @@ def test_reasoning_is_free_and_its_end_may_be_in_the_output_of_before(rows: Rows
     assert rows.allowed((1, 4)) == [{"b"}]
     rows.admit(2, form, output="q.-")
     assert rows.allowed((2, 3)) == [None]
+
+
+class Seconds:
+    """A clock on which everything between two looks takes this long."""
+
+    def __init__(self, step: float) -> None:
+        self.now, self.step = 0.0, step
+
+    def __call__(self) -> float:
+        self.now += self.step
+        return self.now
+
+
+def test_an_answer_whose_grammar_takes_too_long_ends_where_it_is(rows: Rows, caplog: pytest.LogCaptureFixture) -> None:
+    rows.rows = GrammarRows(PADDED, clock=Seconds(SECONDS_PER_TOKEN))  # as long as is given, for the token and its mask
+    rows.admit(0, StructuredOutputs(regex="a*b"))
+    for position in range(300):
+        if rows.allowed((0, position)) == [{"$"}]:
+            break
+        rows.drew(slot_0="a")
+    assert 80 < position < 120
+    assert "takes too much time" in caplog.text
+
+
+def test_an_answer_that_is_replayed_is_bounded_too(rows: Rows) -> None:
+    rows.rows = GrammarRows(PADDED, clock=Seconds(1.0))
+    rows.admit(0, StructuredOutputs(regex="a*b"), output="aaaaa")
+    assert rows.allowed((0, 5)) == [{"$"}]
+
+
+def test_among_many_answers_the_slow_one_is_found(rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grammar_rows, "_LONG", -1.0)  # masks that threads fill are always suspicious
+    clock = Seconds(0.0)
+    rows.rows = GrammarRows(PADDED, clock=clock)
+    for slot in range(6):
+        rows.admit(slot, ABC)
+    at = [(slot, 0) for slot in range(6)]
+    assert rows.allowed(*at) == [{"a"}] * 6
+    clock.step = 2.0
+    assert rows.allowed(*at) == [{"$"}] * 6, "one by one, at the expense of each"

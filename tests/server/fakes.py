@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import PreTrainedTokenizerFast
+from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 from headway.client.engine_client import EngineClient, Reopen
 from headway.client.restart_budget import RestartBudget
@@ -165,7 +165,7 @@ def fake_client(
     files = ModelFiles(
         path=Path("/models/tiny"),
         name=MODEL,
-        hf_config=None,  # type: ignore[arg-type]
+        hf_config=LlamaConfig(architectures=["LlamaForCausalLM"]),
         limits=ModelLimits(len(tokenizer), (tokenizer.eos_token_id,), max_model_len),
         default_sampling={"temperature": 0.5},
         tokenizer="",

@@ -211,6 +211,14 @@ async def test_tokens_are_counted_as_a_message_counts_them(api: Api) -> None:
     assert counted.input_tokens == usage.input_tokens + usage.cache_read_input_tokens
 
 
+async def test_tokens_of_the_very_body_of_a_message_are_counted(api: Api) -> None:
+    """What makes no difference to the prompt is ignored, as vLLM does."""
+    body = {"model": MODEL, "messages": [USER], "max_tokens": 5, "stream": True, "temperature": 0.5}
+    plain = await api.post("/v1/messages/count_tokens", json={"messages": [USER]})
+    counted = await api.post("/v1/messages/count_tokens", json=body)
+    assert (counted.status_code, counted.json()) == (200, plain.json())
+
+
 # -- refusals
 
 
@@ -242,6 +250,20 @@ async def test_what_cannot_be_done_is_refused_in_the_form_of_the_api(
     body: Any = refused.value.body
     assert body["type"] == "error" and body["error"]["type"] == "invalid_request_error"
     assert not api.link.sent
+
+
+@pytest.mark.parametrize("thread", [{"type": "create"}, {"type": "continue", "previous_message_id": "msg_1"}])
+async def test_a_conversation_that_the_server_should_keep_is_refused_so_that_the_client_sends_it_whole(
+    api: Api, thread: dict[str, str]
+) -> None:
+    """Without the history an answer would be wrong. The client looks at the details."""
+    with pytest.raises(anthropic.BadRequestError, match="send all messages") as told:
+        await create(api, extra_body={"thread": thread})
+    assert told.value.body["error"]["details"] == {
+        "error_code": "thread_unsupported_request",
+        "unsupported": ["thread"],
+    }
+    assert not api.link.sent_of(to_engine.AddGroup)
 
 
 async def test_another_model_is_not_found(api: Api) -> None:

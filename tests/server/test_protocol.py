@@ -224,7 +224,7 @@ def test_tools_and_their_calls_are_read() -> None:
     assert body.variables()["tools"] == [TOOL]
 
 
-@pytest.mark.parametrize("written", ["", "{", "[1]", "nonsense", "[" * 100_000])
+@pytest.mark.parametrize("written", ["", "{", "[1]", "nonsense", "[" * 100_000, '{"a": "\\ud800"}'])
 def test_arguments_that_a_model_wrote_wrongly_do_not_end_the_conversation(written: str) -> None:
     call = {**CALL, "function": {"name": "f", "arguments": written}}
     (message,) = chat(messages=[{"role": "assistant", "tool_calls": [call]}]).messages

@@ -200,6 +200,29 @@ def test_sigterm_lets_running_requests_finish_within_the_grace(model: Path) -> N
         assert server.process.wait(60) == 0
         assert not is_running(engine)
         assert server.leftovers() == []
+        log = server.log()
+        assert "the server stops: 2 requests are open and may go on for up to 5 s; Ctrl-C again to stop now" in log
+        assert "1 request is cut by the shutdown" in log and ", 1 were cut" in log
+        assert log.rstrip().endswith("headway.server.serve: stopped")
+
+
+def test_a_second_signal_cuts_what_is_open_and_says_so(model: Path) -> None:
+    with Server(model, engine_args=SIMULATED, grace=600.0) as server, ThreadPoolExecutor(1) as pool:
+        body = {"prompt": "a", "max_tokens": 255, "ignore_eos": True}
+        asking = pool.submit(server.http.post, "/v1/completions", json=body)
+        server.wait_for("num_requests_running", 1)
+        server.process.send_signal(signal.SIGINT)
+        assert eventually(lambda: "Ctrl-C again to stop now" in server.log(), True)
+        server.process.send_signal(signal.SIGINT)
+        assert asking.result().json()["error"]["code"] == "shutting_down"
+        assert server.process.wait(60) == 0
+        assert "1 request is cut by the second signal" in server.log()
+
+
+def test_before_its_first_request_a_server_has_said_what_it_serves_and_how_to_ask(server: Server) -> None:
+    log = server.log()
+    assert f"serves {MODEL} (LlamaForCausalLM, 0 bytes of weights)" in log
+    assert "on a simulated device" in log and f"try: curl {server.url}/v1/" in log
 
 
 def test_a_port_in_use_is_one_line_and_status_2(model: Path) -> None:

@@ -52,7 +52,7 @@ def test_files_that_fit_are_taken(folder: Path) -> None:
         ({"certfile": "cert.pem", "keyfile": "key.pem", "cert_reqs": 3}, "must be 0 (none), 1 (optional) or 2"),
         ({"certfile": "cert.pem", "keyfile": "key.pem", "cert_reqs": 2}, "--ssl-cert-reqs needs --ssl-ca-certs"),
         ({"certfile": "none.pem"}, "none.pem, which cannot be read: No such file"),
-        ({"certfile": "cert.pem"}, "TLS cannot be set up"),
+        ({"certfile": "cert.pem"}, "a certificate or a key in PEM is missing"),
         ({"certfile": "key.pem", "keyfile": "key.pem"}, "TLS cannot be set up"),
         ({"certfile": "cert.pem", "keyfile": "locked.pem"}, "is encrypted: give --ssl-keyfile-password"),
         ({"certfile": "cert.pem", "keyfile": "locked.pem", "keyfile_password": "wrong"}, "TLS cannot be set up"),

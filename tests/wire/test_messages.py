@@ -18,6 +18,7 @@ from headway.errors import (
     RequestError,
 )
 from headway.model_limits import ModelLimits
+from headway.placement import Placement
 from headway.request import FinishReason, NewRequest, Span, Transfer
 from headway.sampling import SamplingParams
 from headway.scheduler.audit import AuditReport, Owner
@@ -96,7 +97,10 @@ def test_commands_cross_unchanged(message: to_engine.ToEngine) -> None:
 @pytest.mark.parametrize(
     "message",
     [
-        to_client.Ready(SchedulerConfig(max_num_seqs=4, max_num_batched_tokens=64, max_model_len=20, num_blocks=30)),
+        to_client.Ready(
+            SchedulerConfig(max_num_seqs=4, max_num_batched_tokens=64, max_model_len=20, num_blocks=30),
+            Placement("cpu", "float32", "numba"),
+        ),
         to_client.LoadFailed("no such model"),
         to_client.Accepted(5),
         to_client.Refused(5, 2, "invalid", "why"),

@@ -9,12 +9,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from headway import LLM, SamplingParams, default_model
 from headway.accuracy import tiny_models
 from headway.accuracy.pair import ask_pair, is_same, questions_of
 from headway.accuracy.reference import Draw, Reference, generate_greedily
+from headway.config import SchedulerName
 from headway.outputs import RequestOutput
 
 EMBEDDED = "embedded"
@@ -130,7 +131,7 @@ class Subject:
         num_blocks = one_request * (MAX_NUM_SEQS + 2) if setting.pool == "large" else one_request * 2
         return LLM(
             str(self.folder),
-            scheduler=setting.scheduler,
+            scheduler=cast(SchedulerName, setting.scheduler),  # which refuses another name
             device="cpu",
             dtype="float32",
             max_num_seqs=MAX_NUM_SEQS,

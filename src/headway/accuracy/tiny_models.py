@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from headway import tiny_random
 from headway.model_files import auto_class
 
 if TYPE_CHECKING:
@@ -24,49 +25,14 @@ def build(name: str, folder: Path, seed: int = 0, head_dim: int | None = None) -
     """Write model `name` (one of `NAMES`) into `folder` and return it: config, float32 weights, and a tokenizer whose
     words are "t0" to "t255". The same seed gives the same weights. head_dim: another than the model's own. Raises
     ValueError for an unknown name."""
-    import torch
-
     if name not in _CONFIGS:
         raise ValueError(f"unknown tiny model {name!r}; known are {', '.join(NAMES)}")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        config = _CONFIGS[name]()
-        if head_dim is not None:
-            config.head_dim = head_dim
-        model = auto_class(config).from_config(config, dtype=torch.float32)
-        for parameter in model.parameters():
-            if parameter.dim() == 1:  # norms, biases and sinks start at a constant that would hide their misuse
-                parameter.data += 0.3 * torch.randn_like(parameter)
-    model.save_pretrained(folder)
+    config = _CONFIGS[name]()
+    if head_dim is not None:
+        config.head_dim = head_dim
+    tiny_random.save(tiny_random.random_model(auto_class(config), config, seed), folder)
     _tokenizer().save_pretrained(folder)
     return folder
-
-
-def _llama() -> PretrainedConfig:
-    from transformers import LlamaConfig
-
-    return LlamaConfig(**_common(), num_key_value_heads=2)
-
-
-def _qwen3() -> PretrainedConfig:
-    from transformers import Qwen3Config
-
-    return Qwen3Config(**_common(), num_key_value_heads=1, head_dim=24)
-
-
-def _gemma2() -> PretrainedConfig:
-    """Softcap, and every other layer with a window shorter than most sequences."""
-    from transformers import Gemma2Config
-
-    return Gemma2Config(
-        **_common(),
-        num_key_value_heads=2,
-        head_dim=16,
-        query_pre_attn_scalar=16,
-        sliding_window=24,
-        attn_logit_softcapping=5.0,
-        final_logit_softcapping=10.0,
-    )
 
 
 def _gpt2() -> PretrainedConfig:
@@ -83,13 +49,6 @@ def _gpt2() -> PretrainedConfig:
         bos_token_id=0,
         eos_token_id=EOS_TOKEN_ID,
     )
-
-
-def _mixtral() -> PretrainedConfig:
-    """A mixture of experts."""
-    from transformers import MixtralConfig
-
-    return MixtralConfig(**_common(), num_key_value_heads=2, num_local_experts=4, num_experts_per_tok=2)
 
 
 def _mistral() -> PretrainedConfig:
@@ -231,11 +190,11 @@ _QWEN_VISION: dict[str, Any] = {
 }
 
 _CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
-    "llama": _llama,
-    "qwen3": _qwen3,
-    "gemma2": _gemma2,
+    "llama": lambda: tiny_random.llama(**_common()),
+    "qwen3": lambda: tiny_random.qwen3(**_common()),
+    "gemma2": lambda: tiny_random.gemma2(**_common()),
     "gpt2": _gpt2,
-    "mixtral": _mixtral,
+    "mixtral": lambda: tiny_random.mixtral(**_common()),
     "mistral": _mistral,
     "gpt_oss": _gpt_oss,
     "llama4": _llama4,
@@ -254,19 +213,7 @@ SUPPORTED = NAMES[: NAMES.index("bloom")]
 
 
 def _common() -> dict[str, Any]:
-    return {
-        "vocab_size": VOCAB_SIZE,
-        "hidden_size": 64,
-        "intermediate_size": 96,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "max_position_embeddings": MAX_LENGTH,
-        "initializer_range": 0.2,
-        "tie_word_embeddings": False,
-        "bos_token_id": 0,
-        "eos_token_id": EOS_TOKEN_ID,
-        "pad_token_id": 0,
-    }
+    return tiny_random.common(VOCAB_SIZE, MAX_LENGTH, bos_token_id=0, eos_token_id=EOS_TOKEN_ID)
 
 
 def _vision() -> dict[str, Any]:

@@ -6,7 +6,7 @@ import json
 import math
 import string
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -91,6 +91,7 @@ def _answer(response: httpx.Response) -> Any:
 class Workload:
     """The requests to send. Lengths are in tokens.
 
+    dataset: None: as `for_model` chooses.
     num_prompts: requests; None: 200, or all requests of a trace.
     burstiness: see SyntheticTraffic.
     trace: the file to replay; None: the excerpt in the repository.
@@ -102,7 +103,7 @@ class Workload:
     Raises ValueError, with the option and the limit.
     """
 
-    dataset: Dataset
+    dataset: Dataset | None = None
     num_prompts: int | None = None
     burstiness: float = 1.0
     trace: Path | None = None
@@ -140,29 +141,42 @@ class Workload:
 
     def _check_trace(self) -> None:
         if not self.is_trace and (self.trace is not None or self.minutes is not None):
-            raise ValueError(f"--trace and --minutes need --dataset azure or mooncake, got {self.dataset.value}")
+            raise ValueError(f"--trace and --minutes need --dataset azure or mooncake{self._given}")
         if self.is_trace and not self.trace_file.is_file():
             if self.trace is not None:
                 raise ValueError(f"no such trace: {self.trace_file}")
             raise ValueError(
-                f"the excerpt for --dataset {self.dataset.value} comes with the repository, not with the package: run "
+                f"the excerpt for --dataset {self.dataset} comes with the repository, not with the package: run "
                 "this in a clone, or name a file of that format by --trace"
             )
 
     @property
     def is_trace(self) -> bool:
         """Whether the arrival times come with the requests."""
-        return self.dataset.excerpt is not None
+        return self.dataset is not None and self.dataset.excerpt is not None
 
     @property
     def trace_file(self) -> Path:
         """The file to replay. Only for a dataset that is a trace."""
+        assert self.dataset is not None
         file = self.trace or self.dataset.excerpt
         assert file is not None
         return file
 
+    @property
+    def _given(self) -> str:
+        return "" if self.dataset is None else f", got {self.dataset}"
+
+    def for_model(self, model: str) -> Workload:
+        """With a dataset: the given one; else the held-out problems for the embedded model, which no other model was
+        trained for, and random prompts for all others."""
+        if self.dataset is not None:
+            return self
+        return replace(self, dataset=Dataset.HELDOUT if model == default_model.NAME else Dataset.RANDOM)
+
     def requests(self, target: Target, rate: float) -> list[LoadRequest]:
-        """The requests for a server, in order of arrival. rate: requests per second; unused for a trace.
+        """The requests for a server, in order of arrival. A dataset is needed. rate: requests per second; unused for a
+        trace.
 
         Raises ValueError if they cannot fit the model or the trace cannot be read.
         """

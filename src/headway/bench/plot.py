@@ -56,22 +56,59 @@ def lines(
     figure.savefig(file, dpi=150)
 
 
-def bars(file: Path, title: str, x: str, stacks: Mapping[str, Mapping[str, float]]) -> None:
-    """One bar per entry of `stacks`, from top to bottom, made of its named parts, with their sum at its end."""
+Stacks = Mapping[str, Mapping[str, float | None]]
+"""Bars by their labels, each made of named parts; a part that is None is not drawn."""
+
+
+def bars(file: Path, title: str, x: str, stacks: Stacks) -> None:
+    """One bar per entry of `stacks`, from top to bottom, with its sum at its end."""
     figure, axes = _figure(title)
+    _draw_bars(axes, x, stacks)
+    figure.savefig(file, dpi=150)
+
+
+def panels(file: Path, title: str, named: Mapping[str, tuple[str, Stacks]]) -> None:
+    """Panels of bars, one below the other. named: by the title of a panel, the unit of its bars, and the bars."""
+    panels_figure(title, named).savefig(file, dpi=100)
+
+
+def panels_figure(title: str, named: Mapping[str, tuple[str, Stacks]]) -> Any:
+    """The figure that `panels` writes."""
+    from matplotlib.figure import Figure
+
+    num_bars = sum(len(stacks) for _, stacks in named.values())
+    figure = Figure(figsize=(8, 1.0 * len(named) + 0.35 * num_bars + 0.6), layout="constrained")
+    figure.suptitle(title)
+    _sign(figure)
+    heights = [2 + len(stacks) for _, stacks in named.values()]
+    for axes, (name, (unit, stacks)) in zip(
+        figure.subplots(len(named), squeeze=False, height_ratios=heights).flat, named.items()
+    ):
+        axes.set_title(name, loc="left", fontsize="medium")
+        _draw_bars(axes, unit, stacks)
+    return figure
+
+
+def _draw_bars(axes: Any, x: str, stacks: Stacks) -> None:
     labels = list(stacks)
     ends = [0.0] * len(labels)
     for part in dict.fromkeys(part for parts in stacks.values() for part in parts):
-        values = [stacks[label].get(part, 0.0) for label in labels]
-        axes.barh(labels, values, left=ends, label=part)
-        ends = [end + value for end, value in zip(ends, values, strict=True)]
+        drawn = [i for i, label in enumerate(labels) if stacks[label].get(part) is not None]
+        values = [stacks[labels[i]][part] or 0.0 for i in drawn]
+        if drawn:
+            axes.barh(drawn, values, left=[ends[i] for i in drawn], label=part)
+        for i, value in zip(drawn, values):
+            ends[i] += value
     for i, end in enumerate(ends):
-        axes.text(end, i, f" {end:,.0f}", ha="left", va="center")
-    axes.invert_yaxis()
+        known = any(value is not None for value in stacks[labels[i]].values())
+        number = f"{end:,.0f}" if end >= 100 else f"{end:,.3g}"
+        axes.text(end, i, f" {number if known else 'too few samples'}", ha="left", va="center")
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set_ylim(len(labels) - 0.5, -0.5)  # from top to bottom
+    axes.set_xlim(0, max(ends) * 1.25 or 1.0)  # room for the number at the end of the longest bar
     axes.set_xlabel(x)
-    axes.margins(x=0.12)
-    axes.legend()
-    figure.savefig(file, dpi=150)
+    if axes.containers:
+        axes.legend(loc="upper left", bbox_to_anchor=(1, 1))  # beside the bars, never on them
 
 
 def _figure(title: str) -> tuple[Any, Any]:
@@ -80,5 +117,10 @@ def _figure(title: str) -> tuple[Any, Any]:
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot()
     axes.set_title(title)
-    figure.supxlabel(described(machine()), x=0.99, ha="right", fontsize="x-small", color="gray")
+    _sign(figure)
     return figure, axes
+
+
+def _sign(figure: Any) -> None:
+    """Say in a corner on which machine the figures were measured."""
+    figure.supxlabel(described(machine()), x=0.99, ha="right", fontsize="x-small", color="gray")

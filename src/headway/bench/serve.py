@@ -32,13 +32,14 @@ _TRACES = "Traces"
 
 def command(
     dataset: Annotated[
-        Dataset,
+        Dataset | None,
         typer.Option(
             metavar="NAME",
             help="random (token ids), heldout (problems of the embedded model, whose answers are graded), "
             "azure or mooncake (recorded traffic).",
+            show_default="heldout for the embedded model; random for others",
         ),
-    ] = Dataset.HELDOUT,
+    ] = None,
     num_prompts: Annotated[
         int | None, typer.Option(help="Requests to send.", show_default="200; all of a trace")
     ] = None,
@@ -150,11 +151,12 @@ def command(
         if save_result is not None and not save_result.parent.is_dir():
             raise ValueError(f"--save-result: no such folder: {save_result.parent}")
         plot.check(plot_file)
-        if ignore_eos is None:
-            ignore_eos = dataset is not Dataset.HELDOUT
         with _server(base_url, model, serve_args) as url:
             headers = key_headers(api_key)
             target = Target.ask(url, model if base_url is not None else None, headers)
+            workload = workload.for_model(target.model)
+            if ignore_eos is None:
+                ignore_eos = workload.dataset is not Dataset.HELDOUT
             runs = [(rate, workload.requests(target, rate)) for rate in rates]
             generator = LoadGenerator(url, target.model, ignore_eos=ignore_eos, headers=headers)
             asyncio.run(_warm_up(generator, runs[0][1]))
@@ -163,7 +165,7 @@ def command(
                 settings: Row = {
                     "benchmark": "serve",
                     "model": target.model,
-                    "dataset": dataset.value,
+                    "dataset": workload.dataset,
                     "num_prompts": len(requests),
                     "request_rate_req_per_s": rate if math.isfinite(rate) else None,
                     "burstiness": burstiness,
@@ -187,15 +189,28 @@ def command(
 
 
 def _draw(rows: Sequence[Row], file: Path) -> None:
-    """Times to the first token of each run; a percentile that is None is left out."""
-    stacks = {}
+    """Throughput, times to the first token and times between pieces, of each run."""
+    throughput, first, between = {}, {}, {}
     for row in rows:
         rate = row["request_rate_req_per_s"]
-        median, p99 = row["median_ttft_ms"] or 0.0, row["p99_ttft_ms"]
-        bar = {"median": median, "up to p99": (p99 - median) if p99 is not None else 0.0}
         unpaced = "all at once" if row["dataset"] in (Dataset.RANDOM, Dataset.HELDOUT) else "as recorded"
-        stacks[unpaced if rate is None else f"{rate:g} requests/s"] = bar
-    plot.bars(file, f"Time to first token, {rows[0]['dataset']}", "ms", stacks)
+        label = unpaced if rate is None else f"{rate:g} requests/s"
+        output = row["output_throughput_tok_per_s"]
+        throughput[label] = {"output": output, "input": row["total_throughput_tok_per_s"] - output}
+        first[label], between[label] = _latency(row, "ttft"), _latency(row, "itl")
+    title = f"{rows[0]['model']}: {rows[0]['num_prompts']} requests, {rows[0]['dataset']}"
+    named = {
+        "Throughput": ("tokens per second", throughput),
+        "Time to first token": ("ms", first),
+        "Time between pieces (ITL)": ("ms", between),
+    }
+    plot.panels(file, title, named)
+
+
+def _latency(row: Row, name: str) -> dict[str, float | None]:
+    """The parts of a bar that ends at the 99th percentile, or at the median where it takes more samples."""
+    median, p99 = row[f"median_{name}_ms"], row[f"p99_{name}_ms"]
+    return {"median": median, "up to p99": None if p99 is None else p99 - median}
 
 
 @contextmanager

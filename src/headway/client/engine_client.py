@@ -38,6 +38,7 @@ from headway.client.totals import Totals
 from headway.config import EngineConfig, PauseMode, SchedulerConfig
 from headway.errors import EngineDeadError, EngineRestartingError, RequestError, ShuttingDownError
 from headway.model_files import ModelFiles
+from headway.placement import Placement
 from headway.request import NewRequest
 from headway.token_ids import pack
 from headway.wire import to_client, to_engine
@@ -65,6 +66,7 @@ class EngineClient:
 
     reopen: starts an engine process once the old one is gone. restarts: how often it may be called.
     prompts: tokenises texts. requests: in progress. capacity: the most answers that the engine holds.
+    placement: where the engine computes.
     dead: set when the engine has died for good; `why_unhealthy` says of what.
     wire_errors: messages to this process that were dropped. num_restarts: of the engine process.
     """
@@ -81,10 +83,12 @@ class EngineClient:
         reopen: Reopen | None = None,
         restarts: RestartBudget | None = None,
         max_waiting: int = EngineConfig().max_waiting,
+        placement: Placement | None = None,
     ) -> None:
         self.files = files
         self.tokenizer = tokenizer
         self.config = config
+        self.placement = placement or Placement()
         self.wire_errors = WireErrors("client")
         self.num_restarts = 0
         self.dead = asyncio.Event()
@@ -106,6 +110,7 @@ class EngineClient:
         self._stalled = False
         self._failure: str | None = None
         self._restarting = False
+        self._shut_down = False
         self._paused = False  # whether the operator wants the engine to be paused
         self._num_pauses = 0
         self._last_heard = time.monotonic()
@@ -126,6 +131,7 @@ class EngineClient:
             # The engine gets the folder, so that the two can never read different revisions of a hub model.
             found = replace(config, model=str(files.path), served_model_name=files.name)
             link.launch(found, files.limits)
+            logger.info("found the model in %s; loading its tokenizer", files.path)
             tokenizer = await in_thread(files.load_tokenizer)
             ready = await link.wait_ready()
 
@@ -143,6 +149,7 @@ class EngineClient:
             reopen=reopen,
             restarts=restarts,
             max_waiting=config.max_waiting,
+            placement=ready.placement,
         )
 
     def check_num_answers(self, num_prompts: int, n: int) -> None:
@@ -268,6 +275,7 @@ class EngineClient:
     async def shutdown(self) -> None:
         """Fail all pending requests and calls, end the engine process, remove the sockets. Idempotent."""
         self.fail_open()
+        self._shut_down = True
         if self._failure is None:
             self._failure = "the engine has been shut down"
         self._calls.fail(self._refusal)
@@ -292,6 +300,8 @@ class EngineClient:
 
     def _refusal(self) -> EngineDeadError:
         """The error of requests and calls while there is no engine."""
+        if self._shut_down:
+            return ShuttingDownError(self._failure)
         return EngineRestartingError(self._failure) if self._restarting else EngineDeadError(self._failure)
 
     async def _receive(self) -> str:

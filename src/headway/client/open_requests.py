@@ -38,7 +38,7 @@ class OpenRequests:
 
     send: sends a message to the engine. first_uid: this process gives the uids from here on.
     window: the most answers of one request inside the engine. capacity: the most answers that may wait here.
-    observer: may be set at any time.
+    observer: may be set at any time. num_added: requests that this object has taken.
     """
 
     def __init__(
@@ -65,6 +65,7 @@ class OpenRequests:
         self._sources = KVSources(send)
         self._held_up: dict[PendingRequest, None] = {}  # whose next answers found the engine full, in order
         self._retry: asyncio.TimerHandle | None = None
+        self.num_added = 0
 
     def __len__(self) -> int:
         return len(self._feeds)
@@ -107,6 +108,7 @@ class OpenRequests:
         except BaseException:
             self._forget(pending)
             raise
+        self.num_added += 1
         if feed.leader is not None:
             self._leaders[feed.leader] = pending
         if source is not None:

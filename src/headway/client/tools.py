@@ -51,7 +51,8 @@ class Tool(TolerantModel):
 
 class CalledFunction(TolerantModel):
     """arguments: JSON text that is an object becomes that object, since chat templates take it so. Other text stays as
-    it is: a model may have written it, and the conversation has to go on."""
+    it is, and so does JSON with half of a surrogate pair, which no prompt can have: a model may have written it, and
+    the conversation has to go on."""
 
     name: Name
     arguments: str | dict[str, Any] = ""
@@ -65,6 +66,7 @@ class CalledFunction(TolerantModel):
             return {}
         try:
             value = json.loads(arguments)
+            json.dumps(value, ensure_ascii=False).encode()
         except (ValueError, RecursionError):
             return arguments
         return value if isinstance(value, dict) else arguments

@@ -80,7 +80,7 @@ def serve_group(
     settings: see `members_of`. restarts: how often within ten minutes servers that died are started again. Raises
     OSError if a port is taken.
     """
-    log_to_standard_error(settings.log_format)
+    log_to_standard_error(settings.log_format, settings.log_level)
     # Other users of the machine can reach its loopback addresses too.
     os.environ.setdefault(KV_SECRET_VARIABLE, secrets.token_hex())
     with HeldPorts() as ports:

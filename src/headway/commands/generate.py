@@ -26,8 +26,8 @@ EXAMPLES = (
     "headway generate --model ./my-model --max-tokens 64 'Once upon a time'",
     "headway generate --file prompts.txt --json > answers.jsonl",
 )
-_LIKE_A_MODEL = re.compile(  # Qwen/Qwen3-0.6B or ./tiny, and not 1/2
-    r"[A-Za-z][\w.-]*/[\w.-]*[A-Za-z][\w.-]*|(\.{0,2}|~)/[^\s=?]+"
+_LIKE_A_MODEL = re.compile(  # Qwen/Qwen3-0.6B, ./tiny or tiny-random:llama, and not 1/2
+    r"tiny-random:\w+|[A-Za-z][\w.-]*/[\w.-]*[A-Za-z][\w.-]*|(\.{0,2}|~)/[^\s=?]+"
 )
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 MAX_TOKENS = 256  # the default for an answer
 
-_MODEL = "Local folder or hub id of the model."
+_MODEL = "Local folder or hub id of the model; tiny-random:llama, :qwen3, :gemma2, :mixtral: a random one."
 _OWN_MODEL = "Headway's own small model"
 _METAVARS = {
     "role": "ROLE",

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from typing import Annotated
 
 import typer
 
+from headway import __version__
 from headway.commands.options import takes_model_and_engine
 from headway.commands.server_options import takes_server
 from headway.config import EngineConfig
+from headway.logs import log_to_standard_error
 from headway.server.settings import ServerSettings
+
+logger = logging.getLogger(__name__)
 
 EXAMPLES = (
     "headway serve",
@@ -43,7 +48,9 @@ def command(
     ] = None,
 ) -> None:
     """Serve a model by OpenAI's HTTP API."""
-    from headway.server.serve import serve
+    log_to_standard_error(server.log_format, server.log_level)
+    logger.info("Headway %s starts: model %s", __version__, config.model or "of its own (no MODEL was named)")
+    from headway.server.serve import serve  # takes a second
 
     server = replace(server, prefill=tuple(prefill), prefill_api_key=prefill_api_key or server.prefill_api_key)
     raise typer.Exit(serve(config, server))

@@ -12,7 +12,7 @@ import typer
 
 from headway.commands.environment import PREFILL_KEY_VARIABLE
 from headway.commands.options import ChatTemplateOption, ReasoningParserOption, ToolCallParserOption, takes
-from headway.logs import LogFormat
+from headway.logs import LogFormat, LogLevel
 from headway.server.doors import Doors
 from headway.server.keys import given_keys, is_open_to_others
 from headway.server.settings import ServerSettings
@@ -182,8 +182,12 @@ def _declared(
     ] = False,
     no_docs: Annotated[
         bool,
+        typer.Option("--disable-fastapi-docs", rich_help_panel=_DOORS, help="Do not serve /docs and /openapi.json."),
+    ] = False,
+    no_stats: Annotated[
+        bool,
         typer.Option(
-            "--disable-fastapi-docs", rich_help_panel=_DOORS, help="Do not serve /docs, /redoc and /openapi.json."
+            "--disable-log-stats", rich_help_panel=_LOGS, help="Write no line with the load every ten seconds."
         ),
     ] = False,
     access_log: Annotated[
@@ -201,6 +205,12 @@ def _declared(
     log_format: Annotated[
         LogFormat, typer.Option(rich_help_panel=_LOGS, help="text, or json: one object per line, of every process.")
     ] = LogFormat.TEXT,
+    log_level: Annotated[
+        LogLevel,
+        typer.Option(
+            case_sensitive=False, rich_help_panel=_LOGS, help="Write lines of this weight and above, of every process."
+        ),
+    ] = LogLevel.INFO,
     uvicorn_log_level: Annotated[
         Literal["critical", "error", "warning", "info", "debug", "trace"] | None,
         typer.Option(metavar="LEVEL", rich_help_panel=_LOGS, help="Of the HTTP server.", show_default="warning"),
@@ -215,6 +225,7 @@ def _settings(
     api_key_file: str | None,
     protect: list[str],
     no_docs: bool,
+    no_stats: bool,
     root_path: str,
     allow_credentials: bool,
     quiet_paths: str,
@@ -238,6 +249,7 @@ def _settings(
             **origins,
         ),
         prefill_api_key=prefill_key,
+        log_stats=not no_stats,
         model_aliases=tuple(more.pop("model_aliases")),
         quiet_paths=tuple(filter(None, quiet_paths.split(","))),
         **more,

@@ -17,6 +17,7 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 
 _IN_JSON = ("allowed-origins", "allowed-methods", "allowed-headers")  # lists that are one value
+_NULL = "tag:yaml.org,2002:null"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +49,17 @@ def read_config(file: str) -> Iterator[Entry]:
         if name in seen:
             raise ValueError(f"{place}: {name} is there twice, also in {seen[name]}")
         seen[name] = place
-        yield Entry(place, tuple(_words(name, _constructed(value), place)))
+        if value.tag == _NULL and value.value:  # "null" written out, as vLLM's own default; not a value that is missing
+            continue
+        yield Entry(place, tuple(_words(name, _constructed(value, place), place)))
 
 
-def _constructed(node: Any) -> Any:
+def _constructed(node: Any, place: str) -> Any:
     loader = yaml.SafeLoader("")
     try:
         return loader.construct_object(node, deep=True)
+    except (yaml.YAMLError, ValueError) as error:
+        raise ValueError(f"{place}: the value cannot be read: {getattr(error, 'problem', error)}") from None
     finally:
         loader.dispose()
 

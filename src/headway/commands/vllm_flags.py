@@ -94,6 +94,7 @@ _FATES: dict[str, Fate] = {
     **_same("uvicorn-log-level disable-access-log-for-endpoints chat-template trust-request-chat-template"),
     **_same("tokenizer trust-remote-code seed revision enforce-eager block-size gpu-memory-utilization"),
     **_same("max-num-batched-tokens max-num-seqs async-scheduling kv-events-config"),
+    **_same("disable-log-stats log-level"),
     **_same("enable-auto-tool-choice tool-call-parser reasoning-parser"),
     "dtype": Taken("--dtype", values={"half": "float16", "float": "float32"}),
     "max-model-len": Taken("--max-model-len", "auto and -1: the model's length", values={"auto": "", "-1": ""}),
@@ -112,7 +113,6 @@ _FATES: dict[str, Fate] = {
     "enable-chunked-prefill": Holds("long prompts are computed in chunks, always"),
     "disable-uvicorn-access-log": Holds("requests are not logged", (ON,), {OFF: "--access-log"}),
     "enable-log-requests": Holds("prompts are never logged; --access-log logs requests", (OFF,)),
-    "disable-log-stats": Holds("there are no lines of numbers in the log; /metrics has them", (ON, OFF)),
     "enable-request-id-headers": Holds("X-Request-Id comes back always", (ON, OFF)),
     "enable-prompt-tokens-details": Holds("usage has the cached tokens, always", (ON, OFF)),
     "enable-server-load-tracking": Holds("/load counts requests, always", (ON, OFF)),
@@ -163,7 +163,7 @@ _FATES: dict[str, Fate] = {
     **_each(
         Ignored("the log has its own form; see --log-format"),
         "max-log-len enable-log-outputs enable-log-deltas log-error-stack aggregate-engine-logging "
-        "enable-logging-iteration-details logging-config log-level log-config-file jit-monitor-mode "
+        "enable-logging-iteration-details logging-config log-config-file jit-monitor-mode "
         "jit-monitor-verbose fail-on-environ-validation",
     ),
     **_each(

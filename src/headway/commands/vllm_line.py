@@ -22,6 +22,7 @@ _NUMBER = re.compile(r"(\d+(?:\.\d+)?)([kmgtKMGT])")
 _SIZES = {letter: 10 ** (3 * power) for power, letter in enumerate("kmgt", 1)} | {
     letter: 2 ** (10 * power) for power, letter in enumerate("KMGT", 1)
 }
+_LEVEL = re.compile(r"-O=?(\d?)")  # -O3, -O 3: vLLM's own way to write --optimization-level
 _DASH = re.compile(r"-[A-Za-z-]")  # how a flag begins; a number below 0 does not
 _NAMES = "--served-model-name"
 _LISTS = (_NAMES, "--api-key")  # flags that take several words
@@ -111,6 +112,8 @@ class _Translation:
         queue = list(words)
         while queue:
             word = queue.pop(0)
+            if (level := _LEVEL.fullmatch(word)) is not None:
+                word = "--optimization-level" + (f"={level[1]}" if level[1] else "")
             if not _DASH.match(word):
                 yield _Item(_MODEL, (word,))
                 continue
@@ -198,8 +201,11 @@ class _Translation:
         if not values:
             raise ValueError(f"Option '{fate.ours}' requires an argument.")
         words: list[str] = []
-        for value in (fate.values.get(value, value) for value in values):
-            if value != "":
+        for given in values:
+            value = fate.values.get(given, given)
+            if (
+                value != "" or given == ""
+            ):  # nothing that was given is not what asks for nothing: no key is no open door
                 number = _number(value) if own.is_number or fate.unit > 1 else value
                 words += [fate.ours, number if fate.unit == 1 else str(int(number) / fate.unit)]
         if words:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PATH: Path = Path(__file__).parent
+NAME = "headway-default"  # in the API
 
 
 @dataclass(frozen=True)

@@ -82,6 +82,7 @@ class Engine:
             step_timeout=step_timeout,
         )
         self._files: ModelFiles | None = None
+        self.placement = executor.placement
 
     @classmethod
     def from_config(

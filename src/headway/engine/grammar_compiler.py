@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -188,6 +189,7 @@ class _Process:
                 [sys.executable, "-m", "headway.engine.grammar_process", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
+                start_new_session=True,  # so that its jobs end with it
                 env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "TOKENIZERS_PARALLELISM": "0"},
             )
         self._control.settimeout(_START_SECONDS)
@@ -227,7 +229,10 @@ class _Process:
                 raise RuntimeError("the grammar process has ended") from None
 
     def kill(self) -> None:
-        self._child.kill()
+        """End the process and the jobs that run in it."""
+        if self._child.returncode is None:
+            with suppress(ProcessLookupError):
+                os.killpg(self._child.pid, signal.SIGKILL)
         with suppress(OSError):
             self._control.close()
         self._child.wait()

@@ -18,6 +18,7 @@ import signal
 import socket
 import sys
 import time
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -249,11 +250,10 @@ def serve(control: socket.socket) -> None:
 def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):  # they reach a whole process group; the engine decides
         signal.signal(number, signal.SIG_IGN)
-    with socket.socket(fileno=int(sys.argv[1])) as control:
-        try:
-            serve(control)
-        except EOFError:
-            return
+    with socket.socket(fileno=int(sys.argv[1])) as control, suppress(EOFError, ConnectionError):
+        serve(control)
+    if os.getpgrp() == os.getpid():  # the engine is gone: nothing waits for the jobs that run
+        os.killpg(os.getpid(), signal.SIGKILL)
 
 
 if __name__ == "__main__":

@@ -33,12 +33,13 @@ from headway.engine.output import LINGER_MS, Output, connect_output
 from headway.engine.simulated_engine import simulate
 from headway.engine.writer import OnEffects
 from headway.error_text import first_line
+from headway.executor.load_stages import stage
 from headway.executor.simulated import StepTimeModel
-from headway.logs import LogFormat, log_to_standard_error
+from headway.logs import LogFormat, LogLevel, log_to_standard_error
 from headway.wire import codec, to_client
 from headway.wire.launch import Launch
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("headway.engine.process")  # it runs as __main__
 
 STDIN = 0  # read without Python's buffer: a thread that waits would keep the buffer's lock at exit
 
@@ -96,7 +97,7 @@ def run(launch: Launch, build: Build) -> int:
     engine.start()
     if launch.paused:
         engine.manager.pause()
-    tell(to_client.Ready(engine.manager.config))
+    tell(to_client.Ready(engine.manager.config, engine.placement))
     output.start(engine, intake.errors)
     status, grace = 0, 0.0
     try:
@@ -134,17 +135,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--per-token-s", type=float, default=0.0, help="simulated: seconds more per token")
     parser.add_argument("--per-seq-s", type=float, default=0.0, help="simulated: seconds more per request")
     parser.add_argument("--log-format", type=LogFormat, default=LogFormat.TEXT, help="text or json")
+    parser.add_argument("--log-level", type=LogLevel, default=LogLevel.INFO, help="debug, info, warning or error")
     args = parser.parse_args(argv)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    log_to_standard_error(args.log_format, libraries=logging.INFO)
+    log_to_standard_error(args.log_format, args.log_level, libraries=logging.INFO)
     threading.excepthook = end_with_thread
     parent = Parent(args.socket_dir)
     build: Build = load
     if args.executor == "simulated":
         build = partial(simulate, StepTimeModel(args.base_s, args.per_token_s, args.per_seq_s))
     else:
-        import headway.executor.transformers_executor  # noqa: F401  takes seconds, while the parent finds the model
+        with stage("importing torch and transformers"):  # takes seconds, while the parent finds the model
+            import headway.executor.transformers_executor  # noqa: F401
     return run(parent.launch(), build)
 
 

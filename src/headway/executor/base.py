@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
+from headway.placement import Placement
 from headway.scheduler.batch import Batch, StepResult
 from headway.transfer.memory import KVMemory
 
@@ -21,6 +22,7 @@ class Executor(ABC):
 
     max_in_flight: int = 1  # the most steps without a result; 2: one step waits while one runs
     reads_same_step: bool = False  # the KV of all rows of a step is written before a row reads it (SchedulerConfig)
+    placement = Placement()
 
     def kv_memory(self) -> KVMemory | None:
         """The memory of the KV cache, if other engines can read it: on a CPU, for a role that moves KV. None: they

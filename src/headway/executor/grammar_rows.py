@@ -8,7 +8,10 @@ what was noted: a token whose row is stale reaches no matcher.
 
 from __future__ import annotations
 
+import logging
 import os
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -24,7 +27,12 @@ from headway.scheduler.batch import Admission, IntArray
 if TYPE_CHECKING:
     from xgrammar import BatchGrammarMatcher
 
+logger = logging.getLogger(__name__)
+
+FREE_SECONDS = 1.0  # of a core that the tokens of a request may take in its grammar, whatever their number
+SECONDS_PER_TOKEN = 0.01  # that they may take beyond that: all requests of a batch wait meanwhile
 _THREADS = 8  # at most, that fill masks
+_LONG = 0.05  # seconds, after which it is looked whose masks take them
 _FEW = 4  # matchers that one thread fills sooner than several
 
 
@@ -46,21 +54,28 @@ class _Row:
     """The grammar of the request in a slot. position: of the token that is drawn next.
 
     min_length: the first position at which the request may stop. drawn: the token before `position`, if it has not
-    reached `progress`.
+    reached `progress`. left: seconds of a core that its tokens may still take.
     """
 
     progress: Progress
     position: int
     min_length: int
     drawn: _Drawn | None = None
+    left: float = FREE_SECONDS
 
 
 class GrammarRows:
-    """For one thread. vocab_size: columns of the logits."""
+    """For one thread. vocab_size: columns of the logits. clock: seconds that this thread has computed.
 
-    def __init__(self, vocab_size: int) -> None:
+    A grammar can be fast at first and take seconds for a token later. So the time of a request's tokens is bounded: an
+    answer whose grammar takes more ends where it is, and a warning says so.
+    """
+
+    def __init__(self, vocab_size: int, *, clock: Callable[[], float] = time.thread_time) -> None:
         from xgrammar import BatchGrammarMatcher
 
+        self._clock = clock
+        self._one_by_one = False
         self._num_words = -(-vocab_size // 32)
         self._vocab_size = vocab_size
         self._rows: dict[int, _Row] = {}
@@ -74,9 +89,10 @@ class GrammarRows:
         grammar, form = request.grammar, request.sampling.structured_outputs
         assert isinstance(grammar, Grammar) and form is not None, "a request with a form was prepared"
         progress = Progress(grammar, request.stop_token_ids, form.starts_after)
-        progress.take(admission.tokens[len(request.prompt) :].tolist())
         min_length = len(request.prompt) + request.sampling.min_tokens
-        self._rows[admission.slot] = _Row(progress, len(admission.tokens), min_length)
+        row = self._rows[admission.slot] = _Row(progress, len(admission.tokens), min_length)
+        for token in admission.tokens[len(request.prompt) :].tolist():
+            self._take(row, token)
 
     def forget(self, slot: int) -> None:
         """The slot has a request without a grammar. A slot that has no grammar is ignored."""
@@ -96,7 +112,7 @@ class GrammarRows:
                 continue
             found.append((index, row))
         words = np.empty((len(found), self._num_words), np.int32)
-        self._fill([row.progress for _, row in found], words)
+        self._fill([row for _, row in found], words)
         for mine, (_, row) in zip(words, found):
             _end_in_time(mine, row)
         return np.array([index for index, _ in found], np.int64), words
@@ -109,31 +125,53 @@ class GrammarRows:
                 row.drawn = _Drawn(tokens, index, copies)
                 row.position += 1
 
-    @staticmethod
-    def _follow(row: _Row, position: int) -> bool:
+    def _take(self, row: _Row, token: int) -> None:
+        """Tell a matcher a token, at the expense of its row."""
+        if not row.progress.over:
+            began = self._clock()
+            row.progress.take([token])
+            row.left += SECONDS_PER_TOKEN
+            self._charge(row, began)
+
+    def _charge(self, row: _Row, began: float) -> bool:
+        """What came since `began` was for this row. Returns whether it was more than a token may take."""
+        took = self._clock() - began
+        row.left -= took
+        if row.left < 0 and not row.progress.over:
+            row.progress.over = True
+            logger.warning("a grammar takes too much time for its tokens: the answer ends where it is")
+        return took > SECONDS_PER_TOKEN
+
+    def _follow(self, row: _Row, position: int) -> bool:
         """Bring a row to `position`. Returns whether its grammar, or `min_tokens`, says what comes there."""
         if row.position != position:  # a step on the way has failed, and its requests have ended with it
             return False
         if row.drawn is not None:
-            row.progress.take([row.drawn.read()])
+            self._take(row, row.drawn.read())
             row.drawn = None
         return row.progress.begun or position < row.min_length
 
-    def _fill(self, progresses: list[Progress], words: Words) -> None:
-        at = [index for index, progress in enumerate(progresses) if progress.begun and not progress.over]
+    def _fill(self, rows: list[_Row], words: Words) -> None:
+        """Several threads fill many masks, until this takes long: then one by one, each at the expense of its row."""
+        at = [index for index, row in enumerate(rows) if row.progress.begun and not row.progress.over]
         bitmask = torch.from_numpy(words)
-        if len(at) > _FEW:
-            self._batch.batch_fill_next_token_bitmask([progresses[index].matcher for index in at], bitmask, at)
+        if len(at) > _FEW and not self._one_by_one:
+            began = time.perf_counter()
+            self._batch.batch_fill_next_token_bitmask([rows[index].progress.matcher for index in at], bitmask, at)
+            self._one_by_one = time.perf_counter() - began > _LONG
         else:
+            self._one_by_one = False
             for index in at:
-                progresses[index].matcher.fill_next_token_bitmask(bitmask, index)
-        for index, progress in enumerate(progresses):
-            if progress.over:
-                only(words[index], progress.stops)
-            elif not progress.begun:
-                words[index] = -1
+                began = self._clock()
+                rows[index].progress.matcher.fill_next_token_bitmask(bitmask, index)
+                self._one_by_one |= self._charge(rows[index], began)
+        for mine, row in zip(words, rows, strict=True):
+            if row.progress.over:
+                only(mine, row.progress.stops)
+            elif row.progress.begun:
+                row.progress.keep_to_json(mine)
             else:
-                progress.keep_to_json(words[index])
+                mine[:] = -1
 
 
 def _end_in_time(words: Words, row: _Row) -> None:

@@ -17,11 +17,13 @@ from headway.executor.attention_plan import AttentionCall, AttentionPlan, Window
 from headway.executor.empty_cache import EmptyCache
 from headway.executor.flashinfer_attention import PagePlan
 from headway.executor.kv_tensors import LayerShape
+from headway.executor.load_stages import stage
 from headway.executor.model_head import ModelHead
 from headway.executor.model_proof import ModelProof
 from headway.executor.packed_linear import can_pack, pack_linears
 from headway.executor.weights import read_weights
 from headway.model_files import ModelFiles
+from headway.sizes import readable
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +96,8 @@ def load_model(files: ModelFiles, device: torch.device, dtype: str) -> LoadedMod
 
     Raises ValueError, naming the model, if it cannot be loaded or does not run on our attention.
     """
-    module = read_weights(files, device, dtype)
+    with stage(f"reading {readable(files.num_weight_bytes)} of weights onto {device}"):
+        module = read_weights(files, device, dtype)
     attention = PagedAttention(files.limits.max_model_len)
     try:
         proof = ModelProof(module, files.limits, device)
@@ -102,7 +105,8 @@ def load_model(files: ModelFiles, device: torch.device, dtype: str) -> LoadedMod
             pack_linears(module)
         attention.bind(module)
         module.set_attn_implementation(NAME)  # type: ignore[operator]
-        facts = proof.check(attention)
+        with stage("proving that the model computes the same on Headway's attention"):
+            facts = proof.check(attention)
     except UnsupportedAttentionError as error:
         raise ValueError(f"{_name(module, files)} is not supported: {error}") from error
     except (RuntimeError, TypeError, IndexError, AttributeError, KeyError, NotImplementedError) as error:

@@ -28,12 +28,14 @@ from headway.executor.device_thread import DeviceThread
 from headway.executor.flashinfer_attention import PagePlan
 from headway.executor.kv_budget import choose_num_blocks
 from headway.executor.kv_tensors import KVTensors, kv_layout
+from headway.executor.load_stages import stage
 from headway.executor.loader import LoadedModel, choose_device, load_model
 from headway.executor.onednn_caches import bound_caches
 from headway.executor.prompt_logprobs import PromptJudge
 from headway.executor.sampling_state import Sampled, SamplingState
 from headway.executor.transfer import HostArrays, HostCopies, on
 from headway.model_files import ModelFiles
+from headway.placement import Placement
 from headway.scheduler.batch import Batch, IntArray, Logprobs, StepResult
 from headway.transfer.memory import KVMemory
 from headway.transfer.model_digest import model_digest
@@ -83,24 +85,30 @@ class TransformersExecutor(Executor):
             self._model: LoadedModel | None = model
             self._sampling = SamplingState(slots, model.vocab_size, config.seed, device)
             self.prompts = PromptJudge(slots, model.vocab_size)
-            self._backend = choose_backend(
-                config.attention_backend,
-                model,
-                block_size=config.block_size,
-                max_rows=slots,
-                blocks_per_request=blocks_per_request,
-            )
+            with stage("preparing the kernels of attention"):
+                self._backend = choose_backend(
+                    config.attention_backend,
+                    model,
+                    block_size=config.block_size,
+                    max_rows=slots,
+                    blocks_per_request=blocks_per_request,
+                )
             with_graphs = self._backend.takes_graphs and not config.enforce_eager
             self._graphs: DecodeGraphs | None = None
             if with_graphs:
                 self._graphs = DecodeGraphs(model, slots, padding_slot=slots)
-            self.num_blocks = choose_num_blocks(config, model, files.limits.max_model_len, self._sampling, self._graphs)
-            self._kv_memory = self._shared_memory(files, config)
-            model.attention.kv = KVTensors(
-                model.layers, self.num_blocks, config.block_size, model.dtype, device, self._kv_memory
-            )
+            with stage("measuring a step, and taking memory for the KV cache"):
+                self.num_blocks = choose_num_blocks(
+                    config, model, files.limits.max_model_len, self._sampling, self._graphs
+                )
+                self._kv_memory = self._shared_memory(files, config)
+                model.attention.kv = KVTensors(
+                    model.layers, self.num_blocks, config.block_size, model.dtype, device, self._kv_memory
+                )
             if self._graphs is not None:
-                self._capture(self._graphs)
+                with stage(f"capturing {len(self._graphs.sizes)} CUDA graphs"):
+                    self._capture(self._graphs)
+        self.placement = Placement(str(device), str(model.dtype).removeprefix("torch."), self._backend.name)
         room = f"{self.num_blocks} KV blocks of {config.block_size} tokens"
         graphs = "no graphs" if self._graphs is None else f"{len(self._graphs.sizes)} graphs"
         backend = f"attention by {self._backend.name}, {graphs}"

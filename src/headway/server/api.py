@@ -22,10 +22,13 @@ from headway.server.chat import ChatFace
 from headway.server.completions import CompletionFace
 from headway.server.doors import OPEN_PATHS, Doors
 from headway.server.errors import ApiError
+from headway.server.field_descriptions import describe_fields
 from headway.server.generate import Prompt, unless_disconnected
 from headway.server.messages_api import routes as messages_api
 from headway.server.messages_api.body import CountTokensRequest, MessagesRequest
 from headway.server.openapi import body_of, describe_answers, describe_key, describe_model
+from headway.server.pages.docs import docs_page
+from headway.server.pages.front import front_page, wants_page
 from headway.server.prompt_bodies import read_chat, read_completion
 from headway.server.protocol import (
     ChatCompletionRequest,
@@ -59,8 +62,12 @@ def create_app(client: EngineClient, model_name: str, *, doors: Doors | None = N
     app = FastAPI(
         title="Headway",
         version=__version__,
-        openapi_url="/openapi.json" if doors.docs else None,  # without it there are no pages either
+        openapi_url="/openapi.json" if doors.docs else None,
+        docs_url=None,  # the pages of FastAPI load their scripts from another host
+        redoc_url=None,
     )
+    if doors.docs:
+        app.add_api_route("/docs", docs_page, include_in_schema=False)
     app.root_path = doors.root_path
     app.state.service = Service(client, model_name, **options)
     for routes in (
@@ -98,6 +105,7 @@ def _describe_bodies(app: FastAPI, doors: Doors) -> None:
         for model in (*models, ChatMessage, ContentPart):  # unknown fields are ignored: see `UnknownFields`
             del described[model.__name__]["additionalProperties"]
         schema.setdefault("components", {}).setdefault("schemas", {}).update(described)
+        describe_fields(schema, models)
         describe_model(schema, app.state.service.model_names)
         describe_answers(schema)
         if doors.keys:
@@ -217,9 +225,13 @@ def _card(service: Service, name: str) -> ModelCard:
 
 
 @router.get("/", include_in_schema=False)
-async def root() -> Response:
-    """Where to read on."""
-    return answer(Root(__version__))
+async def root(request: Request) -> Response:
+    """What runs here, and where to read on: a page for browsers, JSON for programs."""
+    if wants_page(request):
+        return front_page(request, service_of(request))
+    response = answer(Root(__version__))
+    response.headers["Vary"] = "Accept"
+    return response
 
 
 @router.post("/ping", include_in_schema=False)

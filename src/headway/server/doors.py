@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from headway.server.keys import ApiKey, Keys
 
 OPEN_PATHS = frozenset(
-    {"/", "/health", "/ping", "/metrics", "/version", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"}
+    {"/", "/health", "/ping", "/metrics", "/version", "/docs", "/openapi.json"}
 )  # without a key: for load balancers, Prometheus, and people who look what is served here
 
 

@@ -53,7 +53,7 @@ class ApiError(Exception):
     """An HTTP status and an error body. The names are those of OpenAI's error body.
 
     code: of ERROR_CODES, with its status; None: the status, and `param`, say all.
-    retry_after: seconds. allow: the methods that the path has.
+    retry_after: seconds. allow: the methods that the path has. details: what clients of Anthropic's API look at.
     """
 
     def __init__(
@@ -65,6 +65,7 @@ class ApiError(Exception):
         param: str | None = None,
         retry_after: int | None = None,
         allow: str | None = None,
+        details: dict[str, Any] | None = None,
     ) -> None:
         assert code is None or ERROR_CODES[code].status == status, f"{code} has no status {status} in ERROR_CODES"
         super().__init__(message)
@@ -74,6 +75,7 @@ class ApiError(Exception):
         self.param = param
         self.retry_after = retry_after
         self.allow = allow
+        self.details = details
 
     def body(self) -> dict[str, dict[str, str | None]]:
         """{"error": {...}}"""
@@ -83,7 +85,10 @@ class ApiError(Exception):
     def anthropic_body(self) -> dict[str, Any]:
         """The same in the form of Anthropic's API."""
         kind = _ANTHROPIC_KINDS.get(self.status, "invalid_request_error" if self.status < 500 else "api_error")
-        return {"type": "error", "error": {"type": kind, "message": self.message}}
+        error: dict[str, Any] = {"type": kind, "message": self.message}
+        if self.details is not None:
+            error["details"] = self.details
+        return {"type": "error", "error": error}
 
     def response(self, path: str = "") -> Response:
         """path: of the request. The paths of the Messages API answer errors in its own form."""

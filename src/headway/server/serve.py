@@ -25,7 +25,9 @@ from headway.client.engine_client import EngineClient, EngineStartError
 from headway.client.restart_budget import RestartBudget
 from headway.config import EngineConfig, Role
 from headway.logs import leave_out, log_to_standard_error
+from headway.server.activity import ActivityReport
 from headway.server.api import create_app
+from headway.server.banner import Subject, banner
 from headway.server.connections import ACCEPTS_PER_TURN, BoundedProtocol, raise_file_limit
 from headway.server.prefill_engines import PrefillEngines
 from headway.server.service import Service
@@ -50,8 +52,8 @@ def serve(config: EngineConfig, settings: ServerSettings | None = None) -> int:
     """
     settings = settings or ServerSettings()
     BoundedProtocol.limit = raise_file_limit()
-    log_to_standard_error(settings.log_format)
-    engine_args = (*settings.engine_args, "--log-format", settings.log_format)
+    log_to_standard_error(settings.log_format, settings.log_level)
+    engine_args = (*settings.engine_args, "--log-format", settings.log_format, "--log-level", settings.log_level)
     try:
         make_app = _app_of(config, settings)
         restarts = RestartBudget(settings.engine_restarts)
@@ -126,6 +128,7 @@ async def _serve(
         await asyncio.wait({start, stopped}, return_when=asyncio.FIRST_COMPLETED)
         stopped.cancel()
         if not start.done():
+            logger.info("stopped before the model was loaded")
             start.cancel()
             await asyncio.gather(start, return_exceptions=True)
             return 0
@@ -142,6 +145,7 @@ async def _serve(
         finally:
             await client.shutdown()
             gc.unfreeze()  # libraries complain at exit of objects that live on
+        logger.info("stopped")
     return ENGINE_DIED if died else 0
 
 
@@ -175,11 +179,16 @@ async def _run(
         listening.listen(_BACKLOG)  # again: uvicorn has set the kernel's queue to what one turn accepts
         shown = f"[{settings.host}]" if ":" in settings.host else settings.host
         port = listening.getsockname()[1]
-        _announce(f"Headway serving {client.files.name} at {settings.tls.scheme}://{shown}:{port}")
-        watching = asyncio.ensure_future(app.state.service.loop_monitor.watch())
+        address = f"{settings.tls.scheme}://{shown}:{port}"
+        for line in banner(Subject.of(client, settings, address)):
+            logger.info("%s", line)
+        _announce(f"Headway serving {client.files.name} at {address}")
+        watches = [asyncio.ensure_future(app.state.service.loop_monitor.watch())]
+        if settings.log_stats:
+            watches.append(asyncio.ensure_future(ActivityReport(lambda: client.snapshot).watch()))
         stopped, died = asyncio.ensure_future(stop.wait()), asyncio.ensure_future(client.dead.wait())
         await asyncio.wait({stopped, died, serving}, return_when=asyncio.FIRST_COMPLETED)
-        for task in (stopped, died, watching):
+        for task in (stopped, died, *watches):
             task.cancel()
         await _drain(app.state.service, stop, settings.shutdown_grace)
         server.should_exit = True
@@ -205,16 +214,27 @@ async def _drain(service: Service, stop: asyncio.Event, grace: float) -> None:
     service.draining = True
     stop.clear()
     client = service.client
-    counts = client.snapshot
-    logger.info(
-        "the server stops: %d requests came to the engine and %d have ended; %d are open and may go on for %g s",
-        *(counts.num_requests_added, counts.num_requests_ended, client.num_open, grace),
-    )
+    logger.info("%s", stop_message(client.num_open, grace))
     until = time.monotonic() + grace
     while client.num_open and time.monotonic() < until and not stop.is_set() and not client.snapshot.paused:
         await asyncio.sleep(_POLL_S)
-    logger.info("%d open requests are ended by the shutdown", client.num_open)
+    came, cut = client.requests.num_added, client.num_open
+    if cut:
+        logger.warning("%s cut by the %s", _requests_are(cut), "second signal" if stop.is_set() else "shutdown")
     client.fail_open()
+    logger.info("stopping the engine; %d requests came, %d had ended, %d were cut", came, came - cut, cut)
+
+
+def stop_message(num_open: int, grace: float) -> str:
+    """What a server says that is asked to stop."""
+    if not num_open:
+        return "the server stops: no requests are open"
+    waits = f"{_requests_are(num_open)} open and may go on for up to {grace:g} s"
+    return f"the server stops: {waits}; Ctrl-C again to stop now"
+
+
+def _requests_are(count: int) -> str:
+    return "1 request is" if count == 1 else f"{count} requests are"
 
 
 def _announce(line: str) -> None:

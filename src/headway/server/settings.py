@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from headway.logs import LogFormat
+from headway.logs import LogFormat, LogLevel
 from headway.server.doors import Doors
 from headway.server.tls import Tls
 
@@ -41,8 +41,10 @@ class ServerSettings:
     engine_args: for the engine process, see `python -m headway.engine.process --help`.
 
     Logs
+    log_stats: a line with the load every ten seconds, while there is any.
     access_log: a line for every HTTP request, but for `quiet_paths`. log_format: of every line, of the engine process
-    too. uvicorn_log_level: of the HTTP server; None: warning, or info with `access_log`.
+    too. log_level: of Headway's own lines, likewise. uvicorn_log_level: of the HTTP server; None: warning, or info
+    with `access_log`.
 
     Raises ValueError for anything that could not work.
     """
@@ -66,9 +68,11 @@ class ServerSettings:
     shutdown_grace: float = 10.0
     engine_restarts: int = 0
     engine_args: tuple[str, ...] = ()
+    log_stats: bool = True
     access_log: bool = False
     quiet_paths: tuple[str, ...] = ()
     log_format: LogFormat = LogFormat.TEXT
+    log_level: LogLevel = LogLevel.INFO
     uvicorn_log_level: UvicornLevel | None = None
 
     def __post_init__(self) -> None:

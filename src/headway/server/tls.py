@@ -77,7 +77,9 @@ class Tls:
             if self.ciphers is not None:
                 context.set_ciphers(self.ciphers)
         except ssl.SSLError as error:
-            reason = getattr(error, "reason", None) or str(error.args[0])
+            reason = getattr(error, "reason", None) or error.args[0]  # OpenSSL's own words, or Python's, or a number
+            if not isinstance(reason, str):
+                reason = "a certificate or a key in PEM is missing in them"
             raise ValueError(f"TLS cannot be set up ({', '.join(filter(None, files))}): {reason}") from None
         except OSError as error:
             raise ValueError(f"TLS needs {error.filename}, which cannot be read: {error.strerror or error}") from None

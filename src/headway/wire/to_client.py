@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from headway.config import SchedulerConfig
+from headway.placement import Placement
 from headway.scheduler.audit import AuditReport, Owner
 from headway.scheduler.effects import Effects, PromptOutputs, RequestEnd, TokenOutputs
 from headway.scheduler.snapshot import Snapshot
@@ -34,6 +35,7 @@ class Ready(msgspec.Struct, frozen=True, tag=True, array_like=True):
     """The engine is loaded and takes requests. config: the limits in force, with the number of blocks."""
 
     config: SchedulerConfig
+    placement: Placement = Placement()
 
 
 class LoadFailed(msgspec.Struct, frozen=True, tag=True, array_like=True):

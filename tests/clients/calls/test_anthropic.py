@@ -98,7 +98,7 @@ def test_the_runner_of_tools_goes_the_whole_round(talker) -> None:
         return "sunny, 21 degrees" if city == "Paris" else "unknown"
 
     runner = client(talker).beta.messages.tool_runner(
-        model=talker.model, max_tokens=100, messages=[PARIS], tools=[get_weather], thread=False
+        model=talker.model, max_tokens=100, messages=[PARIS], tools=[get_weather]
     )
     assert runner.until_done().content[0].text == "It is sunny in Paris: 21 degrees."
 

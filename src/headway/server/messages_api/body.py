@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Discriminator, Field, PrivateAttr, Tag, ValidationError, model_validator
+from pydantic import (
+    ConfigDict,
+    Discriminator,
+    Field,
+    PrivateAttr,
+    Tag,
+    ValidationError,
+    WithJsonSchema,
+    model_validator,
+)
 
 from headway.client.conversation import MAX_MESSAGES, ReasoningEffort
 from headway.client.field_rules import AtMost
@@ -12,6 +21,7 @@ from headway.client.strict_model import StrictModel
 from headway.client.tools import MAX_TOOLS, Name, TolerantModel
 from headway.error_text import describe
 from headway.sampling import MAX_STOP_STRINGS
+from headway.server.errors import ApiError
 from headway.server.messages_api.content import AssistantMessage, Message, TextBlock, TextBlocks, chat_messages
 from headway.server.protocol import ChatCompletionRequest, GenerationRequest
 from headway.server.refused import Refused
@@ -182,6 +192,17 @@ class MessagesRequest(CountTokensRequest, GenerationRequest):
         None
     )
     metadata: dict[str, Any] | None = None  # any values: nothing reads them
+    thread: Annotated[Any, WithJsonSchema({"type": "null"})] = None  # see `refuse_thread`
+
+    def refuse_thread(self) -> None:
+        """Raises ApiError for a conversation that the server should keep. Clients send it whole after that."""
+        if self.thread is not None:
+            raise ApiError(
+                400,
+                "thread is not served: no message is stored here; send all messages of the conversation",
+                param="thread",
+                details={"error_code": "thread_unsupported_request", "unsupported": ["thread"]},
+            )
 
     @model_validator(mode="after")
     def _check(self) -> MessagesRequest:

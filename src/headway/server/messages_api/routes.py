@@ -17,7 +17,7 @@ from headway.server.service import answer, service_of
 from headway.server.submission import submit
 
 _MESSAGES: BodyForm[MessagesRequest] = BodyForm(MessagesRequest, MessagesRequest)
-_COUNT: BodyForm[CountTokensRequest] = BodyForm(CountTokensRequest, CountTokensRequest, MessagesRequest)
+_COUNT: BodyForm[CountTokensRequest] = BodyForm(CountTokensRequest, CountTokensRequest)
 
 router = APIRouter()
 
@@ -29,6 +29,7 @@ async def create_message(request: Request) -> Response:
     service = service_of(request)
     service.check_open()
     body = await read_body(request, _MESSAGES, service.client.prompts.texts)
+    body.refuse_thread()
     chat = body.chat
     if service.parsers.read_reasoning and body.thinking_budget is not None:
         chat.thinking_token_budget = body.thinking_budget  # without a parser of reasoning its end is not known

@@ -1,0 +1,1 @@
+"""The pages for browsers. They load nothing: no script, no font, nothing from another host."""

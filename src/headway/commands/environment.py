@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from headway.config import KV_SECRET_VARIABLE
+from headway.managers import V1_SWITCH, V2_SWITCH
 from headway.server.keys import KEYS_VARIABLE, VLLM_KEYS_VARIABLE
 
 PREFIX = "HEADWAY_"
@@ -18,8 +19,8 @@ SPECIAL: Mapping[str, str] = {
     VLLM_KEYS_VARIABLE: "The same for a server, by vLLM's name.",
     PREFILL_KEY_VARIABLE: "The key that a decode engine shows to prefill engines, where `--prefill-api-key` is absent.",
     KV_SECRET_VARIABLE: "The secret that engines share, where `--kv-secret` is absent.",
-    "ENABLE_V1_KVCACHE_SCHEDULER": "FastDeploy's switch: 1 chooses `--scheduler v1`, where that is absent.",
-    "ENABLE_V2_KVCACHE_SCHEDULER": "The same for v2.",
+    V1_SWITCH: "FastDeploy's switch: 1 chooses `--scheduler v1`, where that is absent.",
+    V2_SWITCH: "The same for v2.",
     "NO_COLOR": "Set: no colours in the terminal.",
     "OMP_NUM_THREADS": "Threads that compute on a CPU.",
     "HF_HOME": "Folder where models of the hub are kept.",

@@ -95,6 +95,7 @@ TEXTS = {
     "cache_control": "Taken, and changes no answer: equal beginnings of prompts are found without a mark.",
     "cache_salt": "Prefixes of prompts are shared only between requests of one salt.",
     "request_id": "The id of the answer; it must not be in use.",
+    "thread": "Refused by name: no message is stored here, and clients send the whole conversation then.",
     "kv_transfer_params": "Where the KV of the prompt is, or that it is to be lent: see docs/disaggregation.md.",
 }
 

@@ -177,7 +177,7 @@ def what_a_failed_step_computed_is_published(patch: pytest.MonkeyPatch) -> None:
     def publish_and_fail(self: Results, step: LaunchedStep, error: str, effects: Effects) -> None:
         for chunk in step.chunks:
             if chunk.is_current:
-                self._state.store(chunk.entry, chunk.start, chunk.start + chunk.count)
+                self._state.store(chunk.entry, chunk.start + chunk.count)
         fail(self, step, error, effects)
 
     patch.setattr(Results, "_fail", publish_and_fail)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from headway.config import Role, SchedulerConfig
 from headway.simulation.dice import Dice
 from headway.simulation.events import Event
-from headway.simulation.shapes import NUM_STEMS, STOP_TOKENS
+from headway.simulation.shapes import NUM_STEMS, STOP_TOKENS, Shape
 from headway.simulation.simulation import Simulation
 
 UNKNOWN_UID = 1 << 40
@@ -186,7 +186,7 @@ class Faults:
     def _uids(self) -> tuple[int, ...]:
         return tuple(self._uid() for _ in range(self._dice.pick((1, 1, 1, 2, 4))))
 
-    def _shape(self) -> tuple[int, ...]:
+    def _shape(self) -> Shape:
         dice, longest = self._dice, self._config.max_model_len
         uid = self._next_uid
         if dice.chance(0.01) and self._simulation.history.live:
@@ -202,7 +202,7 @@ class Faults:
             max_tokens = room + 1 + dice.below(3)  # it can never fit
         if self._config.role is Role.PREFILL and dice.chance(0.9):
             max_tokens = 1
-        return (
+        return Shape(
             uid,
             dice.below(NUM_STEMS),
             shared,

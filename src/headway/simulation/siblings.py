@@ -62,10 +62,10 @@ class Siblings(Faults):
                 Event(fate, {"answer": (1,), "abort": (first.uid,), "finish": (first.uid,)}.get(fate, ()))
             )
 
-    def _shape(self) -> tuple[int, ...]:
+    def _shape(self) -> Shape:
         """The first of a family: a request without a beginning of its own."""
-        shape, dice = Shape(*super()._shape()), self._dice
+        shape, dice = super()._shape(), self._dice
         shared = dice.pick(self._lengths)
         room = max(1, self._config.max_model_len - shared)
         max_tokens = 1 if shape.max_tokens == 1 else 1 + dice.below(min(room, 12))
-        return tuple(shape._replace(shared=shared, own=0, max_tokens=max_tokens))
+        return shape._replace(shared=shared, own=0, max_tokens=max_tokens)

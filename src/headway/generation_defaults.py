@@ -22,6 +22,8 @@ def read_generation_config(path: Path) -> dict[str, Any]:
     """
     content = read_json(path / _FILE)
     check_eos_token_ids(content.get("eos_token_id"), path / _FILE)
+    if content.get(_MAX_TOKENS) == 0:  # a request may ask for no token; a model that gives none cannot be served
+        raise ValueError(f"{str(path / _FILE)!r}: {_MAX_TOKENS} must be at least 1, got 0: {_REMEDY}")
     try:
         SamplingParams(**default_sampling(content))
     except RequestError as error:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from headway.async_llm import AsyncLLM
+    from headway.client.engine_client import EngineStartError, RequestFailedError
     from headway.config import EngineConfig, Role, SchedulerConfig
     from headway.errors import DuplicateRequestError, EngineDeadError, EnginePausedError, QueueFullError, RequestError
     from headway.llm import LLM
@@ -34,6 +35,7 @@ _HOMES = {
     "SamplingParams": "headway.sampling",
     "StructuredOutputs": "headway.structured_outputs",
     "EngineSettings": "headway.settings",
+    **dict.fromkeys(("EngineStartError", "RequestFailedError"), "headway.client.engine_client"),
     **dict.fromkeys(("EngineConfig", "Role", "SchedulerConfig"), "headway.config"),
     **dict.fromkeys(
         ("DuplicateRequestError", "EngineDeadError", "EnginePausedError", "QueueFullError", "RequestError"),
@@ -53,10 +55,12 @@ __all__ = [
     "EngineDeadError",
     "EnginePausedError",
     "EngineSettings",
+    "EngineStartError",
     "FinishReason",
     "QueueFullError",
     "RequestDelta",
     "RequestError",
+    "RequestFailedError",
     "RequestMetrics",
     "RequestOutput",
     "Role",

@@ -44,7 +44,7 @@ def command(
     from headway.commands.remote_model import complaint
     from headway.server.answer_bodies import Ownership
 
-    url = server_url(url)
+    url = server_url(url).removesuffix("/v1")
     response = _ask(url, http_options(api_key, ssl_ca_certs))
     if response.status_code >= 500:
         print(f"headway: {url}: {complaint(response)}", file=sys.stderr)

@@ -46,7 +46,7 @@ def command(
     from headway.top.screen import Screen
     from headway.top.server import Server
 
-    server = Server(server_url(url))
+    server = Server(server_url(url).removesuffix("/v1"))
     before = server.page()
     screen = Screen(server.url)
     with suppress(KeyboardInterrupt):  # the usual way to leave

@@ -82,15 +82,19 @@ def test_the_line_of_a_server_gets_its_name_in_either_form() -> None:
         assert json.loads(named("p", printed, LogFormat.JSON)) == {"server": "p", "message": printed}
 
 
-def test_requests_of_some_paths_are_left_out(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_requests_of_some_paths_are_left_out() -> None:
     access = logging.getLogger("uvicorn.access")
-    monkeypatch.setattr(access, "propagate", True)  # a server in this process turns its access log off
     before = list(access.filters)
+
+    def is_written(path: str) -> bool:
+        """As uvicorn writes it; whether the log is on does not matter."""
+        arguments = ("1.2.3.4:5", "GET", path, "1.1", 200)
+        form = '%s - "%s %s HTTP/%s" %d'
+        return bool(access.filter(access.makeRecord(access.name, logging.INFO, "", 0, form, arguments, None)))
+
     try:
         leave_out(("/health",))
-        caplog.set_level(logging.INFO, access.name)
-        for path in ("/health", "/health?x=1", "/v1/models"):
-            access.info('%s - "%s %s HTTP/%s" %d', "1.2.3.4:5", "GET", path, "1.1", 200)
+        written = [path for path in ("/health", "/health?x=1", "/v1/models") if is_written(path)]
     finally:
         access.filters[:] = before
-    assert [one.args[2] for one in caplog.records if isinstance(one.args, tuple)] == ["/v1/models"]
+    assert written == ["/v1/models"]

@@ -212,7 +212,7 @@ def test_an_answer_whose_grammar_takes_too_long_ends_where_it_is(rows: Rows, cap
     rows.rows = GrammarRows(PADDED, clock=Seconds(SECONDS_PER_TOKEN))  # as long as is given, for the token and its mask
     rows.admit(0, StructuredOutputs(regex="a*b"))
     for position in range(300):
-        if rows.allowed((0, position)) == [{"$"}]:
+        if rows.allowed((0, position)) == [{"■"}]:
             break
         rows.drew(slot_0="a")
     assert 80 < position < 120
@@ -222,7 +222,7 @@ def test_an_answer_whose_grammar_takes_too_long_ends_where_it_is(rows: Rows, cap
 def test_an_answer_that_is_replayed_is_bounded_too(rows: Rows) -> None:
     rows.rows = GrammarRows(PADDED, clock=Seconds(1.0))
     rows.admit(0, StructuredOutputs(regex="a*b"), output="aaaaa")
-    assert rows.allowed((0, 5)) == [{"$"}]
+    assert rows.allowed((0, 5)) == [{"■"}]
 
 
 def test_among_many_answers_the_slow_one_is_found(rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,4 +234,4 @@ def test_among_many_answers_the_slow_one_is_found(rows: Rows, monkeypatch: pytes
     at = [(slot, 0) for slot in range(6)]
     assert rows.allowed(*at) == [{"a"}] * 6
     clock.step = 2.0
-    assert rows.allowed(*at) == [{"$"}] * 6, "one by one, at the expense of each"
+    assert rows.allowed(*at) == [{"■"}] * 6, "one by one, at the expense of each"

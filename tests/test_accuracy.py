@@ -122,8 +122,9 @@ def test_an_unknown_choice_is_refused_in_one_line(option: str, says: str, capsys
 
 
 def test_the_command_prints_a_row_per_setting_and_says_how_many_were_exact(
-    capsys: pytest.CaptureFixture[str],
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "100")  # a busy machine takes more seconds, which are wider
     of_one = ["accuracy", "--models", "llama", "--schedulers", "v2", "--budgets", "64"]
     assert main([*of_one, "--transports", "shared-memory"]) == 0
     out = capsys.readouterr().out

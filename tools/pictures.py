@@ -23,8 +23,9 @@ from headway.bench.datasets import Dataset, Target, Workload
 from headway.bench.load import LoadGenerator
 from headway.bench.server_process import ServerProcess
 from headway.cli import main
+from headway.commands.remote_server import RemoteServer
+from headway.commands.top import page_of
 from headway.top.screen import Screen
-from headway.top.server import Server
 from headway.top.window import Window
 
 IMAGES = Path(__file__).resolve().parents[1] / "docs" / "images"
@@ -51,12 +52,12 @@ def top(file: Path) -> None:
         generator = LoadGenerator(started.base_url, target.model, ignore_eos=True)
         load = threading.Thread(target=lambda: asyncio.run(generator.run(workload.requests(target, 16))))
         load.start()
-        server = Server(started.base_url)
+        server = RemoteServer(started.base_url, {}, timeout=5.0)
         server_shown = Screen("http://127.0.0.1:8000")
-        before = server.page()
+        before = page_of(server)
         for _ in range(_WINDOWS):
             time.sleep(_WINDOW_SECONDS)
-            window = Window(before, server.page())
+            window = Window(before, page_of(server))
             before, picture = window.now, server_shown.picture(window)
         load.join()
     console = Console(record=True, width=84, file=io.StringIO())

@@ -153,11 +153,14 @@ def test_options_of_the_engine_do_not_go_with_a_server(capsys: pytest.CaptureFix
     assert "options of the engine do not go with it" in capsys.readouterr().err
 
 
-def test_doctor_shows_its_key(server: FakeServer, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["doctor", server.url]) == 2
+@pytest.mark.parametrize(("command", "path"), [("doctor", "/debug/ownership"), ("top", "/metrics")])
+def test_a_look_at_a_server_shows_its_key(
+    server: FakeServer, capsys: pytest.CaptureFixture[str], command: str, path: str
+) -> None:
+    assert main([command, server.url]) == 2
     assert "no key, no answer" in capsys.readouterr().err
-    assert main(["doctor", server.url, "--api-key", KEY]) == 2
-    assert server.asked == [("/debug/ownership", None)]
+    assert main([command, f"{server.url}/v1", "--api-key", KEY]) == 2
+    assert server.asked == [(path, None)]
     assert "is no Headway server" in capsys.readouterr().err
 
 

@@ -263,10 +263,10 @@ def test_a_server_that_is_not_there_is_one_line_and_exit_code_2(doctor: Run) -> 
 def test_without_an_address_the_usual_one_is_asked(doctor: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 
-    def get(url: str, **options: object) -> httpx.Response:
+    def get(client: httpx.Client, url: str) -> httpx.Response:
         asked.append(url)
         raise httpx.ConnectError("refused")
 
-    monkeypatch.setattr(httpx, "get", get)
+    monkeypatch.setattr(httpx.Client, "get", get)
     assert doctor()[0] == 2
     assert asked == ["http://127.0.0.1:8000/debug/ownership"]

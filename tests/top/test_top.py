@@ -10,9 +10,9 @@ from rich.console import Console
 
 from headway import cli
 from headway.commands import top
+from headway.commands.remote_server import RemoteServer
 from headway.top.page import Page
 from headway.top.screen import Screen, drawn
-from headway.top.server import Server
 from headway.top.window import Window, quantile
 
 INF = float("inf")
@@ -133,13 +133,13 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Page | ValueError]]:
     """What a server answers, look by look."""
     answers: list[Page | ValueError] = []
 
-    def next_page(server: Server) -> Page:
+    def next_page(server: RemoteServer) -> Page:
         answer = answers.pop(0)
         if isinstance(answer, ValueError):
             raise answer
         return answer
 
-    monkeypatch.setattr(Server, "page", next_page)
+    monkeypatch.setattr(top, "page_of", next_page)
     monkeypatch.setattr(top.time, "sleep", lambda seconds: None)
     yield answers
 

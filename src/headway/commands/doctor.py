@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,8 +11,6 @@ from headway.commands.remote_options import ApiKeyOption, CaCertsOption, http_op
 from headway.commands.server_urls import server_url
 
 if TYPE_CHECKING:
-    import httpx
-
     from headway.server.answer_bodies import Ownership
 
 EXAMPLES = (
@@ -21,7 +19,7 @@ EXAMPLES = (
     "headway doctor https://llm.example --json",
 )
 PROBLEMS = 1  # exit code
-CONNECT_TIMEOUT, ANSWER_TIMEOUT = 5.0, 60.0  # seconds; the recount itself may take the engine 30
+ANSWER_TIMEOUT = 60.0  # seconds; the recount itself may take the engine 30
 PATH = "/debug/ownership"
 
 
@@ -41,11 +39,12 @@ def command(
     """
     import msgspec
 
-    from headway.commands.remote_model import complaint
+    from headway.commands.remote_server import RemoteServer, complaint
     from headway.server.answer_bodies import Ownership
 
     url = server_url(url).removesuffix("/v1")
-    response = _ask(url, http_options(api_key, ssl_ca_certs))
+    with RemoteServer(url, http_options(api_key, ssl_ca_certs), timeout=ANSWER_TIMEOUT) as server:
+        response = server.get(PATH)
     if response.status_code >= 500:
         print(f"headway: {url}: {complaint(response)}", file=sys.stderr)
         raise typer.Exit(PROBLEMS)
@@ -61,20 +60,6 @@ def command(
         _print(url, report)
     if not report.ok:
         raise typer.Exit(PROBLEMS)
-
-
-def _ask(url: str, options: dict[str, Any]) -> httpx.Response:
-    """The server's answer. Raises ValueError with a message of one line if there is none."""
-    import httpx
-
-    try:
-        # Without the environment's proxies: the usual server is on this host, which no proxy leads to.
-        timeout = httpx.Timeout(ANSWER_TIMEOUT, connect=CONNECT_TIMEOUT)
-        return httpx.get(url.rstrip("/") + PATH, timeout=timeout, trust_env=False, **options)
-    except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
-        raise ValueError(f"{url!r} is no URL of a server: {error}") from None
-    except httpx.HTTPError as error:
-        raise ValueError(f"cannot reach a server at {url}: {str(error) or type(error).__name__}") from None
 
 
 def _print(url: str, report: Ownership) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 import httpx
 
 from headway.commands.remote_options import AnswerError
+from headway.commands.remote_server import RemoteServer, complaint
 
-CONNECT_TIMEOUT = 5.0  # seconds
 PIECE_TIMEOUT = 600.0  # seconds between two pieces of an answer: a long prompt is computed before the first
 
 
@@ -22,10 +22,7 @@ class RemoteModel:
     """
 
     def __init__(self, url: str, model: str | None, options: Mapping[str, Any]) -> None:
-        timeout = httpx.Timeout(PIECE_TIMEOUT, connect=CONNECT_TIMEOUT)
-        self._url = url.rstrip("/")
-        # Without the environment's proxies: the usual server is on this host, which no proxy leads to.
-        self._http = httpx.Client(timeout=timeout, trust_env=False, **options)
+        self._server = RemoteServer(url, options, timeout=PIECE_TIMEOUT)
         self.name = model if model is not None else self._first_model()
 
     def __enter__(self) -> RemoteModel:
@@ -34,7 +31,7 @@ class RemoteModel:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._http.close()
+        self._server.close()
 
     def stream_chat(self, messages: Sequence[Mapping[str, str]], sampling: Mapping[str, Any]) -> Generator[str]:
         """The pieces of the answer to a conversation; reasoning between <think> and </think>. Raises ValueError for a
@@ -55,12 +52,12 @@ class RemoteModel:
                 yield choice["text"]
 
     def _choices(self, path: str, body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-        asked = {**body, "model": self.name, "stream": True}
+        server, asked = self._server, {**body, "model": self.name, "stream": True}
         try:
-            with self._http.stream("POST", self._url + path, json=asked) as response:
+            with server.http.stream("POST", server.url + path, json=asked) as response:
                 if response.status_code != httpx.codes.OK:
                     response.read()
-                    raise ValueError(f"{self._url} refuses: {complaint(response)}")
+                    raise ValueError(f"{server.url} refuses: {complaint(response)}")
                 for line in response.iter_lines():
                     if not line.startswith("data: {"):
                         continue
@@ -68,33 +65,16 @@ class RemoteModel:
                     if "error" in chunk:
                         raise AnswerError(str(chunk["error"].get("message", chunk["error"])))
                     yield from chunk.get("choices", ())
-        except httpx.HTTPError as error:
-            raise _unreachable(self._url, error) from None
-        except (httpx.InvalidURL, json.JSONDecodeError) as error:
-            raise ValueError(f"{self._url} does not answer as it should: {error}") from None
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise server.no_answer(error) from None
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{server.url} does not answer as it should: {error}") from None
 
     def _first_model(self) -> str:
-        try:
-            response = self._http.get(f"{self._url}/models")
-        except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
-            raise ValueError(f"{self._url!r} is no URL of a server: {error}") from None
-        except httpx.HTTPError as error:
-            raise _unreachable(self._url, error) from None
+        response = self._server.get("/models")
         if response.status_code != httpx.codes.OK:
-            raise ValueError(f"{self._url} refuses: {complaint(response)}")
+            raise ValueError(f"{self._server.url} refuses: {complaint(response)}")
         try:
             return str(response.json()["data"][0]["id"])
         except (json.JSONDecodeError, UnicodeDecodeError, LookupError, TypeError):
-            raise ValueError(f"{self._url}/models names no model: give --model-name") from None
-
-
-def complaint(response: httpx.Response) -> str:
-    """The error message in a response of OpenAI's API; of other servers, the HTTP status."""
-    try:
-        return str(response.json()["error"]["message"])
-    except (json.JSONDecodeError, UnicodeDecodeError, LookupError, TypeError):
-        return f"HTTP status {response.status_code}"
-
-
-def _unreachable(url: str, error: httpx.HTTPError) -> ValueError:
-    return ValueError(f"cannot reach a server at {url}: {str(error) or type(error).__name__}")
+            raise ValueError(f"{self._server.url}/models names no model: give --model-name") from None

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import re
 import ssl
 from typing import Annotated, Any
 
 import typer
 
-from headway.server.keys import KEYS_VARIABLE
+from headway.server.keys import KEYS_VARIABLE, keys_in
 
 
 class AnswerError(Exception):
@@ -51,7 +50,7 @@ ModelNameOption = Annotated[
 
 def key_headers(api_key: str | None) -> dict[str, str]:
     """The header with the key, from the option or the environment; none without a key."""
-    given = api_key or next(filter(None, re.split(r"[,\s]+", os.environ.get(KEYS_VARIABLE, ""))), None)
+    given = api_key or next(iter(keys_in(os.environ.get(KEYS_VARIABLE, ""))), None)
     return {} if given is None else {"Authorization": f"Bearer {given}"}
 
 

@@ -110,10 +110,15 @@ def given_keys(
     """
     texts = [key for option in options for key in option.split(",")]
     for variable in (KEYS_VARIABLE, VLLM_KEYS_VARIABLE):
-        texts += [key.strip() for key in re.split(r"[,\n]", environment.get(variable, "")) if key.strip()]
+        texts += keys_in(environment.get(variable, ""))
     in_file = [] if file is None else _tables_of(file)
     keys = [ApiKey.of(key) for key in texts] + [_key_of(table, file) for table in in_file]
     return texts + [str(table["key"]) for table in in_file if not {"tenant", "cache_salt"} & table.keys()], keys
+
+
+def keys_in(value: str) -> list[str]:
+    """The keys in a variable of the environment, which has commas or ends of lines between them."""
+    return [key.strip() for key in re.split(r"[,\n]", value) if key.strip()]
 
 
 def is_open_to_others(file: str) -> bool:

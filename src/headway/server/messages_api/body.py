@@ -8,22 +8,19 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
-    PrivateAttr,
     Tag,
-    ValidationError,
     WithJsonSchema,
     model_validator,
 )
 
 from headway.client.conversation import MAX_MESSAGES, ReasoningEffort
 from headway.client.field_rules import AtMost
-from headway.client.strict_model import StrictModel
 from headway.client.tools import MAX_TOOLS, Name, TolerantModel
-from headway.error_text import describe
 from headway.sampling import MAX_STOP_STRINGS
+from headway.server.chat_asking import AsksForChat, ToolOfTheServer
 from headway.server.errors import ApiError
 from headway.server.messages_api.content import AssistantMessage, Message, TextBlock, TextBlocks, chat_messages
-from headway.server.protocol import ChatCompletionRequest, GenerationRequest
+from headway.server.protocol import GenerationRequest
 from headway.server.refused import Refused
 
 
@@ -46,19 +43,10 @@ class Tool(TolerantModel):
         return {"type": "function", "function": function}
 
 
-class OtherTool(TolerantModel):
-    """A tool that a server runs is refused."""
+class OtherTool(ToolOfTheServer):
+    """A tool of any other type."""
 
-    model_config = ConfigDict(json_schema_extra={"not": {}})
-
-    type: Any = None
-
-    @model_validator(mode="after")
-    def _refuse(self) -> OtherTool:
-        raise ValueError(
-            f"tools of type {self.type!r:.60} are not served: no tool runs on this server, and its models do not "
-            "know them by name; give tools with a name and an input_schema"
-        )
+    instead = "tools with a name and an input_schema, which the client runs itself"
 
 
 AnyTool = Annotated[
@@ -121,7 +109,7 @@ class OutputConfig(TolerantModel):
     format: OutputFormat | None = None
 
 
-class CountTokensRequest(StrictModel):
+class CountTokensRequest(AsksForChat):
     """POST /v1/messages/count_tokens."""
 
     model: str | None = None
@@ -135,21 +123,6 @@ class CountTokensRequest(StrictModel):
     cache_control: Any = None  # equal prompts are found in the cache without a mark
     mcp_servers: Annotated[Any, Refused("no tool runs on this server")] = None
     container: Annotated[Any, Refused("no tool runs on this server")] = None
-
-    _chat: ChatCompletionRequest = PrivateAttr()
-
-    @model_validator(mode="after")
-    def _ask_for_chat(self) -> CountTokensRequest:
-        try:
-            self._chat = ChatCompletionRequest.model_validate(self._chat_fields())
-        except ValidationError as error:
-            raise ValueError(describe(error)[0]) from None
-        return self
-
-    @property
-    def chat(self) -> ChatCompletionRequest:
-        """The chat completion that this body asks for."""
-        return self._chat
 
     def _chat_fields(self) -> dict[str, Any]:
         fields: dict[str, Any] = {"model": self.model, "messages": chat_messages(self.system, self.messages)}

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, JsonValue, PrivateAttr, ValidationError, model_validator
+from pydantic import Field, JsonValue
 
 from headway.client.conversation import MAX_MESSAGES, ReasoningEffort
 from headway.client.field_rules import AtMost, Unsupported
 from headway.client.tools import MAX_TOOLS, TolerantModel
-from headway.error_text import describe
-from headway.server.protocol import ChatCompletionRequest, GenerationRequest
+from headway.server.chat_asking import AsksForChat
+from headway.server.protocol import GenerationRequest
 from headway.server.reasoning_fields import ReasoningFields
 from headway.server.refused import Refused
 from headway.server.responses_api.function_tools import Tool, ToolChoice, tools_for_chat
@@ -56,7 +56,7 @@ class Text(TolerantModel):
     verbosity: Annotated[Any, Unsupported("medium")] = None
 
 
-class ResponsesRequest(GenerationRequest, ReasoningFields):
+class ResponsesRequest(AsksForChat, GenerationRequest, ReasoningFields):
     """POST /v1/responses."""
 
     n: Literal[1] | None = None  # a response has one answer
@@ -80,23 +80,6 @@ class ResponsesRequest(GenerationRequest, ReasoningFields):
         Any, Refused("nothing is stored here, so an answer that comes later could not be fetched", False)
     ] = None
     prompt: Annotated[Any, Refused("prompts are not stored here; send its text as input")] = None
-
-    _chat: ChatCompletionRequest = PrivateAttr()
-
-    @model_validator(mode="after")
-    def _ask_for_chat(self) -> ResponsesRequest:
-        if isinstance(self.input, list) and all(isinstance(item, ReasoningItem) for item in self.input):
-            raise ValueError("input has no message: give a text, or at least one item that is no reasoning")
-        try:
-            self._chat = ChatCompletionRequest.model_validate(self._chat_fields())
-        except ValidationError as error:
-            raise ValueError(describe(error)[0]) from None
-        return self
-
-    @property
-    def chat(self) -> ChatCompletionRequest:
-        """The chat completion that this body asks for."""
-        return self._chat
 
     def _chat_fields(self) -> dict[str, Any]:
         shared = self.model_fields_set & (GenerationRequest.model_fields.keys() | ReasoningFields.model_fields.keys())
@@ -122,6 +105,8 @@ class ResponsesRequest(GenerationRequest, ReasoningFields):
         return {**fields, "messages": self._messages()}
 
     def _messages(self) -> list[dict[str, Any]]:
+        if isinstance(self.input, list) and all(isinstance(item, ReasoningItem) for item in self.input):
+            raise ValueError("input has no message: give a text, or at least one item that is no reasoning")
         items = [MessageItem(role="user", content=self.input)] if isinstance(self.input, str) else self.input
         messages = chat_messages(items)
         if self.instructions:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
 
 from headway.client.tools import Name, TolerantModel
+from headway.server.chat_asking import ToolOfTheServer
 
 
 class FunctionTool(TolerantModel):
@@ -23,19 +24,10 @@ class FunctionTool(TolerantModel):
         return {"type": "function", "function": self.model_dump(exclude={"type"}, exclude_none=True)}
 
 
-class OtherTool(TolerantModel):
-    """A tool of any other type is refused."""
+class OtherTool(ToolOfTheServer):
+    """A tool of any other type."""
 
-    model_config = ConfigDict(json_schema_extra={"not": {}})
-
-    type: Any = None
-
-    @model_validator(mode="after")
-    def _refuse(self) -> OtherTool:
-        raise ValueError(
-            f"tools of type {self.type!r:.60} are not served: no tool runs on this server; give tools of type "
-            "'function', which the client runs itself"
-        )
+    instead = "tools of type 'function', which the client runs itself"
 
 
 Tool = Annotated[

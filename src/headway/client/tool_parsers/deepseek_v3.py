@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection
 
-from headway.client.tool_parsers.json_tool_parser import JsonToolParser
+from headway.client.tool_parsers.marked_calls import MarkedCallsParser
 
 _CALLS, _CALLS_END = "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"
 _CALL, _SEPARATOR, _CALL_END = "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>"
@@ -14,33 +13,14 @@ _LONGEST_HEAD = 512  # characters between the opening of a call and its argument
 _HEAD = re.compile(rf"\s*(?:function{_SEPARATOR}([^\s<]+)\s*{_FENCE}json\s*|([^\s<]+){_SEPARATOR}\s*)")
 
 
-class DeepSeekV3Parser(JsonToolParser):
+class DeepSeekV3Parser(MarkedCallsParser):
     """A list of calls between markers: "function", the name and the arguments in a fence of Markdown, or as V3.1 writes
     them the name and the arguments alone."""
 
     markers = (_CALLS, _CALLS_END, _CALL, _SEPARATOR, _CALL_END)
     signs = (_CALLS,)
 
-    def __init__(self, names: Collection[str], *, new_id: Callable[[], str] | None = None) -> None:
-        super().__init__(names, new_id=new_id)
-        self._raw: list[str] = []  # what has been read of a call that is not yet begun
-
-    def _begin(self, text: str, at: int) -> int:
-        found = self._find(_CALLS, text, at)
-        if found < 0:
-            return len(text)
-        self._raw = [_CALLS]
-        self._state = self._between
-        return found + len(_CALLS)
-
-    _after_no_call = _begin
-
-    def _end(self, kept: str) -> None:
-        if self._call is None:
-            self._say("".join(self._raw))
-        super()._end(kept)
-
-    def _between(self, text: str, at: int) -> int:
+    def _behind_marker(self, text: str, at: int) -> int:
         """Before a call, or the end of the list."""
         if text[at].isspace():
             (self._raw if self._raw else self._blanks).append(text[at])
@@ -53,8 +33,8 @@ class DeepSeekV3Parser(JsonToolParser):
             self._raw.append(_CALL)
             self._state = self._head
             return at + len(_CALL)
-        self._state = self._begin
         if marker == _CALLS_END and self.num_calls:
+            self._state = self._begin
             self._blanks.clear()
             return at + len(_CALLS_END)
         self._give_up()
@@ -67,17 +47,11 @@ class DeepSeekV3Parser(JsonToolParser):
             return self._keep(text, at)
         head = _HEAD.fullmatch(text, at, max(at, found))
         if head is None:
-            self._state = self._begin
             self._give_up()
             return at
         self._raw.append(text[at:found])
-        raw, self._raw = "".join(self._raw), []
-        self._begin_call(raw, name=head[1] or head[2])
+        self._begin_read_call(name=head[1] or head[2])
         return found
-
-    def _give_up(self) -> None:
-        self._say("".join(self._raw))
-        self._raw.clear()
 
     def _after_call(self, text: str, at: int) -> int:
         at = self._skip_space(text, at)
@@ -91,5 +65,5 @@ class DeepSeekV3Parser(JsonToolParser):
             return at
         self._blanks.clear()
         if marker == _CALL_END:
-            self._state = self._between
+            self._state = self._behind_marker
         return at + len(marker)

@@ -7,7 +7,7 @@ import secrets
 import string
 from collections.abc import Callable, Collection
 
-from headway.client.tool_parsers.json_tool_parser import JsonToolParser
+from headway.client.tool_parsers.marked_calls import MarkedCallsParser
 
 _CALLS, _ARGUMENTS, _ID = "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"
 _LONGEST_HEAD = 256  # characters of a name, and of an id behind it
@@ -16,7 +16,7 @@ _HEAD_END = re.compile(r"\{|\[ARGS\]")
 _SPACE = re.compile(r"\s*")
 
 
-class MistralParser(JsonToolParser):
+class MistralParser(MarkedCallsParser):
     """Both forms: [TOOL_CALLS][{"name": ..., "arguments": {...}}, ...], and [TOOL_CALLS]name[ARGS]{...}, in which
     [CALL_ID]id may stand behind the name and [ARGS] be missing."""
 
@@ -26,33 +26,13 @@ class MistralParser(JsonToolParser):
     def __init__(self, names: Collection[str], *, new_id: Callable[[], str] | None = None) -> None:
         super().__init__(names, new_id=new_id)
         self._in_list = False
-        self._raw: list[str] = []  # what has been read of a call that is not yet begun
 
     @staticmethod
     def new_id() -> str:
         """The chat templates of these models take ids of nine letters and digits alone."""
         return "".join(secrets.choice(string.ascii_letters + string.digits) for _ in range(9))
 
-    def _begin(self, text: str, at: int) -> int:
-        found = self._find(_CALLS, text, at)
-        if found < 0:
-            return len(text)
-        self._raw = [_CALLS]
-        self._state = self._opening
-        return found + len(_CALLS)
-
-    _after_no_call = _begin
-
-    def _end(self, kept: str) -> None:
-        if self._call is None:
-            self._say("".join(self._raw))
-        super()._end(kept)
-
-    def _begin_read_call(self, *, name: str | None = None) -> None:
-        raw, self._raw = "".join(self._raw), []
-        self._begin_call(raw, name=name)
-
-    def _opening(self, text: str, at: int) -> int:
+    def _behind_marker(self, text: str, at: int) -> int:
         """Which form it is."""
         end = _SPACE.match(text, at).end()  # type: ignore[union-attr]
         self._raw.append(text[at:end])
@@ -76,9 +56,7 @@ class MistralParser(JsonToolParser):
         name = None if found is None else _NAME.match(text, at, found.start())
         behind = "" if found is None or name is None else text[name.end() : found.start()]
         if found is None or name is None or (behind and not behind.startswith(_ID)):
-            self._say("".join(self._raw))
-            self._raw.clear()
-            self._state = self._begin
+            self._give_up()
             return at
         end = found.end() if found[0] == _ARGUMENTS else found.start()
         self._raw.append(text[at:end])

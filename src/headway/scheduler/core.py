@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from headway.config import Role, SchedulerConfig
+from headway.config import SchedulerConfig
 from headway.kvcache import KVEvent
 from headway.request import FinishReason, Request
 from headway.scheduler.audit import Auditor, AuditReport
@@ -78,7 +78,6 @@ class Scheduler:
     ) -> None:
         self.config = config
         self._policies = policies or Policies.of(config, allocation)
-        self._only_prefills = config.role is Role.PREFILL
         self._state = state = State(config)
         self._moves = moves = Moves(state, self._policies.line.rank, self._policies.reserve.left)
         self._auditor = auditor = Auditor(state)
@@ -150,7 +149,7 @@ class Scheduler:
 
     def _admit_on_prefill_engine(self) -> None:
         """A pass of a prefill engine allocates nothing: slots and blocks are given out after each message."""
-        if self._only_prefills and not self._state.paused and not self._state.holds_admissions:
+        if self._state.only_prefills and not self._state.paused and not self._state.holds_admissions:
             self._admissions.admit_all()
 
     # -- passes --------------------------------------------------------------------------------------------------

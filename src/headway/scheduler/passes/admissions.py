@@ -7,7 +7,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from headway.config import Role
 from headway.request import RequestStatus
 from headway.scheduler.batch import Admission, IntArray
 from headway.scheduler.effects import Pull
@@ -48,7 +47,6 @@ class Admissions:
         self._moves = moves
         self._sharing = sharing
         self._policies = policies
-        self._only_prefills = state.config.role is Role.PREFILL
         self._told: list[tuple[SlotHandle, Admission]] = []
         self._started: list[tuple[int, int]] = []
         self._pulls: list[tuple[int, Entry]] = []  # with the last step that may write to their blocks
@@ -133,7 +131,7 @@ class Admissions:
         """The blocks for `num_tokens` tokens of a request, available or not. newest: the last step whose pending blocks
         are shared."""
         config, cached = self._state.config, self._match(entry, newest)
-        limit = num_tokens if self._only_prefills else entry.limit  # P computes no output
+        limit = num_tokens if self._state.only_prefills else entry.limit  # P computes no output
         needed = self._policies.allocation.blocks_at_admission(config, num_tokens, limit)
         return BlockDemand(cached, needed - len(cached))
 

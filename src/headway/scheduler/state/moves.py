@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from headway.config import Role
 from headway.kvcache import media_keys
 from headway.kvcache.node import Node
 from headway.request import FinishReason, Request, RequestStatus, Transfer
@@ -45,7 +44,6 @@ class Moves:
         self._state = state
         self._rank = rank
         self._left = left
-        self._only_prefills = state.config.role is Role.PREFILL
 
     def heeding(self, uid: int, event: Event) -> Entry | None:
         """The request with this uid, if the event changes it; None if the event is ignored: the request is unknown, or
@@ -309,7 +307,7 @@ class Moves:
         return state_after(event, entry.status, entry.request.request_id)
 
     def _limit(self, request: Request) -> int:
-        only_prefill = self._only_prefills or request.transfer is _LEND
+        only_prefill = self._state.only_prefills or request.transfer is _LEND
         return len(request.prompt) + (1 if only_prefill else request.max_tokens)
 
     def _media_keys(self, request: Request) -> dict[int, bytes]:

@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 from numpy.typing import NDArray
 
-from headway.config import SchedulerConfig
+from headway.config import Role, SchedulerConfig
 from headway.kvcache import BlockPool, PrefixCache
 from headway.request import FinishReason, RequestStatus
 from headway.scheduler.answers import Progress
@@ -25,6 +25,7 @@ from headway.scheduler.state.waiting_queue import WaitingQueue
 class State:
     """Requests, slots and blocks of one scheduler. Requests change by `Moves` alone.
 
+    only_prefills: this is the scheduler of a prefill engine; asked for each request.
     occupants: the request in each slot.
     prefilling: the running requests with known tokens still to compute, in order of admission.
     leases: blocks that a sender or borrower reads, or a receiver writes to, by the uid of the request whose KV they
@@ -42,6 +43,7 @@ class State:
 
     def __init__(self, config: SchedulerConfig) -> None:
         self.config = config
+        self.only_prefills = config.role is Role.PREFILL
         self.pool = BlockPool(config.num_blocks, config.block_size)
         self.prefix = PrefixCache(self.pool, keeps_events=config.keeps_kv_events)
         self.encoder = EncoderCache(config.encoder_budget)

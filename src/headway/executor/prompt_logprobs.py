@@ -52,9 +52,8 @@ class PromptJudge:
         runs = self._slots.runs(batch)
         if runs is None:
             return None
-        begins = (
-            np.cumsum(batch.num_new_tokens) - batch.num_new_tokens - batch.positions
-        )  # of position 0, if it had one
+        # Where position 0 of each row would be among the tokens of the step.
+        begins = np.cumsum(batch.num_new_tokens) - batch.num_new_tokens - batch.positions
         after = np.repeat(begins[runs.rows] - 1, runs.counts) + runs.positions()
         return AskedTokens(runs, arrays.add(after), arrays.add(runs.targets()))
 

@@ -38,13 +38,11 @@ class TokenRules:
         self._watched = np.zeros(max_num_seqs, np.bool_)  # the slot has a window
         self._budgets = np.zeros(max_num_seqs, np.int32)  # tokens of thinking
         self._windows = torch.full((max_num_seqs, _WIDTH), _NONE, dtype=torch.int32, device=device)
-        self._thought = torch.full(
-            (max_num_seqs,), -1, dtype=torch.int32, device=device
-        )  # tokens; -1: it does not think
+        # Tokens of thinking so far; -1: the slot does not think.
+        self._thought = torch.full((max_num_seqs,), -1, dtype=torch.int32, device=device)
         self._disallowed: dict[int, Tensor] = {}  # bool [V]
-        self._bad: dict[
-            int, tuple[Tensor, Tensor]
-        ] = {}  # patterns [K, _WIDTH] of all but the last token; last tokens [K]
+        # Patterns [K, _WIDTH] of all but the last token; last tokens [K].
+        self._bad: dict[int, tuple[Tensor, Tensor]] = {}
         self._thinking: dict[int, tuple[Tensor, Tensor]] = {}  # patterns [_BEGUN + MAX_MARK, _WIDTH]; end [MAX_MARK]
 
     def admit(self, admission: Admission) -> None:

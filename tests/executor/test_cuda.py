@@ -24,7 +24,7 @@ from headway.sampling import SamplingParams
 from headway.thinking_tokens import ThinkingTokens
 from tests.engine.running import Recorder
 from tests.executor.driver import GREEDY, Driver
-from tests.executor.test_overlap import Job
+from tests.executor.served_jobs import Job
 from tests.managers.driving import new_request
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

@@ -15,22 +15,18 @@ import pytest
 
 from headway import LLM
 from headway.accuracy.pair import TRANSPORTS, ask_pair
-from headway.config import EngineConfig
 from headway.engine import engine as engine_module
-from headway.engine.engine import Engine
 from headway.executor import grammar_rows, sampling_state
 from headway.executor.grammar_rows import GrammarRows
 from headway.request import FinishReason
 from headway.sampling import SamplingParams
 from headway.structured_outputs import StructuredOutputs
-from tests.engine.running import eventually
+from tests.executor import served_jobs
 from tests.executor.grammar_models import EOS, HereCompiler, byte_model, text_of
 from tests.executor.random_schemas import random_schema
-from tests.executor.test_overlap import Job, Served
-from tests.managers.driving import assert_nothing_held, new_request
+from tests.executor.served_jobs import BLOCK_SIZE, Job, Served
 
 MAX_MODEL_LEN = 240
-BLOCK_SIZE = 8
 DRAWN = SamplingParams(temperature=1.0, max_tokens=300, seed=7)
 LIST = StructuredOutputs(json={"type": "array", "items": {"enum": ["ab", "c"]}, "minItems": 3, "maxItems": 3})
 WORD = StructuredOutputs(regex="[a-f]{4,9}")
@@ -53,33 +49,15 @@ def both_ways(request: pytest.FixtureRequest) -> None:
 
 
 def serve(folder: Path, jobs: Sequence[Job], *, overlapped: bool = True, fits: int = 8, slots: int = 6) -> Served:
-    """Let an engine answer; the pool holds so many of the longest requests."""
-    config = EngineConfig(
+    return served_jobs.serve(
+        jobs,
+        fits=fits,
+        max_model_len=MAX_MODEL_LEN,
         model=str(folder),
-        device="cpu",
         max_num_seqs=slots,
         max_num_batched_tokens=64,
-        max_model_len=MAX_MODEL_LEN,
-        block_size=BLOCK_SIZE,
-        num_blocks=1 + fits * MAX_MODEL_LEN // BLOCK_SIZE,
-        reserve="none",
         async_scheduling=overlapped,
     )
-    served = Served()
-    engine = served.engine = Engine.from_config(config, served.take)
-    for uid, job in enumerate(jobs, start=1):
-        served.uids[uid] = job
-        engine.add(new_request(f"r{uid}", job.prompt, job.sampling, uid=uid))
-    engine.start()
-    try:
-        served.wait_for(served.uids)
-        assert eventually(lambda: not engine.manager.snapshot().has_work)
-        served.preemptions = engine.manager.snapshot().num_preemptions
-    finally:
-        engine.shutdown()
-    assert engine.failure() is None
-    assert_nothing_held(engine.manager)
-    return served
 
 
 def ask(folder: Path, form: StructuredOutputs | None, **sampling: Any) -> tuple[list[int], FinishReason]:

@@ -6,6 +6,8 @@ CI does; both try the same examples in every run. `explore` looks for new ones, 
 """
 
 import os
+import sys
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import settings
@@ -40,3 +42,11 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def _turns_bounded_in_count_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that what one `drain` applies does not depend on how busy the machine is."""
     monkeypatch.setattr(lock_free, "MAX_SECONDS_PER_TURN", 3600.0)
+
+
+@pytest.fixture(autouse=True)
+def _tracing_goes_on() -> Iterator[None]:
+    """A test that traces puts back the tracer that it found: from then on the coverage of its worker would be lost."""
+    before = sys.gettrace()
+    yield
+    assert sys.gettrace() is before, "the test has taken the tracer away; tests.findings.witness puts it back"

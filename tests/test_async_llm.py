@@ -63,8 +63,9 @@ async def test_a_stream_that_is_closed_aborts_its_request(llm: AsyncLLM) -> None
     async with aclosing(llm.stream("12+34=", endless)) as deltas:
         async for _ in deltas:
             break
+        assert llm.num_open == 1
+    assert llm.num_open == 0
     await idle(llm)
-    assert llm.snapshot().num_running == 0
 
 
 async def test_a_task_that_is_cancelled_aborts_its_requests(llm: AsyncLLM) -> None:
@@ -76,6 +77,8 @@ async def test_a_task_that_is_cancelled_aborts_its_requests(llm: AsyncLLM) -> No
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+    await asyncio.sleep(0)
+    assert llm.num_open == 0
     await idle(llm)
 
 

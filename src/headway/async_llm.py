@@ -6,6 +6,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, Unpack
@@ -95,6 +96,11 @@ class AsyncLLM:
         """The sampling parameters of the model's generation config; defaults for parameters that it does not have."""
         return SamplingParams(**self._client.files.default_sampling)
 
+    @property
+    def num_open(self) -> int:
+        """Requests that are not answered yet, and neither cancelled nor closed."""
+        return self._client.num_open
+
     def snapshot(self) -> Snapshot:
         """The last published snapshot: the state of the scheduler in numbers."""
         return self._client.snapshot
@@ -139,8 +145,9 @@ class AsyncLLM:
         """Answer one prompt, delta by delta. Closing the generator aborts the request."""
         text = text_of(prompt, 0)
         request = self._request(await self._tokens(prompt, text), sampling_params, priority)
-        async for delta in self._stream(request):
-            yield delta
+        async with aclosing(self._stream(request)) as deltas:
+            async for delta in deltas:
+                yield delta
 
     async def stream_chat(
         self,
@@ -152,8 +159,9 @@ class AsyncLLM:
     ) -> AsyncGenerator[RequestDelta, None]:
         """As `stream`, for a conversation. template_options: those of `LLM.render_chat`."""
         token_ids = await self._written_out(await self.render_chat(messages, **template_options))
-        async for delta in self._stream(self._request(token_ids, sampling_params, priority)):
-            yield delta
+        async with aclosing(self._stream(self._request(token_ids, sampling_params, priority))) as deltas:
+            async for delta in deltas:
+                yield delta
 
     async def render_chat(self, messages: Messages, **template_options: Any) -> str:
         """The text of the prompt for a conversation; see `LLM.render_chat`."""

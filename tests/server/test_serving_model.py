@@ -34,6 +34,7 @@ def server(model: Path) -> Iterator[Server]:
         assert server.stop(signal.SIGINT) == 0, server.log()  # Ctrl-C ends it as well as SIGTERM does
         assert server.leftovers() == []
         assert "Traceback" not in server.log()
+        assert server.log().rstrip().endswith("stopped"), "libraries complain of nothing at the end"
 
 
 @pytest.fixture(scope="module")

@@ -93,3 +93,8 @@ def test_what_the_image_is_made_of_reaches_the_build() -> None:
     assert set(copied) <= let_in
     for name in copied:
         assert (FOLDER.parents[1] / name).exists(), name
+
+
+def test_variables_that_kubernetes_makes_of_a_service_are_not_taken_for_options() -> None:
+    assert MANIFESTS["Service"]["metadata"]["name"] == "headway"
+    assert POD["enableServiceLinks"] is False

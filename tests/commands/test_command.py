@@ -95,7 +95,7 @@ def _words(line: str) -> list[str]:
     return words[:end]
 
 
-@pytest.mark.parametrize("command, meant", [("serve", "HEADWAY_PORT"), ("complete", "HEADWAY_TEMPERATURE")])
+@pytest.mark.parametrize("command, meant", [("serve", "HEADWAY_HOST"), ("complete", "HEADWAY_MAX_TOKENS")])
 def test_a_misspelt_variable_is_named_and_the_command_goes_on(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str, meant: str
 ) -> None:

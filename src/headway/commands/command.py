@@ -96,11 +96,12 @@ class Command(TyperCommand):
         """Say which variables of the environment look like an option of this command, and are read by no command."""
         own = _variables(self)
         known = own.union(SPECIAL, *map(_variables, getattr(ctx.find_root().command, "commands", {}).values()))
-        for name in sorted(os.environ.keys() - known):
-            if name.startswith(PREFIX) and (close := near(name, own)):
-                typer.echo(
-                    f"headway: {name} in the environment is not read: did you mean {' or '.join(close)}?", err=True
-                )
+        for name in sorted(name for name in os.environ.keys() - known if name.startswith(PREFIX)):
+            # Without the prefix, by which all are alike.
+            meant = near(name.removeprefix(PREFIX), (one.removeprefix(PREFIX) for one in own))
+            if meant:
+                close = " or ".join(PREFIX + one for one in meant)
+                typer.echo(f"headway: {name} in the environment is not read: did you mean {close}?", err=True)
 
     def _has_more(self) -> bool:
         return any(_panel(param) != COMMON for param in self.params)

@@ -31,9 +31,9 @@ def test_turns_of_a_conversation_go_where_the_turn_before_went(monkeypatch: pyte
 def test_rows_are_flat_with_units_in_the_keys(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "choose", "--engines", "2,4", "--prompt-tokens", "128", "--json"]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [row.get("engines") for row in rows] == [2, 4, None, None]
+    assert [row.get("engines") for row in rows] == [2, 4, None, None, None]
     assert {"digests_us", "order_us", "per_prompt_us"} <= rows[0].keys()
-    assert [row["message"].split()[0] for row in rows[2:]] == ["pulse", "64"]
+    assert [row["message"].split()[0] for row in rows[2:]] == ["pulse", "pulse,", "64"]
     assert all(row["bytes"] > 0 and row["per_message_us"] >= row["choice_us"] > 0 for row in rows[2:])
 
 

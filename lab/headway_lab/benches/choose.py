@@ -1,22 +1,26 @@
 """`headway bench choose`: what it costs to choose one of many engines, and to know of all of them.
 
     choose     per prompt: its digests, the order of the engines, the beginning and the end on the engine that is chosen
-    messages   per message: a pulse of an engine, decoded and taken in; blocks that an engine has stored or dropped
+    messages   per message: a pulse of an engine, decoded and taken in; the same, received from a socket by an event
+               loop; blocks that an engine has stored or dropped
 
-Without I/O, on one thread: the share of a router's processor that this work takes. docs/scaling.md reckons with it.
+On one thread: the share of a router's processor that this work takes. docs/scaling.md reckons with it.
 """
 
 from __future__ import annotations
 
+import asyncio
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 import typer
+import zmq
+import zmq.asyncio
 
 from headway.bench import plot
 from headway.bench.benchmark import Table, run_benchmark
@@ -98,26 +102,53 @@ def choose(num_engines: int, prompt_tokens: int) -> ChooseRow:
 
 def pulse(num_engines: int) -> MessageRow:
     """The pulse of an engine that is busy, taken in by a client of so many engines."""
+    packed = _busy_pulse()
+    choice = EngineChoice(range(num_engines))
+    parts = [_take_in(choice, packed) for _ in range(PROMPTS)]
+    whole, in_choice = (round(statistics.median(part) * 1e6, 1) for part in zip(*parts))
+    return MessageRow("pulse", len(packed), whole, in_choice)
+
+
+def _busy_pulse() -> bytes:
     snapshot = Snapshot(
         step_id=10**7, num_running=256, num_waiting=40, num_slots=256, num_blocks_total=16_383, num_blocks_free=1_000,
         num_requests_added=10**6, num_requests_ended=10**6, num_prompt_tokens=10**9, num_generation_tokens=10**9,
     )  # fmt: skip
-    packed = codec.encode(to_client.Status(snapshot, stalled=False, failure=None))
+    return codec.encode(to_client.Status(snapshot, stalled=False, failure=None))
+
+
+def _take_in(choice: EngineChoice[int], packed: bytes) -> tuple[float, float]:
+    """Seconds, of all and of the choice."""
+    started = time.perf_counter()
+    status = codec.decode_to_client(packed)
+    decoded = time.perf_counter()
+    assert isinstance(status, to_client.Status)
+    now = status.snapshot
+    choice.report(0, Load(now.num_waiting * 512, now.kv_cache_usage, now.num_running), 0.0)
+    ended = time.perf_counter()
+    return ended - started, ended - decoded
+
+
+def received(num_engines: int) -> MessageRow:
+    """The pulse, as it comes over a socket: processor time of the thread that receives, a message each turn of its
+    loop."""
+    packed = _busy_pulse()
     choice = EngineChoice(range(num_engines))
 
-    def take() -> float:
-        started = time.perf_counter()
-        status = codec.decode_to_client(packed)
-        decoded = time.perf_counter()
-        assert isinstance(status, to_client.Status)
-        now = status.snapshot
-        choice.report(0, Load(now.num_waiting * 512, now.kv_cache_usage, now.num_running), 0.0)
-        times.append(time.perf_counter() - decoded)
-        return time.perf_counter() - started
+    async def take_all() -> float:
+        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        with context, zmq.asyncio.Socket(context, zmq.PULL) as sink, context.socket(zmq.PUSH) as source:
+            source.connect(f"tcp://127.0.0.1:{sink.bind_to_random_port('tcp://127.0.0.1')}")
+            took = 0.0
+            for _ in range(PROMPTS):
+                source.send(packed)
+                started = time.thread_time()
+                _take_in(choice, await sink.recv())
+                took += time.thread_time() - started
+            return took / PROMPTS
 
-    times: list[float] = []
-    whole = _median_us(take)
-    return MessageRow("pulse", len(packed), round(whole, 1), round(statistics.median(times) * 1e6, 1))
+    took = asyncio.run(take_all())
+    return MessageRow("pulse, with its socket", len(packed), round(took * 1e6, 1), pulse(num_engines).choice_us)
 
 
 def blocks(num_engines: int) -> MessageRow:
@@ -126,18 +157,14 @@ def blocks(num_engines: int) -> MessageRow:
     choice = EngineChoice(range(num_engines))
     digests = [rng.bytes(16) for _ in range(BLOCKS_PER_MESSAGE)]
 
-    def take() -> float:
+    times = []
+    for _ in range(PROMPTS):
         started = time.perf_counter()
         choice.learn(0, digests)
         choice.forget(0, digests)
-        return time.perf_counter() - started
-
-    took = round(_median_us(take), 1)
+        times.append(time.perf_counter() - started)
+    took = round(statistics.median(times) * 1e6, 1)
     return MessageRow(f"{BLOCKS_PER_MESSAGE} blocks stored, and dropped", 2 * 16 * len(digests), took, took)
-
-
-def _median_us(act: Callable[[], float]) -> float:
-    return statistics.median(act() for _ in range(PROMPTS)) * 1e6
 
 
 def command(
@@ -160,7 +187,7 @@ def command(
     heard = Table(
         f"What an engine says, to a router that knows {most:,}",
         MESSAGE_COLUMNS,
-        (asdict(row(most)) for row in (pulse, blocks)),
+        (asdict(row(most)) for row in (pulse, received, blocks)),
     )
     run_benchmark(chosen, heard, as_json=as_json, plot_file=plot_file, draw=_draw)
 

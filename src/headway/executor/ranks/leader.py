@@ -79,7 +79,8 @@ class Leader(RankExecutor):
 
     def shutdown(self) -> None:
         super().shutdown()
-        self._leave()
+        hangs = self._model is not None  # a thread is in a step: it ends when no rank is there to wait for
+        self._leave(at_once=hangs)
 
     def _enqueue(self, batch: Batch) -> Launched:
         try:
@@ -93,10 +94,10 @@ class Leader(RankExecutor):
                 raise
             raise RankLostError(lost) from error
 
-    def _leave(self) -> None:
-        """End the other ranks, and be none any more."""
-        self._group.close()
+    def _leave(self, *, at_once: bool = False) -> None:
+        """End the other ranks, and be none any more. A process group in use is left as it is."""
+        self._group.close(at_once=at_once)
         torch.set_num_threads(self._threads_before)
         rank, self._joined = self._joined, None
-        if rank is not None:
+        if rank is not None and not at_once:
             rank.leave()

@@ -89,15 +89,17 @@ class RankGroup:
             self._changed.wait_for(lambda: self.lost is not None, seconds)
         return self.lost
 
-    def close(self) -> None:
-        """End all ranks; returns when they have ended. Idempotent."""
+    def close(self, *, at_once: bool = False) -> None:
+        """End all ranks; returns when they have ended. Idempotent. at_once: kill them; needed while a thread may be in
+        `send`, as a pipe must not be closed under it."""
         with self._changed:
             self._closing = True
-        for other in self._others:
-            other.say_end()
-        until = time.monotonic() + _LEAVE_SECONDS
-        for other in self._others:
-            other.join(until - time.monotonic())
+        if not at_once:
+            for other in self._others:
+                other.say_end()
+            until = time.monotonic() + _LEAVE_SECONDS
+            for other in self._others:
+                other.join(until - time.monotonic())
         self._kill()
         for other in self._others:
             other.join(None)

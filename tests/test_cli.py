@@ -153,6 +153,7 @@ def test_every_command_takes_every_setting_of_the_engine(run, stdin, seen, comma
         "gpu_memory_utilization": 0.5,
         "attention_backend": "flashinfer",
         "enforce_eager": True,
+        "tensor_parallel_size": 1,  # more do not go with this role; see test_vllm_flags.py
         "enable_prefix_caching": False,
         "max_waiting": 5,
         "async_scheduling": False,
@@ -189,7 +190,10 @@ def test_every_command_takes_every_setting_of_the_engine(run, stdin, seen, comma
     options = []
     for name, value in values.items():
         option = "--" + name.replace("_", "-")
-        options += {True: [option], False: [option.replace("--", "--no-")]}.get(value, [option, str(value)])
+        if isinstance(value, bool):
+            options.append(option if value else option.replace("--", "--no-"))
+        else:
+            options += [option, str(value)]
     code, _, err = run(command, *options, *(["m"] if command == "serve" else ["--model", "m"]))
     assert (code, err) == (2, "headway: seen\n")
     assert seen == [EngineConfig(model="m", **values)]
@@ -351,7 +355,7 @@ def test_what_other_packages_bring_shows_its_own_help(run, command):
         (["chat", "a/model", "more"], "more"),
         (["chat", "https://hub.example/Org/Name"], "is a URL; name a local folder or a hub id, Org/Name for instance"),
         (["chat", "one", "--model", "two"], "the model is named twice: one and two"),
-        (["chat", "--tensor-parallel-size", "2"], "No such option: --tensor-parallel-size"),
+        (["chat", "--pipeline-parallel-size", "2"], "No such option: --pipeline-parallel-size"),
         (["chat", "--max-tokns", "2"], "(did you mean --max-tokens?)"),
         (["nonsense"], "nonsense"),
         (["bench", "--nonsense"], "--nonsense"),

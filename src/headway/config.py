@@ -243,6 +243,8 @@ class EngineConfig(SchedulingOptions):
     device, dtype: as torch names them; "auto" is CUDA if there is a GPU, and the dtype of the checkpoint.
     attention_backend: "torch"; "numba", a compiled kernel for decodes in float32 on a CPU; or "flashinfer", for half
         precision on CUDA. "auto" takes numba or flashinfer where it is installed and fits, else torch.
+    tensor_parallel_size: processes that the model is cut over, each with a device of its own (see `executor.ranks`).
+        Above 1 decodes run without CUDA graphs.
     enforce_eager: launch the kernels of a decode step one by one, not as one CUDA graph.
     num_blocks: blocks of the KV cache; None computes the number from `kv_cache_memory_gb` on a CPU and from
         `gpu_memory_utilization` on CUDA.
@@ -271,6 +273,7 @@ class EngineConfig(SchedulingOptions):
     device: str = "auto"
     dtype: str = "auto"
     attention_backend: str = "auto"
+    tensor_parallel_size: int = 1
     enforce_eager: bool = False
     max_model_len: int | None = None
     num_blocks: int | None = None
@@ -289,6 +292,12 @@ class EngineConfig(SchedulingOptions):
     def __post_init__(self) -> None:
         SchedulingOptions.__post_init__(self)
         _at_least("max_waiting", self.max_waiting, 0)
+        _at_least("tensor_parallel_size", self.tensor_parallel_size, 1)
+        if self.tensor_parallel_size > 1 and self.role is not Role.MIXED:
+            raise ValueError(
+                f"tensor_parallel_size is {self.tensor_parallel_size} and the role {self.role}: a rank has a part of "
+                "the KV alone, which does not travel between engines yet; use the role mixed"
+            )
         if not 0 < self.gpu_memory_utilization <= 1:
             raise ValueError(f"gpu_memory_utilization must be in (0, 1], got {self.gpu_memory_utilization}")
         if not self.kv_cache_memory_gb > 0:

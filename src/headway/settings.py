@@ -47,6 +47,7 @@ class EngineSettings(TypedDict, total=False):
     device: str | None
     dtype: str | None
     attention_backend: str
+    tensor_parallel_size: int
     enforce_eager: bool
     max_model_len: int | None
     num_blocks: int | None

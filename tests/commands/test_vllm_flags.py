@@ -66,6 +66,8 @@ def test_what_is_accepted_is_an_option_of_ours() -> None:
         ("m --kv-cache-memory-bytes 2G", {"kv_cache_memory_gb": 2.0}),
         ("m --max-num-queued-reqs 7", {"max_waiting": 7}),
         ("m -tp 1 -pp 1 -dp 1 -tp=1", {}),
+        ("m -tp 2", {"tensor_parallel_size": 2}),
+        ("m --tensor_parallel_size=4", {"tensor_parallel_size": 4}),
         ("-O3 m -O 3 -O=0", {}),
         ("m --enable-prefix-caching --enable-chunked-prefill --disable-log-requests", {}),
         ("m --no-enable-prefix-caching", {"enable_prefix_caching": False}),
@@ -113,8 +115,12 @@ def test_a_key_of_nothing_opens_no_door(serve: Callable[..., Settings], words: l
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("m -tp 2", "-tp 2 is not supported: one engine has one device"),
-        ("m --tensor_parallel_size=4", "--tensor-parallel-size 4 is not supported"),
+        (
+            "m -pp 2",
+            "-pp 2 is not supported: an engine computes on one device, or on several by --tensor-parallel-size",
+        ),
+        ("m --pipeline_parallel_size=4", "--pipeline-parallel-size 4 is not supported"),
+        ("m -tp 0", "tensor_parallel_size must be at least 1"),
         ("m --enable-lora", "LoRA adapters are not served"),
         ("m --quantization awq", "--quantization is not supported: weights are served as the checkpoint has them"),
         ("m --kv-cache-dtype fp8", "--kv-cache-dtype fp8 is not supported"),

@@ -542,3 +542,20 @@ def test_having_been_idle_for_long_is_not_held_against_the_engine(name: str, clo
         it.manager._core.schedule = asked  # type: ignore[method-assign]
         it.history.wait_for([it.add("a", max_tokens=1)])
     assert seen and not any(seen)
+
+
+@every_manager
+def test_a_device_that_is_lost_stops_the_engine_in_the_midst_of_a_step(name: str, hang: Hang) -> None:
+    why: list[str] = []
+
+    class Lost(Device):
+        def failure(self) -> str | None:
+            return why[0] if why else None
+
+    with running(name, Lost(before_step=hang)) as it:
+        uids = [it.add(f"r{i}", prompt_of(i, 5)) for i in range(3)]
+        assert hang.reached.wait(PATIENCE)
+        assert it.engine.failure() is None
+        why.append("rank 1 has ended")
+        assert_dead(it, uids, "rank 1 has ended")
+        hang.let_go.set()

@@ -26,11 +26,13 @@ class Reference:
     outputs: list[list[int]]
 
 
-def generate_greedily(folder: Path, draws: Sequence[Draw], num_output: int, seed: int = 0) -> Reference:
+def generate_greedily(
+    folder: Path, draws: Sequence[Draw], num_output: int, seed: int = 0, min_margin: float = MIN_MARGIN
+) -> Reference:
     """One prompt of each draw and the `num_output` tokens that follow it, end-of-sequence tokens ignored.
 
     In float32, with transformers' plain attention, one prompt at a time. A prompt is drawn anew while anywhere in its
-    continuation the best token leads by less than MIN_MARGIN. Raises ValueError if none is found.
+    continuation the best token leads by less than `min_margin`. Raises ValueError if none is found.
     """
     import torch
     from transformers import AutoConfig
@@ -52,7 +54,7 @@ def generate_greedily(folder: Path, draws: Sequence[Draw], num_output: int, seed
             return_dict_in_generate=True,
         )
         best = torch.cat(answer.logits).topk(2).values
-        if float((best[:, 0] - best[:, 1]).min()) < MIN_MARGIN:
+        if float((best[:, 0] - best[:, 1]).min()) < min_margin:
             return None
         tokens: list[int] = answer.sequences[0, len(prompt) :].tolist()
         return tokens

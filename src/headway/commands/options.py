@@ -77,6 +77,7 @@ _ENGINE_WORDS: dict[str, tuple[str, str | bool]] = {  # field of EngineConfig ->
         "fastest of these that is installed and fits.",
         True,
     ),
+    "tensor_parallel_size": ("Processes that the model is cut over, each with a device of its own.", True),
     "enforce_eager": ("Run decodes without CUDA graphs.", False),
     "max_num_seqs": ("The most requests that run at once.", True),
     "max_num_batched_tokens": ("The most tokens that one step computes, over all requests.", True),

@@ -74,7 +74,7 @@ def _same(names: str) -> dict[str, Fate]:
     return {name: Taken(f"--{name}") for name in names.split()}
 
 
-_PARALLEL = "one engine has one device; start one server per device, and a router before them"
+_PARALLEL = "an engine computes on one device, or on several by --tensor-parallel-size"
 _LORA = "LoRA adapters are not served; merge the adapter into the model"
 _MEDIA = "prompts are text alone"
 _QUANTIZED = "weights are served as the checkpoint has them (docs/models.md)"
@@ -93,6 +93,7 @@ _FATES: dict[str, Fate] = {
     **_same("allow-credentials allowed-origins allowed-methods allowed-headers disable-fastapi-docs"),
     **_same("uvicorn-log-level disable-access-log-for-endpoints chat-template trust-request-chat-template"),
     **_same("tokenizer trust-remote-code seed revision enforce-eager block-size gpu-memory-utilization"),
+    **_same("tensor-parallel-size"),
     **_same("max-num-batched-tokens max-num-seqs async-scheduling kv-events-config"),
     **_same("disable-log-stats log-level"),
     **_same("enable-auto-tool-choice tool-call-parser reasoning-parser"),
@@ -120,8 +121,8 @@ _FATES: dict[str, Fate] = {
     "scheduling-policy": Holds("requests go by their priority, and then by their time", ("fcfs", "priority")),
     "api-server-count": Holds("one API process", ("1",)),
     "load-format": Holds("weights are read from safetensors", ("auto", "safetensors", "hf")),
-    "distributed-executor-backend": Holds("one device needs no other processes", ("uni", "mp")),
-    "disable-custom-all-reduce": Holds("one device has nothing to reduce", (ON, OFF)),
+    "distributed-executor-backend": Holds("ranks of --tensor-parallel-size are processes", ("uni", "mp")),
+    "disable-custom-all-reduce": Holds("ranks add up by torch.distributed", (ON, OFF)),
     "model-impl": Holds("models are those of transformers", ("auto", "transformers")),
     "runner": Holds("models generate text", ("auto", "generate")),
     "tokenizer-mode": Holds("tokenizers are those of transformers", ("auto", "hf")),
@@ -130,7 +131,6 @@ _FATES: dict[str, Fate] = {
     "max-logprobs": Holds("the most logprobs of a token is 20", tuple(map(str, range(21)))),
     "logprobs-mode": Holds("logprobs are those of the model, before sampling", ("raw_logprobs",)),
     "pipeline-parallel-size": Holds(_PARALLEL, ("1",)),
-    "tensor-parallel-size": Holds(_PARALLEL, ("1",)),
     "data-parallel-size": Holds(_PARALLEL, ("1",)),
     "language-model-only": Holds(_MEDIA, (ON, OFF)),
     "exclude-tools-when-tool-choice-none": Holds('with tool_choice "none" the model sees no tools', (ON,)),
@@ -152,7 +152,7 @@ _FATES: dict[str, Fate] = {
         "use-tqdm-on-load pt-load-map-location max-parallel-loading-workers",
     ),
     **_each(
-        Ignored("one device has no neighbours"),
+        Ignored("ranks of one engine are on one machine, and find each other by themselves"),
         "master-addr master-port distributed-timeout-seconds cpu-distributed-timeout-seconds dcp-comm-backend "
         "dcp-q-replicate dcp-kv-cache-interleave-size cp-kv-cache-interleave-size data-parallel-address "
         "data-parallel-rpc-port data-parallel-backend data-parallel-supervisor-port dp-supervisor-probe-interval-s "

@@ -99,7 +99,13 @@ class Engine:
         from headway.executor.transformers_executor import TransformersExecutor
 
         files = ModelFiles.resolve(config)
-        executor = TransformersExecutor(files, config)
+        executor: TransformersExecutor
+        if config.tensor_parallel_size == 1:
+            executor = TransformersExecutor(files, config)
+        else:
+            from headway.executor.ranks.leader import Leader
+
+            executor = Leader(files, config)
         limits = replace(files.limits, encodes_media=False)
         connect = None
         if config.moves_kv:

@@ -38,7 +38,8 @@ class WriterLoop:
 
     It waits only in `manager.wait`. A step that fails ends its own requests only. A step without a result within
     `step_timeout` seconds is given up: the running requests end with an error, and the executor is restarted. If the
-    executor cannot be restarted, or if an invariant breaks, the loop sets `failure`, ends every request and stops.
+    executor cannot be restarted, if it says that it is lost, or if an invariant breaks, the loop sets `failure`, ends
+    every request and stops.
 
     on_effects: gets `started`, `tokens` and `ended` on this thread; must not block.
     on_sending: gets each prompt whose KV has to go to D, on this thread, after the effects with its first token. It
@@ -246,7 +247,12 @@ class WriterLoop:
         return self._asleep
 
     def _watch(self) -> None:
-        """Note progress; give up a step without a result."""
+        """Note progress; give up a step without a result, and a device that is lost."""
+        lost = self._executor.failure()
+        if lost is not None:
+            self._failure = f"the engine stopped: {lost}"
+            logger.critical("the writer stops: %s", lost)
+            return
         snapshot, now = self._manager.snapshot(), time.monotonic()
         late, self._looked_at = now - self._looked_at - self._asleep, now
         if snapshot.num_in_flight and late > _OVERSLEPT:  # the step may have been stopped too, or its answer be waiting

@@ -43,6 +43,10 @@ class Executor(ABC):
         """Give up the steps in flight. True: the executor is usable again, with empty slots, and will never report the
         abandoned steps. False: the executor is lost, and the engine must stop."""
 
+    def failure(self) -> str | None:
+        """Why no step can be computed any more, in one line: the engine must stop. None while steps can be computed."""
+        return None
+
     @abstractmethod
     def shutdown(self) -> None:
         """Stop and free the device. Steps not yet reported are dropped. Idempotent."""

@@ -60,7 +60,7 @@ def _check_available(
         free = torch.cuda.mem_get_info(device)[0]
     else:
         free = available_bytes()
-        block_bytes += 4 * config.block_size + _CORE_BYTES
+        block_bytes = block_bytes * config.tensor_parallel_size + 4 * config.block_size + _CORE_BYTES
     if num_blocks * block_bytes > free:
         raise ValueError(
             f"{source} asks for a KV cache of {num_blocks} blocks, {num_blocks * block_bytes} bytes, and {free} bytes "

@@ -91,17 +91,19 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def load_model(files: ModelFiles, device: torch.device, dtype: str) -> LoadedModel:
+def load_model(files: ModelFiles, device: torch.device, dtype: str, num_ranks: int = 1) -> LoadedModel:
     """Read the weights, put our attention in, and check that it is used. dtype: "auto" is that of the checkpoint.
 
+    num_ranks: processes that load the model together, each its part; the checks compute on all of them.
     Raises ValueError, naming the model, if it cannot be loaded or does not run on our attention.
     """
     with stage(f"reading {readable(files.num_weight_bytes)} of weights onto {device}"):
-        module = read_weights(files, device, dtype)
+        module = read_weights(files, device, dtype, num_ranks)
     attention = PagedAttention(files.limits.max_model_len)
     try:
         proof = ModelProof(module, files.limits, device)
-        if device.type == "cpu" and can_pack():
+        # The linear layers of a rank add up the parts of all ranks in a forward of their own; a packed layer has none.
+        if device.type == "cpu" and num_ranks == 1 and can_pack():
             pack_linears(module)
         attention.bind(module)
         module.set_attn_implementation(NAME)  # type: ignore[operator]

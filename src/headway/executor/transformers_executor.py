@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from headway.config import EngineConfig, Role
 from headway.error_text import first_line
@@ -46,7 +47,7 @@ _STOP_TIMEOUT = 5.0  # seconds that shutdown waits for the step that runs
 
 
 @dataclass(frozen=True, slots=True)
-class _Launched:
+class Launched:
     """A step on the device. `result` may be read after `arrived.wait()`."""
 
     result: StepResult
@@ -81,7 +82,7 @@ class TransformersExecutor(Executor):
         self._known_tokens: list[IntArray] = [np.empty(0, np.int32)] * slots
         self._thread: DeviceThread | None = None
         with on(device):
-            model = load_model(files, device, config.dtype)
+            model = load_model(files, device, config.dtype, config.tensor_parallel_size)
             self._model: LoadedModel | None = model
             self._sampling = SamplingState(slots, model.vocab_size, config.seed, device)
             self.prompts = PromptJudge(slots, model.vocab_size)
@@ -93,13 +94,14 @@ class TransformersExecutor(Executor):
                     max_rows=slots,
                     blocks_per_request=blocks_per_request,
                 )
-            with_graphs = self._backend.takes_graphs and not config.enforce_eager
+            # Graphs with the sums of several ranks in them have not run on a device yet.
+            with_graphs = self._backend.takes_graphs and not config.enforce_eager and config.tensor_parallel_size == 1
             self._graphs: DecodeGraphs | None = None
             if with_graphs:
                 self._graphs = DecodeGraphs(model, slots, padding_slot=slots)
             with stage("measuring a step, and taking memory for the KV cache"):
-                self.num_blocks = choose_num_blocks(
-                    config, model, files.limits.max_model_len, self._sampling, self._graphs
+                self.num_blocks = self._agreed(
+                    choose_num_blocks(config, model, files.limits.max_model_len, self._sampling, self._graphs)
                 )
                 self._kv_memory = self._shared_memory(files, config)
                 model.attention.kv = KVTensors(
@@ -121,7 +123,7 @@ class TransformersExecutor(Executor):
         if self._thread is not None or self._model is None:
             raise RuntimeError("this executor was started already")
         if _waits_for(self._device):
-            self._thread = DeviceThread(self._enqueue, on_done, fetch=_Launched.fetch)
+            self._thread = DeviceThread(self._enqueue, on_done, fetch=Launched.fetch)
         else:
             self._thread = DeviceThread(lambda batch: self._enqueue(batch).fetch(), on_done)
 
@@ -170,7 +172,7 @@ class TransformersExecutor(Executor):
             self._graphs = None
 
     @torch.inference_mode()
-    def _enqueue(self, batch: Batch) -> _Launched:
+    def _enqueue(self, batch: Batch) -> Launched:
         """Put a step on the device, without waiting for the device."""
         self._apply_changes(batch)
         model, device, graphs = self._model, self._device, self._graphs
@@ -200,7 +202,7 @@ class TransformersExecutor(Executor):
             judged = None if asked is None else self.prompts.judge(asked, logits_of, copies)
             if len(sampling_rows):
                 next_positions = (batch.positions + batch.num_new_tokens)[sampling_rows]
-                sampled = self._sampling.sample(logits, batch.slots[sampling_rows], next_positions)
+                sampled = self._sample(logits, batch.slots[sampling_rows], next_positions)
                 self._last_tokens[sampled_slots.tensor] = sampled.tokens
                 tokens = copies.add(sampled.tokens.to(torch.int32))
                 logprobs = _report(sampled, copies)
@@ -210,7 +212,15 @@ class TransformersExecutor(Executor):
             copies.send()
             if len(sampling_rows):
                 self._sampling.drew(batch.slots[sampling_rows], tokens, copies)
-        return _Launched(result, copies)
+        return Launched(result, copies)
+
+    def _agreed(self, num_blocks: int) -> int:
+        """The blocks of the KV cache, where `num_blocks` fit here. For executors that share a model."""
+        return num_blocks
+
+    def _sample(self, logits: Tensor, slots: IntArray, positions: IntArray) -> Sampled:
+        """See `SamplingState.sample`. For executors that share a model."""
+        return self._sampling.sample(logits, slots, positions)
 
     def _apply_changes(self, batch: Batch) -> None:
         """Bring the mirrors up to date. Also done for a step that then fails, as the core counts on these changes."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import nn
+from torch import Tensor, nn
 from transformers import PretrainedConfig
 from transformers.utils import logging as transformers_logging
 
@@ -30,8 +31,9 @@ _SCALES = re.compile(
 _PACKED_TYPES = ("F8_", "F4", "F6_")
 
 
-def read_weights(files: ModelFiles, device: torch.device, dtype: str) -> nn.Module:
+def read_weights(files: ModelFiles, device: torch.device, dtype: str, num_ranks: int = 1) -> nn.Module:
     """The model of `files` on `device`, with the attention of transformers. dtype: "auto" is that of the checkpoint.
+    num_ranks: processes of a process group, all of which call this; each gets its part of the weights.
 
     A checkpoint that takes images too comes whole; its text model is inside.
     Raises ValueError, naming the model, and the file and the key of a weight that is wrong.
@@ -53,6 +55,7 @@ def read_weights(files: ModelFiles, device: torch.device, dtype: str) -> nn.Modu
             attn_implementation="eager",
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # told below
+            **_cut_into(num_ranks),
         )
         module.to(device)
     except Exception as error:  # model classes, formats and remote code raise many types
@@ -62,6 +65,24 @@ def read_weights(files: ModelFiles, device: torch.device, dtype: str) -> nn.Modu
         _check_values(module, checkpoint)
     loaded: nn.Module = module.eval()
     return loaded
+
+
+def _cut_into(num_ranks: int) -> dict[str, Any]:
+    """What makes transformers cut a model by its own plan."""
+    if num_ranks == 1:
+        return {}
+    from transformers.distributed import DistributedConfig
+
+    # It would name on each rank the layers that every rank has whole.
+    logging.getLogger("transformers.distributed.tensor_parallel").setLevel(logging.ERROR)
+    return {"distributed_config": DistributedConfig(tp_size=num_ranks)}
+
+
+def local_part(tensor: Tensor) -> Tensor:
+    """The part of a weight that this rank holds; a weight that is not cut, as it is."""
+    from torch.distributed.tensor import DTensor
+
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def _why(error: Exception, files: ModelFiles) -> str:
@@ -159,8 +180,9 @@ def _layer(key: str) -> int:
 
 def _check_values(module: nn.Module, checkpoint: _Weights) -> None:
     """Raise ValueError for weights that are no numbers, or that are all zero in matrices."""
-    matrices = [(name, weight) for name, weight in module.named_parameters() if weight.dim() > 1]
-    for name, weight in module.named_parameters():
+    weights = [(name, local_part(weight)) for name, weight in module.named_parameters()]
+    matrices = [(name, weight) for name, weight in weights if weight.dim() > 1]
+    for name, weight in weights:
         if not weight.is_floating_point():
             continue
         if not torch.isfinite(weight.sum(dtype=torch.float32)):

@@ -1,0 +1,111 @@
+"""A rank that is missing, odd, or hangs: the model is lost at once, it is said why, and no process stays."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+
+import psutil
+import pytest
+
+from headway.engine.engine import Engine
+from headway.request import FinishReason, NewRequest
+from headway.sampling import SamplingParams
+from headway.token_ids import pack
+from tests.engine.running import Recorder, eventually
+from tests.executor.driver import Driver
+from tests.executor.ranks.odd_rank import FEWER
+
+
+def is_gone(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def test_a_rank_that_is_killed_is_the_loss_of_all(lead):
+    leader = lead()
+    (pid,) = leader.pids
+    driver = Driver(leader, leader.num_blocks)
+    sequence = driver.sequence(0, range(2, 30))
+    driver.run([sequence], 3, release=False)
+    os.kill(pid, signal.SIGKILL)
+    assert eventually(leader.failure)
+    assert leader.failure() == "rank 1 has ended (killed by signal 9)"
+    result = driver.step([(sequence, 1)])
+    assert result.error == "RankLostError: rank 1 has ended (killed by signal 9)"
+    leader.shutdown()
+    assert is_gone(pid)
+
+
+def test_blocks_are_as_many_as_fit_everywhere_and_a_failed_step_ends_all(lead):
+    leader = lead(oddity="few_blocks_and_a_bad_step")
+    assert leader.num_blocks == FEWER
+    driver = Driver(leader, leader.num_blocks)
+    sequence = driver.sequence(0, range(2, 30))
+    driver.run([sequence], 2, release=False)
+    why = "rank 1 failed: RuntimeError: the device caught fire"
+    assert driver.step([(sequence, 1)]).error == f"RankLostError: {why}"
+    assert leader.failure() == why and leader.restart() is False
+    assert all(map(is_gone, leader.pids)) or eventually(lambda: all(map(is_gone, leader.pids)))
+
+
+@pytest.mark.parametrize(
+    ("oddity", "why"),
+    [
+        ("other_transformers", "rank 1 has transformers 4.0, and rank 0 has"),
+        ("bad_weights", "holds NaN or infinity"),
+    ],
+)
+def test_a_rank_that_cannot_be_one_is_told_in_one_line(oddity, why, lead):
+    with pytest.raises(ValueError, match=why) as refusal:
+        lead(oddity=oddity)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_rank_that_is_stopped_ends_with_the_step_time_out(settings):
+    """Without the watchdog of the writer its sums would be waited for half an hour."""
+    pytest.importorskip("accelerate")
+    history = Recorder()
+    engine = Engine.from_config(settings("llama", step_timeout=5.0), history.take)
+    pids = engine._loop._executor.pids
+    engine.start()
+    try:
+        sampling = SamplingParams(temperature=0, max_tokens=200, ignore_eos=True)
+        uid = engine.add(NewRequest(request_id="a", prompt=pack(list(range(2, 20)), 256), sampling=sampling))
+        assert eventually(lambda: history.tokens.get(uid))
+        os.kill(pids[0], signal.SIGSTOP)
+        history.wait_for([uid])
+        assert history.ends[uid].reason is FinishReason.ERROR
+        assert eventually(engine.failure)
+        assert "did not answer within step_timeout" in engine.failure()
+        assert eventually(lambda: all(map(is_gone, pids)))
+    finally:
+        engine.shutdown()
+
+
+_PARENT = """
+import sys, time
+from headway.config import EngineConfig
+from headway.executor.ranks.leader import Leader
+from headway.model_files import ModelFiles
+config = EngineConfig(model=sys.argv[1], device="cpu", num_blocks=40, tensor_parallel_size=3)
+leader = Leader(ModelFiles.resolve(config), config)
+print(*leader.pids, flush=True)
+time.sleep(600)
+"""
+
+
+def test_nothing_is_left_of_an_engine_that_is_killed_even_if_a_rank_is_stopped(cut_folder):
+    pytest.importorskip("accelerate")
+    command = [sys.executable, "-c", _PARENT, str(cut_folder("llama for three"))]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+        try:
+            first, second = map(int, parent.stdout.readline().split())
+            os.kill(first, signal.SIGSTOP)
+        finally:
+            parent.kill()
+    assert eventually(lambda: is_gone(first) and is_gone(second))

@@ -32,7 +32,7 @@ from headway.client.link import EngineStartError, Link, ProcessLink, unless_it_f
 from headway.client.open_requests import Observer, OpenRequests
 from headway.client.pending_request import PendingRequest, RequestFailedError, Update
 from headway.client.prompt_encoder import PromptEncoder
-from headway.client.restart_budget import RestartBudget
+from headway.client.restart_budget import RestartBudget, Restarts
 from headway.client.token_processor import TokenProcessor
 from headway.client.totals import Totals
 from headway.config import EngineConfig, PauseMode, SchedulerConfig
@@ -81,7 +81,7 @@ class EngineClient:
         index: int = 0,
         observer: Observer | None = None,
         reopen: Reopen | None = None,
-        restarts: RestartBudget | None = None,
+        restarts: Restarts | None = None,
         max_waiting: int = EngineConfig().max_waiting,
         placement: Placement | None = None,
     ) -> None:
@@ -96,7 +96,7 @@ class EngineClient:
         self.prompts = PromptEncoder(tokenizer, config.max_model_len)
         self._link = link
         self._reopen = reopen
-        self._restarts = restarts or RestartBudget()
+        self._restarts: Restarts = restarts or RestartBudget()
         self._totals = Totals()
         self.requests = OpenRequests(
             TokenProcessor(tokenizer, files.limits.eos_token_ids),
@@ -368,8 +368,8 @@ class EngineClient:
         self._restarting = self._reopen is not None and budget.take(time.monotonic())
         then = "it is restarted" if self._restarting else "it is not restarted"
         logger.critical(
-            "the engine died: %s; %d open requests fail; %s (engine_restarts %d in %g s)",
-            *(why, self.num_open, then, budget.most, budget.window),
+            "the engine died: %s; %d open requests fail; %s (%s)",
+            *(why, self.num_open, then, budget),
         )
         self._failure = f"{why}; the engine is being restarted" if self._restarting else why
         self._totals.end(paused=self._paused)

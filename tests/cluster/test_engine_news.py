@@ -78,7 +78,7 @@ async def test_an_engine_that_comes_later_is_waited_for(engine: Engine) -> None:
     await until_it_waits(linking)
     news.hear(said(engine.up))
     await engine.serve()
-    link, ready = await asyncio.wait_for(linking, PATIENCE)
+    link, ready, _ = await asyncio.wait_for(linking, PATIENCE)
     assert ready == READY and link.pid == 1234
     assert [message.client for message in engine.came if isinstance(message, to_engine.Attach)] == [5]
     await link.close()
@@ -90,7 +90,7 @@ async def test_word_of_the_end_ends_the_link_and_the_next_life_is_waited_for(
     news = EngineNews(client=5, up=[engine.up])
     linking = asyncio.create_task(news.link_to(0))
     await engine.serve()
-    link, _ = await asyncio.wait_for(linking, PATIENCE)
+    link, *_ = await asyncio.wait_for(linking, PATIENCE)
     ended = asyncio.create_task(link.ended())
     news.hear(said(EngineDown(0, "killed by SIGKILL")))
     assert await asyncio.wait_for(ended, PATIENCE) == "killed by SIGKILL"
@@ -101,7 +101,7 @@ async def test_word_of_the_end_ends_the_link_and_the_next_life_is_waited_for(
     second = Engine(context, tmp_path / "b")
     news.hear(said(second.up))
     await second.serve()
-    link, _ = await asyncio.wait_for(again, PATIENCE)
+    link, *_ = await asyncio.wait_for(again, PATIENCE)
     await link.close()
     second.close()
 
@@ -114,7 +114,7 @@ async def test_an_engine_whose_folder_is_gone_is_waited_for_anew(engine: Engine,
     await until_it_waits(linking)
     news.hear(said(engine.up))
     await engine.serve()
-    link, _ = await asyncio.wait_for(linking, PATIENCE)
+    link, *_ = await asyncio.wait_for(linking, PATIENCE)
     await link.close()
 
 
@@ -132,7 +132,7 @@ async def test_the_end_of_the_supervisor_ends_links_and_hope(engine: Engine) -> 
     news = EngineNews(client=5, up=[engine.up])
     linking = asyncio.create_task(news.link_to(0))
     await engine.serve()
-    link, _ = await asyncio.wait_for(linking, PATIENCE)
+    link, *_ = await asyncio.wait_for(linking, PATIENCE)
     other = asyncio.create_task(news.link_to(1))
     await until_it_waits(other)
     news.end("the supervisor is gone")
@@ -148,7 +148,7 @@ async def test_a_life_of_an_engine_that_was_left_is_not_followed_again(engine: E
     news = EngineNews(client=5, up=[engine.up])
     linking = asyncio.create_task(news.link_to(0))
     await engine.serve()
-    link, _ = await asyncio.wait_for(linking, PATIENCE)
+    link, *_ = await asyncio.wait_for(linking, PATIENCE)
     await link.close(kill=True)
     with pytest.raises(EngineStartError, match="cannot be followed"):
         await news.link_to(0)

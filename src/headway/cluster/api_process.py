@@ -14,15 +14,22 @@ import sys
 from functools import partial
 
 import msgspec
+from msgspec.structs import replace
 
 from headway.client.engine_client import EngineClient
+from headway.client.engine_clients import EngineClients
+from headway.client.engines import Engines
 from headway.client.in_thread import in_thread
 from headway.client.link import EngineStartError, Link
-from headway.cluster.api_server import METRICS_FOLDER, ApiLaunch
+from headway.client.prompt_encoder import PromptEncoder
+from headway.client.totals import Counted
+from headway.cluster.api_server import ApiLaunch
 from headway.cluster.engine_news import EngineNews
 from headway.config import SchedulerConfig
 from headway.model_files import ModelFiles
+from headway.server.metrics import FOLDER_VARIABLE
 from headway.server.serve import serve_with
+from headway.wire.to_client import Ready
 
 STDIN = 0  # read without Python's buffer
 _READ = 65536  # bytes
@@ -59,7 +66,7 @@ def main() -> int:
         for line in read or ():
             news.hear(line)
 
-    async def start() -> EngineClient:
+    async def start() -> Engines:
         asyncio.get_running_loop().add_reader(STDIN, hear)
         return await _client_of(launch, news)
 
@@ -70,30 +77,25 @@ def main() -> int:
         lambda: socket.socket(fileno=launch.listening),
         says_what=launch.first,
     )
-    if news.is_over and METRICS_FOLDER in os.environ:
-        shutil.rmtree(os.environ[METRICS_FOLDER], ignore_errors=True)
+    if news.is_over and FOLDER_VARIABLE in os.environ:
+        shutil.rmtree(os.environ[FOLDER_VARIABLE], ignore_errors=True)
     return status
 
 
-async def _client_of(launch: ApiLaunch, news: EngineNews) -> EngineClient:
+async def _client_of(launch: ApiLaunch, news: EngineNews) -> Engines:
     """The client of the engines, once all of them take requests."""
     files = await in_thread(partial(ModelFiles.resolve, launch.config))
     tokenizer = await in_thread(files.load_tokenizer)
+    found = await asyncio.gather(*(_link_to(engine, news) for engine in range(launch.engines)))
+    prompts = None if launch.engines == 1 else PromptEncoder(tokenizer, found[0][1].config.max_model_len)
 
-    async def attach(engine: int) -> EngineClient:
-        while True:
-            try:
-                link, ready = await news.link_to(engine)
-                break
-            except EngineStartError:  # it died at this moment, and another comes
-                if news.is_over:
-                    raise
-
+    def client_of(engine: int, link: Link, ready: Ready, before: Counted) -> EngineClient:
         async def reopen(_paused: bool) -> tuple[Link, SchedulerConfig]:
-            link, ready = await news.link_to(engine)
+            link, ready, before = await news.link_to(engine)
+            client.begin_after(replace(before, num_lives=before.num_lives - 1))  # the client counts this one
             return link, ready.config
 
-        return EngineClient(
+        client = EngineClient(
             files=files,
             tokenizer=tokenizer,
             config=ready.config,
@@ -103,10 +105,22 @@ async def _client_of(launch: ApiLaunch, news: EngineNews) -> EngineClient:
             restarts=news,
             max_waiting=launch.config.max_waiting,
             placement=ready.placement,
+            prompts=prompts,
         )
+        client.begin_after(before)
+        return client
 
-    (only,) = await asyncio.gather(*(attach(engine) for engine in range(launch.engines)))
-    return only
+    clients = {str(engine): client_of(engine, *one) for engine, one in enumerate(found)}
+    return clients["0"] if prompts is None else EngineClients.of(clients)
+
+
+async def _link_to(engine: int, news: EngineNews) -> tuple[Link, Ready, Counted]:
+    while True:
+        try:
+            return await news.link_to(engine)
+        except EngineStartError:  # it died at this moment, and another comes
+            if news.is_over:
+                raise
 
 
 if __name__ == "__main__":

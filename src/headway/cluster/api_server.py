@@ -17,7 +17,6 @@ from headway.cluster.group_server import ServerProcess, Tell
 from headway.config import EngineConfig
 from headway.server.settings import ServerSettings
 
-METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # prometheus_client reads it when it is imported
 COMMAND = (sys.executable, "-P", "-m", "headway.cluster.api_process")
 
 

@@ -10,17 +10,19 @@ import zmq
 
 from headway.client.link import AttachedLink, EngineStartError
 from headway.client.restart_budget import Restarts
+from headway.client.totals import Counted
 from headway.wire.launch import input_address, output_address
 from headway.wire.to_client import Ready
 
 
 class EngineUp(msgspec.Struct, frozen=True, tag=True):
     """An engine process takes requests. engine: counted from 0. socket_dir: the folder of its sockets, new for each
-    life."""
+    life. before: what its earlier lives have counted, so that all API processes count on from the same."""
 
     engine: int
     pid: int
     socket_dir: str
+    before: Counted = Counted()
 
 
 class EngineDown(msgspec.Struct, frozen=True, tag=True):
@@ -77,7 +79,7 @@ class EngineNews(Restarts):
             self._cut(engine, why)
         self._tell()
 
-    async def link_to(self, engine: int) -> tuple[AttachedLink, Ready]:
+    async def link_to(self, engine: int) -> tuple[AttachedLink, Ready, Counted]:
         """Wait for this engine, and attach to it. Raises EngineStartError if it dies meanwhile, or none will come."""
         while (up := self._up.get(engine)) is None:
             if self._over is not None:
@@ -97,7 +99,7 @@ class EngineNews(Restarts):
             raise EngineStartError(f"the sockets of the engine cannot be used: {error}") from None
         self._links[engine] = up, link
         try:
-            return link, await link.attach()
+            return link, await link.attach(), up.before
         except BaseException:
             await link.close(kill=True)
             raise

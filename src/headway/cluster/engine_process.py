@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 from headway.client.link import EngineStartError, ProcessLink
+from headway.client.totals import Totals
 from headway.cluster.engine_news import EngineDown, EngineUp, News
 from headway.cluster.group import Kept
 from headway.config import EngineConfig
@@ -51,7 +52,8 @@ class EngineProcess(Kept):
         self._tell = tell
         self._link: ProcessLink | None = None
         self._ending = asyncio.Event()
-        self._paused = False
+        self._totals = Totals()
+        self._num_lives = 0
 
     async def run(self) -> str:
         self.complaint = ""
@@ -59,12 +61,13 @@ class EngineProcess(Kept):
         how = "it was asked to end"
         try:
             config, limits = await self._found()
-            link.launch(config, limits, paused=self._paused)
+            link.launch(config, limits, paused=self._totals.snapshot.paused)
             if await self._unless_asked_to_end(link.wait_ready()):
-                self.up = EngineUp(self._number, link.pid, link.socket_dir)
+                self.up = EngineUp(self._number, link.pid, link.socket_dir, self._totals.counted(self._num_lives))
+                self._num_lives += 1
                 self.ready.set()
                 self._tell(self.up)
-                how = await self._unless_asked_to_end(_end_of(link, self._note)) or how
+                how = await self._unless_asked_to_end(_end_of(link, self._totals.take)) or how
         except EngineStartError as error:
             self.complaint = how = str(error)
         finally:
@@ -72,6 +75,7 @@ class EngineProcess(Kept):
             self._link = None
             if self.up is not None:  # at once: the end of the process can take a while
                 self.up = None
+                self._totals.end(paused=self._totals.snapshot.paused)
                 self._tell(EngineDown(self._number, how))
             await link.close(kill=not self._ending.is_set())
         return how
@@ -85,9 +89,6 @@ class EngineProcess(Kept):
             self._link.send(to_engine.Detach(client))
             with contextlib.suppress(OSError):  # it never came, or has taken its socket along
                 os.unlink(output_address(self._link.socket_dir, client).removeprefix("ipc://"))
-
-    def _note(self, status: to_client.Status) -> None:
-        self._paused = status.snapshot.paused
 
     async def _unless_asked_to_end(self, work: Coroutine[Any, Any, T]) -> T | None:
         """What `work` returns or raises; None if the process is asked to end before."""

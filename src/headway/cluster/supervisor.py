@@ -26,7 +26,7 @@ from prometheus_client import multiprocess
 
 from headway.client.in_thread import in_thread
 from headway.client.restart_budget import RestartBudget
-from headway.cluster.api_server import METRICS_FOLDER, ApiServer
+from headway.cluster.api_server import ApiServer
 from headway.cluster.engine_news import EngineUp, News
 from headway.cluster.engine_process import EngineProcess
 from headway.cluster.engine_shares import check_shares, config_of, environment_of
@@ -37,6 +37,7 @@ from headway.config import EngineConfig
 from headway.logs import log_to_standard_error
 from headway.model_files import ModelFiles
 from headway.model_limits import ModelLimits
+from headway.server.metrics import FOLDER_VARIABLE
 from headway.server.serve import BAD_START, bind, engine_args
 from headway.server.settings import ServerSettings
 
@@ -80,7 +81,7 @@ class Supervisor:
                     clients=numbers,
                     up=self._up,
                     gone=self._gone,
-                    environment={} if metrics is None else {METRICS_FOLDER: metrics},
+                    environment={} if metrics is None else {FOLDER_VARIABLE: metrics},
                     tell=tell,
                 )
                 for index in range(settings.api_server_count)

@@ -11,7 +11,7 @@ from tests.server.conftest import Api
 
 def test_the_longest_hold_up_of_the_last_minute_is_told() -> None:
     now = 0.0
-    monitor = LoopMonitor("m", clock=lambda: now)
+    monitor = LoopMonitor(clock=lambda: now)
     for at, seconds in ((0.0, 0.5), (10.0, 0.1), (20.0, 0.2), (30.0, 0.05)):
         now = at
         monitor.note(seconds)
@@ -23,7 +23,7 @@ def test_the_longest_hold_up_of_the_last_minute_is_told() -> None:
 
 
 async def test_a_turn_that_blocks_is_seen() -> None:
-    monitor = LoopMonitor("m")
+    monitor = LoopMonitor()
     watching = asyncio.create_task(monitor.watch())
     await asyncio.sleep(0)
     time.sleep(0.2)

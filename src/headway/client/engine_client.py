@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headway.client.engine_calls import EngineCalls, NoAnswerError
+from headway.client.engines import Observe
 from headway.client.feed import window
 from headway.client.in_thread import in_thread
 from headway.client.kv_sources import FindSource
@@ -50,6 +51,7 @@ from headway.wire.wire_errors import WireError, WireErrors
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+ONLY_ENGINE = "0"  # its name, where there are no others
 SILENCE_LIMIT = 10.0  # seconds without a pulse after which an engine does not count as healthy
 
 Reopen = Callable[[bool], Awaitable[tuple[Link, SchedulerConfig]]]  # starts an engine process, paused or not
@@ -67,8 +69,10 @@ class EngineClient:
     reopen: starts an engine process once the old one is gone. restarts: how often it may be called.
     prompts: tokenises texts. requests: in progress. capacity: the most answers that the engine holds.
     placement: where the engine computes. address: where clients of other machines reach it, see `Ready`.
+    placement: where the engine computes. prompts: an encoder that others use too; they close it.
     dead: set when the engine has died for good; `why_unhealthy` says of what.
     wire_errors: messages to this process that were dropped. num_restarts: of the engine process.
+    num_pulses: how often the engine has said its numbers. last_heard: seconds, `time.monotonic`.
     """
 
     def __init__(
@@ -85,6 +89,7 @@ class EngineClient:
         max_waiting: int = EngineConfig().max_waiting,
         placement: Placement | None = None,
         address: str | None = None,
+        prompts: PromptEncoder | None = None,
     ) -> None:
         self.files = files
         self.tokenizer = tokenizer
@@ -95,7 +100,8 @@ class EngineClient:
         self.num_restarts = 0
         self.dead = asyncio.Event()
         self.capacity = config.max_num_seqs + max_waiting
-        self.prompts = PromptEncoder(tokenizer, config.max_model_len)
+        self._own_prompts = prompts is None
+        self.prompts = prompts or PromptEncoder(tokenizer, config.max_model_len)
         self._link = link
         self._reopen = reopen
         self._restarts = restarts or RestartBudget()
@@ -115,7 +121,8 @@ class EngineClient:
         self._shut_down = False
         self._paused = False  # whether the operator wants the engine to be paused
         self._num_pauses = 0
-        self._last_heard = time.monotonic()
+        self.num_pulses = 0
+        self.last_heard = time.monotonic()
         self._life = asyncio.create_task(self._live())
 
     @classmethod
@@ -163,12 +170,12 @@ class EngineClient:
 
     def check_num_answers(self, num_prompts: int, n: int) -> None:
         """Raises RequestError for more answers than the engine can ever hold."""
-        if num_prompts * n > self.capacity:
-            raise RequestError(
-                f"{num_prompts} prompts x n = {n} are {num_prompts * n} answers; this server holds at most "
-                f"{self.capacity} (max_num_seqs {self.config.max_num_seqs} + max_waiting "
-                f"{self.capacity - self.config.max_num_seqs}): send fewer prompts in one request"
-            )
+        check_num_answers(num_prompts, n, self.capacity, self.config.max_num_seqs)
+
+    @property
+    def engines(self) -> Mapping[str, EngineClient]:
+        """See `Engines`: it is the only one."""
+        return {ONLY_ENGINE: self}
 
     @property
     def snapshot(self) -> Snapshot:
@@ -196,6 +203,20 @@ class EngineClient:
         return len(self.requests)
 
     @property
+    def num_added(self) -> int:
+        """Client requests that were given to the engine."""
+        return self.requests.num_added
+
+    @property
+    def retried(self) -> Mapping[str, int]:
+        """See `Engines`: there is no other."""
+        return {}
+
+    def observe(self, observe: Observe) -> None:
+        """See `Engines`."""
+        self.requests.observer = observe(ONLY_ENGINE)
+
+    @property
     def engine_pid(self) -> int:
         """The process id of the engine."""
         return self._link.pid
@@ -206,10 +227,14 @@ class EngineClient:
             return self._failure
         if self._stalled:
             return "the engine has work and makes no progress"
-        silence = time.monotonic() - self._last_heard
+        silence = time.monotonic() - self.last_heard
         if silence > SILENCE_LIMIT:
             return f"the engine process has not answered for {silence:.0f} seconds"
         return None
+
+    def why_refused(self) -> EngineDeadError | None:
+        """The error of requests and calls while there is no engine; None: there is one."""
+        return None if self._failure is None else self._refusal()
 
     def pack(self, token_ids: Sequence[int]) -> NDArray[np.int32]:
         """Token ids as `NewRequest.prompt`. Raises RequestError for an id that the model does not have."""
@@ -259,6 +284,10 @@ class EngineClient:
             self._paused = before
             raise
 
+    def begin_paused(self, paused: bool) -> None:
+        """Whether an engine that is being restarted begins paused."""
+        self._paused = paused
+
     async def resume(self) -> None:
         """See `Manager.resume`."""
         await self._call(to_engine.ResumeEngine())
@@ -290,7 +319,8 @@ class EngineClient:
         self._calls.fail(self._refusal)
         self._life.cancel()
         await asyncio.gather(self._life, return_exceptions=True)
-        self.prompts.texts.close()
+        if self._own_prompts:
+            self.prompts.texts.close()
         await self._link.close()
 
     # -- the inside
@@ -328,11 +358,12 @@ class EngineClient:
                 return message.failure
 
     def _handle(self, message: to_client.ToClient) -> None:
-        self._last_heard = time.monotonic()
+        self.last_heard = time.monotonic()
         match message:
             case to_client.Step():
-                self.requests.step(message, self._last_heard)
+                self.requests.step(message, self.last_heard)
             case to_client.Status():
+                self.num_pulses += 1
                 self._totals.take(message)
                 self._stalled = message.stalled
             case to_client.Lends(uid, params):
@@ -392,17 +423,31 @@ class EngineClient:
         EngineStartError when the budget is used up."""
         assert self._reopen is not None
         await self._link.close(kill=True)  # returns when the process is gone, and its memory with it
+        paused = self._paused
         try:
-            self._link, self.config = await self._reopen(self._paused)
+            self._link, self.config = await self._reopen(paused)
         except (EngineStartError, ValueError, OSError) as error:
             if not self._die(f"the engine could not be restarted: {error}"):
                 raise
             return False
         self.num_restarts += 1
-        self._last_heard = time.monotonic()
+        self.last_heard = time.monotonic()
         self._failure, self._restarting = None, False
+        if self._paused and not paused:  # the operator has changed it meanwhile
+            self._calls.tell(to_engine.PauseEngine("abort", False, 0.0))
+        elif paused and not self._paused:
+            self._calls.tell(to_engine.ResumeEngine())
         _log_ready(self._link, self.config)
         return True
+
+
+def check_num_answers(num_prompts: int, n: int, capacity: int, max_num_seqs: int) -> None:
+    """Raises RequestError for more answers than an engine of this capacity can ever hold."""
+    if num_prompts * n > capacity:
+        raise RequestError(
+            f"{num_prompts} prompts x n = {n} are {num_prompts * n} answers; this server holds at most {capacity} "
+            f"(max_num_seqs {max_num_seqs} + max_waiting {capacity - max_num_seqs}): send fewer prompts in one request"
+        )
 
 
 def _log_ready(link: Link, config: SchedulerConfig) -> None:

@@ -70,6 +70,9 @@ class OpenRequests:
     def __len__(self) -> int:
         return len(self._feeds)
 
+    def __contains__(self, request_id: str) -> bool:
+        return request_id in self._by_id
+
     @property
     def num_waiting(self) -> int:
         """Answers that wait here for a place in the engine."""

@@ -37,13 +37,26 @@ class Totals:
     def end(self, *, paused: bool) -> None:
         """The present engine process has died: nothing runs, and what it has counted stays. paused: a gauge that is
         the operator's, not the engine's."""
-        self._before = _sum(Snapshot(), self.snapshot)
+        self._before = counters_of(self.snapshot)
         self._wire_errors_before = self.num_wire_errors
         self.snapshot = self._before._replace(paused=paused)
         if self.transfers is not None:
             self.transfers = self._transfers_before = self.transfers.ended()
         if self.kv_events is not None:
             self._kv_events_before = self.kv_events
+
+
+_NUMBERS = tuple(name for name, default in Snapshot._field_defaults.items() if type(default) is int)
+
+
+def counters_of(snapshot: Snapshot) -> Snapshot:
+    """Its counters, with the gauges of an engine that does nothing."""
+    return _sum(Snapshot(), snapshot)
+
+
+def added(one: Snapshot, other: Snapshot) -> Snapshot:
+    """The sum of the numbers of two engines; what is no number is that of `one`."""
+    return one._replace(**{name: getattr(one, name) + getattr(other, name) for name in _NUMBERS})
 
 
 def _sum(snapshot: Snapshot, before: Snapshot) -> Snapshot:

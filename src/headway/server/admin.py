@@ -116,15 +116,16 @@ async def ownership(request: Request) -> Response:
             f"this is answered only on the server's own host; for other hosts start the server with {_SWITCH}",
             code="admin_api_disabled",
         )
-    report, limits = await service.client.audit(), service.client.config
+    report = await service.client.audit()
+    limits = [engine.config for engine in service.client.engines.values()]
     return answer(
         Ownership(
             ok=report.ok,
             problems=report.problems,
             num_requests=report.num_requests,
-            num_slots=limits.max_num_seqs,
+            num_slots=sum(one.max_num_seqs for one in limits),
             num_slots_used=report.num_slots_used,
-            num_blocks=limits.num_blocks - 1,
+            num_blocks=sum(one.num_blocks - 1 for one in limits),
             num_blocks_referenced=report.num_blocks_referenced,
             num_blocks_evictable=report.num_blocks_evictable,
             num_blocks_free=report.num_blocks_free,

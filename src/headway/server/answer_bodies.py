@@ -275,6 +275,13 @@ class Reset(Struct):
     status: Literal["reset"] = "reset"
 
 
+class Health(Struct, omit_defaults=True):
+    """The answer of /health while requests can be served. unhealthy: engines that cannot, by name, with the reason."""
+
+    paused: bool = False
+    unhealthy: dict[str, str] = {}
+
+
 class Ownership(Struct):
     """The answer of /debug/ownership. problems: one line each. num_blocks: without the padding block."""
 

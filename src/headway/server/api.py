@@ -13,10 +13,10 @@ from pydantic.json_schema import models_json_schema
 
 from headway import __version__
 from headway.client.conversation import ChatMessage, ContentPart
-from headway.client.engine_client import EngineClient
+from headway.client.engines import Engines
 from headway.errors import RequestError
 from headway.server import about, admin, errors, middleware, not_served, render
-from headway.server.answer_bodies import ModelCard, ModelList, Root, Text, Tokens, Version
+from headway.server.answer_bodies import Health, ModelCard, ModelList, Root, Text, Tokens, Version
 from headway.server.body import BodyForm, read_body
 from headway.server.chat import ChatFace
 from headway.server.completions import CompletionFace
@@ -52,7 +52,7 @@ _DETOKENIZE: BodyForm[DetokenizeRequest] = BodyForm(DetokenizeRequest, Detokeniz
 router = APIRouter()
 
 
-def create_app(client: EngineClient, model_name: str, *, doors: Doors | None = None, **options: Any) -> FastAPI:
+def create_app(client: Engines, model_name: str, *, doors: Doors | None = None, **options: Any) -> FastAPI:
     """The application that serves the engine of `client` under the name `model_name`.
 
     doors: who may come in; by default all. options: the keyword arguments of `Service`. Raises ValueError for a chat
@@ -169,13 +169,13 @@ async def _tokenized(service: Service, body: TokenizeRequest | TokenizeChatReque
     return await service.client.prompts.encode(text, add_special_tokens=body.add_special_tokens)
 
 
-def _with_text(client: EngineClient, prompt: Prompt) -> Prompt:
+def _with_text(client: Engines, prompt: Prompt) -> Prompt:
     if prompt.text is not None:
         return prompt
     return Prompt(prompt.token_ids, _decode(client, prompt.token_ids, "prompt"))
 
 
-def _decode(client: EngineClient, tokens: Sequence[int], field: str) -> str:
+def _decode(client: Engines, tokens: Sequence[int], field: str) -> str:
     try:
         check_token_ids(field, tokens, client.files.limits.vocab_size)
     except RequestError as error:
@@ -241,14 +241,16 @@ async def root(request: Request) -> Response:
 async def health(request: Request) -> Response:
     """200 while requests can be served; 503 with the reason when the engine is dead or stuck, or the server stops.
 
-    A paused engine is healthy, and the body says that it is paused.
+    A paused engine is healthy, and the body says that it is paused. Of several engines one is enough: then the body
+    names the others, with what they suffer from.
     """
     service = service_of(request)
     service.check_open()
-    if (reason := service.client.why_unhealthy()) is not None:
+    client = service.client
+    if (reason := client.why_unhealthy()) is not None:
         raise ApiError(503, reason, code="unhealthy")
-    body = b'{"paused":true}' if service.client.snapshot.paused else b"{}"
-    return Response(body, media_type="application/json")
+    unhealthy = {name: reason for name, engine in client.engines.items() if (reason := engine.why_unhealthy())}
+    return answer(Health(paused=client.snapshot.paused, unhealthy=unhealthy))
 
 
 @router.get("/metrics")

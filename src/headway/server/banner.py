@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 
 from headway import __version__, default_model
-from headway.client.engine_client import EngineClient
+from headway.client.engines import Engines
 from headway.config import SchedulerConfig
 from headway.model_files import ModelFiles
 from headway.placement import Placement
@@ -38,7 +38,7 @@ class Subject:
     asks_for_key: bool
 
     @classmethod
-    def of(cls, client: EngineClient, settings: ServerSettings, address: str) -> Subject:
+    def of(cls, client: Engines, settings: ServerSettings, address: str) -> Subject:
         """address: scheme, host and port."""
         files = client.files
         return cls(

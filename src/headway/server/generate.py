@@ -19,7 +19,8 @@ from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from headway.client.engine_client import PendingRequest, Update
+from headway.client.engines import Pending
+from headway.client.pending_request import Update
 from headway.client.prompt_scores import PromptScores
 from headway.client.text_pool import TextPool
 from headway.outputs import RequestDelta, RequestOutput
@@ -109,7 +110,7 @@ def event(name: str, data: msgspec.Struct | dict[str, Any]) -> bytes:
     return b"event: " + name.encode() + b"\ndata: " + encode_json(data) + b"\n\n"
 
 
-async def respond(http: Request, pending: PendingRequest, face: Face, *, stream: bool, texts: TextPool) -> Response:
+async def respond(http: Request, pending: Pending, face: Face, *, stream: bool, texts: TextPool) -> Response:
     """The response to `http`; a large one is made in `texts`. Closes the pending request at its end. Raises the error
     with which the engine refuses."""
     try:
@@ -122,7 +123,7 @@ async def respond(http: Request, pending: PendingRequest, face: Face, *, stream:
     return _EventStream(pending, _events(pending, first, face, texts))
 
 
-async def _whole(pending: PendingRequest, face: Face, texts: TextPool) -> Response:
+async def _whole(pending: Pending, face: Face, texts: TextPool) -> Response:
     outputs: dict[int, RequestOutput] = {}
     with pending:
         async for updates in pending:
@@ -142,7 +143,7 @@ async def _whole(pending: PendingRequest, face: Face, texts: TextPool) -> Respon
     return Response(await texts.run(size, body), media_type="application/json")
 
 
-async def _events(pending: PendingRequest, first: list[Update], face: Face, texts: TextPool) -> AsyncIterator[bytes]:
+async def _events(pending: Pending, first: list[Update], face: Face, texts: TextPool) -> AsyncIterator[bytes]:
     updates = first
     begun = False
     try:
@@ -185,7 +186,7 @@ def _events_of(updates: Sequence[Update], face: Face, begun: bool) -> Iterator[b
 class _EventStream(StreamingResponse):
     """Closes its pending request when it ends, even if it ends before its first byte."""
 
-    def __init__(self, pending: PendingRequest, body: AsyncIterator[bytes]) -> None:
+    def __init__(self, pending: Pending, body: AsyncIterator[bytes]) -> None:
         super().__init__(body, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
         self._pending = pending
 

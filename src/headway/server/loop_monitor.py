@@ -5,26 +5,23 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-
-from prometheus_client.core import GaugeMetricFamily
-from prometheus_client.metrics_core import Metric
-from prometheus_client.registry import Collector
-
-from headway.server.metrics import ENGINE, LABELS
+from collections.abc import Callable
 
 INTERVAL = 0.02  # seconds between two looks; a turn that is shorter may pass unseen
 WINDOW = 60.0  # seconds that a hold-up is told of
+LONGEST_TURN = (
+    "event_loop_longest_turn_seconds",
+    f"The longest time in the last {WINDOW:g} s that the server's event loop was held up.",
+)
 
 
-class LoopMonitor(Collector):
-    """Wakes up every `INTERVAL` and notes how late. Exports the longest hold-up of the last minute.
+class LoopMonitor:
+    """Wakes up every `INTERVAL` and notes how late.
 
     clock: seconds.
     """
 
-    def __init__(self, model_name: str, clock: Callable[[], float] = time.monotonic) -> None:
-        self._model_name = model_name
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         # Time and length of hold-ups; each is longer than all that came after it.
         self._longest: deque[tuple[float, float]] = deque()
@@ -48,15 +45,6 @@ class LoopMonitor(Collector):
         """Seconds; the longest hold-up of the last `WINDOW`."""
         self._drop_old()
         return self._longest[0][1] if self._longest else 0.0
-
-    def collect(self) -> Iterator[Metric]:
-        gauge = GaugeMetricFamily(
-            "headway:event_loop_longest_turn_seconds",
-            f"The longest time in the last {WINDOW:g} s that the server's event loop was held up.",
-            labels=LABELS,
-        )
-        gauge.add_metric([self._model_name, ENGINE], self.longest)
-        yield gauge
 
     def _drop_old(self) -> None:
         while self._longest and self._longest[0][0] < self._clock() - WINDOW:

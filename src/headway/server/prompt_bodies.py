@@ -12,7 +12,7 @@ from typing import Generic, NamedTuple, TypeVar
 from fastapi import Request
 
 from headway.client.bad_words import spelled_out
-from headway.client.engine_client import EngineClient
+from headway.client.engines import Engines
 from headway.errors import RequestError
 from headway.sampling import SamplingParams
 from headway.server.body import BodyForm, read_body
@@ -90,7 +90,7 @@ async def _sampling(service: Service, body: CompletionRequest | ChatCompletionRe
     return await service.client.prompts.texts.run(length, partial(spelled_out, sampling, service.client.tokenizer))
 
 
-async def _prompts(client: EngineClient, body: CompletionRequest) -> list[Prompt]:
+async def _prompts(client: Engines, body: CompletionRequest) -> list[Prompt]:
     truncation = body.truncation(client.config.max_model_len)
     texts = [prompt for prompt in body.prompt if isinstance(prompt, str)]  # of one request: all are texts, or none
     if not texts:
@@ -110,7 +110,7 @@ async def prompt_of(service: Service, body: ChatCompletionRequest) -> Prompt:
 
 
 async def _encoded(
-    client: EngineClient, texts: Sequence[str], truncation: Truncation | None, *, add_special_tokens: bool
+    client: Engines, texts: Sequence[str], truncation: Truncation | None, *, add_special_tokens: bool
 ) -> list[Prompt]:
     if truncation is not None:
         texts = [truncation.text(text, client.prompts.limit.characters) for text in texts]

@@ -22,6 +22,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from headway.client.engine_client import EngineClient, EngineStartError
+from headway.client.engines import Engines
 from headway.client.restart_budget import RestartBudget
 from headway.config import EngineConfig, Role
 from headway.logs import leave_out, log_to_standard_error
@@ -67,7 +68,7 @@ def serve(config: EngineConfig, settings: ServerSettings | None = None) -> int:
     return BAD_START
 
 
-def _app_of(config: EngineConfig, settings: ServerSettings) -> Callable[[EngineClient, str], FastAPI]:
+def _app_of(config: EngineConfig, settings: ServerSettings) -> Callable[[Engines, str], FastAPI]:
     """Makes the application, once there is an engine. Raises ValueError for settings that do not fit the engine."""
     make_app = partial(
         create_app,
@@ -117,10 +118,10 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 async def _serve(
-    start_engine: Callable[[], Coroutine[None, None, EngineClient]],
+    start_engine: Callable[[], Coroutine[None, None, Engines]],
     listening: socket.socket,
     settings: ServerSettings,
-    make_app: Callable[[EngineClient, str], FastAPI],
+    make_app: Callable[[Engines, str], FastAPI],
 ) -> int:
     with stop_signals() as stop:
         start = asyncio.ensure_future(start_engine())
@@ -151,7 +152,7 @@ async def _serve(
 
 async def _run(
     app: FastAPI,
-    client: EngineClient,
+    client: Engines,
     listening: socket.socket,
     stop: asyncio.Event,
     settings: ServerSettings,
@@ -183,7 +184,10 @@ async def _run(
         for line in banner(Subject.of(client, settings, address)):
             logger.info("%s", line)
         _announce(f"Headway serving {client.files.name} at {address}")
-        watches = [asyncio.ensure_future(app.state.service.loop_monitor.watch())]
+        watches = [
+            asyncio.ensure_future(app.state.service.loop_monitor.watch()),
+            asyncio.ensure_future(app.state.service.metrics.watch()),
+        ]
         if settings.log_stats:
             watches.append(asyncio.ensure_future(ActivityReport(lambda: client.snapshot).watch()))
         stopped, died = asyncio.ensure_future(stop.wait()), asyncio.ensure_future(client.dead.wait())
@@ -218,7 +222,7 @@ async def _drain(service: Service, stop: asyncio.Event, grace: float) -> None:
     until = time.monotonic() + grace
     while client.num_open and time.monotonic() < until and not stop.is_set() and not client.snapshot.paused:
         await asyncio.sleep(_POLL_S)
-    came, cut = client.requests.num_added, client.num_open
+    came, cut = client.num_added, client.num_open
     if cut:
         logger.warning("%s cut by the %s", _requests_are(cut), "second signal" if stop.is_set() else "shutdown")
     client.fail_open()

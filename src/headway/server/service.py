@@ -12,20 +12,18 @@ from msgspec import Struct
 from headway.client.answer_parser import AnswerParser
 from headway.client.chat_template import ChatTemplate
 from headway.client.conversation import Conversation
-from headway.client.engine_client import EngineClient
+from headway.client.engine_client import ONLY_ENGINE
+from headway.client.engines import Engines
 from headway.client.special_tokens import SpecialTokenEscape
 from headway.errors import ShuttingDownError
 from headway.server.answer_parsers import AnswerParsers
 from headway.server.body_budget import BodyBudget
-from headway.server.engine_health import EngineHealth
 from headway.server.errors import ApiError
 from headway.server.generate import encode_json
-from headway.server.kv_event_metrics import KVEventMetrics
-from headway.server.loop_monitor import LoopMonitor
+from headway.server.loop_monitor import LONGEST_TURN, LoopMonitor
 from headway.server.metrics import ServerMetrics
 from headway.server.prefill_engines import PrefillEngines
 from headway.server.protocol import ChatCompletionRequest
-from headway.server.transfer_metrics import TransferMetrics
 from headway.server.unknown_fields import UnknownFields
 
 
@@ -48,7 +46,7 @@ class Service:
 
     def __init__(
         self,
-        client: EngineClient,
+        client: Engines,
         model_name: str,
         *,
         model_aliases: Sequence[str] = (),
@@ -79,15 +77,19 @@ class Service:
         self.unknown_fields = UnknownFields(strict=strict_fields)
         self.admin_api = admin_api
         self.created = int(time.time())
-        self.metrics = ServerMetrics(model_name, lambda: client.snapshot, client.config.max_model_len)
-        self.metrics.add(EngineHealth(model_name, client))
-        self.metrics.add(TransferMetrics(model_name, client, prefill))
-        self.metrics.add(KVEventMetrics(model_name, client))
+        self.metrics = ServerMetrics(model_name, client)
+        if prefill is not None:
+            outcomes = prefill.outcomes
+            self.metrics.track(
+                "prefill_requests",
+                "Requests to prefill engines, by what came of them.",
+                ("outcome",),
+                lambda: {(ONLY_ENGINE, outcome.value): count for outcome, count in outcomes.items()},
+            )
         self.bodies = BodyBudget()
-        self.loop_monitor = LoopMonitor(model_name)
-        self.metrics.add(self.loop_monitor)
+        self.loop_monitor = LoopMonitor()
+        self.metrics.track_longest(*LONGEST_TURN, lambda: {(ONLY_ENGINE,): self.loop_monitor.longest})
         self.draining = False
-        client.requests.observer = self.metrics
 
     def check_open(self) -> None:
         """Raise ShuttingDownError if the server takes no new requests."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from fastapi import Request, Response
 
-from headway.client.engine_client import PendingRequest
+from headway.client.engines import Pending
 from headway.errors import DuplicateRequestError
 from headway.request import NewRequest, Transfer
 from headway.sampling import SamplingParams
@@ -53,7 +53,7 @@ async def submit(
     return await respond(request, pending, face, stream=bool(body.stream), texts=client.prompts.texts)
 
 
-async def _taken(request: Request, submit: Callable[[], PendingRequest]) -> PendingRequest:
+async def _taken(request: Request, submit: Callable[[], Pending]) -> Pending:
     """What `submit` returns. The client of an id that is in use may have left just now, and ask anew: the id is waited
     for a moment. Raises DuplicateRequestError if it is still in use then."""
     for _ in range(_TRIES):

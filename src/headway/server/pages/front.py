@@ -25,14 +25,16 @@ def wants_page(request: Request) -> bool:
 def front_page(request: Request, service: Service) -> Response:
     """The page of this server, now."""
     client = service.client
-    config, now = client.config, client.snapshot
+    now, limits = client.snapshot, [engine.config for engine in client.engines.values()]
+    num_tokens = sum((config.num_blocks - 1) * config.block_size for config in limits)
+    num_slots = sum(config.max_num_seqs for config in limits)
     health = "the server stops" if service.draining else client.why_unhealthy() or "well"
     facts = {
         "kind": kind_of(client.files),
         "computes": f"on {client.placement.device} in {client.placement.dtype}",
-        "context": f"{config.max_model_len:,} tokens",
-        "KV cache": f"{(config.num_blocks - 1) * config.block_size:,} tokens, {now.kv_cache_usage:.0%} in use",
-        "requests": f"{now.num_running:,} run on {config.max_num_seqs:,} slots, {now.num_waiting:,} wait",
+        "context": f"{client.config.max_model_len:,} tokens",
+        "KV cache": f"{num_tokens:,} tokens, {now.kv_cache_usage:.0%} in use",
+        "requests": f"{now.num_running:,} run on {num_slots:,} slots, {now.num_waiting:,} wait",
         "health": health,
     }
     has_docs = request.app.openapi_url is not None

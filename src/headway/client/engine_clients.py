@@ -1,0 +1,362 @@
+"""Several engines as an API process sees them: one surface, over an `EngineClient` each.
+
+A request goes to the engine that `EngineChoice` says, with all its prompts. Engines may come and go; an engine that is
+down, or is being restarted, gets no requests meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from types import MappingProxyType
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headway.client.engine_client import EngineClient, check_num_answers
+from headway.client.engines import Observe
+from headway.client.kv_sources import FindSource
+from headway.client.pending_request import PendingRequest
+from headway.client.prompt_encoder import PromptEncoder
+from headway.client.routed_request import RoutedRequest
+from headway.client.totals import added, counters_of
+from headway.config import EngineConfig, PauseMode, SchedulerConfig
+from headway.engine_choice import EngineChoice, Load, Prefixes
+from headway.errors import (
+    DuplicateRequestError,
+    EngineDeadError,
+    EngineRestartingError,
+    QueueFullError,
+    ShuttingDownError,
+)
+from headway.model_files import ModelFiles
+from headway.placement import Placement
+from headway.request import NewRequest
+from headway.token_ids import pack
+from headway.wire.to_client import AuditReport, Snapshot
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+T = TypeVar("T")
+
+TYPICAL_PROMPT = 256  # tokens that a waiting prompt counts as, before the engine has computed any
+logger = logging.getLogger(__name__)
+
+
+class EngineClients:
+    """See the module, and `Engines` for what its methods say. For one event loop.
+
+    files, tokenizer, config, placement: of every engine; an engine with another model has no place here.
+    engines: by name. Names are labels of the metrics, and are never used again for another engine.
+    """
+
+    def __init__(
+        self,
+        *,
+        files: ModelFiles,
+        tokenizer: PreTrainedTokenizerBase,
+        config: SchedulerConfig,
+        max_waiting: int = EngineConfig().max_waiting,
+        placement: Placement | None = None,
+        prompts: PromptEncoder | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.files = files
+        self.tokenizer = tokenizer
+        self.config = config
+        self.placement = placement or Placement()
+        self.capacity = config.max_num_seqs + max_waiting
+        self.prompts = prompts or PromptEncoder(tokenizer, config.max_model_len)
+        self.dead = asyncio.Event()
+        self.retried: Counter[str] = Counter()
+        self._clients: dict[str, EngineClient] = {}
+        self.engines: Mapping[str, EngineClient] = MappingProxyType(self._clients)
+        self._choice: EngineChoice[str] = EngineChoice()
+        self._heard: dict[str, tuple[int, int]] = {}  # restarts and pulses that the choice has been told of
+        self._observe: Observe | None = None
+        self._clock = clock
+        self._before = Snapshot()  # the counters of engines that have gone
+        self._num_added_before = 0
+        self._paused = False  # whether the operator wants all engines to be paused
+        self._shut_down = False
+        self._tasks: dict[str, asyncio.Task[None]] = {}  # of each engine: waits for its death
+        self._pausing: set[asyncio.Task[None]] = set()  # pause engines that have just come
+
+    @classmethod
+    def of(cls, clients: Mapping[str, EngineClient]) -> EngineClients:
+        """Over these engines, the first of which says what they have in common; at least one."""
+        first = next(iter(clients.values()))
+        engines = cls(
+            files=first.files,
+            tokenizer=first.tokenizer,
+            config=first.config,
+            max_waiting=first.capacity - first.config.max_num_seqs,
+            placement=first.placement,
+            prompts=first.prompts,
+        )
+        for name, client in clients.items():
+            engines.add(name, client)
+        return engines
+
+    # -- engines come and go
+
+    def add(self, name: str, client: EngineClient) -> None:
+        """An engine has come, and gets requests from now on. If the others are paused it is paused too."""
+        assert name not in self._clients, f"there is an engine {name!r}"
+        self._clients[name] = client
+        self._choose_anew(name)
+        if self._observe is not None:
+            client.requests.observer = self._observe(name)
+        self._tasks[name] = asyncio.ensure_future(self._watch(client))
+        if self._paused:
+            self._pausing.add(task := asyncio.ensure_future(client.pause("preempt", reset_prefix_cache=False)))
+            task.add_done_callback(self._pausing.discard)
+
+    def retire(self, name: str) -> None:
+        """The engine gets no new requests; running requests go on. Idempotent."""
+        self._choice.remove(name)
+
+    def remove(self, name: str) -> EngineClient:
+        """The engine has gone: for the caller to shut down, which ends its requests."""
+        self.retire(name)
+        self._tasks.pop(name).cancel()
+        client = self._clients.pop(name)
+        del self._heard[name]
+        self._before = added(counters_of(client.snapshot), self._before)
+        self._num_added_before += client.num_added
+        return client
+
+    async def _watch(self, client: EngineClient) -> None:
+        await client.dead.wait()
+        if all(other.dead.is_set() for other in self._clients.values()):
+            self.dead.set()
+
+    # -- what there is
+
+    @property
+    def snapshot(self) -> Snapshot:
+        snapshots = [client.snapshot for client in self._clients.values()]
+        total = self._before
+        for snapshot in snapshots:
+            total = added(snapshot, total)
+        deadlines = [one.next_deadline for one in snapshots if one.next_deadline is not None]
+        return total._replace(
+            paused=bool(snapshots) and all(one.paused for one in snapshots),
+            holds_admissions=bool(snapshots) and all(one.holds_admissions for one in snapshots),
+            next_deadline=min(deadlines, default=None),
+        )
+
+    @property
+    def num_open(self) -> int:
+        return sum(client.num_open for client in self._clients.values())
+
+    @property
+    def num_added(self) -> int:
+        return self._num_added_before + sum(client.num_added for client in self._clients.values())
+
+    def observe(self, observe: Observe) -> None:
+        self._observe = observe
+        for name, client in self._clients.items():
+            client.requests.observer = observe(name)
+
+    def why_unhealthy(self) -> str | None:
+        reasons = {name: client.why_unhealthy() for name, client in self._clients.items()}
+        if not reasons:
+            return "there is no engine"
+        if not all(reasons.values()):
+            return None
+        if len(reasons) == 1:
+            return next(iter(reasons.values()))
+        return "; ".join(f"engine {name}: {reason}" for name, reason in reasons.items())
+
+    # -- requests
+
+    def pack(self, token_ids: Sequence[int]) -> NDArray[np.int32]:
+        return pack(token_ids, self.files.limits.vocab_size)
+
+    def check_num_answers(self, num_prompts: int, n: int) -> None:
+        check_num_answers(num_prompts, n, self.capacity, self.config.max_num_seqs)
+
+    def submit(
+        self,
+        requests: Sequence[NewRequest],
+        *,
+        stream: bool,
+        source: FindSource | None = None,
+        shown: Sequence[str] = (),
+    ) -> RoutedRequest:
+        """See `EngineClient.submit`. All prompts go to one engine; if it dies or is full before anything has come of
+        them, to the next: see `RoutedRequest`."""
+        for request in requests:
+            if any(request.request_id in client.requests for client in self._clients.values()):
+                raise DuplicateRequestError(f"request id {request.request_id!r} is in use")
+        first = Prefixes.of(requests[0].prompt, requests[0].cache_salt)
+        prompt = replace(first, num_tokens=sum(len(request.prompt) for request in requests))
+        tried: list[str] = []
+
+        def submit_next() -> PendingRequest | None:
+            full: QueueFullError | None = None
+            while (name := self._best(prompt, tried)) is not None:
+                tried.append(name)
+                try:
+                    pending = self._clients[name].submit(requests, stream=stream, source=source, shown=shown)
+                except QueueFullError as error:
+                    full = error
+                    continue
+                self._choice.begin(name, prompt)
+                return pending
+            if full is not None:
+                raise full
+            return None
+
+        def another() -> PendingRequest | None:
+            pending = submit_next()
+            if pending is not None:
+                self.retried[tried[-2]] += 1
+                logger.info("request %s goes from engine %s to engine %s", requests[0].request_id, *tried[-2:])
+            return pending
+
+        def begun(failed: bool) -> None:
+            self._choice.end(tried[-1], prompt, failed=failed, now=self._clock())
+
+        pending = submit_next()
+        if pending is None:
+            raise self._refusal()
+        return RoutedRequest(pending, another, begun)
+
+    def _best(self, prompt: Prefixes, tried: Sequence[str]) -> str | None:
+        """The engine that gets this prompt; engines that are stuck only if there is no other. None: there is none."""
+        self._hear()
+        names = [
+            name
+            for name in self._choice.order(prompt, self._clock())
+            if name not in tried and self._clients[name].why_refused() is None
+        ]
+        return min(names, key=lambda name: self._clients[name].why_unhealthy() is not None, default=None)
+
+    def _hear(self) -> None:
+        """Tell the choice what the engines have said since the last time."""
+        for name in self._choice.engines:
+            client = self._clients[name]
+            num_restarts, num_pulses = self._heard[name]
+            if client.num_restarts != num_restarts:
+                self._choose_anew(name)
+            for _ in range(min(2, client.num_pulses - num_pulses)):  # with the second, all before the first is counted
+                self._choice.report(name, load_of(client.snapshot), client.last_heard)
+            self._heard[name] = client.num_restarts, client.num_pulses
+
+    def _choose_anew(self, name: str) -> None:
+        """An engine process with an empty cache is there."""
+        client = self._clients[name]
+        config = client.config
+        self._choice.add(name, num_cache_tokens=(config.num_blocks - 1) * config.block_size)
+        self._heard[name] = client.num_restarts, client.num_pulses
+
+    # -- calls on all engines
+
+    async def pause(self, mode: PauseMode = "abort", *, reset_prefix_cache: bool = True, timeout: float = 30.0) -> None:
+        """See `EngineClient.pause`. Engines that are being restarted begin paused. If an engine refuses, its error is
+        raised, and the other engines stay as they are: paused."""
+        clients = self._taking()
+        before, self._paused = self._paused, True
+        for client in self._clients.values():
+            if client not in clients:
+                client.begin_paused(True)
+        try:
+            await _all(client.pause(mode, reset_prefix_cache=reset_prefix_cache, timeout=timeout) for client in clients)
+        except ValueError:  # refused
+            self._paused = before
+            raise
+
+    async def resume(self) -> None:
+        clients = self._taking()
+        self._paused = False
+        for client in self._clients.values():
+            if client not in clients:
+                client.begin_paused(False)
+        await _all(client.resume() for client in clients)
+
+    async def is_paused(self) -> bool:
+        return all(await _all(client.is_paused() for client in self._taking()))
+
+    async def reset_prefix_cache(self, timeout: float = 5.0) -> int:
+        return sum(await _all(client.reset_prefix_cache(timeout) for client in self._taking()))
+
+    async def audit(self, timeout: float = 30.0) -> AuditReport:
+        """Of all engines that are there: problems and owners are named with their engine, if there are several."""
+        names = [name for name, client in self._clients.items() if client in self._taking()]
+        reports = await _all(self._clients[name].audit(timeout) for name in names)
+        if len(reports) == 1:
+            return reports[0]
+        return AuditReport(
+            problems=tuple(f"engine {name}: {one}" for name, report in zip(names, reports) for one in report.problems),
+            owners=tuple(
+                replace(owner, name=f"{owner.name} (engine {name})")
+                for name, report in zip(names, reports)
+                for owner in report.owners
+            ),
+            **{field: sum(getattr(report, field) for report in reports) for field in _AUDIT_COUNTS},
+        )
+
+    def fail_open(self) -> None:
+        for client in self._clients.values():
+            client.fail_open()
+
+    async def shutdown(self) -> None:
+        self._shut_down = True
+        tasks = [*self._tasks.values(), *self._pausing]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*(client.shutdown() for client in self._clients.values()))
+        self.prompts.texts.close()
+
+    # -- the inside
+
+    def _taking(self) -> list[EngineClient]:
+        """The engines that can be called. Raises EngineDeadError if there is none."""
+        clients = [client for client in self._clients.values() if client.why_refused() is None]
+        if not clients:
+            raise self._refusal()
+        return clients
+
+    def _refusal(self) -> EngineDeadError:
+        """Why no engine takes requests: if any of them comes back, the client is to try again."""
+        if self._shut_down:
+            return ShuttingDownError("the server is shutting down")
+        refusals = [error for client in self._clients.values() if (error := client.why_refused()) is not None]
+        if not refusals:
+            return EngineRestartingError("there is no engine yet; try again later")
+        return next((error for error in refusals if isinstance(error, EngineRestartingError)), refusals[0])
+
+
+_AUDIT_COUNTS = (
+    *("num_requests", "num_slots_used", "num_blocks_referenced", "num_blocks_free", "num_blocks_evictable"),
+    "num_leases",
+)
+
+
+async def _all(calls: Iterable[Awaitable[T]]) -> list[T]:
+    """What the calls return, once all of them have ended. Raises the first error among them."""
+    results = await asyncio.gather(*calls, return_exceptions=True)
+    values: list[T] = []
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+        values.append(result)
+    return values
+
+
+def load_of(snapshot: Snapshot) -> Load:
+    """The load of an engine, as far as its numbers show it: prompts that wait count as the mean of what the engine has
+    computed for a prompt."""
+    waiting = snapshot.num_waiting + snapshot.num_preparing
+    num_computed = snapshot.num_requests_added - waiting
+    mean = snapshot.num_prefill_tokens / num_computed if num_computed > 0 else TYPICAL_PROMPT
+    return Load(round(waiting * mean), snapshot.kv_cache_usage, snapshot.num_running)

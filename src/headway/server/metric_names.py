@@ -1,0 +1,5 @@
+"""How families of metrics are named and labelled."""
+
+PREFIX = "headway"
+ALIAS = "vllm"
+LABELS = ("model_name", "engine")

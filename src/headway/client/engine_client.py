@@ -67,9 +67,9 @@ class EngineClient:
     process is started; it gets none of the old requests, and is paused if the old one was.
 
     reopen: starts an engine process once the old one is gone. restarts: how often it may be called.
-    prompts: tokenises texts. requests: in progress. capacity: the most answers that the engine holds.
+    prompts: tokenises texts; an encoder that is given is others' too, and they close it.
+    requests: in progress. capacity: the most answers that the engine holds.
     placement: where the engine computes. address: where clients of other machines reach it, see `Ready`.
-    placement: where the engine computes. prompts: an encoder that others use too; they close it.
     dead: set when the engine has died for good; `why_unhealthy` says of what.
     wire_errors: messages to this process that were dropped. num_restarts: of the engine process.
     num_pulses: how often the engine has said its numbers. last_heard: seconds, `time.monotonic`.
@@ -305,6 +305,10 @@ class EngineClient:
         """See `Manager.audit`."""
         report: AuditReport = await self._call(to_engine.AuditEngine(timeout), timeout)
         return report
+
+    def detach(self, client: int) -> None:
+        """A client that has attached itself to the engine is gone: what is open of it is aborted."""
+        self._send(to_engine.Detach(client))
 
     def fail_open(self) -> None:
         """End every pending request with ShuttingDownError, and abort its requests in the engine."""

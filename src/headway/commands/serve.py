@@ -46,6 +46,14 @@ def command(
             show_default="the first key of this server without a tenant",
         ),
     ] = None,
+    ray: Annotated[
+        bool,
+        typer.Option(
+            "--ray",
+            help="Serve by replicas on a Ray cluster: that of this machine, of RAY_ADDRESS, or a new one. See "
+            "docs/ray.md.",
+        ),
+    ] = False,
 ) -> None:
     """Serve a model by OpenAI's HTTP API."""
     log_to_standard_error(server.log_format, server.log_level)
@@ -53,4 +61,8 @@ def command(
     from headway.server.serve import serve  # takes a second
 
     server = replace(server, prefill=tuple(prefill), prefill_api_key=prefill_api_key or server.prefill_api_key)
+    if ray:
+        from headway.cluster.ray.start import serve_command
+
+        raise typer.Exit(serve_command(config, server))
     raise typer.Exit(serve(config, server))

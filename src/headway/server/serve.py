@@ -56,7 +56,7 @@ def serve(config: EngineConfig, settings: ServerSettings | None = None) -> int:
     log_to_standard_error(settings.log_format, settings.log_level)
     engine_args = (*settings.engine_args, "--log-format", settings.log_format, "--log-level", settings.log_level)
     try:
-        make_app = _app_of(config, settings)
+        make_app = app_of(config, settings)
         restarts = RestartBudget(settings.engine_restarts)
         start = partial(EngineClient.start, config, engine_args=engine_args, restarts=restarts)
         with bind(settings.host, settings.port) as listening:
@@ -68,7 +68,7 @@ def serve(config: EngineConfig, settings: ServerSettings | None = None) -> int:
     return BAD_START
 
 
-def _app_of(config: EngineConfig, settings: ServerSettings) -> Callable[[Engines, str], FastAPI]:
+def app_of(config: EngineConfig, settings: ServerSettings) -> Callable[[Engines, str], FastAPI]:
     """Makes the application, once there is an engine. Raises ValueError for settings that do not fit the engine."""
     make_app = partial(
         create_app,

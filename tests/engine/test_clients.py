@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 
 import pytest
 
@@ -12,12 +12,17 @@ from headway.request import FinishReason
 from headway.wire import to_client, to_engine
 from headway.wire.launch import input_address, output_address
 from headway.wire.uids import UID_BITS
-from tests.engine.test_process import CONFIG, MODEL, SIMULATED, Ear, add, link
-
-__all__ = ["link"]  # a fixture
+from tests.engine.test_process import CONFIG, MODEL, SIMULATED, Ear, add, start
 
 PATIENCE = 60.0  # seconds
-LONG = 120  # tokens; more than any test waits for
+LONG = 120  # tokens, of 0.1 s each; a request of so many does not end by itself while a test looks on
+
+
+@pytest.fixture
+async def link() -> AsyncIterator[ProcessLink]:
+    link = await start(step_seconds=0.1)
+    yield link
+    await link.close()
 
 
 def a_client(link: ProcessLink, number: int) -> AttachedLink:
@@ -81,9 +86,11 @@ async def test_a_client_that_goes_takes_its_requests_along_and_no_other(link: Pr
     second.send(to_engine.AddGroup([add(uid(1, number), f"b{number}", max_tokens=LONG) for number in range(3)]))
     await until_pulse(first, lambda pulse: pulse.snapshot.num_running == 4)
     await second.close()
-    await until_pulse(first, lambda pulse: pulse.snapshot.num_requests_ended == 3)
+    pulse = await until_pulse(first, lambda pulse: pulse.snapshot.num_requests_ended == 3)
+    assert pulse.snapshot.num_generation_tokens < 3 * LONG
     assert uid(0) not in first.ends()
-    assert (await first.until_ended(uid(0)))[uid(0)].reason is FinishReason.LENGTH
+    link.send(to_engine.Finish([uid(0)]))
+    assert (await first.until_ended(uid(0)))[uid(0)].reason is FinishReason.STOP
     assert tokens_of(first) == {uid(0)}
 
 
@@ -93,7 +100,8 @@ async def test_a_client_that_is_killed_is_told_of_by_another(link: ProcessLink) 
     dead.send(to_engine.AddGroup([add(uid(1), "b", max_tokens=LONG)]))
     await until_pulse(first, lambda pulse: pulse.snapshot.num_running == 1)
     link.send(to_engine.Detach(1))
-    await until_pulse(first, lambda pulse: pulse.snapshot.num_requests_ended == 1)
+    pulse = await until_pulse(first, lambda pulse: pulse.snapshot.num_requests_ended == 1)
+    assert pulse.snapshot.num_generation_tokens < LONG
     link.send(to_engine.AddGroup([add(uid(0), "b")]))  # the id is free again
     await first.until_ended(uid(0))
     dead.engine_has_ended("as far as it knows")

@@ -49,6 +49,7 @@ def test_options_come_back_from_the_text_that_replicas_get() -> None:
         ({"engines": 3, "max_engines": 2}, "max_engines must be at least engines"),
         ({"prefill_engines": -1}, "prefill_engines must be at least 0"),
         ({"cpus_per_engine": -1}, "cpus_per_engine must be a number of at least 0"),
+        ({"router": "random"}, "router: Invalid enum value 'random'"),
         ({"ttft_target": 0}, "ttft_target must be above 0"),
         ({"engine": {"role": "decode"}}, "got role decode"),
         ({"engine": 5}, "engine takes names and values"),

@@ -18,7 +18,11 @@ from headway.cluster.ray.options import ClusterOptions
 from headway.config import Role
 from headway.logs import log_to_standard_error
 
-_ROUTER = "headway.cluster.ray.request_router:EngineRouter"
+_ROUTERS = {
+    "prefix": "headway.cluster.ray.request_router:EngineRouter",
+    "ray": "headway.cluster.ray.request_router:DefaultRouter",
+    "round-robin": "headway.cluster.ray.request_router:TurnsRouter",
+}
 _POLICY = "headway.cluster.ray.scaling:ScalingPolicy"
 _BEYOND_DRAIN_S = 15.0  # that a replica may take to end beyond the time of its requests
 _STATS_SECONDS = 1.0
@@ -121,7 +125,7 @@ def _engines(name: str, options: ClusterOptions, scales: bool) -> Any:
         ray_actor_options=_resources(options.cpus_per_engine, options.gpus_per_engine),
         max_ongoing_requests=options.most_requests,
         max_queued_requests=options.most_requests,
-        request_router_config={"request_router_class": _ROUTER},
+        request_router_config={"request_router_class": _ROUTERS[options.router]},
         logging_config=_QUIET,
         health_check_period_s=2.0,
         health_check_timeout_s=10.0,

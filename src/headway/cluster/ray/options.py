@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import msgspec
 
@@ -14,6 +14,7 @@ from headway.server.settings import ServerSettings
 from headway.spelling import near
 
 T = TypeVar("T")
+RouterName = Literal["prefix", "ray", "round-robin"]
 
 _OF_THE_PROXY = ("host", "port", "tls")  # settings of Ray's own HTTP server
 _ELSEWHERE = ("prefill", "prefill_api_key", "engine_restarts")
@@ -30,6 +31,8 @@ class ClusterOptions:
     ttft_target: seconds to the first token at which an engine counts as fully loaded.
     target_load: the load that autoscaling aims at, 1: full.
     upscale_delay, downscale_delay: seconds for which the load must ask for another number.
+    router: who chooses the engine of a request. "prefix": the cache and the load; "ray": Ray's default, the less busy
+        one of two; "round-robin".
 
     Raises ValueError, naming the value and the limit, for anything that could not work.
     """
@@ -47,6 +50,7 @@ class ClusterOptions:
     target_load: float = 0.7
     upscale_delay: float = 10.0
     downscale_delay: float = 120.0
+    router: RouterName = "prefix"
 
     def __post_init__(self) -> None:
         for name in ("engines", "apis"):
@@ -62,6 +66,8 @@ class ClusterOptions:
         for name in ("ttft_target", "target_load"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+        if self.router not in get_args(RouterName):
+            raise ValueError(f"router must be one of {', '.join(get_args(RouterName))}, got {self.router!r}")
         if self.config.role is not Role.MIXED:
             raise ValueError(
                 f"prefill_engines gives the engines their roles, got role {self.config.role}: leave it out"
@@ -107,7 +113,7 @@ class ClusterOptions:
         own = {one.name for one in fields(cls)} - {"config", "settings"}
         _check_names("", given, own | {"engine", "server", "model"})
         values = {one.name: one.type for one in fields(cls) if one.name in given}
-        numbers = {name: _converted(name, given[name], _NUMBERS[str(kind)]) for name, kind in values.items()}
+        numbers = {name: _converted(name, given[name], _TYPES[str(kind)]) for name, kind in values.items()}
         return cls(
             config=_record("engine", engine, EngineConfig),
             settings=_record("server", server, ServerSettings),
@@ -124,7 +130,7 @@ class ClusterOptions:
         return msgspec.json.decode(text, type=cls)
 
 
-_NUMBERS: dict[str, Any] = {"int": int, "float": float, "int | None": int | None}
+_TYPES: dict[str, Any] = {"int": int, "float": float, "int | None": int | None, "RouterName": RouterName}
 
 
 def _mapping(name: str, value: object) -> Mapping[str, Any]:

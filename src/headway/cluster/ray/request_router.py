@@ -7,26 +7,16 @@ from __future__ import annotations
 
 from typing import Any
 
+from ray.serve._private.request_router.pow_2_router import PowerOfTwoChoicesRequestRouter
+from ray.serve.experimental.round_robin_router import RoundRobinRouter
 from ray.serve.request_router import PendingRequest, ReplicaID, ReplicaResult, RequestRouter, RunningReplica
 
 from headway.cluster.ray import offices
 
 
-class EngineRouter(RequestRouter):
-    """Chooses the engine with most of the prompt in its cache, if its load allows. The first argument of a call is its
+class _TellsTheOffice(RequestRouter):
+    """The office learns which replicas run, and which of them took a call. The first argument of a call is its
     ticket."""
-
-    async def choose_replicas(
-        self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
-    ) -> list[list[RunningReplica]]:
-        """Ranks, each of one replica; a process without an office has one rank of all."""
-        office = offices.of(self._deployment_id.name)
-        if office is None or pending_request is None or not pending_request.args:
-            return [candidate_replicas]
-        pending_request.routing_context.should_backoff = True  # where all are full, Ray asks again, and not at once
-        replicas = {replica.replica_id.unique_id: replica for replica in candidate_replicas}
-        order = [name for name in office.order(pending_request.args[0]) if name in replicas]
-        return [[replicas[name]] for name in order]
 
     def on_request_routed(
         self,
@@ -44,3 +34,27 @@ class EngineRouter(RequestRouter):
         super().update_replicas(replicas)
         metadata: dict[str, dict[str, Any]] = {one.replica_id.unique_id: one.replica_metadata for one in replicas}
         offices.tell_running(self._deployment_id.name, metadata)
+
+
+class EngineRouter(_TellsTheOffice):
+    """Chooses the engine with most of the prompt in its cache, if its load allows."""
+
+    async def choose_replicas(
+        self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
+    ) -> list[list[RunningReplica]]:
+        """Ranks, each of one replica; a process without an office has one rank of all."""
+        office = offices.of(self._deployment_id.name)
+        if office is None or pending_request is None or not pending_request.args:
+            return [candidate_replicas]
+        pending_request.routing_context.should_backoff = True  # where all are full, Ray asks again, and not at once
+        replicas = {replica.replica_id.unique_id: replica for replica in candidate_replicas}
+        order = [name for name in office.order(pending_request.args[0]) if name in replicas]
+        return [[replicas[name]] for name in order]
+
+
+class DefaultRouter(_TellsTheOffice, PowerOfTwoChoicesRequestRouter):
+    """Ray's own choice: the less busy one of two."""
+
+
+class TurnsRouter(_TellsTheOffice, RoundRobinRouter):
+    """One replica after the other."""

@@ -9,7 +9,7 @@ ARGS   ?=
 # Other engines whose schedulers `make bench` measures beside ours; vLLM's source is fetched the first time.
 PEERS  ?= vllm
 
-.PHONY: help setup demo serve test docs fuzz adapters clients router-check mutants golden lint format bench soak gpu-check model-check clean
+.PHONY: help setup demo serve test docs fuzz adapters clients cluster router-check mutants golden lint format bench soak gpu-check model-check clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1	/' | expand -t 21
@@ -46,6 +46,9 @@ adapters: $(READY)  ## vLLM's and FastDeploy's own engines with our scheduler be
 
 clients: $(READY)  ## Official clients by their own calls against our server (makes their environments once); docs/clients.md
 	OMP_NUM_THREADS=1 $(BIN)/python tools/clients.py $(ARGS)
+
+cluster: $(READY)  ## A Ray cluster on this machine: answers, deaths, scaling, routing, costs (makes its environment once)
+	OMP_NUM_THREADS=1 $(BIN)/python tools/cluster.py $(ARGS)
 
 mutants: $(READY)  ## Bring back each flaw of the original, one at a time: the tests that guard against it must fail
 	$(BIN)/python tools/mutants.py $(ARGS)

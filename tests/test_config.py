@@ -53,6 +53,13 @@ def test_a_role_may_be_given_by_name() -> None:
     assert config.for_scheduler(max_model_len=64, num_blocks=512).role is Role.PREFILL
 
 
+def test_any_engine_may_be_pulled_from_only_if_a_secret_tells_which_are_meant() -> None:
+    config = EngineConfig(role=Role.DECODE, kv_peers="*", kv_secret="s" * 16)
+    assert config.moves_kv and config.kv_addresses == {}
+    with pytest.raises(ValueError, match="needs kv_secret"):
+        EngineConfig(role=Role.DECODE, kv_peers="*")
+
+
 @pytest.mark.parametrize("option", [{"kv_listen": "127.0.0.1:1"}, {"kv_peers": "a:1,b:2"}], ids=str)
 def test_an_engine_that_computes_everything_moves_no_kv(option: dict[str, str]) -> None:
     with pytest.raises(ValueError, match="role is prefill or decode, got role mixed"):

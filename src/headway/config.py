@@ -22,6 +22,7 @@ class Role(StrEnum):
     DECODE = "decode"
 
 
+ANY_PEER = "*"  # as `EngineConfig.kv_peers`
 KV_SECRET_VARIABLE = "HEADWAY_KV_SECRET"  # of the environment, where `EngineConfig.kv_secret` is not given
 
 
@@ -255,7 +256,8 @@ class EngineConfig(SchedulingOptions):
     kv_listen: "HOST:PORT" where other engines may read the KV that this engine lends; port 0: any free one. None:
         nothing is lent.
     kv_peers: "HOST:PORT", with commas between: the engines whose KV this engine may pull, by the names that they give
-        themselves. "NAME=HOST:PORT" for an engine that is reached at another address than its name, which is the
+        themselves. "*": every engine that knows `kv_secret`, which must be given then; for clusters where engines come
+        and go. "NAME=HOST:PORT" for an engine that is reached at another address than its name, which is the
         HOST:PORT of its `kv_listen`. Requests can name no other address.
     kv_secret: shared by engines that are not on one host; at least 16 characters.
     kv_transport: how KV is read from other engines. NIXL needs an extra and must be chosen on both sides; `tcp` also
@@ -306,6 +308,8 @@ class EngineConfig(SchedulingOptions):
             raise ValueError(f"step_timeout must be above 0 seconds, got {self.step_timeout}")
         if self.kv_listen is not None:
             host_and_port("kv_listen", self.kv_listen)
+        if self.kv_peers == ANY_PEER and self.kv_secret is None:
+            raise ValueError(f"kv_peers {ANY_PEER!r} needs kv_secret: without it any program could be connected to")
         if self.moves_kv and self.role is Role.MIXED:
             raise ValueError("kv_listen and kv_peers are for engines whose role is prefill or decode, got role mixed")
         if self.kv_events is not None and not self.enable_prefix_caching:
@@ -318,7 +322,9 @@ class EngineConfig(SchedulingOptions):
     @property
     def kv_addresses(self) -> dict[tuple[str, int], tuple[str, int]]:
         """The addresses of `kv_peers`, by the names of the engines. Raises ValueError for another text."""
-        addresses = {}
+        addresses: dict[tuple[str, int], tuple[str, int]] = {}
+        if self.kv_peers == ANY_PEER:
+            return addresses
         for peer in filter(None, (peer.strip() for peer in self.kv_peers.split(","))):
             name, _, address = peer.rpartition("=")
             addresses[host_and_port("kv_peers", name or address)] = host_and_port("kv_peers", address)
@@ -336,7 +342,7 @@ class EngineConfig(SchedulingOptions):
     @property
     def moves_kv(self) -> bool:
         """Whether this engine lends KV to others, or pulls it from them."""
-        return self.kv_listen is not None or bool(self.kv_addresses)
+        return self.kv_listen is not None or self.kv_peers == ANY_PEER or bool(self.kv_addresses)
 
     def for_scheduler(self, *, max_model_len: int, num_blocks: int, reads_same_step: bool = False) -> SchedulerConfig:
         """The limits of the core, once the length of the model, the blocks and the ways of the device are known."""

@@ -67,8 +67,9 @@ class EngineClient:
     process is started; it gets none of the old requests, and is paused if the old one was.
 
     reopen: starts an engine process once the old one is gone. restarts: how often it may be called.
-    prompts: tokenises texts. requests: in progress. capacity: the most answers that the engine holds.
-    placement: where the engine computes. prompts: an encoder that others use too; they close it.
+    prompts: tokenises texts; an encoder that is given is others' too, and they close it.
+    requests: in progress. capacity: the most answers that the engine holds.
+    placement: where the engine computes. address: where clients of other machines reach it, see `Ready`.
     dead: set when the engine has died for good; `why_unhealthy` says of what.
     wire_errors: messages to this process that were dropped. num_restarts: of the engine process.
     num_pulses: how often the engine has said its numbers. last_heard: seconds, `time.monotonic`.
@@ -87,12 +88,14 @@ class EngineClient:
         restarts: Restarts | None = None,
         max_waiting: int = EngineConfig().max_waiting,
         placement: Placement | None = None,
+        address: str | None = None,
         prompts: PromptEncoder | None = None,
     ) -> None:
         self.files = files
         self.tokenizer = tokenizer
         self.config = config
         self.placement = placement or Placement()
+        self.address = address
         self.wire_errors = WireErrors("client")
         self.num_restarts = 0
         self.dead = asyncio.Event()
@@ -124,19 +127,25 @@ class EngineClient:
 
     @classmethod
     async def start(
-        cls, config: EngineConfig, *, engine_args: Sequence[str] = (), restarts: RestartBudget | None = None
+        cls,
+        config: EngineConfig,
+        *,
+        engine_args: Sequence[str] = (),
+        restarts: RestartBudget | None = None,
+        listen: str | None = None,
     ) -> EngineClient:
         """Start an engine process and wait until it takes requests.
 
         engine_args: for the engine process, see `python -m headway.engine.process --help`.
         restarts: how often the engine may be restarted if it dies; None: never.
+        listen: see `Launch`; then the engine cannot be restarted, as its other clients would not find it.
         Raises EngineStartError, or ValueError for a model that cannot be served.
         """
         async with unless_it_fails(await ProcessLink.open(engine_args)) as link:
             files = await in_thread(partial(ModelFiles.resolve, config))  # while the engine process imports libraries
             # The engine gets the folder, so that the two can never read different revisions of a hub model.
             found = replace(config, model=str(files.path), served_model_name=files.name)
-            link.launch(found, files.limits)
+            link.launch(found, files.limits, listen=listen)
             logger.info("found the model in %s; loading its tokenizer", files.path)
             tokenizer = await in_thread(files.load_tokenizer)
             ready = await link.wait_ready()
@@ -156,6 +165,7 @@ class EngineClient:
             restarts=restarts,
             max_waiting=config.max_waiting,
             placement=ready.placement,
+            address=ready.address,
         )
 
     def check_num_answers(self, num_prompts: int, n: int) -> None:
@@ -300,6 +310,10 @@ class EngineClient:
         """See `Manager.audit`."""
         report: AuditReport = await self._call(to_engine.AuditEngine(timeout), timeout)
         return report
+
+    def detach(self, client: int) -> None:
+        """A client that has attached itself to the engine is gone: what is open of it is aborted."""
+        self._send(to_engine.Detach(client))
 
     def fail_open(self) -> None:
         """End every pending request with ShuttingDownError, and abort its requests in the engine."""

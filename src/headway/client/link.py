@@ -18,7 +18,7 @@ import zmq.asyncio
 
 from headway.config import EngineConfig
 from headway.model_limits import ModelLimits
-from headway.wire import codec, to_client, to_engine
+from headway.wire import codec, encrypted, to_client, to_engine
 from headway.wire.launch import Launch, input_address, output_address
 from headway.wire.wire_errors import WireError, WireErrors
 
@@ -67,7 +67,8 @@ async def unless_it_fails(link: ProcessLink) -> AsyncIterator[ProcessLink]:
 class EngineSockets:
     """The sockets of one client of an engine.
 
-    commands, outputs: the addresses where the engine and this client receive messages. Raises zmq.ZMQError for an
+    commands, outputs: the addresses where the engine and this client receive messages; on `outputs` of tcp any free
+        port can be asked for. address: of this client, for the engine. Raises zmq.ZMQError for an
     address where this process cannot listen.
     """
 
@@ -80,16 +81,15 @@ class EngineSockets:
         self._outputs = zmq.asyncio.Socket(self._context, zmq.PULL)
         self._outputs.set_hwm(0)
         try:
-            self._commands.connect(commands)
-            self._outputs.bind(outputs)
+            encrypted.connect(self._commands, commands)
+            if outputs.startswith("tcp://"):
+                self.address = encrypted.listen(self._outputs, outputs)
+            else:
+                self._outputs.bind(outputs)
+                self.address = outputs
         except zmq.ZMQError:
             self.close()
             raise
-
-    @property
-    def address(self) -> str:
-        """Where this client listens, with the port that the system chose."""
-        return self._outputs.getsockopt_string(zmq.LAST_ENDPOINT)
 
     @property
     def closed(self) -> bool:
@@ -115,14 +115,16 @@ class AttachedLink:
     by `engine_has_ended`.
 
     commands: the address where the engine receives messages. outputs: an address where this process can listen, of any
-    free port: `tcp://10.0.0.1:*`. client: the number of this process, which the engine must never have seen before.
-    pid: of the engine process. Raises zmq.ZMQError for an address that cannot be used.
+    free port: `tcp://10.0.0.1:*`, where the engine may have another clock. client: the number of this process, which
+    the engine must never have seen before. pid: of the engine process. Raises zmq.ZMQError for an address that cannot
+    be used.
     """
 
     def __init__(self, commands: str, outputs: str, client: int, pid: int) -> None:
         self.pid = pid
         self.client = client
         self._sockets = EngineSockets(commands, outputs)
+        self._is_far = outputs.startswith("tcp://")
         self._end: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     async def attach(self) -> to_client.Ready:
@@ -137,7 +139,7 @@ class AttachedLink:
 
     def send(self, message: to_engine.ToEngine) -> None:
         if not self._sockets.closed:
-            self._sockets.send(message)
+            self._sockets.send(_without_times(message) if self._is_far else message)
 
     async def receive(self) -> to_client.ToClient:
         return await self._sockets.receive()
@@ -153,6 +155,17 @@ class AttachedLink:
         if lives:
             self.send(to_engine.Detach(self.client))
         self._sockets.close(linger_ms=LEAVE_MS if lives else 0)
+
+
+def _without_times(message: to_engine.ToEngine) -> to_engine.ToEngine:
+    """The message for an engine whose clock may be another: it takes the time when it gets it."""
+    match message:
+        case to_engine.AddGroup(requests):
+            for request in requests:
+                request.arrival_time = None
+        case to_engine.Call(number, call):
+            return to_engine.Call(number, call)
+    return message
 
 
 async def first_word(link: Link) -> to_client.Ready:
@@ -221,11 +234,13 @@ class ProcessLink:
             raise
         return cls(process, socket_dir)
 
-    def launch(self, config: EngineConfig, limits: ModelLimits, *, paused: bool = False) -> None:
+    def launch(
+        self, config: EngineConfig, limits: ModelLimits, *, paused: bool = False, listen: str | None = None
+    ) -> None:
         """Tell the process what to run. Standard input stays open: its end tells the process that the parent is
-        gone. paused: whether the engine begins paused."""
+        gone. paused: whether the engine begins paused. listen: see `Launch`."""
         assert self.process.stdin is not None
-        line = msgspec.json.encode(Launch(config, limits, self.socket_dir, paused=paused))
+        line = msgspec.json.encode(Launch(config, limits, self.socket_dir, paused=paused, listen=listen))
         self.process.stdin.write(line + b"\n")
 
     async def wait_ready(self) -> to_client.Ready:

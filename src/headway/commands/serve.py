@@ -62,6 +62,14 @@ def command(
             help="Engines that share the requests, each with the whole model, and on GPUs with devices of its own.",
         ),
     ] = 1,
+    ray: Annotated[
+        bool,
+        typer.Option(
+            "--ray",
+            help="Serve by replicas on a Ray cluster: that of this machine, of RAY_ADDRESS, or a new one. See "
+            "docs/ray.md.",
+        ),
+    ] = False,
 ) -> None:
     """Serve a model by OpenAI's HTTP API."""
     server = replace(
@@ -74,6 +82,10 @@ def command(
     log_to_standard_error(server.log_format, server.log_level)
     logger.info("Headway %s starts: model %s", __version__, config.model or "of its own (no MODEL was named)")
     # Imported here: each takes a second.
+    if ray:
+        from headway.cluster.ray.start import serve_command
+
+        raise typer.Exit(serve_command(config, server))
     if server.api_server_count > 1 or server.data_parallel_size > 1:
         from headway.cluster.supervisor import serve_supervised
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
-from headway.config import KV_SECRET_VARIABLE, EngineConfig, host_and_port
+from headway.config import ANY_PEER, KV_SECRET_VARIABLE, EngineConfig, host_and_port
 from headway.managers import Manager
 from headway.request import Request
 from headway.scheduler.batch import LongArray
@@ -92,6 +92,7 @@ def connector_of(config: EngineConfig, memory: KVMemory, manager: Manager) -> Co
             listens=listens,
             secret=None if secret is None else secret.encode(),
             transport=config.kv_transport,
+            any_peer=config.kv_peers == ANY_PEER,
         )
     except OSError as error:
         raise ValueError(f"no KV can be lent at {listens[0]}:{listens[1]}: {error.strerror or error}") from None

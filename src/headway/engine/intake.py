@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import zmq
 
@@ -13,7 +13,7 @@ from headway.engine.engine import Engine
 from headway.engine.output import Output, connect_output
 from headway.errors import EngineDeadError
 from headway.request import NewRequest, Transfer
-from headway.wire import codec, to_client, to_engine
+from headway.wire import codec, encrypted, to_client, to_engine
 from headway.wire.checks import check_to_engine
 from headway.wire.launch import Launch, input_address
 from headway.wire.refusals import kind_of
@@ -24,9 +24,10 @@ logger = logging.getLogger(__name__)
 
 
 class Intake:
-    """Passes wire messages of the API processes on to the engine, and knows which processes there are. Owns its socket;
-    only one thread uses it.
+    """Passes wire messages of the API processes on to the engine, and knows which processes there are. Owns its
+    sockets; only one thread uses it.
 
+    address: where clients of other machines reach it; None: nowhere.
     errors: counts what reaches the socket and is no message; it is dropped. Other threads may read the count.
     """
 
@@ -47,12 +48,18 @@ class Intake:
         self._commands = context.socket(zmq.PULL)
         self._commands.set_hwm(0)  # no limit here: the door bounds the requests, and a refused one is dropped
         self._commands.bind(input_address(launch.socket_dir))
+        self.address: str | None = None
+        self._sockets = [self._commands]
+        if launch.listen is not None:
+            remote = context.socket(zmq.PULL)
+            remote.set_hwm(0)
+            self._sockets.append(remote)
+            self.address = encrypted.listen(remote, f"tcp://{launch.listen}:*")
         self.errors = WireErrors("engine")
 
     def run(self) -> float:
         """Serve until the message `Shutdown`; returns its grace in seconds."""
-        while True:
-            frames = self._commands.recv_multipart()
+        for frames in self._received():
             try:
                 message = codec.decode_to_engine(codec.only_frame(frames))
                 check_to_engine(message, self._clients)
@@ -77,6 +84,19 @@ class Intake:
                     self._detach(client)
                 case to_engine.Shutdown(grace):
                     return grace
+        raise AssertionError("messages never end")
+
+    def _received(self) -> Iterator[list[bytes]]:
+        """The messages, as they come."""
+        if len(self._sockets) == 1:
+            while True:
+                yield self._commands.recv_multipart()
+        poller = zmq.Poller()
+        for socket in self._sockets:
+            poller.register(socket, zmq.POLLIN)
+        while True:
+            for socket, _ in poller.poll():
+                yield socket.recv_multipart()
 
     def _attach(self, message: to_engine.Attach) -> None:
         """Raises WireError for a number that is or was in use, and for an address unknown to ZeroMQ."""
@@ -132,4 +152,5 @@ class Intake:
         self._output.answer(client_of(uid), message)
 
     def close(self) -> None:
-        self._commands.close()
+        for socket in self._sockets:
+            socket.close()

@@ -14,7 +14,7 @@ import zmq
 from headway.engine import interpreter
 from headway.engine.engine import Engine
 from headway.scheduler.effects import Effects
-from headway.wire import codec, to_client
+from headway.wire import codec, encrypted, to_client
 from headway.wire.uids import client_of, effects_of_client
 from headway.wire.wire_errors import WireErrors
 
@@ -53,6 +53,7 @@ class Output:
         self.put: Callable[[Effects], None] = self._queue.put
         self.reply: Callable[[Reply], None] = self._queue.put
         self._thread: threading.Thread | None = None
+        self._address: str | None = None  # where clients of other machines reach the engine
         self._sockets: dict[int, Socket] = {}  # by client; of the thread alone
         self._splits = False  # whether there ever was a client beside the first one
 
@@ -68,8 +69,10 @@ class Output:
         """Send nothing more to this client, also of what is on its way."""
         self._queue.put(_Gone(client))
 
-    def start(self, engine: Engine, errors: WireErrors) -> None:
-        """Start the thread that sends. engine: its snapshot and its health make the pulse; errors: of the intake."""
+    def start(self, engine: Engine, errors: WireErrors, address: str | None = None) -> None:
+        """Start the thread that sends. engine: its snapshot and its health make the pulse; errors, address: of the
+        intake."""
+        self._address = address
         self._thread = threading.Thread(target=self._run, args=(engine, errors), name="headway-output", daemon=True)
         self._thread.start()
 
@@ -93,7 +96,7 @@ class Output:
                 elif isinstance(item, _Come):
                     self._splits |= bool(self._sockets)
                     self._sockets[item.client] = item.socket
-                    self._send(item.client, to_client.Ready(engine.manager.config, engine.placement))
+                    self._send(item.client, to_client.Ready(engine.manager.config, engine.placement, self._address))
                 elif isinstance(item, _Gone):
                     self._forget(item.client)
                 elif isinstance(item, _Answer):
@@ -134,7 +137,7 @@ def connect_output(context: zmq.Context[Socket], address: str) -> Socket:
     socket.set_hwm(0)  # no limit here: the running requests are the limit, and a slow reader must not stop the thread
     socket.setsockopt(zmq.LINGER, LINGER_MS)
     try:
-        socket.connect(address)
+        encrypted.connect(socket, address)
     except zmq.ZMQError:
         socket.close(linger=0)
         raise

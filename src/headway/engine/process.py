@@ -93,7 +93,7 @@ def run(launch: Launch, build: Build) -> int:
     if launch.paused:
         engine.manager.pause()
     output.attach(0, parent)
-    output.start(engine, intake.errors)
+    output.start(engine, intake.errors, intake.address)
     status, grace = 0, 0.0
     try:
         grace = intake.run()

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 MAX_TRIES = 2  # engines that are asked for one prompt
 MAX_ANSWER_BYTES = 2**17  # of P: one token, and `kv_transfer_params` of at most 16 KiB
 _CONTENTS = frozenset({400, 413, 422})  # statuses that judge the contents of a request
-_LENDS = {"do_remote_decode": True, "do_remote_prefill": False}
+LENDS = {"do_remote_decode": True, "do_remote_prefill": False}
 
 
 class Outcome(StrEnum):
@@ -93,7 +93,7 @@ class PrefillEngines:
 
         tell: gets what P lends, `kv_transfer_params`, as soon as P has taken the prompt; None: no engine lends it.
         """
-        body = {**sampling, "prompt": token_ids, "max_tokens": 1, "stream": True, "kv_transfer_params": _LENDS}
+        body = {**sampling, "prompt": token_ids, "max_tokens": 1, "stream": True, "kv_transfer_params": LENDS}
         prompt = Prefixes.of(token_ids)
         for engine in self._choice.order(prompt, self._clock())[:MAX_TRIES]:
             self.num_asked += 1

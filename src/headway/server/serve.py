@@ -79,7 +79,7 @@ def serve_with(
     BoundedProtocol.limit = raise_file_limit()
     log_to_standard_error(settings.log_format, settings.log_level)
     try:
-        make_app = _app_of(config, settings)
+        make_app = app_of(config, settings)
         with listen() as listening:
             return asyncio.run(_serve(start, listening, settings, make_app, says_what))
     except OSError as error:
@@ -89,7 +89,7 @@ def serve_with(
     return BAD_START
 
 
-def _app_of(config: EngineConfig, settings: ServerSettings) -> Callable[[Engines, str], FastAPI]:
+def app_of(config: EngineConfig, settings: ServerSettings) -> Callable[[Engines, str], FastAPI]:
     """Makes the application, once there is an engine. Raises ValueError for settings that do not fit the engine."""
     make_app = partial(
         create_app,

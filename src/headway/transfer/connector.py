@@ -43,6 +43,7 @@ class KVConnector:
 
     manager: gets every outcome. num_token_ids: token ids go from 0 to one less.
     peers: the addresses that may be connected to, by what a request calls them; everything else is refused.
+    any_peer: every address may be connected to; the secret tells who is a peer.
     address: where peers find this engine, as D's `peers` call it; None: where it listens.
     listens: (host, port); port 0: any. lease_seconds: `lend_timeout` of the core.
     transport: see `LenderServer` and `PeerSetting`.
@@ -62,6 +63,7 @@ class KVConnector:
         secret: bytes | None = None,
         num_streams: int = 4,
         transport: KVTransport = KVTransport.AUTO,
+        any_peer: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         handshake.check_secret(secret)
@@ -70,6 +72,7 @@ class KVConnector:
         self._manager = manager
         self._setting = PeerSetting(memory, num_token_ids, secret, clock, num_streams, transport)
         self._known = dict(peers or {})
+        self._knows_all = any_peer
         self._peers: dict[Address, Peer] = {}
         self._at: dict[int, Peer] = {}  # where a request is wanted from
         self._sourceless: dict[int, Pull] = {}  # what takes a pull out of here answers for it
@@ -234,7 +237,7 @@ class KVConnector:
             self._failures[Failure.BAD_PARAMS] += 1
             raise
         name = (handover.host, handover.port)
-        address = self._known.get(name)
+        address = name if self._knows_all else self._known.get(name)
         if address is None:
             self._failures[Failure.UNKNOWN_PEER] += 1
             raise ValueError(f"{name[0]}:{name[1]} is not among the KV peers of this engine (--kv-peers)")

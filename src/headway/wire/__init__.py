@@ -7,6 +7,7 @@ The process that started the engine is client 0. Others come by `Attach` and go 
 
     to_engine.py   the messages to the engine process        to_client.py   the messages to an API process
     launch.py      how an engine process is started          refusals.py    errors that cross
+    encrypted.py   sockets between machines
     codec.py       messages as bytes                         uids.py        which API process a uid belongs to
     checks.py      what a message must keep to               wire_errors.py messages that are dropped, and counted
 

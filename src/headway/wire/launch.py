@@ -17,12 +17,15 @@ class Launch(msgspec.Struct, frozen=True):
     limits: the limits of the model, which the API process has read from the model's files.
     socket_dir: the private folder of the sockets; the engine process removes it if its parent is gone.
     paused: whether the engine begins paused, because the engine process before it was.
+    listen: a host of this machine where clients of other machines reach the engine too, see `encrypted.py`; None:
+        there are none. `Ready.address` tells the address.
     """
 
     config: EngineConfig
     limits: ModelLimits
     socket_dir: str
     paused: bool = False
+    listen: str | None = None
 
 
 def input_address(socket_dir: str) -> str:

@@ -32,10 +32,14 @@ __all__ = [
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True, array_like=True):
-    """The engine is loaded and takes requests. config: the limits in force, with the number of blocks."""
+    """The engine is loaded and takes requests. config: the limits in force, with the number of blocks.
+
+    address: where clients of other machines reach the engine, see `Launch.listen`; None: nowhere.
+    """
 
     config: SchedulerConfig
     placement: Placement = Placement()
+    address: str | None = None
 
 
 class LoadFailed(msgspec.Struct, frozen=True, tag=True, array_like=True):

@@ -1,0 +1,119 @@
+"""One API process of a cluster: the application of `server/`, over engines that Ray brings."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from fastapi import FastAPI
+from ray.serve.exceptions import BackPressureError
+
+from headway.client.in_thread import in_thread
+from headway.cluster.ray import offices
+from headway.cluster.ray.identity import digest_of
+from headway.cluster.ray.lenders import Lenders
+from headway.cluster.ray.options import ClusterOptions
+from headway.cluster.ray.remote_engines import RemoteEngines
+from headway.config import Role
+from headway.errors import QueueFullError
+from headway.model_files import ModelFiles
+from headway.server.serve import app_of
+from headway.server.service import Service
+
+if TYPE_CHECKING:
+    from ray.serve.handle import DeploymentHandle
+    from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+
+class ApiReplica:
+    """`start` makes it. For one event loop. engines: that decode; lenders: that only prefill, if there are such."""
+
+    def __init__(
+        self, options: ClusterOptions, files: ModelFiles, engines: RemoteEngines, lenders: RemoteEngines | None
+    ) -> None:
+        self._options = options
+        self._files = files
+        self._engines = engines
+        self._lenders = lenders
+        self._watching: asyncio.Task[None] | None = None
+
+    @classmethod
+    async def start(
+        cls, options: ClusterOptions, host: str, engines: DeploymentHandle, lenders: DeploymentHandle | None
+    ) -> ApiReplica:
+        """Returns when there is an engine of each kind. Raises ValueError for a model that cannot be served."""
+        files = await in_thread(partial(ModelFiles.resolve, options.config))
+        tokenizer = await in_thread(files.load_tokenizer)
+        model = await in_thread(partial(digest_of, files))
+
+        async def reach(handle: DeploymentHandle, role: Role) -> RemoteEngines:
+            return await _reach(handle, options, role, host, files, tokenizer, model)
+
+        if lenders is None:
+            return cls(options, files, await reach(engines, Role.MIXED), None)
+        return cls(options, files, await reach(engines, Role.DECODE), await reach(lenders, Role.PREFILL))
+
+    def app(self) -> FastAPI:
+        """The application."""
+        settings, lenders = self._options.settings, self._lenders
+        more: dict[str, Any] = {}
+        if lenders is not None:
+            more["prefill"] = Lenders(
+                lenders,
+                least_tokens=settings.max_local_prefill_tokens + 1,
+                lease_seconds=self._options.config.lend_timeout,
+            )
+        app = app_of(self._options.config, settings)(self._engines, self._files.name, **more)
+        service: Service = app.state.service
+        self._watching = asyncio.ensure_future(service.loop_monitor.watch())
+        return app
+
+    async def close(self) -> None:
+        """Leave the engines: Ray has waited for the requests, up to the time that they have."""
+        if self._watching is not None:
+            self._watching.cancel()
+        for engines in (self._engines, self._lenders):
+            if engines is not None:
+                await engines.shutdown()
+
+
+async def _reach(
+    handle: DeploymentHandle,
+    options: ClusterOptions,
+    role: Role,
+    host: str,
+    files: ModelFiles,
+    tokenizer: PreTrainedTokenizerBase,
+    model: str,
+) -> RemoteEngines:
+    config = options.engine(role)
+    most = options.config.max_num_seqs + options.config.max_waiting
+    hold = handle.options(method_name="hold")
+
+    async def call(ticket: int, client: int) -> None:
+        try:
+            # Apart from the HTTP request: Ray would count all calls of one request as one, and cancel them with it.
+            await contextvars.Context().run(hold.remote, ticket, client)
+        except BackPressureError as error:
+            raise QueueFullError(f"all engines are full: {error.message}; try again later") from None
+
+    blocks = -(-files.limits.max_model_len // config.block_size) + 1
+    engines = RemoteEngines(
+        call=call,
+        host=host,
+        model=model,
+        files=files,
+        tokenizer=tokenizer,
+        # Until the first engine is there: then what that has.
+        config=config.for_scheduler(max_model_len=files.limits.max_model_len, num_blocks=max(2, blocks)),
+        max_waiting=most - options.config.max_num_seqs,
+    )
+    offices.open_office(handle.deployment_name, engines)
+    logger.info("waiting for engines of %s", handle.deployment_name)
+    await engines.wait_for_first()
+    return engines

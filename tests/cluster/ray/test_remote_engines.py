@@ -1,0 +1,212 @@
+"""The engines of an API replica, with real engine processes on a simulated device; a test stands in for Ray."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import pytest
+
+from headway.cluster.ray.engine_replica import EngineReplica
+from headway.cluster.ray.identity import digest_of
+from headway.cluster.ray.options import ClusterOptions
+from headway.cluster.ray.remote_engines import RemoteEngines
+from headway.config import EngineConfig, Role
+from headway.errors import DuplicateRequestError, EngineDeadError
+from headway.model_files import ModelFiles
+from headway.outputs import RequestDelta
+from headway.request import NewRequest
+from headway.sampling import SamplingParams
+from headway.server.settings import ServerSettings
+
+PATIENCE = 100.0  # seconds
+HERE = "127.0.0.1"
+LONG = 1500  # tokens; more than any test waits for
+
+
+def options(step_seconds: float = 0.002) -> ClusterOptions:
+    return ClusterOptions(
+        config=EngineConfig(max_num_seqs=4, max_waiting=8, num_blocks=600),
+        settings=ServerSettings(engine_args=("--executor", "simulated", "--base-s", str(step_seconds))),
+    )
+
+
+class Ray:
+    """Routes calls as Ray does: by the order that the office says, to replicas that run."""
+
+    def __init__(self) -> None:
+        self.replicas: dict[str, EngineReplica] = {}
+        self.engines: RemoteEngines | None = None
+        self.routed: list[str] = []
+
+    async def call(self, ticket: int, client: int) -> None:
+        assert self.engines is not None
+        order = self.engines.order(ticket)
+        while not order:  # as Ray does: until there is one
+            await asyncio.sleep(0.05)
+            order = self.engines.order(ticket)
+        self.routed.append(order[0])
+        self.engines.routed(ticket, order[0])
+        await self.replicas[order[0]].hold(ticket, client)
+
+    def tell(self, *, without: tuple[str, ...] = ()) -> None:
+        assert self.engines is not None
+        running = {name: one.identity.metadata() for name, one in self.replicas.items() if name not in without}
+        self.engines.running(running)
+
+    async def start(self, *names: str) -> None:
+        started = await asyncio.gather(*(EngineReplica.start(options(), Role.MIXED, HERE) for _ in names))
+        self.replicas.update(zip(names, started, strict=True))
+        self.tell()
+        await until(lambda: self.engines is not None and set(names) <= set(self.engines.engines))
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while not holds():
+            await asyncio.sleep(0.02)
+
+
+@pytest.fixture
+async def ray() -> AsyncIterator[Ray]:
+    one = Ray()
+    files = ModelFiles.resolve(options().config)
+    engines = one.engines = RemoteEngines(
+        call=one.call,
+        host=HERE,
+        model=digest_of(files),
+        files=files,
+        tokenizer=files.load_tokenizer(),
+        config=options().config.for_scheduler(max_model_len=files.limits.max_model_len, num_blocks=600),
+        max_waiting=8,
+    )
+    try:
+        yield one
+    finally:
+        await asyncio.wait_for(engines.shutdown(), PATIENCE)
+        await asyncio.gather(*(replica.close() for replica in one.replicas.values()))
+
+
+def request(ray: Ray, name: str, max_tokens: int = 4, first: int = 5) -> NewRequest:
+    assert ray.engines is not None
+    prompt = ray.engines.pack([first] * 200)
+    return NewRequest(request_id=name, prompt=prompt, sampling=SamplingParams(max_tokens=max_tokens, ignore_eos=True))
+
+
+async def answered(pending: object) -> int:
+    """The tokens of the answer."""
+    count = 0
+    with pending as open_one:  # type: ignore[attr-defined]
+        async for updates in open_one:
+            for update in updates:
+                output = update.output
+                parts = [output] if isinstance(output, RequestDelta) else output.outputs
+                count += sum(len(part.token_ids) for part in parts)
+    return count
+
+
+async def bounded(work: Awaitable[int]) -> int:
+    return await asyncio.wait_for(work, PATIENCE)
+
+
+async def test_requests_are_answered_and_their_calls_end_with_them(ray: Ray) -> None:
+    await ray.start("a", "b")
+    engines = ray.engines
+    assert engines is not None and engines.why_unhealthy() is None
+    counts = await asyncio.gather(
+        *(bounded(answered(engines.submit([request(ray, f"r{i}", 5)], stream=True))) for i in range(6))
+    )
+    assert counts == [5] * 6
+    desks = [replica._desk for replica in ray.replicas.values()]
+    await until(lambda: not any(desk.num_open for desk in desks))
+
+
+async def test_prompts_that_begin_alike_go_to_one_engine(ray: Ray) -> None:
+    await ray.start("a", "b")
+    assert ray.engines is not None
+    for i in range(3):
+        for first in (5, 6, 7):
+            await bounded(answered(ray.engines.submit([request(ray, f"r{first}-{i}", 2, first)], stream=True)))
+    homes = [set(ray.routed[number::3]) for number in range(3)]
+    assert all(len(home) == 1 for home in homes)
+
+
+async def test_a_client_that_leaves_ends_the_call_and_the_request(ray: Ray) -> None:
+    await ray.start("a")
+    assert ray.engines is not None
+    pending = ray.engines.submit([request(ray, "r", LONG)], stream=True)
+    await asyncio.wait_for(anext(pending), PATIENCE)
+    pending.close()
+    await until(lambda: not ray.replicas["a"]._desk.num_open)
+    await until(lambda: ray.engines is not None and ray.engines.snapshot.num_running == 0)
+
+
+async def test_a_replica_whose_engine_is_killed_fails_what_has_begun_and_the_rest_goes_to_another(ray: Ray) -> None:
+    await ray.start("a", "b")
+    engines = ray.engines
+    assert engines is not None
+    begun = engines.submit([request(ray, "begun", LONG)], stream=True)
+    await asyncio.wait_for(anext(begun), PATIENCE)
+    home = ray.routed[0]
+    others = [
+        asyncio.ensure_future(answered(engines.submit([request(ray, f"r{i}", 300)], stream=False))) for i in range(3)
+    ]
+    await until(lambda: len(ray.routed) >= 4)
+    ray.replicas[home]._client._link.process.kill()
+    with pytest.raises(EngineDeadError):
+        await bounded(answered(begun))
+    assert await asyncio.gather(*(bounded(one) for one in others)) == [300] * 3
+    assert len(ray.routed) > 4
+    with pytest.raises(RuntimeError, match="SIGKILL"):
+        ray.replicas[home].check_health()
+    assert await bounded(answered(engines.submit([request(ray, "after", 3)], stream=True))) == 3
+    assert engines.why_unhealthy() is None
+
+
+async def test_a_replica_that_is_to_go_gets_nothing_new_and_finishes_what_it_has(ray: Ray) -> None:
+    await ray.start("a", "b")
+    engines = ray.engines
+    assert engines is not None
+    running = engines.submit([request(ray, "running", 300)], stream=True)
+    await asyncio.wait_for(anext(running), PATIENCE)
+    home = ray.routed[0]
+    ray.tell(without=(home,))
+    assert await bounded(answered(engines.submit([request(ray, "new", 3)], stream=True))) == 3
+    assert ray.routed[-1] != home
+    assert await bounded(answered(running)) >= 290
+    await until(lambda: home not in engines.engines)
+    await until(lambda: ray.replicas[home]._desk.num_clients == 0)
+
+
+async def test_an_engine_with_another_model_is_left_out_with_the_reason(ray: Ray, caplog) -> None:
+    await ray.start("a")
+    engines = ray.engines
+    assert engines is not None
+    metadata = ray.replicas["a"].identity.metadata()
+    engines.running({"a": metadata, "b": {**metadata, "model": "other"}, "c": {**metadata, "version": "0.0"}, "d": {}})
+    assert set(engines.engines) == {"a"}
+    assert "another model" in caplog.text and "Headway 0.0" in caplog.text and "engine d is left out" in caplog.text
+
+
+async def test_an_id_that_is_in_use_is_refused_at_once(ray: Ray) -> None:
+    await ray.start("a")
+    assert ray.engines is not None
+    with ray.engines.submit([request(ray, "r")], stream=True), pytest.raises(DuplicateRequestError):
+        ray.engines.submit([request(ray, "r")], stream=True)
+    assert await bounded(answered(ray.engines.submit([request(ray, "r")], stream=True))) == 4
+
+
+async def test_the_requests_of_an_api_replica_that_dies_are_aborted_in_the_engine(ray: Ray) -> None:
+    await ray.start("a")
+    engines = ray.engines
+    assert engines is not None
+    pending = engines.submit([request(ray, "r", LONG)], stream=True)
+    await asyncio.wait_for(anext(pending), PATIENCE)
+    desk = ray.replicas["a"]._desk
+    owner = ray.replicas["a"]._client
+    await until(lambda: owner.snapshot.num_running == 1)
+    desk._clock = lambda: 1e12  # as if it had been silent for long
+    desk.look()
+    await until(lambda: owner.snapshot.num_running == 0)
+    assert desk.num_open == 0
+    pending.close()

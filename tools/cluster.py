@@ -1,0 +1,436 @@
+"""Clusters on this machine, shown: a Ray cluster that answers, loses processes, and scales; what routing by prefix is
+worth, and what Ray costs.
+
+    make cluster [ARGS="answers deaths"]        some of: answers, deaths, scale, pd, routing, cost; without, all
+
+Makes an environment with Ray in the user's cache folder, once, in minutes. Each part starts its own cluster, on the
+embedded model. Exit status 1 if a part fails; 2 if the environment cannot be made.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import psutil
+from rich.console import Console
+from rich.table import Table
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # for `from examples`, however this is started
+
+from headway_lab.peers.environment import PeerMissing  # noqa: E402
+from headway_lab.peers.ray_serve import RAY_SERVE  # noqa: E402
+
+from examples.demo import Exchange, short_and_long  # noqa: E402
+from headway.bench.server_process import ServerProcess  # noqa: E402
+
+MODEL = "headway-default"
+NEEDED = 0.95  # share of right answers, as in the demo
+PATIENCE_S = 240.0
+SMALL = {"cpus_per_engine": 0.1, "cpus_per_api": 0.1}  # the replicas share two cores
+ENGINE = {"num_blocks": 600, "max_num_seqs": 32}
+START = """
+import json, sys
+from dataclasses import replace
+from headway.cluster.ray.options import ClusterOptions
+from headway.cluster.ray.start import serve_on_ray
+options = ClusterOptions.read(json.loads(sys.argv[1]))
+sys.exit(serve_on_ray(replace(options, settings=replace(options.settings, port=0))))
+"""
+console = Console(width=120)
+
+
+class Failed(RuntimeError):
+    """A part did not show what it should."""
+
+
+@contextmanager
+def cluster(**args: Any) -> Iterator[ServerProcess]:
+    """A Ray cluster with these arguments of `build_app`; nothing of it is left when the block ends."""
+    args = {**SMALL, **args, "engine": {**ENGINE, **args.get("engine", {})}}
+    command = (str(RAY_SERVE.python()), "-c", START, json.dumps(args))
+    before = set(psutil.pids())
+    with ServerProcess(command=command, stop_timeout_s=60) as server:
+        yield server
+    until(lambda: not left(before), "nothing of the cluster is left", 30)
+
+
+def left(before: set[int]) -> list[str]:
+    """Processes of clusters that were not there before."""
+    words = ("ray::", "raylet", "gcs_server", "headway.engine.process", "headway.cluster")
+    found = []
+    for process in psutil.process_iter(["pid", "cmdline"]):
+        line = " ".join(process.info["cmdline"] or ())
+        if process.info["pid"] not in before and str(RAY_SERVE.folder) in line + str(_executable(process)):
+            found += [line] if any(word in line for word in words) else []
+    return found
+
+
+def _executable(process: psutil.Process) -> str:
+    try:
+        return process.exe()
+    except psutil.Error:
+        return ""
+
+
+def until(holds: Callable[[], object], what: str, seconds: float = PATIENCE_S) -> float:
+    """Wait until it holds; returns after how many seconds. Raises Failed."""
+    start = time.monotonic()
+    while not holds():
+        if time.monotonic() - start > seconds:
+            raise Failed(f"not within {seconds:g} s: {what}")
+        time.sleep(0.2)
+    return time.monotonic() - start
+
+
+def processes(server: ServerProcess, word: str) -> list[psutil.Process]:
+    """The processes of the cluster in whose command line this word stands."""
+    family = psutil.Process(server.pid).children(recursive=True)
+    return [one for one in family if word in _line(one)]
+
+
+def _line(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+def engines(server: ServerProcess) -> list[psutil.Process]:
+    return processes(server, "headway.engine.process")
+
+
+def healthy(server: ServerProcess, num_engines: int) -> bool:
+    """Whether the API has so many engines, each with a pulse."""
+    try:
+        page = httpx.get(f"{server.base_url}/metrics", timeout=10).text
+    except httpx.HTTPError:
+        return False
+    return len([line for line in page.splitlines() if line.startswith("headway:num_slots{")]) == num_engines
+
+
+# -- answers
+
+
+def answers(**args: Any) -> str:
+    """The demo's questions, by the official client."""
+    with cluster(**args) as server:
+        exchanges = asyncio.run(_ask(server.base_url))
+    right = sum(one.is_right for one in exchanges)
+    if right < NEEDED * len(exchanges):
+        raise Failed(f"{right} of {len(exchanges)} right; {[one.error for one in exchanges if one.error][:2]}")
+    return f"{right} of {len(exchanges)} answers right"
+
+
+async def _ask(url: str) -> list[Exchange]:
+    exchanges = short_and_long(6, random.Random(7))
+    async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=PATIENCE_S) as client:
+        await asyncio.gather(*(one.ask(client, MODEL) for one in exchanges))
+    return exchanges
+
+
+def two_engines() -> None:
+    """2 engine replicas."""
+    report("answers", "2 engines", answers(engines=2))
+
+
+def prefill_and_decode() -> None:
+    """1 prefill and 1 decode engine: the prompts come by KV transfer."""
+    args = {"engines": 1, "prefill_engines": 1, "server": {"max_local_prefill_tokens": 0}}
+    with cluster(**args) as server:
+        exchanges = asyncio.run(_ask(server.base_url))
+        page = httpx.get(f"{server.base_url}/metrics").text
+    lent = [line for line in page.splitlines() if line.startswith("headway:prefill_requests_total") and "lent" in line]
+    right = sum(one.is_right for one in exchanges)
+    if right < NEEDED * len(exchanges):
+        raise Failed(f"{right} of {len(exchanges)} right; {[one.error for one in exchanges if one.error][:2]}")
+    number = next((float(line.split()[-1]) for line in lent if 'outcome="lent"' in line), 0)
+    if number < len(exchanges) / 2:
+        raise Failed(f"only {number:g} prompts were lent: {lent}")
+    report("answers", "1 P and 1 D", f"{right} of {len(exchanges)} answers right, {number:g} prompts lent")
+
+
+# -- deaths
+
+
+@dataclass
+class Load:
+    """Streams that go on while something dies."""
+
+    url: str
+    number: int = 40
+    max_tokens: int = 300
+
+    async def run(self, kill: Callable[[], object]) -> Counter[str]:
+        async with openai.AsyncOpenAI(
+            base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=PATIENCE_S
+        ) as client:
+            tasks = [asyncio.ensure_future(self._one(client, index)) for index in range(self.number)]
+            await asyncio.sleep(3)
+            kill()
+            return Counter(await asyncio.gather(*tasks))
+
+    async def _one(self, client: openai.AsyncOpenAI, index: int) -> str:
+        count = 0
+        try:
+            stream = await client.completions.create(
+                model=MODEL,
+                prompt=f"copy {index} abcdefgh=",
+                max_tokens=self.max_tokens,
+                stream=index % 4 != 0,
+                extra_body={"ignore_eos": True, "return_token_ids": True},
+            )
+            if index % 4 == 0:
+                return "complete (whole)" if stream.usage.completion_tokens == self.max_tokens else "short"
+            async for chunk in stream:
+                count += sum(len(choice.token_ids or ()) for choice in chunk.choices)
+        except openai.APIConnectionError:
+            return "connection broken"
+        except openai.APIStatusError as error:
+            return f"HTTP {error.status_code}"
+        except openai.APIError:
+            return "error event"
+        except httpx.HTTPError:
+            return "connection broken"
+        return "complete (stream)" if count == self.max_tokens else "short"
+
+
+def deaths() -> None:
+    """kill -9 of an engine process, of an engine replica, of an API replica, each under load."""
+    with cluster(engines=2, apis=2) as server:
+        for name, word in (
+            ("engine process", "headway.engine.process"),
+            ("engine replica", "ServeReplica:headway:Engine"),
+            ("API replica", "ServeReplica:headway:Api"),
+        ):
+            victims = processes(server, word)
+            outcomes = asyncio.run(Load(server.base_url).run(lambda: victims[0].kill()))  # noqa: B023
+            seconds = until(lambda: len(processes(server, word)) == len(victims), f"another {name}")  # noqa: B023
+            until(lambda: healthy(server, 2), f"two engines after the death of the {name}")
+            if outcomes["short"]:
+                raise Failed(f"after kill -9 of the {name}: {dict(outcomes)}: an answer was cut without a word")
+            after = asyncio.run(Load(server.base_url, 8, 20).run(lambda: None))
+            if set(after) - {"complete (stream)", "complete (whole)"}:
+                raise Failed(f"after the death of the {name} not all requests are answered: {dict(after)}")
+            text = ", ".join(f"{number} {what}" for what, number in sorted(outcomes.items()))
+            report("kill -9 under load", name, f"{text}; another one after {seconds:.0f} s more; all answered then")
+    report("the end", "SIGTERM", "nothing left behind")
+
+
+# -- scale
+
+
+def scale() -> None:
+    """1 → 2 → 1 engines by load."""
+    args = {"engines": 1, "max_engines": 2, "upscale_delay": 2, "downscale_delay": 10, "engine": {"max_num_seqs": 4}}
+    with cluster(**args) as server:
+        start = time.monotonic()
+        seen: list[str] = []
+
+        async def load() -> Counter[str]:
+            going = Load(server.base_url, 60, 600)
+            task = asyncio.ensure_future(going.run(lambda: None))
+            while not task.done():
+                await asyncio.sleep(1)
+                if len(engines(server)) == 2 and not seen:
+                    seen.append(f"2 after {time.monotonic() - start:.0f} s")
+            return await task
+
+        outcomes = asyncio.run(load())
+        until(lambda: seen or len(engines(server)) == 2, "two engines by load", 5)
+        down = until(lambda: len(engines(server)) == 1, "one engine without load")
+        if set(outcomes) - {"complete (stream)", "complete (whole)"}:
+            raise Failed(f"while it scaled: {dict(outcomes)}")
+        text = f"{seen[0]}, 1 again {down:.0f} s after the load; all {sum(outcomes.values())} answers complete"
+        report("scale by load", "1 → 2 → 1", text)
+
+
+# -- routing by prefix
+
+
+def routing() -> None:
+    """Hit rates of a multi-turn workload, by router, and of one engine with twice the cache."""
+    blocks = 400
+    rates = {}
+    for name, args in (
+        ("one engine, twice the cache", {"engines": 1, "engine": {"num_blocks": 2 * blocks}}),
+        ("by prefix", {"engines": 2, "engine": {"num_blocks": blocks}, "router": "prefix"}),
+        ("round robin", {"engines": 2, "engine": {"num_blocks": blocks}, "router": "round-robin"}),
+        ("Ray's default", {"engines": 2, "engine": {"num_blocks": blocks}, "router": "ray"}),
+    ):
+        with cluster(**args) as server:
+            until(lambda: healthy(server, args["engines"]), "engines")  # noqa: B023
+            rates[name] = asyncio.run(_converse(server.base_url))
+        report("hit rate, multi-turn", name, f"{rates[name]:.1%}")
+    if rates["by prefix"] < 0.95 * rates["one engine, twice the cache"]:
+        raise Failed(f"routing by prefix is not within 5% of one engine with twice the cache: {rates}")
+
+
+async def _converse(url: str, conversations: int = 14, turns: int = 7) -> float:
+    """The share of prompt tokens that were in a cache. Prompts are token ids: history, and 96 new ones each turn."""
+    rng = random.Random(3)
+    histories = [[rng.randrange(40, 90) for _ in range(96)] for _ in range(conversations)]
+    prompt_tokens = cached_tokens = 0
+    gate = asyncio.Semaphore(4)
+    async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=PATIENCE_S) as client:
+
+        async def turn(history: list[int]) -> None:
+            nonlocal prompt_tokens, cached_tokens
+            async with gate:
+                answer = await client.completions.create(
+                    model=MODEL,
+                    prompt=history,
+                    max_tokens=8,
+                    temperature=0,
+                    extra_body={"ignore_eos": True, "return_token_ids": True},
+                )
+            prompt_tokens += answer.usage.prompt_tokens
+            cached_tokens += answer.usage.prompt_tokens_details.cached_tokens or 0
+            history += [*answer.choices[0].token_ids, *(rng.randrange(40, 90) for _ in range(96))]
+
+        for _ in range(turns):
+            order = rng.sample(histories, len(histories))
+            await asyncio.gather(*(turn(history) for history in order))
+    return cached_tokens / prompt_tokens
+
+
+# -- what Ray costs
+
+PARTS = {
+    "API": ("ServeReplica:headway:Api",),
+    "engine replica": ("ServeReplica:headway:Engine",),
+    "proxy": ("ProxyActor",),
+    "control": ("raylet", "gcs_server", "ServeController", "DashboardAgent", "dashboard", "log_monitor", "monitor.py"),
+}
+
+
+def cost() -> None:
+    """CPU beside the engine process: per request of one token, and per further token of a stream."""
+    with ServerProcess(("--num-blocks", "600", "--max-num-seqs", "32")) as server:
+        alone = measured(server, {"API": ()})
+    with cluster(engines=1) as server:
+        until(lambda: healthy(server, 1), "an engine")
+        ray = measured(server, PARTS)
+    table = Table("CPU, µs", "headway serve", "on Ray", *(f"of it: {part}" for part in PARTS))
+    for index, name in enumerate(("per request", "per streamed token")):
+        parts = [ray[part][index] for part in PARTS]
+        row = (alone["API"][index], sum(parts), *parts)
+        table.add_row(name, *(f"{1e6 * value:.0f}" for value in row))
+        beyond = 1e6 * (sum(parts) - alone["API"][index])
+        report(
+            "CPU of Ray", name, f"{beyond:.0f} µs; without its HTTP proxy {beyond - 1e6 * ray['proxy'][index]:.0f} µs"
+        )
+    console.print(table)
+
+
+def measured(server: ServerProcess, parts: dict[str, tuple[str, ...]]) -> dict[str, tuple[float, float]]:
+    """Seconds of CPU of each part: per request of one token, and per further token of a stream. Idle time is taken
+    off. The one part without words is the process itself."""
+
+    def used() -> dict[str, float]:
+        own = psutil.Process(server.pid)
+        return {
+            part: sum(sum(one.cpu_times()[:2]) for one in ([own] if not words else _of(server, words)))
+            for part, words in parts.items()
+        }
+
+    def costs(requests: int, tokens: int) -> dict[str, float]:
+        before, start = used(), time.monotonic()
+        asyncio.run(_stream(server.base_url, requests, tokens))
+        middle, ended = used(), time.monotonic()
+        time.sleep(5)
+        after, end = used(), time.monotonic()
+        idle = {part: (after[part] - middle[part]) / (end - ended) for part in parts}
+        return {part: max(0.0, middle[part] - before[part] - idle[part] * (ended - start)) for part in parts}
+
+    asyncio.run(_stream(server.base_url, 50, 10))
+    short, long = costs(400, 1), costs(40, 200)
+    per_request = {part: short[part] / 400 for part in parts}
+    return {part: (per_request[part], max(0.0, long[part] - 40 * per_request[part]) / (40 * 199)) for part in parts}
+
+
+def _of(server: ServerProcess, words: tuple[str, ...]) -> list[psutil.Process]:
+    return [one for word in words for one in processes(server, word)]
+
+
+async def _stream(url: str, requests: int, tokens: int) -> None:
+    gate = asyncio.Semaphore(8)
+    async with httpx.AsyncClient(base_url=url, timeout=PATIENCE_S) as client:
+
+        async def one(index: int) -> None:
+            body = {
+                "model": MODEL,
+                "prompt": f"{index} + 1 =",
+                "max_tokens": tokens,
+                "stream": True,
+                "ignore_eos": True,
+            }
+            async with gate, client.stream("POST", "/v1/completions", json=body) as response:
+                response.raise_for_status()
+                async for _ in response.aiter_raw():
+                    pass
+
+        await asyncio.gather(*(one(index) for index in range(requests)))
+
+
+# -- all
+
+rows: list[tuple[str, str, str]] = []
+SHOWN: dict[str, Callable[[], None]] = {
+    "answers": two_engines,
+    "pd": prefill_and_decode,
+    "deaths": deaths,
+    "scale": scale,
+    "routing": routing,
+    "cost": cost,
+}
+
+
+def report(what: str, which: str, outcome: str) -> None:
+    """A row of the table."""
+    rows.append((what, which, outcome))
+    console.print(f"[dim]{what}: {which}:[/] {outcome}")
+
+
+def main(arguments: list[str]) -> int:
+    os.chdir(ROOT)
+    unknown = set(arguments) - set(SHOWN)
+    if unknown:
+        print(f"there is no part {', '.join(sorted(unknown))}; there are {', '.join(SHOWN)}", file=sys.stderr)
+        return 2
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # `with` blocks end their clusters
+    try:
+        RAY_SERVE.python()
+    except PeerMissing as error:
+        print(error, file=sys.stderr)
+        return 2
+    status = 0
+    for name in arguments or SHOWN:
+        try:
+            SHOWN[name]()
+        except (Failed, RuntimeError, openai.OpenAIError, httpx.HTTPError) as error:
+            status = 1
+            report(name, "[red]FAILED[/]", str(error))
+    table = Table("", "", "")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

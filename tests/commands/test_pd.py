@@ -78,7 +78,7 @@ def test_lines_of_the_servers_begin_with_their_names(group: ServerProcess) -> No
 def test_a_prefill_engine_that_dies_costs_no_answer_and_comes_back(group: ServerProcess) -> None:
     os.kill(prefill_process(group).pid, signal.SIGKILL)
     ask(group, "98-76=" * 20)
-    wait_until(lambda: "prefill-0 died (exit code -9); it is started again" in group.printed())
+    wait_until(lambda: "prefill-0 died (killed by SIGKILL); it is started again" in group.printed())
     before = num_pulled(group)
     numbers = iter(range(10**6))
 

@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 ONLY_ENGINE = "0"  # its name, where there are no others
+PAUSE_TIMEOUT = 30.0  # seconds, of an engine that has just begun
 SILENCE_LIMIT = 10.0  # seconds without a pulse after which an engine does not count as healthy
 
 Reopen = Callable[[bool], Awaitable[tuple[Link, SchedulerConfig]]]  # starts an engine process, paused or not
@@ -69,6 +70,8 @@ class EngineClient:
     reopen: starts an engine process once the old one is gone. restarts: how often it may be called.
     prompts: tokenises texts. requests: in progress. capacity: the most answers that the engine holds.
     placement: where the engine computes. prompts: an encoder that others use too; they close it.
+    shared: other processes have clients of this engine too. Then counters begin anew with each engine process, as all
+        clients must tell the same; and an engine begins paused if its last pulse said so.
     dead: set when the engine has died for good; `why_unhealthy` says of what.
     wire_errors: messages to this process that were dropped. num_restarts: of the engine process.
     num_pulses: how often the engine has said its numbers. last_heard: seconds, `time.monotonic`.
@@ -88,6 +91,7 @@ class EngineClient:
         max_waiting: int = EngineConfig().max_waiting,
         placement: Placement | None = None,
         prompts: PromptEncoder | None = None,
+        shared: bool = False,
     ) -> None:
         self.files = files
         self.tokenizer = tokenizer
@@ -102,7 +106,8 @@ class EngineClient:
         self._link = link
         self._reopen = reopen
         self._restarts = restarts or RestartBudget()
-        self._totals = Totals()
+        self._shared = shared
+        self._totals = Totals(adds=not shared)
         self.requests = OpenRequests(
             TokenProcessor(tokenizer, files.limits.eos_token_ids),
             self._send,
@@ -356,6 +361,8 @@ class EngineClient:
                 self.num_pulses += 1
                 self._totals.take(message)
                 self._stalled = message.stalled
+                if self._shared:
+                    self._paused = message.snapshot.paused
             case to_client.Lends(uid, params):
                 self.requests.lends(uid, params)
             case to_client.Accepted(uid):
@@ -423,8 +430,8 @@ class EngineClient:
         self.num_restarts += 1
         self.last_heard = time.monotonic()
         self._failure, self._restarting = None, False
-        if self._paused and not paused:  # the operator has changed it meanwhile
-            self._calls.tell(to_engine.PauseEngine("abort", False, 0.0))
+        if self._paused and (self._shared or not paused):  # who has started it did not know
+            self._calls.tell(to_engine.PauseEngine("abort", False, PAUSE_TIMEOUT))
         elif paused and not self._paused:
             self._calls.tell(to_engine.ResumeEngine())
         _log_ready(self._link, self.config)

@@ -305,23 +305,6 @@ class TestCalls:
         told = [type(one.call) for one in fleet.links["again"].sent_of(to_engine.Call)]
         assert begun == [False] and told == [to_engine.PauseEngine]
 
-    async def test_an_engine_that_others_have_paused_begins_paused(self) -> None:
-        """Its last pulse said so; who starts it did not know."""
-
-        async def reopen(_: bool) -> tuple[Link, SchedulerConfig]:
-            return again, client.config
-
-        client, link = fake_client(reopen=reopen, restarts=RestartBudget(1), shared=True)
-        again = FakeLink([])
-        for paused in (False, True):
-            link.say(status(paused=paused, num_requests_added=3))
-        await settled()
-        link.end("killed")
-        await settled()
-        assert [type(one.call) for one in again.sent_of(to_engine.Call)] == [to_engine.PauseEngine]
-        assert client.snapshot.num_requests_added == 0, "what the next engine process has counted, as all clients say"
-        await client.shutdown()
-
     async def test_an_engine_that_refuses_is_heard(self, make: MakeFleet) -> None:
         def refuses(call: to_engine.EngineCall) -> Any:
             raise ValueError("mode must be abort")

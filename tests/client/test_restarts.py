@@ -108,19 +108,6 @@ def test_batches_of_kv_events_go_on_over_restarts() -> None:
     assert totals.kv_events == to_client.KVEventCounts(10, 2)
 
 
-def test_where_several_processes_watch_an_engine_counters_begin_anew_with_it() -> None:
-    """A process that has seen the engine before, and one that has not, tell the same."""
-    moved, events = to_client.TransferCounts({}, 0, {"tcp": 5}, {}, {}, {}, 0, 0), to_client.KVEventCounts(5, 1)
-    old, new = Totals(adds=False), Totals(adds=False)
-    old.take(to_client.Status(Snapshot(num_running=3, num_requests_added=5), False, None, 2, moved, events))
-    old.end(paused=True)
-    assert (old.snapshot, old.transfers) == (Snapshot(paused=True), None)
-    for totals in (old, new):
-        totals.take(to_client.Status(Snapshot(num_requests_added=1), False, None, 1, moved, events))
-    assert old.snapshot == new.snapshot == Snapshot(num_requests_added=1)
-    assert (old.num_wire_errors, old.transfers, old.kv_events) == (1, moved, events)
-
-
 async def test_without_a_budget_the_engine_stays_dead_and_this_is_critical(caplog: pytest.LogCaptureFixture) -> None:
     engines = Engines(restarts=0)
     pending = engines.submit("a")

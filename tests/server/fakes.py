@@ -154,7 +154,6 @@ def fake_client(
     reopen: Reopen | None = None,
     restarts: RestartBudget | None = None,
     max_model_len: int = MAX_MODEL_LEN,
-    shared: bool = False,
     **behaviour: Any,
 ) -> tuple[EngineClient, FakeLink]:
     """A client, in front of a fake engine. Needs a running loop.
@@ -174,15 +173,7 @@ def fake_client(
     config = SchedulerConfig(
         max_num_seqs=4, max_num_batched_tokens=64, max_model_len=max_model_len, num_blocks=100, block_size=16
     )
-    client = EngineClient(
-        files=files,
-        tokenizer=tokenizer,
-        config=config,
-        link=link,
-        reopen=reopen,
-        restarts=restarts,
-        shared=shared,
-    )
+    client = EngineClient(files=files, tokenizer=tokenizer, config=config, link=link, reopen=reopen, restarts=restarts)
     return client, link
 
 

@@ -70,8 +70,6 @@ class EngineClient:
     reopen: starts an engine process once the old one is gone. restarts: how often it may be called.
     prompts: tokenises texts. requests: in progress. capacity: the most answers that the engine holds.
     placement: where the engine computes. prompts: an encoder that others use too; they close it.
-    shared: other processes have clients of this engine too. Then counters begin anew with each engine process, as all
-        clients must tell the same; and an engine begins paused if its last pulse said so.
     dead: set when the engine has died for good; `why_unhealthy` says of what.
     wire_errors: messages to this process that were dropped. num_restarts: of the engine process.
     num_pulses: how often the engine has said its numbers. last_heard: seconds, `time.monotonic`.
@@ -91,7 +89,6 @@ class EngineClient:
         max_waiting: int = EngineConfig().max_waiting,
         placement: Placement | None = None,
         prompts: PromptEncoder | None = None,
-        shared: bool = False,
     ) -> None:
         self.files = files
         self.tokenizer = tokenizer
@@ -106,8 +103,7 @@ class EngineClient:
         self._link = link
         self._reopen = reopen
         self._restarts = restarts or RestartBudget()
-        self._shared = shared
-        self._totals = Totals(adds=not shared)
+        self._totals = Totals()
         self.requests = OpenRequests(
             TokenProcessor(tokenizer, files.limits.eos_token_ids),
             self._send,
@@ -361,8 +357,6 @@ class EngineClient:
                 self.num_pulses += 1
                 self._totals.take(message)
                 self._stalled = message.stalled
-                if self._shared:
-                    self._paused = message.snapshot.paused
             case to_client.Lends(uid, params):
                 self.requests.lends(uid, params)
             case to_client.Accepted(uid):
@@ -430,7 +424,7 @@ class EngineClient:
         self.num_restarts += 1
         self.last_heard = time.monotonic()
         self._failure, self._restarting = None, False
-        if self._paused and (self._shared or not paused):  # who has started it did not know
+        if self._paused and not paused:  # the operator has changed it meanwhile
             self._calls.tell(to_engine.PauseEngine("abort", False, PAUSE_TIMEOUT))
         elif paused and not self._paused:
             self._calls.tell(to_engine.ResumeEngine())

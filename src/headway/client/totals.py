@@ -11,15 +11,11 @@ COUNTERS = ("step_id", *Snapshot._fields[_FIRST:])  # the other fields of a snap
 class Totals:
     """Adds what the engine processes before have counted to what the present one counts.
 
-    adds: False: it does not, and counters begin anew with each engine process. Where several processes watch one
-        engine, not all of them have seen the processes before, and all must tell the same.
-
     snapshot: of the present engine process, with the counters of all. num_wire_errors: messages that all have dropped.
     transfers: likewise; None if the engine moves no KV. kv_events: likewise; None if it publishes none.
     """
 
-    def __init__(self, *, adds: bool = True) -> None:
-        self._adds = adds
+    def __init__(self) -> None:
         self.snapshot = Snapshot()
         self.num_wire_errors = 0
         self.transfers: TransferCounts | None = None
@@ -41,10 +37,6 @@ class Totals:
     def end(self, *, paused: bool) -> None:
         """The present engine process has died: nothing runs, and what it has counted stays. paused: a gauge that is
         the operator's, not the engine's."""
-        if not self._adds:
-            self.snapshot, self.num_wire_errors = Snapshot(paused=paused), 0
-            self.transfers = self.kv_events = None
-            return
         self._before = counters_of(self.snapshot)
         self._wire_errors_before = self.num_wire_errors
         self.snapshot = self._before._replace(paused=paused)

@@ -12,12 +12,13 @@ import zmq
 from headway.config import EngineConfig, Role
 from headway.engine.control_desk import ControlDesk
 from headway.engine.intake import Intake
+from headway.engine.output import Output
 from headway.model_limits import ModelLimits
 from headway.request import NewRequest, Request, Transfer
 from headway.sampling import SamplingParams
 from headway.token_ids import pack
 from headway.wire import codec, to_client, to_engine
-from headway.wire.launch import Launch, input_address, output_address
+from headway.wire.launch import Launch, input_address
 from headway.wire.uids import UID_BITS
 from tests.engine.running import Running, running
 from tests.managers.driving import PATIENCE, VOCAB, new_request
@@ -31,21 +32,18 @@ def through_the_intake(
     replies: list[to_client.ToClient] = []
     returned: list[float] = []
     with zmq.Context() as context:
-        outputs = context.socket(zmq.PULL)
-        outputs.bind(output_address(launch.socket_dir, 0))
         commands = context.socket(zmq.PUSH)
         commands.connect(input_address(launch.socket_dir))
-        intake = Intake(context, launch, it.engine, ControlDesk(it.manager, replies.append))
+        output = Output()
+        output.answer = lambda _, message: replies.append(message)  # type: ignore[method-assign]
+        intake = Intake(context, launch, it.engine, ControlDesk(it.manager, replies.append), output)
         thread = threading.Thread(target=lambda: returned.append(intake.run()), daemon=True)
         thread.start()
         for message in messages:
             commands.send(codec.encode(message))
         thread.join(PATIENCE)
         intake.close()
-        while outputs.poll(100):
-            replies.append(codec.decode_to_client(outputs.recv()))
-        for socket in (outputs, commands):
-            socket.close(linger=0)
+        commands.close(linger=0)
     assert returned, "the intake has not come to the end"
     return returned[0], replies
 
@@ -90,26 +88,29 @@ def test_junk_of_every_kind_is_dropped_counted_and_followed_by_service(tmp_path:
             [bytes.fromhex("92a54162ff72749101")],
             [codec.encode(to_engine.AddGroup([add(5 << UID_BITS)]))],
             [codec.encode(to_engine.Call(5 << UID_BITS, to_engine.IsPaused()))],
+            [codec.encode(to_engine.Abort([1, 5 << UID_BITS]))],
+            [codec.encode(to_engine.PullFrom(5 << UID_BITS, None))],
+            [codec.encode(to_engine.Attach(0, f"ipc://{tmp_path}/again"))],
+            [codec.encode(to_engine.Attach(5, "nowhere"))],
+            [codec.encode(to_engine.Attach(5, "tcp://"))],  # only ZeroMQ knows that this is no address
+            [codec.encode(to_engine.Detach(0))],
             [codec.encode(to_engine.IsPaused())],  # a call in no Call
             [codec.encode(to_engine.Abort([1])), b"a second frame"],
             [b""],
         ]
         with zmq.Context() as context:
             launch = Launch(EngineConfig(), ModelLimits(), str(tmp_path))
-            outputs = context.socket(zmq.PULL)
-            outputs.bind(output_address(launch.socket_dir, 0))
             commands = context.socket(zmq.PUSH)
             commands.connect(input_address(launch.socket_dir))
             replies: list[to_client.ToClient] = []
-            intake = Intake(context, launch, it.engine, ControlDesk(it.manager, replies.append))
+            intake = Intake(context, launch, it.engine, ControlDesk(it.manager, replies.append), Output())
             for frames in junk:
                 commands.send_multipart(frames)
             commands.send(codec.encode(to_engine.Call(2, to_engine.IsPaused())))
             commands.send(codec.encode(to_engine.Shutdown(1.5)))
             assert intake.run() == 1.5
             intake.close()
-            for socket in (outputs, commands):
-                socket.close(linger=0)
+            commands.close(linger=0)
     assert intake.errors.count == len(junk)
     assert replies == [to_client.Returned(2, False)]
 

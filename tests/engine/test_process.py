@@ -13,10 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-import msgspec
 import pytest
-import zmq
-import zmq.asyncio
 
 from headway.client.link import EngineStartError, ProcessLink
 from headway.config import EngineConfig
@@ -26,9 +23,7 @@ from headway.sampling import SamplingParams
 from headway.scheduler.audit import AuditReport
 from headway.scheduler.effects import Effects, RequestEnd
 from headway.token_ids import NUM_INT32, pack
-from headway.wire import codec, to_client, to_engine
-from headway.wire.launch import Launch, output_address
-from headway.wire.uids import UID_BITS
+from headway.wire import to_client, to_engine
 
 M = TypeVar("M", bound=to_client.ToClient)
 SIMULATED = ("--executor", "simulated", "--base-s")
@@ -280,31 +275,3 @@ def test_a_parent_that_is_killed_takes_engine_and_sockets_along() -> None:
     while Path(f"/proc/{pid}").exists() or Path(socket_dir).exists():
         assert time.monotonic() < until, "the engine process or its sockets are still there"
         time.sleep(0.02)
-
-
-async def test_two_api_processes_get_each_their_own() -> None:
-    """The second one is a socket of this test, which the engine process is told of by hand."""
-    link = await ProcessLink.open((*SIMULATED, "0.01"))
-    mine, theirs = 1, 1 << UID_BITS
-    with zmq.Context() as context:
-        second = zmq.asyncio.Socket(context, zmq.PULL)
-        second.bind(output_address(link.socket_dir, 1))
-        assert link.process.stdin is not None
-        launch = Launch(CONFIG, MODEL, link.socket_dir, num_clients=2)
-        link.process.stdin.write(msgspec.json.encode(launch) + b"\n")
-        await link.wait_ready()
-        link.send(to_engine.AddGroup([add(mine, "a", max_tokens=10)]))
-        link.send(to_engine.AddGroup([add(theirs, "b", max_tokens=10)]))
-        link.send(to_engine.AddGroup([add(theirs + 1, "b")]))
-        ear = Ear(link)
-        await ear.until_ended(mine)
-        assert {uid for effects in ear.effects for out in effects.tokens for uid in out.uids.tolist()} == {mine}
-        other = Ear(link)
-        while not (theirs in other.ends() and other.of(to_client.Refused)):
-            data = await asyncio.wait_for(second.recv(), 60)
-            other.heard.append(codec.decode_to_client(data))
-        assert {uid for effects in other.effects for out in effects.tokens for uid in out.uids.tolist()} == {theirs}
-        assert [one.uid for one in other.of(to_client.Refused)] == [theirs + 1]
-        assert not ear.of(to_client.Refused)
-        second.close(linger=0)
-        await link.close()

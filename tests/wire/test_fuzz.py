@@ -20,7 +20,7 @@ from headway.scheduler.snapshot import Snapshot
 from headway.token_ids import pack
 from headway.wire import codec, to_client, to_engine
 from headway.wire.checks import check_to_client, check_to_engine
-from headway.wire.uids import UID_BITS
+from headway.wire.uids import MOST_CLIENTS, UID_BITS
 from headway.wire.wire_errors import WireError, WireErrors
 from tests.managers.driving import VOCAB, new_request
 
@@ -49,6 +49,8 @@ TO_ENGINE = [
     to_engine.Abort([1, 2]),
     to_engine.PullFrom(1, {"a": "b" * 9, "n": 1}),
     to_engine.Call(1, to_engine.PauseEngine("abort", True, 1.0)),
+    to_engine.Attach(1, "ipc:///tmp/client-1"),
+    to_engine.Detach(1),
 ]
 TO_CLIENT = [
     STEP,
@@ -96,7 +98,7 @@ def misshapen(draw: st.DrawFn, messages: list[Any]) -> bytes:
 def test_bytes_to_the_engine_are_a_message_that_can_be_answered_or_a_wire_error(data: bytes) -> None:
     try:
         message = codec.decode_to_engine(data)
-        check_to_engine(message, num_clients=2)
+        check_to_engine(message, clients={0, 1})
     except WireError as error:
         assert "\n" not in str(error)
     else:
@@ -138,7 +140,7 @@ def test_bytes_that_once_were_fatal_are_a_wire_error(data: bytes) -> None:
 def test_a_uid_that_names_no_client_is_a_wire_error(uid: int | None) -> None:
     group = to_engine.AddGroup([new_request("r", pack([1], VOCAB), SamplingParams(), uid=uid)])
     with pytest.raises(WireError):
-        check_to_engine(group, num_clients=1)
+        check_to_engine(group, clients={0})
 
 
 @pytest.mark.parametrize(
@@ -151,12 +153,24 @@ def test_a_uid_that_names_no_client_is_a_wire_error(uid: int | None) -> None:
             [new_request(f"{i}", pack([1], VOCAB), SamplingParams(), uid=i << UID_BITS) for i in range(2)]
         ),
         to_engine.Call(7 << UID_BITS, to_engine.IsPaused()),
+        to_engine.Abort([1, 7 << UID_BITS]),
+        to_engine.Finish([-1]),
+        to_engine.PullFrom(7 << UID_BITS, None),
+        to_engine.Attach(0, "ipc:///tmp/client"),
+        to_engine.Attach(MOST_CLIENTS, "ipc:///tmp/client"),
+        to_engine.Attach(3, "client"),
+        to_engine.Attach(3, "ipc://" + "x" * 1000),
+        to_engine.Detach(0),
     ],
-    ids=["no request", "large parameters", "parameters that are no JSON", "two clients", "a call of no client"],
+    ids=[
+        *("no request", "large parameters", "parameters that are no JSON", "two clients", "a call of no client"),
+        *("an abort of no client", "an answer of no client", "a source of no client", "the owner comes"),
+        *("a client beyond all numbers", "no address", "a long address", "the owner goes"),
+    ],
 )
 def test_a_message_that_cannot_be_carried_out_is_a_wire_error(message: to_engine.ToEngine) -> None:
     with pytest.raises(WireError):
-        check_to_engine(message, num_clients=2)
+        check_to_engine(message, clients={0, 1})
 
 
 def broken(**arrays: Any) -> to_client.Step:

@@ -26,13 +26,12 @@ from headway.bench.plot import PlotOption
 from headway.bench.report import Row, percentile
 from headway.bench.tables import Column, JsonOption
 from headway.commands.lists import numbers, whole_numbers
-from headway.config import EngineConfig, SchedulerName
+from headway.config import SchedulerName
 from headway.engine import interpreter
-from headway.engine.output import Output
-from headway.model_limits import ModelLimits
+from headway.engine.output import Output, connect_output
 from headway.request import NewRequest
 from headway.sampling import SamplingParams
-from headway.wire.launch import Launch
+from headway.wire.launch import output_address
 from headway.wire.wire_errors import WireErrors
 from headway_lab.rigs.busy_engine import MAX_MODEL_LEN, VOCAB_SIZE, BusyEngine
 from headway_lab.rigs.sink import Sink
@@ -130,8 +129,8 @@ def run(contender: Contender, traffic: Traffic) -> Sample:
     """Let the engine run under this traffic."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     with Sink(context) as sink:
-        launch = Launch(EngineConfig(), ModelLimits(VOCAB_SIZE), sink.socket_dir)
-        output = Output(context, launch)
+        output = Output()
+        output.attach(0, connect_output(context, output_address(sink.socket_dir, 0)))
         busy = BusyEngine(
             contender.scheduler,
             traffic.slots,

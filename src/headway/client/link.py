@@ -1,4 +1,4 @@
-"""The engine process and the sockets to it, on the side of the API process."""
+"""Engine processes and the sockets to them, on the side of the API process."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Protocol
 
 import msgspec
@@ -23,6 +23,7 @@ from headway.wire.launch import Launch, input_address, output_address
 from headway.wire.wire_errors import WireError, WireErrors
 
 EXIT_TIMEOUT = 10.0  # seconds that an engine process may take to end before it is killed
+LEAVE_MS = 1000  # milliseconds that word of our leaving may take
 LAST_WORDS = 0.5  # seconds to wait for the last message of a process that has just ended
 MAX_SOCKET_DIR = 80  # characters; the address of a Unix socket has at most 107
 
@@ -49,8 +50,8 @@ class Link(Protocol):
         """Wait for the end of the engine; returns how it ended, in a few words."""
 
     async def close(self, *, kill: bool = False) -> None:
-        """End the engine process, by force if `kill`, and remove its sockets. It is gone when this returns.
-        Idempotent."""
+        """End the engine process if it is this process that owns it, by force if `kill`, and remove its sockets: then
+        it is gone when this returns. Idempotent."""
 
 
 @contextlib.asynccontextmanager
@@ -63,21 +64,136 @@ async def unless_it_fails(link: ProcessLink) -> AsyncIterator[ProcessLink]:
         raise
 
 
-class ProcessLink:
-    """A `Link` to an engine process that this object starts and ends."""
+class EngineSockets:
+    """The sockets of one client of an engine.
 
-    def __init__(self, process: asyncio.subprocess.Process, socket_dir: str, client: int = 0) -> None:
-        self.process = process
-        self.socket_dir = socket_dir
+    commands, outputs: the addresses where the engine and this client receive messages. Raises zmq.ZMQError for an
+    address where this process cannot listen.
+    """
+
+    def __init__(self, commands: str, outputs: str) -> None:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._commands = self._context.socket(zmq.PUSH)
         self._commands.set_hwm(0)  # never blocks; the engine refuses requests above its limit
-        self._commands.connect(input_address(socket_dir))
         # Not made from a plain socket: two objects would share one socket, and both would close it. The second close
         # could hit a new socket that has got the same number.
         self._outputs = zmq.asyncio.Socket(self._context, zmq.PULL)
         self._outputs.set_hwm(0)
-        self._outputs.bind(output_address(socket_dir, client))
+        try:
+            self._commands.connect(commands)
+            self._outputs.bind(outputs)
+        except zmq.ZMQError:
+            self.close()
+            raise
+
+    @property
+    def address(self) -> str:
+        """Where this client listens, with the port that the system chose."""
+        return self._outputs.getsockopt_string(zmq.LAST_ENDPOINT)
+
+    @property
+    def closed(self) -> bool:
+        return self._commands.closed
+
+    def send(self, message: to_engine.ToEngine) -> None:
+        """See `Link.send`."""
+        self._commands.send(codec.encode(message), zmq.NOBLOCK)
+
+    async def receive(self) -> to_client.ToClient:
+        """See `Link.receive`."""
+        return codec.decode_to_client(codec.only_frame(await self._outputs.recv_multipart()))
+
+    def close(self, *, linger_ms: int = 0) -> None:
+        """Close both. linger_ms: milliseconds that the last messages to the engine get to leave; this waits so long."""
+        self._outputs.close(linger=0)
+        self._commands.close(linger=linger_ms)
+        self._context.term()
+
+
+class AttachedLink:
+    """A `Link` to an engine process that another process owns. The owner's word that it has ended comes from outside,
+    by `engine_has_ended`.
+
+    commands: the address where the engine receives messages. outputs: an address where this process can listen, of any
+    free port: `tcp://10.0.0.1:*`. client: the number of this process, which the engine must never have seen before.
+    pid: of the engine process. Raises zmq.ZMQError for an address that cannot be used.
+    """
+
+    def __init__(self, commands: str, outputs: str, client: int, pid: int) -> None:
+        self.pid = pid
+        self.client = client
+        self._sockets = EngineSockets(commands, outputs)
+        self._end: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    async def attach(self) -> to_client.Ready:
+        """Become a client of the engine; waits until it takes requests. Raises EngineStartError if it ends before."""
+        self.send(to_engine.Attach(self.client, self._sockets.address))
+        return await first_word(self)
+
+    def engine_has_ended(self, how: str) -> None:
+        """The engine process is gone. how: in a few words."""
+        if not self._end.done():
+            self._end.set_result(how)
+
+    def send(self, message: to_engine.ToEngine) -> None:
+        if not self._sockets.closed:
+            self._sockets.send(message)
+
+    async def receive(self) -> to_client.ToClient:
+        return await self._sockets.receive()
+
+    async def ended(self) -> str:
+        return await asyncio.shield(self._end)
+
+    async def close(self, *, kill: bool = False) -> None:
+        """Leave the engine, which aborts what is open here and goes on, whatever `kill` says. Idempotent."""
+        if self._sockets.closed:
+            return
+        lives = not self._end.done()
+        if lives:
+            self.send(to_engine.Detach(self.client))
+        self._sockets.close(linger_ms=LEAVE_MS if lives else 0)
+
+
+async def first_word(link: Link) -> to_client.Ready:
+    """The first message of an engine to this client. Raises EngineStartError if the engine cannot be loaded."""
+    message = asyncio.ensure_future(_first_message(link))
+    ended = asyncio.ensure_future(link.ended())
+    try:
+        await asyncio.wait({message, ended}, return_when=asyncio.FIRST_COMPLETED)
+        if not message.done():
+            await asyncio.wait({message}, timeout=LAST_WORDS)
+        if not message.done():
+            raise EngineStartError(f"the engine process ended while it was loading ({ended.result()})")
+        match message.result():
+            case to_client.Ready() as ready:
+                return ready
+            case to_client.LoadFailed(text):
+                raise EngineStartError(text)
+            case other:
+                raise EngineStartError(f"the engine process answered {type(other).__name__}, not Ready")
+    finally:
+        for task in (message, ended):
+            task.cancel()
+        await asyncio.gather(message, ended, return_exceptions=True)
+
+
+async def _first_message(link: Link) -> to_client.ToClient:
+    errors = WireErrors("client")
+    while True:
+        try:
+            return await link.receive()
+        except WireError as error:
+            errors.note(error)
+
+
+class ProcessLink:
+    """A `Link` to an engine process that this object starts and ends."""
+
+    def __init__(self, process: asyncio.subprocess.Process, socket_dir: str) -> None:
+        self.process = process
+        self.socket_dir = socket_dir
+        self._sockets = EngineSockets(input_address(socket_dir), output_address(socket_dir, 0))
 
     @property
     def pid(self) -> int:
@@ -85,8 +201,9 @@ class ProcessLink:
         return self.process.pid
 
     @classmethod
-    async def open(cls, engine_args: Sequence[str] = ()) -> ProcessLink:
-        """Start the engine process. It imports its libraries while it waits for `launch`."""
+    async def open(cls, engine_args: Sequence[str] = (), environment: Mapping[str, str] | None = None) -> ProcessLink:
+        """Start the engine process. It imports its libraries while it waits for `launch`. environment: of the process;
+        None: that of this process."""
         socket_dir = tempfile.mkdtemp(prefix="headway-")
         if len(socket_dir) > MAX_SOCKET_DIR:
             os.rmdir(socket_dir)
@@ -95,6 +212,7 @@ class ProcessLink:
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-P", "-m", "headway.engine.process", "--socket-dir", socket_dir, *engine_args),
                 stdin=asyncio.subprocess.PIPE,
+                env=environment,
                 stdout=2,  # standard output is for people: what libraries print goes to standard error
                 start_new_session=True,  # Ctrl-C in the terminal reaches only the parent
             )
@@ -112,42 +230,13 @@ class ProcessLink:
 
     async def wait_ready(self) -> to_client.Ready:
         """The first message of the engine. Raises EngineStartError if the engine cannot be loaded."""
-        message = asyncio.ensure_future(self._first_message())
-        ended = asyncio.ensure_future(self.ended())
-        try:
-            await asyncio.wait({message, ended}, return_when=asyncio.FIRST_COMPLETED)
-            if not message.done():
-                await asyncio.wait({message}, timeout=LAST_WORDS)
-            if not message.done():
-                raise EngineStartError(f"the engine process ended while it was loading ({ended.result()})")
-            match message.result():
-                case to_client.Ready() as ready:
-                    return ready
-                case to_client.LoadFailed(text):
-                    raise EngineStartError(text)
-                case other:
-                    raise EngineStartError(f"the engine process answered {type(other).__name__}, not Ready")
-        finally:
-            message.cancel()
-            ended.cancel()
+        return await first_word(self)
 
     def send(self, message: to_engine.ToEngine) -> None:
-        self._commands.send(codec.encode(message), zmq.NOBLOCK)
+        self._sockets.send(message)
 
     async def receive(self) -> to_client.ToClient:
-        return codec.decode_to_client(codec.only_frame(await self._outputs.recv_multipart()))
-
-    async def _first_message(self) -> to_client.ToClient:
-        """The first message that is no pulse: pulses come over another connection, and may overtake it."""
-        errors = WireErrors("client")
-        while True:
-            try:
-                message = await self.receive()
-            except WireError as error:
-                errors.note(error)
-                continue
-            if not isinstance(message, to_client.Status):
-                return message
+        return await self._sockets.receive()
 
     async def ended(self) -> str:
         status = await self.process.wait()
@@ -158,7 +247,7 @@ class ProcessLink:
 
         kill: end the process by force at once, not only if it has not ended after EXIT_TIMEOUT seconds.
         """
-        if self._commands.closed:
+        if self._sockets.closed:
             return
         process = self.process
         with contextlib.suppress(ProcessLookupError):  # the process may end between any two of these lines
@@ -174,7 +263,5 @@ class ProcessLink:
                     await process.wait()
         if process.stdin is not None:
             process.stdin.close()
-        self._outputs.close(linger=0)
-        self._commands.close(linger=0)
-        self._context.term()
+        self._sockets.close()
         shutil.rmtree(self.socket_dir, ignore_errors=True)

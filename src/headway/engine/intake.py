@@ -10,7 +10,7 @@ import zmq
 
 from headway.engine.control_desk import ControlDesk
 from headway.engine.engine import Engine
-from headway.engine.output import connect_output
+from headway.engine.output import Output, connect_output
 from headway.errors import EngineDeadError
 from headway.request import NewRequest, Transfer
 from headway.wire import codec, to_client, to_engine
@@ -24,21 +24,30 @@ logger = logging.getLogger(__name__)
 
 
 class Intake:
-    """Passes wire messages of the API processes on to the engine. Owns its sockets; only one thread uses it.
+    """Passes wire messages of the API processes on to the engine, and knows which processes there are. Owns its socket;
+    only one thread uses it.
 
     errors: counts what reaches the socket and is no message; it is dropped. Other threads may read the count.
     """
 
     def __init__(
-        self, context: zmq.Context[zmq.Socket[bytes]], launch: Launch, engine: Engine, desk: ControlDesk
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        launch: Launch,
+        engine: Engine,
+        desk: ControlDesk,
+        output: Output,
     ) -> None:
+        self._context = context
         self._engine = engine
         self._desk = desk
+        self._output = output
+        self._clients = {0}
+        self._gone: set[int] = set()  # the message by which a client comes may be found after word of its death
         self._commands = context.socket(zmq.PULL)
         self._commands.set_hwm(0)  # no limit here: the door bounds the requests, and a refused one is dropped
         self._commands.bind(input_address(launch.socket_dir))
         self.errors = WireErrors("engine")
-        self._replies = [connect_output(context, launch, client) for client in range(launch.num_clients)]
 
     def run(self) -> float:
         """Serve until the message `Shutdown`; returns its grace in seconds."""
@@ -46,7 +55,9 @@ class Intake:
             frames = self._commands.recv_multipart()
             try:
                 message = codec.decode_to_engine(codec.only_frame(frames))
-                check_to_engine(message, len(self._replies))
+                check_to_engine(message, self._clients)
+                if isinstance(message, to_engine.Attach):
+                    self._attach(message)
             except WireError as error:
                 self.errors.note(error)
                 continue
@@ -62,8 +73,32 @@ class Intake:
                     self._engine.pull_from(uid, params)
                 case to_engine.Call():
                     self._desk.take(message)
+                case to_engine.Detach(client):
+                    self._detach(client)
                 case to_engine.Shutdown(grace):
                     return grace
+
+    def _attach(self, message: to_engine.Attach) -> None:
+        """Raises WireError for a number that is or was in use, and for an address unknown to ZeroMQ."""
+        client, address = message.client, message.address
+        if client in self._clients or client in self._gone:
+            raise WireError(f"client {client} cannot come: that number has been in use")
+        try:
+            socket = connect_output(self._context, address)
+        except zmq.ZMQError as error:
+            raise WireError(f"client {client} cannot be reached at {address!r}: {error}") from None
+        self._clients.add(client)
+        self._output.attach(client, socket)
+
+    def _detach(self, client: int) -> None:
+        """Forget a client for good, also before it has come."""
+        self._clients.discard(client)
+        self._gone.add(client)
+        self._output.detach(client)
+        left = [claim.uid for claim in self._engine.manager.door.inside() if client_of(claim.uid) == client]
+        if left:
+            logger.info("client %d is gone: %d requests are aborted", client, len(left))
+            self._abort(left)
 
     def _add(self, group: to_engine.AddGroup) -> None:
         """Take the requests of the group in order, up to the first that is refused."""
@@ -94,8 +129,7 @@ class Intake:
             self._engine.manager.abort(uids)
 
     def _reply(self, uid: int, message: to_client.ToClient) -> None:
-        self._replies[client_of(uid)].send(codec.encode(message))
+        self._output.answer(client_of(uid), message)
 
     def close(self) -> None:
-        for socket in (self._commands, *self._replies):
-            socket.close()
+        self._commands.close()

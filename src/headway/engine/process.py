@@ -37,7 +37,7 @@ from headway.executor.load_stages import stage
 from headway.executor.simulated import StepTimeModel
 from headway.logs import LogFormat, LogLevel, log_to_standard_error
 from headway.wire import codec, to_client
-from headway.wire.launch import Launch
+from headway.wire.launch import Launch, output_address
 
 logger = logging.getLogger("headway.engine.process")  # it runs as __main__
 
@@ -76,28 +76,23 @@ class Parent:
 def run(launch: Launch, build: Build) -> int:
     """The life of an engine process; returns its exit status."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    output = Output(context, launch)
-    hello = [connect_output(context, launch, client) for client in range(launch.num_clients)]
-
-    def tell(message: to_client.ToClient) -> None:
-        for socket in hello:
-            socket.send(codec.encode(message))
-
+    output = Output()
+    parent = connect_output(context, output_address(launch.socket_dir, 0))
     try:
         engine = build(launch, output.put)
     except Exception as error:
         if not isinstance(error, ValueError):  # a ValueError is an error of the user; its message is enough
             logger.exception("the engine cannot be loaded")
-        tell(to_client.LoadFailed(first_line(error)))
+        parent.send(codec.encode(to_client.LoadFailed(first_line(error))))
         context.destroy(linger=LINGER_MS)
         return 2
     desk = ControlDesk(engine.manager, output.reply, engine.peer_of)
-    intake = Intake(context, launch, engine, desk)
+    intake = Intake(context, launch, engine, desk, output)
     interpreter.settle()
     engine.start()
     if launch.paused:
         engine.manager.pause()
-    tell(to_client.Ready(engine.manager.config, engine.placement))
+    output.attach(0, parent)
     output.start(engine, intake.errors)
     status, grace = 0, 0.0
     try:

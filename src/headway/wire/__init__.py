@@ -3,6 +3,8 @@
     API process i  -- AddGroup, Abort, Finish, Call, Shutdown -->  engine process      (one PULL socket for all)
     API process i  <-- Ready | LoadFailed, then Accepted, Refused, Step, Status, Returned, Raised --  engine process
 
+The process that started the engine is client 0. Others come by `Attach` and go by `Detach`.
+
     to_engine.py   the messages to the engine process        to_client.py   the messages to an API process
     launch.py      how an engine process is started          refusals.py    errors that cross
     codec.py       messages as bytes                         uids.py        which API process a uid belongs to

@@ -5,6 +5,7 @@ A message of Headway's own always does. Other programs of the same user can reac
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -15,26 +16,38 @@ from headway.request import NewRequest
 from headway.scheduler.batch import IntArray, Logprobs
 from headway.scheduler.effects import PromptOutputs, TokenOutputs
 from headway.wire import to_client, to_engine
-from headway.wire.uids import client_of
+from headway.wire.uids import MOST_CLIENTS, client_of
 from headway.wire.wire_errors import WireError
+
+_TRANSPORTS = ("ipc://", "tcp://")
+_LONGEST_ADDRESS = 512  # characters
 
 _LOGPROBS = [np.dtype(kind).str for kind in (np.int32, np.int32, np.int32, np.float32, np.float32)]
 _PROMPT_LOGPROBS = [np.dtype(kind).str for kind in (*[np.int32] * 5, np.float32, np.float32)]
 
 
-def check_to_engine(message: to_engine.ToEngine, num_clients: int) -> None:
-    """Raises WireError for an answer that could reach no API process, and for parameters that are no small JSON object.
-    The door checks the rest of a request.
+def check_to_engine(message: to_engine.ToEngine, clients: Collection[int]) -> None:
+    """Raises WireError for a message of a client that is not attached, whose answer could reach no API process, and for
+    parameters that are no small JSON object. The door checks the rest of a request.
 
-    num_clients: API processes, numbered from 0.
+    clients: the numbers of the API processes that are attached.
     """
     match message:
         case to_engine.AddGroup(requests):
-            _check_group(requests, num_clients)
-        case to_engine.PullFrom(_, params) if params is not None:
-            _check_params(params)
+            _check_group(requests, clients)
+        case to_engine.Abort(uids) | to_engine.Finish(uids):
+            for uid in uids:
+                _check_client("the uid of a request", uid, clients)
+        case to_engine.PullFrom(uid, params):
+            _check_client("the uid of a request", uid, clients)
+            if params is not None:
+                _check_params(params)
         case to_engine.Call(number):
-            _check_address("the number of a call", number, num_clients)
+            _check_client("the number of a call", number, clients)
+        case to_engine.Attach(client, address):
+            _check_attach(client, address)
+        case to_engine.Detach(client):
+            _check_comes_and_goes(client)
 
 
 def check_to_client(message: to_client.ToClient, num_token_ids: int) -> None:
@@ -49,13 +62,13 @@ def check_to_client(message: to_client.ToClient, num_token_ids: int) -> None:
             _check_prompts(prompts, num_token_ids)
 
 
-def _check_group(requests: list[NewRequest], num_clients: int) -> None:
+def _check_group(requests: list[NewRequest], clients: Collection[int]) -> None:
     if not requests:
         raise WireError("a group without a request")
     for request in requests:
         if request.uid is None:
             raise WireError("a request without a uid")
-        _check_address("the uid of a request", request.uid, num_clients)
+        _check_client("the uid of a request", request.uid, clients)
     if len({client_of(request.uid) for request in requests if request.uid is not None}) > 1:
         raise WireError("a group with requests of several API processes")
 
@@ -67,9 +80,20 @@ def _check_params(params: dict[str, Any]) -> None:
         raise WireError(str(error)) from None
 
 
-def _check_address(what: str, number: int, num_clients: int) -> None:
-    if not 0 <= client_of(number) < num_clients:
-        raise WireError(f"{what} is {number}, which names API process {client_of(number)} of {num_clients}")
+def _check_client(what: str, number: int, clients: Collection[int]) -> None:
+    if client_of(number) not in clients:
+        raise WireError(f"{what} is {number}, which names client {client_of(number)}, which is not attached")
+
+
+def _check_comes_and_goes(client: int) -> None:
+    if not 1 <= client < MOST_CLIENTS:
+        raise WireError(f"a client that comes or goes has a number in [1, {MOST_CLIENTS - 1}], got {client}")
+
+
+def _check_attach(client: int, address: str) -> None:
+    _check_comes_and_goes(client)
+    if not address.startswith(_TRANSPORTS) or len(address) > _LONGEST_ADDRESS:
+        raise WireError(f"an address begins with {' or '.join(_TRANSPORTS)}, got {address[:80]!r}")
 
 
 def _check_tokens(outputs: TokenOutputs, num_token_ids: int) -> None:

@@ -1,4 +1,7 @@
-"""How an engine process is started, and where its sockets are."""
+"""How an engine process is started, and where its sockets are.
+
+The process that started it is client 0, from the beginning to the end. Other API processes attach themselves.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +16,12 @@ class Launch(msgspec.Struct, frozen=True):
 
     limits: the limits of the model, which the API process has read from the model's files.
     socket_dir: the private folder of the sockets; the engine process removes it if its parent is gone.
-    num_clients: API processes; process i listens at `output_address(socket_dir, i)`.
     paused: whether the engine begins paused, because the engine process before it was.
     """
 
     config: EngineConfig
     limits: ModelLimits
     socket_dir: str
-    num_clients: int = 1
     paused: bool = False
 
 

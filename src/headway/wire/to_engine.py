@@ -86,10 +86,29 @@ class Call(msgspec.Struct, frozen=True, tag=True, array_like=True):
     until: float = inf
 
 
+class Attach(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """A further API process. The engine says `Ready` to it, and from then on its pulses and what becomes of the
+    requests of this client. It must be the first message of the process: messages of other clients are dropped.
+
+    client: the number in the upper bits of its uids and calls, which this engine has never seen before.
+    address: where the process listens, as ZeroMQ writes it.
+    """
+
+    client: int
+    address: str
+
+
+class Detach(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """An API process is gone, or goes. Its requests are aborted; it gets nothing more, and its number never comes back.
+    Any process may say so of any other."""
+
+    client: int
+
+
 class Shutdown(msgspec.Struct, frozen=True, tag=True, array_like=True):
     """Stop the engine process; running requests may go on for `grace` seconds."""
 
     grace: float = 0.0
 
 
-ToEngine = AddGroup | Abort | Finish | PullFrom | Call | Shutdown
+ToEngine = AddGroup | Abort | Finish | PullFrom | Call | Attach | Detach | Shutdown

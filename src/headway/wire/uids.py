@@ -7,10 +7,11 @@ import numpy as np
 from headway.scheduler.effects import Effects, PromptOutputs, TokenOutputs
 
 UID_BITS = 40  # the lower bits of a uid: the counter of the process that gave it
+MOST_CLIENTS = 1 << 63 - UID_BITS  # numbers of API processes go from 0 to one less; a uid is an int64
 
 
 def client_of(uid: int) -> int:
-    """The index of the API process that gave this uid, or this number of a call."""
+    """The number of the API process that gave this uid, or this number of a call."""
     return uid >> UID_BITS
 
 

@@ -12,10 +12,11 @@ from typing import Any
 import httpx
 import pytest
 
+from headway import engine_choice
 from headway.config import EngineConfig
+from headway.engine_choice import OUT_SECONDS
 from headway.request import FinishReason, NewRequest, Transfer
 from headway.scheduler.effects import Effects, RequestEnd
-from headway.server.prefill_choice import OUT_SECONDS, PIECE, PrefillChoice, Prefixes
 from headway.server.prefill_engines import MAX_ANSWER_BYTES, MAX_TRIES, Outcome, PrefillEngines
 from headway.server.serve import BAD_START, serve
 from headway.server.settings import ServerSettings
@@ -26,6 +27,12 @@ from tests.server.fakes import settled
 LENT = {"do_remote_prefill": True, "remote_reference": "abc"}
 LONG = list(range(100))
 Params = dict[str, Any] | None
+
+
+@pytest.fixture(autouse=True)
+def equals_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Engines that are equal are asked in the order of their addresses."""
+    monkeypatch.setattr(engine_choice, "_rank", lambda engine, prompt: bytes([engine]))
 
 
 class Engines:
@@ -211,33 +218,6 @@ async def test_a_client_that_leaves_does_not_make_its_engine_a_failed_one() -> N
     engines.hold.set()
     await engines.ask(prefill)
     assert engines.hosts() == ["a", "a"] and prefill.num_failed == 0
-
-
-class TestChoice:
-    def test_the_engine_with_the_least_work_is_asked(self) -> None:
-        choice = PrefillChoice(3)
-        choice.begin(0, Prefixes.of(range(100)))
-        choice.begin(1, Prefixes.of(range(50)))
-        assert choice.order(Prefixes.of(range(1_000, 1_100)), 0.0) == [2, 1, 0]
-        choice.end(0, Prefixes.of(range(100)), failed=False, now=0.0)
-        assert choice.order(Prefixes.of(range(1_000, 1_100)), 0.0) == [0, 2, 1]
-
-    def test_an_engine_that_has_the_beginning_is_asked_unless_it_has_too_much_to_do(self) -> None:
-        choice = PrefillChoice(2)
-        prompt = list(range(4 * PIECE))
-        choice.begin(1, Prefixes.of(prompt))
-        choice.end(1, Prefixes.of(prompt), failed=False, now=0.0)
-        assert choice.order(Prefixes.of([*prompt, 1, 2]), 0.0) == [1, 0]
-        assert choice.order(Prefixes.of([9, *prompt]), 0.0) == [0, 1]
-        choice.begin(1, Prefixes.of(range(1_000, 1_000 + 5 * PIECE)))
-        assert choice.order(Prefixes.of([*prompt, 1, 2]), 0.0) == [0, 1]
-
-    def test_after_a_failure_nothing_is_known_of_a_cache(self) -> None:
-        choice = PrefillChoice(2)
-        prompt = list(range(2 * PIECE))
-        choice.begin(1, Prefixes.of(prompt))
-        choice.end(1, Prefixes.of(prompt), failed=True, now=0.0)
-        assert choice.order(Prefixes.of(prompt), 0.0) == [0, 1] == choice.order(Prefixes.of(prompt), OUT_SECONDS + 1)
 
 
 async def pulling(

@@ -9,7 +9,7 @@ of the server process. It reaches the engine only by the `EngineClient`, and nev
     body.py, json_census.py, body_budget.py, unknown_fields.py   how a body is read
     middleware.py    the layers around the routes: envelope.py, CORS, key_check.py (keys.py, doors.py, tls.py)
     connections.py, loop_monitor.py, engine_health.py   bounds on connections; how loop and engine are
-    prefill_engines.py, prefill_choice.py   the engines that compute prompts for a decode engine
+    prefill_engines.py   the engines that compute prompts for a decode engine
     protocol.py      request bodies             responses.py    response bodies
     prompt_bodies.py from a body to prompts     render.py       what a body would bring to the engine
     generate.py      from a pending request to a response, whole or streamed

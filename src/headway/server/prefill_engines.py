@@ -19,8 +19,8 @@ from typing import Any
 import httpx
 
 from headway.client.kv_sources import FindSource, Tell
+from headway.engine_choice import EngineChoice, Prefixes
 from headway.kv_transfer_params import copied
-from headway.server.prefill_choice import PrefillChoice, Prefixes
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ class PrefillEngines:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._urls = [url.rstrip("/") for url in urls]
-        self._choice = PrefillChoice(len(self._urls))
+        self._choice = EngineChoice(range(len(self._urls)))
         self._least_tokens = least_tokens
         self._clock = clock
         self._timeout = timeout

@@ -1,0 +1,259 @@
+"""Which of several engines gets a prompt: the engine with most of it in its cache, unless others have much less to do.
+
+Plain rules, without I/O and without a clock. Three use them: a decode engine that asks prefill engines, an API process
+with several engines, a router in a cluster.
+
+The cost of a prompt on an engine, in tokens: the work before it, less the **credit** of the engine. The credit is what
+the engine knows of the prompt, several times over, less a share of what the engine has written to its cache of late
+beyond the others. So prompts that have only their beginning in common are spread over all caches, and each keeps its
+contents about as long. The credit is at most `max_imbalance`: knowing never costs more than so many tokens of waiting.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import Counter, OrderedDict
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Generic, NamedTuple, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+PIECE = 64  # tokens; prefixes are told apart by whole pieces
+MAX_PIECES = 65_536  # that are remembered of each engine
+OUT_SECONDS = 5.0  # that an engine is left out after a failure, if another can be asked
+MAX_IMBALANCE = 8_192  # tokens
+GRAIN = 256  # tokens of cost that make no difference for a prompt that no engine knows
+PER_RUNNING = 64  # tokens that a request which decodes counts as: it takes part in every step
+WORTH = 4  # tokens of waiting for a token that is known: computing it again delays all, and evicts another
+WRITTEN_SHARE = 0.5  # of the tokens written of late: under 1, so that one long conversation stays where it is
+WRITTEN_HORIZON = 65_536  # tokens written by all engines, after which about a third of "of late" is left
+
+Engine = TypeVar("Engine", bound=Hashable)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prefixes:
+    """A prompt, as far as the choice depends on it. Two are equal only if they are the same object.
+
+    digests: of each leading part of whole pieces. piece: tokens of a piece.
+    """
+
+    num_tokens: int
+    digests: Sequence[bytes]
+    piece: int = PIECE
+
+    @classmethod
+    def of(cls, token_ids: Sequence[int] | NDArray[np.int32], salt: str | None = None) -> Prefixes:
+        """Of this prompt. salt: prompts with different salts share nothing."""
+        data = np.asarray(token_ids, "<i4")
+        digest = hashlib.blake2b(b"" if salt is None else salt.encode(), digest_size=16)
+        digests = []
+        for end in range(PIECE, len(data) + 1, PIECE):
+            digest.update(data[end - PIECE : end].tobytes())
+            digests.append(digest.digest())
+        return cls(len(data), digests)
+
+
+class Load(NamedTuple):
+    """What an engine says of its load. num_waiting_tokens: of prompts, to compute before a new one. kv_usage: 0 to 1.
+    num_running: requests that decode."""
+
+    num_waiting_tokens: int = 0
+    kv_usage: float = 0.0
+    num_running: int = 0
+
+
+class _State:
+    """What is known of one engine. A prompt's tokens are here the tokens that the engine did not know.
+
+    seen: digests of what is in its cache: of the prompts that it was given (`most` at most), or `exact`, as it says.
+    open: its prompts now: tokens, and the number of reports before. opened: how often an `exact` engine has each digest
+        in these. num_open: tokens of these. unreported: tokens of these that came before and after its last report; the
+        report may not have counted the first either.
+    """
+
+    def __init__(self, most: int, written: float) -> None:
+        self.most = most
+        self.seen: OrderedDict[bytes, None] = OrderedDict()
+        self.exact = False
+        self.open: dict[Prefixes, tuple[int, int]] = {}
+        self.opened: Counter[bytes] = Counter()
+        self.num_open = 0
+        self.unreported = [0, 0]
+        self.num_reports = 0
+        self.load = Load()
+        self.written = written  # tokens, of late
+        self.out_until = float("-inf")
+        self.heard = float("inf")
+
+    def num_known(self, prompt: Prefixes) -> int:
+        """Tokens at the beginning of the prompt that are in the engine's cache, or are being computed."""
+        num = 0
+        for digest in prompt.digests:
+            if digest not in self.seen and digest not in self.opened:
+                break
+            num += 1
+        return num * prompt.piece
+
+    def begin(self, prompt: Prefixes) -> int:
+        """Returns the tokens to compute."""
+        num_tokens = prompt.num_tokens - self.num_known(prompt)
+        self.open[prompt] = num_tokens, self.num_reports
+        self.num_open += num_tokens
+        self.unreported[1] += num_tokens
+        if self.exact:
+            self.opened.update(prompt.digests)
+        else:
+            for digest in prompt.digests:
+                self.seen[digest] = None
+                self.seen.move_to_end(digest)
+            while len(self.seen) > self.most:
+                self.seen.popitem(last=False)
+        return num_tokens
+
+    def end(self, prompt: Prefixes) -> bool:
+        """Returns whether the prompt was here."""
+        num_tokens, num_reports = self.open.pop(prompt, (0, -1))
+        if num_reports < 0:
+            return False
+        self.num_open -= num_tokens
+        age = self.num_reports - num_reports
+        if age < 2:
+            self.unreported[1 - age] -= num_tokens
+        if self.exact:
+            for digest in prompt.digests:
+                self.opened[digest] -= 1
+                if not self.opened[digest]:
+                    del self.opened[digest]
+        return True
+
+    def be_exact(self) -> None:
+        """From now on the engine says itself what it has."""
+        if not self.exact:
+            self.exact = True
+            self.seen.clear()
+            for prompt in self.open:
+                self.opened.update(prompt.digests)
+
+    def report(self, load: Load, now: float) -> None:
+        self.load = load
+        self.heard = now
+        self.num_reports += 1
+        self.unreported = [self.unreported[1], 0]
+
+    def work(self, full_cache: int) -> int:
+        """Tokens that the engine computes before a new prompt; what it decodes counts as tokens too."""
+        if not self.num_reports:
+            return self.num_open
+        decoding = PER_RUNNING * self.load.num_running + round(self.load.kv_usage * full_cache)
+        return self.load.num_waiting_tokens + sum(self.unreported) + decoding
+
+
+class EngineChoice(Generic[Engine]):
+    """Knows of each engine: what it was given, what it computes now, and what it says of its load and its cache.
+
+    For one event loop. Engines are named by any hashable id; its `repr` must be the same in all processes that are to
+    agree. Times are seconds on any clock. What concerns an engine that has gone is ignored.
+
+    max_imbalance: tokens of work that an engine may have beyond the engine with the least, and still be the first
+        because of what it knows. A full KV cache counts as so many tokens of work, too.
+    """
+
+    def __init__(self, engines: Iterable[Engine] = (), *, max_imbalance: int = MAX_IMBALANCE) -> None:
+        self._max_imbalance = max_imbalance
+        self._states: dict[Engine, _State] = {}
+        for engine in engines:
+            self.add(engine)
+
+    @property
+    def engines(self) -> list[Engine]:
+        """In the order in which they were added."""
+        return list(self._states)
+
+    def add(self, engine: Engine, *, num_cache_tokens: int | None = None) -> None:
+        """An engine has come, or begins anew, with an empty cache. num_cache_tokens: its size, if known."""
+        most = MAX_PIECES if num_cache_tokens is None else min(MAX_PIECES, num_cache_tokens // PIECE)
+        self._states.pop(engine, None)
+        self._states[engine] = _State(most, self._least_written())
+
+    def remove(self, engine: Engine) -> None:
+        """An engine has gone, and all its prompts with it."""
+        self._states.pop(engine, None)
+
+    def order(self, prompt: Prefixes, now: float) -> list[Engine]:
+        """The engines to ask, the best first; engines that have just failed, or do not report any more, come last.
+
+        Differences under GRAIN tokens do not count for a prompt that no engine knows: then its first piece decides, so
+        that several processes agree without talking.
+        """
+        known = {engine: state.num_known(prompt) for engine, state in self._states.items()}
+        is_new = bool(prompt.digests) and not any(known.values())
+        least = self._least_written()
+
+        def cost(engine: Engine) -> tuple[bool, float, float, bytes]:
+            state = self._states[engine]
+            out = state.out_until > now or now - state.heard > OUT_SECONDS
+            work = state.work(self._max_imbalance)
+            if is_new:
+                return out, work // GRAIN, 0.0, _rank(engine, prompt)
+            credit = WORTH * known[engine] - WRITTEN_SHARE * (state.written - least)
+            return out, work - max(0.0, min(credit, self._max_imbalance)), -credit, _rank(engine, prompt)
+
+        return sorted(self._states, key=cost)
+
+    def begin(self, engine: Engine, prompt: Prefixes) -> None:
+        """The engine is asked for this prompt."""
+        state = self._states.get(engine)
+        if state is not None:
+            written = state.begin(prompt)
+            left = math.exp(-written / WRITTEN_HORIZON)
+            for other in self._states.values():
+                other.written *= left
+            state.written += written
+
+    def end(self, engine: Engine, prompt: Prefixes, *, failed: bool, now: float) -> None:
+        """The engine has computed the prompt, or failed, or the prompt is not wanted any more. After a failure nothing
+        is known of its cache but what it says itself."""
+        state = self._states.get(engine)
+        if state is not None and state.end(prompt) and failed:
+            state.out_until = now + OUT_SECONDS
+            if not state.exact:
+                state.seen.clear()
+
+    def report(self, engine: Engine, load: Load, now: float) -> None:
+        """The engine has said its load, which counts the prompts of all its clients.
+
+        A report is a little old when it comes: prompts that began since the report before are counted beside it.
+        """
+        state = self._states.get(engine)
+        if state is not None:
+            state.report(load, now)
+
+    def learn(self, engine: Engine, digests: Iterable[bytes]) -> None:
+        """The engine has these pieces in its cache. From the first time on only what it says counts, and the prompts
+        that it computes; `Prefixes` must have the engine's own digests then."""
+        state = self._states.get(engine)
+        if state is not None:
+            state.be_exact()
+            state.seen.update(dict.fromkeys(digests))
+
+    def forget(self, engine: Engine, digests: Iterable[bytes] | None = None) -> None:
+        """The engine does not have these pieces any more. None: it has nothing."""
+        state = self._states.get(engine)
+        if state is not None and digests is None:
+            state.seen.clear()
+        elif state is not None:
+            for digest in digests or ():
+                state.seen.pop(digest, None)
+
+    def _least_written(self) -> float:
+        return min((state.written for state in self._states.values()), default=0.0)
+
+
+def _rank(engine: Hashable, prompt: Prefixes) -> bytes:
+    """The place of an engine among equals: for each first piece another engine is the first."""
+    first = prompt.digests[0] if prompt.digests else b""
+    return hashlib.blake2b(first + repr(engine).encode(), digest_size=8).digest()

@@ -123,9 +123,9 @@ class TransformersExecutor(Executor):
         if self._thread is not None or self._model is None:
             raise RuntimeError("this executor was started already")
         if _waits_for(self._device):
-            self._thread = DeviceThread(self._enqueue, on_done, fetch=Launched.fetch)
+            self._thread = DeviceThread(self._enqueue, on_done, fetch=self._fetch)
         else:
-            self._thread = DeviceThread(lambda batch: self._enqueue(batch).fetch(), on_done)
+            self._thread = DeviceThread(lambda batch: self._fetch(self._enqueue(batch)), on_done)
 
     def launch(self, batch: Batch) -> None:
         if self._thread is None:
@@ -213,6 +213,10 @@ class TransformersExecutor(Executor):
             if len(sampling_rows):
                 self._sampling.drew(batch.slots[sampling_rows], tokens, copies)
         return Launched(result, copies)
+
+    def _fetch(self, launched: Launched) -> StepResult:
+        """The result of a step, which may still run."""
+        return launched.fetch()
 
     def _agreed(self, num_blocks: int) -> int:
         """The blocks of the KV cache, where `num_blocks` fit here. For executors that share a model."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -18,7 +20,7 @@ from headway.executor.ranks.rank_group import RankGroup, RankLostError
 from headway.executor.ranks.step_bytes import step_bytes
 from headway.executor.transformers_executor import Launched
 from headway.model_files import ModelFiles
-from headway.scheduler.batch import Batch
+from headway.scheduler.batch import Batch, StepResult
 from headway.sizes import readable
 
 logger = logging.getLogger(__name__)
@@ -83,14 +85,23 @@ class Leader(RankExecutor):
         self._leave(at_once=hangs)
 
     def _enqueue(self, batch: Batch) -> Launched:
-        try:
+        with self._lost_by_errors(batch.step_id):
             self._group.send(step_bytes(batch))
             return super()._enqueue(batch)
+
+    def _fetch(self, launched: Launched) -> StepResult:
+        with self._lost_by_errors(launched.result.step_id):
+            return super()._fetch(launched)
+
+    @contextmanager
+    def _lost_by_errors(self, step_id: int) -> Iterator[None]:
+        """After an error the other ranks may be in the midst of this step, and would add the next one to it."""
+        try:
+            yield
         except Exception as error:
-            # The other ranks are in the midst of this step, so the next one would be added to it.
             lost = self._group.lost_within(_WORD_SECONDS)
             if lost is None:
-                self._group.lose(f"step {batch.step_id} failed in rank 0: {type(error).__name__}: {first_line(error)}")
+                self._group.lose(f"step {step_id} failed in rank 0: {type(error).__name__}: {first_line(error)}")
                 raise
             raise RankLostError(lost) from error
 

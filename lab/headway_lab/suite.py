@@ -23,7 +23,7 @@ from headway.bench import plot, throughput
 from headway.bench.machine import described, machine
 from headway.bench.report import Row
 from headway.bench.tables import Column, markdown, plain_columns
-from headway_lab.benches import churn, gap, intake, memory, pd, preempt, prefix, query, step, vllm
+from headway_lab.benches import choose, churn, gap, intake, memory, pd, preempt, prefix, query, step, vllm
 from headway_lab.schedulers.contenders import PeerName
 
 HEADWAY = (sys.executable, "-m", "headway.cli")
@@ -165,6 +165,13 @@ SUITE = (
         "gap --step-ms 2,10,30 --running 256,1024 --seconds 12",
         options=(DRAWS,),
         tables=(gap.COLUMNS,),
+    ),
+    Entry(
+        "choose",
+        "The choice among many engines",
+        "choose",
+        options=(DRAWS,),
+        tables=(choose.CHOOSE_COLUMNS, choose.MESSAGE_COLUMNS),
     ),
     Entry(
         "pd",

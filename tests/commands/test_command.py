@@ -95,6 +95,24 @@ def _words(line: str) -> list[str]:
     return words[:end]
 
 
+@pytest.mark.parametrize("command, meant", [("serve", "HEADWAY_HOST"), ("complete", "HEADWAY_MAX_TOKENS")])
+def test_a_misspelt_variable_is_named_and_the_command_goes_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str, meant: str
+) -> None:
+    monkeypatch.setenv(f"{meant}E", "1")
+    monkeypatch.setenv("HEADWAY_ADAPTERS", "1")  # of others, and like no option
+    command_of((command,)).make_context(command, [])
+    assert capsys.readouterr().err == f"headway: {meant}E in the environment is not read: did you mean {meant}?\n"
+
+
+def test_a_variable_of_another_command_is_not_misspelt(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HEADWAY_API_KEY_FILE", "keys")  # of `serve`; `doctor` has HEADWAY_API_KEY
+    assert cli.main(["doctor", "http://127.0.0.1:1"]) != 0
+    assert "HEADWAY_API_KEY_FILE" not in capsys.readouterr().err
+
+
 # The model --------------------------------------------------------------------------------------------------
 
 

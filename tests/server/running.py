@@ -28,10 +28,13 @@ import json, sys
 import msgspec
 from headway.config import EngineConfig
 from headway.server.serve import serve
+from headway.cluster.supervisor import serve_supervised
 from headway.server.settings import ServerSettings
 if __name__ == "__main__":
     config, options = json.loads(sys.argv[1])
-    sys.exit(serve(EngineConfig(**config), msgspec.convert(options, ServerSettings)))
+    settings = msgspec.convert(options, ServerSettings)
+    several = settings.api_server_count > 1 or settings.data_parallel_size > 1
+    sys.exit((serve_supervised if several else serve)(EngineConfig(**config), settings))
 """
 
 

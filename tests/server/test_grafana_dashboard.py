@@ -1,4 +1,4 @@
-"""The dashboard in `examples`: each series that its panels query is on our page, with the labels that they name."""
+"""The dashboard to deploy: each series that its panels query is on our page, with the labels that they name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.server.conftest import Api
 
-FILE = Path(__file__).parents[2] / "examples" / "grafana-dashboard.json"
+FILE = Path(__file__).parents[2] / "examples" / "deploy" / "grafana-dashboard.json"
 BOARD: dict[str, Any] = json.loads(FILE.read_text())
 EXPRESSIONS = [target["expr"] for panel in BOARD["panels"] for target in panel["targets"]]
 OF_PROMETHEUS = {"job", "instance"}  # labels that it adds to every series

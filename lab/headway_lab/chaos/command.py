@@ -34,7 +34,7 @@ def command(
     """
     # Here, so that `headway --help`, which loads this module, is quick.
     from headway.bench.tables import Column, show
-    from headway.cluster.engine_group import GroupStartError
+    from headway.cluster.group import GroupStartError
     from headway_lab.chaos.plan import plan
     from headway_lab.chaos.storm import run
     from headway_lab.chaos.topology import SERVERS, WIRES

@@ -13,7 +13,8 @@ from collections.abc import Mapping
 import httpx
 import psutil  # type: ignore[import-untyped]
 
-from headway.cluster.engine_group import EngineGroup
+from headway.cluster.group import Group
+from headway.cluster.group_server import GroupServer
 from headway_lab.chaos.disturbances import Disturbances
 from headway_lab.chaos.plan import Fault, FaultKind
 from headway_lab.chaos.proxy import Proxy
@@ -27,7 +28,7 @@ class Faults:
     """injected: how often each kind was. num_in_vain: faults that found their process dead already."""
 
     def __init__(
-        self, group: EngineGroup, proxies: Mapping[str, Proxy], disturbances: Disturbances, traffic: Traffic
+        self, group: Group[GroupServer], proxies: Mapping[str, Proxy], disturbances: Disturbances, traffic: Traffic
     ) -> None:
         self.injected: Counter[FaultKind] = Counter()
         self.num_in_vain = 0
@@ -45,7 +46,7 @@ class Faults:
         """Returns when the fault is over, and its target is well again. A server that is just being started again has
         its fault when it is well."""
         try:
-            if fault.target in self._group.servers:
+            if fault.target in self._group.processes:
                 await self.wait_well(fault.target)
             match fault.kind:
                 case FaultKind.KILL_ENGINE:
@@ -116,7 +117,7 @@ class Faults:
         disturbance.until = time.monotonic()
 
     async def _is_well(self, name: str, not_pids: frozenset[int]) -> bool:
-        if not self._group.servers[name].ready.is_set():
+        if not self._group.processes[name].ready.is_set():
             return False
         try:
             if {self._api(name).pid, self._engine(name).pid} & not_pids:
@@ -126,11 +127,11 @@ class Faults:
             return False
 
     def _url(self, name: str) -> str:
-        return self._group.servers[name].url
+        return self._group.processes[name].url
 
     def _api(self, name: str) -> psutil.Process:
         """Raises NoSuchProcess while the server does not take requests."""
-        server = self._group.servers[name]
+        server = self._group.processes[name]
         if server.pid is None or not server.ready.is_set():
             raise psutil.NoSuchProcess(0, name)
         return psutil.Process(server.pid)

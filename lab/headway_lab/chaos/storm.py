@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 import httpx
 
 from headway.client.restart_budget import RestartBudget
-from headway.cluster.engine_group import EngineGroup, Tell
+from headway.cluster.group import Group
+from headway.cluster.group_server import GroupServer, Tell
 from headway.cluster.held_ports import HeldPorts
 from headway_lab.chaos.cases import NUM_CASES, Case, with_answers
 from headway_lab.chaos.client import Client, Router
@@ -52,10 +53,10 @@ class Outcome:
 
 async def right_answers(tell: Tell, num_cases: int) -> tuple[list[Case], list[dict[int, Right]]]:
     """The cases, and their answers by one engine that computes everything."""
-    group = EngineGroup([mixed()], RestartBudget(0), tell)
+    group = Group([GroupServer(mixed(), tell)], RestartBudget(0))
     try:
         await group.start()
-        return await with_answers(group.servers["mixed"].url, num_cases)
+        return await with_answers(group.processes["mixed"].url, num_cases)
     finally:
         await group.stop()
 
@@ -78,7 +79,7 @@ async def run(
         topology = Topology(ports)
         for proxy in topology.proxies.values():
             await proxy.start()
-        group = EngineGroup(topology.members, RestartBudget(MANY), tell)
+        group = Group([GroupServer(member, tell) for member in topology.members], RestartBudget(MANY))
         client = Client(topology.urls)
         try:
             say("two prefill and two decode engines start")
@@ -96,7 +97,7 @@ class _Run:
     def __init__(
         self,
         topology: Topology,
-        group: EngineGroup,
+        group: Group[GroupServer],
         client: Client,
         cases: Sequence[Case],
         answers: Sequence[dict[int, Right]],

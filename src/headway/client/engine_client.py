@@ -33,9 +33,9 @@ from headway.client.link import EngineStartError, Link, ProcessLink, unless_it_f
 from headway.client.open_requests import Observer, OpenRequests
 from headway.client.pending_request import PendingRequest, RequestFailedError, Update
 from headway.client.prompt_encoder import PromptEncoder
-from headway.client.restart_budget import RestartBudget
+from headway.client.restart_budget import RestartBudget, Restarts
 from headway.client.token_processor import TokenProcessor
-from headway.client.totals import Totals
+from headway.client.totals import Counted, Totals
 from headway.config import EngineConfig, PauseMode, SchedulerConfig
 from headway.errors import EngineDeadError, EngineRestartingError, RequestError, ShuttingDownError
 from headway.model_files import ModelFiles
@@ -85,7 +85,7 @@ class EngineClient:
         index: int = 0,
         observer: Observer | None = None,
         reopen: Reopen | None = None,
-        restarts: RestartBudget | None = None,
+        restarts: Restarts | None = None,
         max_waiting: int = EngineConfig().max_waiting,
         placement: Placement | None = None,
         address: str | None = None,
@@ -104,7 +104,7 @@ class EngineClient:
         self.prompts = prompts or PromptEncoder(tokenizer, config.max_model_len)
         self._link = link
         self._reopen = reopen
-        self._restarts = restarts or RestartBudget()
+        self._restarts: Restarts = restarts or RestartBudget()
         self._totals = Totals()
         self.requests = OpenRequests(
             TokenProcessor(tokenizer, files.limits.eos_token_ids),
@@ -284,6 +284,11 @@ class EngineClient:
             self._paused = before
             raise
 
+    def begin_after(self, before: Counted) -> None:
+        """The engine has lived before, as far as its owner knows: its counters go on from there."""
+        self._totals.begin(before)
+        self.num_restarts = before.num_lives
+
     def begin_paused(self, paused: bool) -> None:
         """Whether an engine that is being restarted begins paused."""
         self._paused = paused
@@ -412,8 +417,8 @@ class EngineClient:
         self._restarting = self._reopen is not None and budget.take(time.monotonic())
         then = "it is restarted" if self._restarting else "it is not restarted"
         logger.critical(
-            "the engine died: %s; %d open requests fail; %s (engine_restarts %d in %g s)",
-            *(why, self.num_open, then, budget.most, budget.window),
+            "the engine died: %s; %d open requests fail; %s (%s)",
+            *(why, self.num_open, then, budget),
         )
         self._failure = f"{why}; the engine is being restarted" if self._restarting else why
         self._totals.end(paused=self._paused)

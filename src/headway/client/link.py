@@ -9,7 +9,7 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Protocol
 
 import msgspec
@@ -214,8 +214,9 @@ class ProcessLink:
         return self.process.pid
 
     @classmethod
-    async def open(cls, engine_args: Sequence[str] = ()) -> ProcessLink:
-        """Start the engine process. It imports its libraries while it waits for `launch`."""
+    async def open(cls, engine_args: Sequence[str] = (), environment: Mapping[str, str] | None = None) -> ProcessLink:
+        """Start the engine process. It imports its libraries while it waits for `launch`. environment: of the process;
+        None: that of this process."""
         socket_dir = tempfile.mkdtemp(prefix="headway-")
         if len(socket_dir) > MAX_SOCKET_DIR:
             os.rmdir(socket_dir)
@@ -224,6 +225,7 @@ class ProcessLink:
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-P", "-m", "headway.engine.process", "--socket-dir", socket_dir, *engine_args),
                 stdin=asyncio.subprocess.PIPE,
+                env=environment,
                 stdout=2,  # standard output is for people: what libraries print goes to standard error
                 start_new_session=True,  # Ctrl-C in the terminal reaches only the parent
             )

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from collections import deque
+from typing import Protocol
 
 WINDOW = 600.0  # seconds in which restarts are counted
 
 
-class RestartBudget:
+class Restarts(Protocol):
+    """Says whether an engine that died may be started again. As text: the rule."""
+
+    def take(self, now: float) -> bool:
+        """Whether one more restart is allowed at the time `now`, in seconds; then it is counted."""
+
+
+class RestartBudget(Restarts):
     """At most `most` restarts within any `window` seconds. So an engine that dies at once is not started for ever."""
 
     def __init__(self, most: int = 0, window: float = WINDOW) -> None:
@@ -17,8 +25,10 @@ class RestartBudget:
         self.window = window
         self._taken: deque[float] = deque()
 
+    def __str__(self) -> str:
+        return f"engine_restarts {self.most} in {self.window:g} s"
+
     def take(self, now: float) -> bool:
-        """Whether one more restart is allowed at the time `now`, in seconds; then it is counted."""
         while self._taken and now - self._taken[0] >= self.window:
             self._taken.popleft()
         if len(self._taken) >= self.most:

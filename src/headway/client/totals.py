@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from headway.wire.to_client import KVEventCounts, Snapshot, Status, TransferCounts
 
 _FIRST = Snapshot._fields.index("num_requests_added")
 COUNTERS = ("step_id", *Snapshot._fields[_FIRST:])  # the other fields of a snapshot are gauges
+
+
+class Counted(msgspec.Struct, frozen=True):
+    """What the processes of an engine have counted that are gone, and how many they were."""
+
+    snapshot: Snapshot = Snapshot()
+    num_wire_errors: int = 0
+    transfers: TransferCounts | None = None
+    kv_events: KVEventCounts | None = None
+    num_lives: int = 0
 
 
 class Totals:
@@ -24,6 +36,19 @@ class Totals:
         self._wire_errors_before = 0
         self._transfers_before = TransferCounts()
         self._kv_events_before = KVEventCounts()
+
+    def begin(self, before: Counted) -> None:
+        """The present engine process has had others before it."""
+        self.snapshot = self._before = before.snapshot
+        self.num_wire_errors = self._wire_errors_before = before.num_wire_errors
+        if before.transfers is not None:
+            self.transfers = self._transfers_before = before.transfers
+        if before.kv_events is not None:
+            self.kv_events = self._kv_events_before = before.kv_events
+
+    def counted(self, num_lives: int) -> Counted:
+        """For `begin`, when the engine process has died."""
+        return Counted(self._before, self.num_wire_errors, self.transfers, self.kv_events, num_lives)
 
     def take(self, status: Status) -> None:
         """The pulse of the present engine process."""

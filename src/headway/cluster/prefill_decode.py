@@ -6,24 +6,22 @@ import asyncio
 import logging
 import os
 import secrets
-import sys
 from dataclasses import replace
 
 from headway.client.restart_budget import RestartBudget
-from headway.cluster.engine_group import EngineGroup, GroupError, GroupStartError
+from headway.cluster.group import Group
+from headway.cluster.group_life import keep_alive, teller
 from headway.cluster.group_server import GroupServer, Member
 from headway.cluster.held_ports import HeldPorts
 from headway.config import KV_SECRET_VARIABLE, EngineConfig, Role
-from headway.logs import log_to_standard_error, named
+from headway.logs import log_to_standard_error
 from headway.server.doors import Doors
 from headway.server.keys import ApiKey
-from headway.server.serve import BAD_START, stop_signals
 from headway.server.settings import ServerSettings
 from headway.server.tls import Tls
 
 logger = logging.getLogger(__name__)
 
-BROKEN = 1  # exit code
 LOOPBACK = "127.0.0.1"
 
 
@@ -89,53 +87,15 @@ def serve_group(
 
 
 async def _serve(members: list[Member], restarts: RestartBudget, settings: ServerSettings) -> int:
-    width = max(len(member.name) for member in members)
-    lines = _lines_of_servers()
-    form = settings.log_format
-    group = EngineGroup(members, restarts, lambda name, line: lines.info("%s", named(name.ljust(width), line, form)))
-    with stop_signals() as stop:
-        life = asyncio.create_task(_live(group))
-        stopped = asyncio.create_task(stop.wait())
-        await asyncio.wait({life, stopped}, return_when=asyncio.FIRST_COMPLETED)
-        broken = life.exception() if life.done() else None
-        if not life.done():
-            life.cancel()
-            logger.info("the group stops: running requests may go on for %g s", settings.shutdown_grace)
-        stop.clear()
-        ending = asyncio.create_task(group.stop(settings.shutdown_grace))
-        stopped = asyncio.create_task(stop.wait())
-        await asyncio.wait({ending, stopped}, return_when=asyncio.FIRST_COMPLETED)
-        group.terminate()  # a second signal ends the grace time at once; after the end of all it does nothing
-        await ending
-        stopped.cancel()
-    if broken is None:
-        return 0
-    if not isinstance(broken, GroupError):
-        raise broken
-    print(f"headway: {broken}", file=sys.stderr)
-    return BAD_START if isinstance(broken, GroupStartError) else BROKEN
+    tell = teller(settings, max(len(member.name) for member in members))
+    group = Group([GroupServer(member, tell) for member in members], restarts)
 
+    def announce() -> None:
+        decode = [server for server in group.processes.values() if server.member.config.role is Role.DECODE]
+        for server in group.processes.values():
+            if server not in decode:
+                logger.info("%s answers the decode engines at %s", server.name, server.url)
+        for server in decode:
+            print(f"Headway serving {server.model} at {server.url}", flush=True)
 
-async def _live(group: EngineGroup) -> None:
-    await group.start()
-    decode = [server for server in group.servers.values() if server.member.config.role is Role.DECODE]
-    for server in group.servers.values():
-        if server not in decode:
-            logger.info("%s answers the decode engines at %s", server.member.name, server.url)
-    for server in decode:
-        _announce(server)
-    await group.run()
-
-
-def _announce(server: GroupServer) -> None:
-    print(f"Headway serving {server.model} at {server.url}", flush=True)
-
-
-def _lines_of_servers() -> logging.Logger:
-    """Writes lines to standard error as they are. A logger, since it goes on when the reader has gone."""
-    lines = logging.getLogger(f"{__name__}.lines")
-    lines.propagate = False
-    lines.setLevel(logging.INFO)
-    if not lines.handlers:
-        lines.addHandler(logging.StreamHandler())
-    return lines
+    return await keep_alive(group, settings.shutdown_grace, announce)

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from headway.commands.environment import variable
+from headway.commands.environment import PREFIX, SPECIAL, variable
 from headway.spelling import near
 
 COMMON = "Common"  # the panel of options that name no panel
@@ -49,6 +49,8 @@ class Command(TyperCommand):
         except UsageError as error:
             raise self._explained(ctx, error) from None
         _name_model(ctx)
+        if not ctx.resilient_parsing:
+            self._name_misspelt_variables(ctx)
         return rest
 
     def invoke(self, ctx: Any) -> Any:
@@ -90,6 +92,17 @@ class Command(TyperCommand):
                 for line in self.epilog.splitlines():
                     formatter.write(f"  {line}\n")
 
+    def _name_misspelt_variables(self, ctx: Any) -> None:
+        """Say which variables of the environment look like an option of this command, and are read by no command."""
+        own = _variables(self)
+        known = own.union(SPECIAL, *map(_variables, getattr(ctx.find_root().command, "commands", {}).values()))
+        for name in sorted(name for name in os.environ.keys() - known if name.startswith(PREFIX)):
+            # Without the prefix, by which all are alike.
+            meant = near(name.removeprefix(PREFIX), (one.removeprefix(PREFIX) for one in own))
+            if meant:
+                close = " or ".join(PREFIX + one for one in meant)
+                typer.echo(f"headway: {name} in the environment is not read: did you mean {close}?", err=True)
+
     def _has_more(self) -> bool:
         return any(_panel(param) != COMMON for param in self.params)
 
@@ -102,7 +115,7 @@ class Command(TyperCommand):
         environment with the name of the variable."""
         if getattr(error, "option_name", None) is not None and hasattr(error, "possibilities"):
             params: list[Any] = self.params
-            known = [name for param in params if not param.hidden for name in param.opts]
+            known = [name for param in params if not param.hidden for name in param.opts if name.startswith("-")]
             return ValueError(no_such_option(error.option_name, known))
         param = getattr(error, "param", None)
         if param is not None and param in _from_environment(ctx):
@@ -124,6 +137,10 @@ def _place(param: Any) -> int:
 
 def _panel(param: Any) -> str:
     return getattr(param, "rich_help_panel", None) or COMMON
+
+
+def _variables(command: Any) -> set[str]:
+    return {param.envvar for param in command.params if isinstance(param.envvar, str)}
 
 
 def _from_environment(ctx: Any) -> list[Any]:

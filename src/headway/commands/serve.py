@@ -17,6 +17,8 @@ from headway.server.settings import ServerSettings
 
 logger = logging.getLogger(__name__)
 
+_PROCESSES = "Several processes"
+
 EXAMPLES = (
     "headway serve",
     "headway serve Qwen/Qwen3-0.6B --port 9000 --max-model-len 4096",
@@ -46,23 +48,48 @@ def command(
             show_default="the first key of this server without a tenant",
         ),
     ] = None,
+    api_server_count: Annotated[
+        int,
+        typer.Option(
+            rich_help_panel=_PROCESSES,
+            help="API processes that share the port: for more text per second than one process can make.",
+        ),
+    ] = 1,
+    data_parallel_size: Annotated[
+        int,
+        typer.Option(
+            rich_help_panel=_PROCESSES,
+            help="Engines that share the requests, each with the whole model, and on GPUs with devices of its own.",
+        ),
+    ] = 1,
     ray: Annotated[
         bool,
         typer.Option(
             "--ray",
-            help="Serve by replicas on a Ray cluster: that of this machine, of RAY_ADDRESS, or a new one. See "
-            "docs/ray.md.",
+            rich_help_panel=_PROCESSES,
+            help="Serve by replicas on a Ray cluster: that of this machine or of RAY_ADDRESS, or a new one; see docs/ray.md",
         ),
     ] = False,
 ) -> None:
     """Serve a model by OpenAI's HTTP API."""
+    server = replace(
+        server,
+        prefill=tuple(prefill),
+        prefill_api_key=prefill_api_key or server.prefill_api_key,
+        api_server_count=api_server_count,
+        data_parallel_size=data_parallel_size,
+    )
     log_to_standard_error(server.log_format, server.log_level)
     logger.info("Headway %s starts: model %s", __version__, config.model or "of its own (no MODEL was named)")
-    from headway.server.serve import serve  # takes a second
-
-    server = replace(server, prefill=tuple(prefill), prefill_api_key=prefill_api_key or server.prefill_api_key)
+    # Imported here: each takes a second.
     if ray:
         from headway.cluster.ray.start import serve_command
 
         raise typer.Exit(serve_command(config, server))
+    if server.api_server_count > 1 or server.data_parallel_size > 1:
+        from headway.cluster.supervisor import serve_supervised
+
+        raise typer.Exit(serve_supervised(config, server))
+    from headway.server.serve import serve
+
     raise typer.Exit(serve(config, server))

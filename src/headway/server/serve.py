@@ -43,6 +43,8 @@ _KEEP_ALIVE_S = 30  # seconds; longer than clients keep an idle connection, so t
 _POLL_S = 0.02  # seconds
 _SLOW_CLIENT_S = 3  # seconds for a client to read the end of its answer, or to send the end of its request
 
+StartEngine = Callable[[], Coroutine[None, None, Engines]]
+
 
 def serve(config: EngineConfig, settings: ServerSettings | None = None) -> int:
     """Serve until a signal comes; returns the exit status, which is 1 if the engine died for good.
@@ -52,15 +54,34 @@ def serve(config: EngineConfig, settings: ServerSettings | None = None) -> int:
     If the server cannot start (the port, the model, the template), it prints one line on standard error and returns 2.
     """
     settings = settings or ServerSettings()
+    restarts = RestartBudget(settings.engine_restarts)
+    start = partial(EngineClient.start, config, engine_args=engine_args(settings), restarts=restarts)
+    return serve_with(config, settings, start, lambda: bind(settings.host, settings.port))
+
+
+def engine_args(settings: ServerSettings) -> tuple[str, ...]:
+    """The arguments of the engine processes of a server."""
+    return (*settings.engine_args, "--log-format", settings.log_format, "--log-level", settings.log_level)
+
+
+def serve_with(
+    config: EngineConfig,
+    settings: ServerSettings,
+    start: StartEngine,
+    listen: Callable[[], socket.socket],
+    *,
+    says_what: bool = True,
+) -> int:
+    """`serve` with engines that `start` starts or finds, on a socket of `listen`. Raises no error of theirs.
+
+    says_what: write to the log what is served.
+    """
     BoundedProtocol.limit = raise_file_limit()
     log_to_standard_error(settings.log_format, settings.log_level)
-    engine_args = (*settings.engine_args, "--log-format", settings.log_format, "--log-level", settings.log_level)
     try:
         make_app = app_of(config, settings)
-        restarts = RestartBudget(settings.engine_restarts)
-        start = partial(EngineClient.start, config, engine_args=engine_args, restarts=restarts)
-        with bind(settings.host, settings.port) as listening:
-            return asyncio.run(_serve(start, listening, settings, make_app))
+        with listen() as listening:
+            return asyncio.run(_serve(start, listening, settings, make_app, says_what))
     except OSError as error:
         print(f"headway: cannot serve at {settings.host}:{settings.port}: {error.strerror or error}", file=sys.stderr)
     except (EngineStartError, ValueError) as error:
@@ -118,10 +139,11 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 async def _serve(
-    start_engine: Callable[[], Coroutine[None, None, Engines]],
+    start_engine: StartEngine,
     listening: socket.socket,
     settings: ServerSettings,
     make_app: Callable[[Engines, str], FastAPI],
+    says_what: bool,
 ) -> int:
     with stop_signals() as stop:
         start = asyncio.ensure_future(start_engine())
@@ -139,7 +161,7 @@ async def _serve(
         try:
             app = make_app(client, client.files.name)
             listening.listen(_BACKLOG)
-            await _run(app, client, listening, stop, settings)
+            await _run(app, client, listening, stop, settings, says_what)
             died = client.dead.is_set()
             if app.state.service.prefill is not None:
                 await app.state.service.prefill.close()
@@ -156,6 +178,7 @@ async def _run(
     listening: socket.socket,
     stop: asyncio.Event,
     settings: ServerSettings,
+    says_what: bool,
 ) -> None:
     server = _Server(
         uvicorn.Config(
@@ -181,8 +204,9 @@ async def _run(
         shown = f"[{settings.host}]" if ":" in settings.host else settings.host
         port = listening.getsockname()[1]
         address = f"{settings.tls.scheme}://{shown}:{port}"
-        for line in banner(Subject.of(client, settings, address)):
-            logger.info("%s", line)
+        if says_what:
+            for line in banner(Subject.of(client, settings, address)):
+                logger.info("%s", line)
         _announce(f"Headway serving {client.files.name} at {address}")
         watches = [
             asyncio.ensure_future(app.state.service.loop_monitor.watch()),

@@ -10,6 +10,7 @@ from headway.logs import LogFormat, LogLevel
 from headway.server.doors import Doors
 from headway.server.tls import Tls
 
+MOST_PROCESSES = 256  # of a kind, on one machine
 UvicornLevel = Literal["critical", "error", "warning", "info", "debug", "trace"]
 
 
@@ -34,6 +35,10 @@ class ServerSettings:
     prefill: URLs of prefill engines, which this server asks to compute prompts of more than `max_local_prefill_tokens`
         tokens. What they lend must be among `kv_peers` of the engine.
     prefill_api_key: the key that they ask for.
+
+    Processes
+    api_server_count: API processes, which share the port. data_parallel_size: engines, which share the requests. With
+        both 1 the API process owns its engine; else a supervisor owns all.
 
     Life
     shutdown_grace: seconds that running requests may go on after the signal.
@@ -65,6 +70,8 @@ class ServerSettings:
     prefill: tuple[str, ...] = ()
     prefill_api_key: str | None = field(default=None, repr=False)
     max_local_prefill_tokens: int = 64
+    api_server_count: int = 1
+    data_parallel_size: int = 1
     shutdown_grace: float = 10.0
     engine_restarts: int = 0
     engine_args: tuple[str, ...] = ()
@@ -80,6 +87,9 @@ class ServerSettings:
             raise ValueError(f"shutdown_grace must be a number of seconds of at least 0, got {self.shutdown_grace}")
         if self.engine_restarts < 0:
             raise ValueError(f"engine_restarts must be at least 0, got {self.engine_restarts}")
+        for name in ("api_server_count", "data_parallel_size"):
+            if not 1 <= (number := getattr(self, name)) <= MOST_PROCESSES:
+                raise ValueError(f"{name} must be in [1, {MOST_PROCESSES}], got {number}")
         for url in self.prefill:
             if not url.startswith(("http://", "https://")):
                 raise ValueError(f"a prefill engine is named by its URL, http://HOST:PORT, got {url!r}")

@@ -17,6 +17,7 @@ T = TypeVar("T")
 RouterName = Literal["prefix", "ray", "round-robin"]
 
 _OF_THE_PROXY = ("host", "port", "tls")  # settings of Ray's own HTTP server
+_COUNTS = {"data_parallel_size": "engines", "api_server_count": "apis"}
 _ELSEWHERE = ("prefill", "prefill_api_key", "engine_restarts")
 
 
@@ -107,6 +108,9 @@ class ClusterOptions:
         for name in _OF_THE_PROXY:
             if name in server:
                 raise ValueError(f"server.{name} is of Ray's proxy: see http_options of Ray Serve")
+        for name, meant in _COUNTS.items():
+            if name in server:
+                raise ValueError(f"server.{name} is the argument {meant} on a Ray cluster")
         for name in _ELSEWHERE:
             if name in server:
                 raise ValueError(f"server.{name} has no meaning on a Ray cluster: Ray finds and restarts the engines")

@@ -36,7 +36,12 @@ def serve_command(config: EngineConfig, settings: ServerSettings) -> int:
     try:
         if settings.prefill:
             raise StartError("--prefill names servers; on a Ray cluster prefill engines are replicas: prefill_engines")
-        options = ClusterOptions(config=config, settings=settings)
+        options = ClusterOptions(
+            config=config,
+            settings=replace(settings, api_server_count=1, data_parallel_size=1),
+            engines=settings.data_parallel_size,
+            apis=settings.api_server_count,
+        )
     except ValueError as error:
         print(f"headway: {error}", file=sys.stderr)
         return BAD_START

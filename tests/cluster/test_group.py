@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from headway.client.restart_budget import RestartBudget
-from headway.cluster import engine_group, group_server
-from headway.cluster.engine_group import EngineGroup, GroupError, GroupStartError
-from headway.cluster.group_server import Member
+from headway.cluster import group as group_module
+from headway.cluster import group_server
+from headway.cluster.group import Group, GroupError, GroupStartError
+from headway.cluster.group_server import GroupServer, Member
 from headway.config import EngineConfig
 from headway.server.settings import ServerSettings
 
@@ -30,7 +31,7 @@ print("Headway serving tiny at http://127.0.0.1:1/" + name, flush=True)
 @pytest.fixture
 def program(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """Use this program as server."""
-    monkeypatch.setattr(engine_group, "FIRST_BACKOFF", 0.01)
+    monkeypatch.setattr(group_module, "FIRST_BACKOFF", 0.01)
 
     def use(text: str) -> None:
         file = tmp_path / "program.py"
@@ -47,7 +48,7 @@ async def started(*names: str, restarts: int = 0, lines: list[tuple[str, str]] |
             lines.append((name, line))
 
     members = [Member(name, EngineConfig(), ServerSettings(port=0)) for name in names]
-    group = EngineGroup(members, RestartBudget(restarts), tell)
+    group = Group([GroupServer(member, tell) for member in members], RestartBudget(restarts))
     try:
         async with asyncio.timeout(PATIENCE):
             await group.start()
@@ -66,9 +67,9 @@ def raises(kind: type[Exception], *words: str) -> Iterator[None]:
 async def test_a_group_has_started_when_all_its_servers_take_requests(program) -> None:
     program(f"{BEGINNING}\nsys.stdin.read()")
     async with started("a", "b") as group:
-        assert [server.url[-2:] for server in group.servers.values()] == ["/a", "/b"]
-        pids = [server.pid for server in group.servers.values()]
-    assert all(server.pid is None for server in group.servers.values())
+        assert [server.url[-2:] for server in group.processes.values()] == ["/a", "/b"]
+        pids = [server.pid for server in group.processes.values()]
+    assert all(server.pid is None for server in group.processes.values())
     for pid in pids:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
@@ -84,17 +85,17 @@ async def test_a_server_that_does_not_start_ends_the_group_with_the_reason_of_th
 async def test_a_server_that_died_is_started_again(program) -> None:
     program(f"{BEGINNING}\nsys.stdin.read()")
     async with started("a", "b", restarts=1) as group:
-        server, first = group.servers["a"], group.servers["a"].pid
+        server, first = group.processes["a"], group.processes["a"].pid
         server.send_signal(signal.SIGKILL)
         while server.pid in (first, None) or not server.ready.is_set():
             await asyncio.sleep(0.01)
-        assert group.num_deaths == 1 and group.servers["b"].ready.is_set()
+        assert group.num_deaths == 1 and group.processes["b"].ready.is_set()
 
 
 async def test_a_group_ends_when_its_restarts_are_used_up(program) -> None:
     program(f"{BEGINNING}\nsys.exit(3)")
     async with started("a", restarts=2) as group:
-        with raises(GroupError, "a died (exit code 3)", "2 times"):
+        with raises(GroupError, "a died (exit code 3)", "2 restarts"):
             await group.run()
         assert group.num_deaths == 3
 
@@ -113,13 +114,13 @@ child.wait()
 """
     )
     async with started("a", restarts=1) as group:
-        server, child = group.servers["a"], int((tmp_path / "child").read_text())
+        server, child = group.processes["a"], int((tmp_path / "child").read_text())
         server.send_signal(signal.SIGKILL)
         await group_death(group)
         assert not Path(f"/proc/{child}").exists() or "zombie" in Path(f"/proc/{child}/status").read_text()
 
 
-async def group_death(group: EngineGroup) -> None:
+async def group_death(group: Group[GroupServer]) -> None:
     while not group.num_deaths:
         await asyncio.sleep(0.01)
 
@@ -134,9 +135,9 @@ async def test_every_line_of_a_server_is_passed_on_with_its_name_however_long(pr
 
 
 async def test_a_server_that_does_not_end_is_killed(program, monkeypatch) -> None:
-    monkeypatch.setattr(engine_group, "_END_S", 0.2)
+    monkeypatch.setattr(group_module, "_END_S", 0.2)
     program("import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)" + BEGINNING + "time.sleep(1000)")
     async with started("a") as group:
-        pid = group.servers["a"].pid
+        pid = group.processes["a"].pid
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)

@@ -1,0 +1,127 @@
+"""One of several API processes of a server: what `headway serve` runs, over engines that the supervisor owns.
+
+The first line of its standard input is an `ApiLaunch`, the others are `News` of the engines. The end of its standard
+input means that the supervisor is gone, even if it was killed: then the engines end, and so does this process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import socket
+import sys
+from functools import partial
+
+import msgspec
+from msgspec.structs import replace
+
+from headway.client.engine_client import EngineClient
+from headway.client.engine_clients import EngineClients
+from headway.client.engines import Engines
+from headway.client.in_thread import in_thread
+from headway.client.link import EngineStartError, Link
+from headway.client.prompt_encoder import PromptEncoder
+from headway.client.totals import Counted
+from headway.cluster.api_server import ApiLaunch
+from headway.cluster.engine_news import EngineNews
+from headway.config import SchedulerConfig
+from headway.model_files import ModelFiles
+from headway.server.metrics import FOLDER_VARIABLE
+from headway.server.serve import serve_with
+from headway.wire.to_client import Ready
+
+STDIN = 0  # read without Python's buffer
+_READ = 65536  # bytes
+
+
+class Lines:
+    """The lines on standard input."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def read(self) -> list[bytes] | None:
+        """The lines of which the end has come; None at the end of all. Waits until something comes."""
+        part = os.read(STDIN, _READ)
+        *whole, self._rest = (self._rest + part).split(b"\n")
+        return whole if part else None
+
+
+def main() -> int:
+    lines, first = Lines(), list[bytes]()
+    while not first:
+        if (read := lines.read()) is None:
+            return 0
+        first = read
+    launch = msgspec.json.decode(first[0], type=ApiLaunch)
+    news = EngineNews(launch.client, launch.up)
+    for line in first[1:]:
+        news.hear(line)
+
+    def hear() -> None:
+        if (read := lines.read()) is None:
+            asyncio.get_running_loop().remove_reader(STDIN)
+            news.end("the supervisor is gone")
+        for line in read or ():
+            news.hear(line)
+
+    async def start() -> Engines:
+        asyncio.get_running_loop().add_reader(STDIN, hear)
+        return await _client_of(launch, news)
+
+    status = serve_with(
+        launch.config,
+        launch.settings,
+        start,
+        lambda: socket.socket(fileno=launch.listening),
+        says_what=launch.first,
+    )
+    if news.is_over and FOLDER_VARIABLE in os.environ:
+        shutil.rmtree(os.environ[FOLDER_VARIABLE], ignore_errors=True)
+    return status
+
+
+async def _client_of(launch: ApiLaunch, news: EngineNews) -> Engines:
+    """The client of the engines, once all of them take requests."""
+    files = await in_thread(partial(ModelFiles.resolve, launch.config))
+    tokenizer = await in_thread(files.load_tokenizer)
+    found = await asyncio.gather(*(_link_to(engine, news) for engine in range(launch.engines)))
+    prompts = None if launch.engines == 1 else PromptEncoder(tokenizer, found[0][1].config.max_model_len)
+
+    def client_of(engine: int, link: Link, ready: Ready, before: Counted) -> EngineClient:
+        async def reopen(_paused: bool) -> tuple[Link, SchedulerConfig]:
+            link, ready, before = await news.link_to(engine)
+            client.begin_after(replace(before, num_lives=before.num_lives - 1))  # the client counts this one
+            return link, ready.config
+
+        client = EngineClient(
+            files=files,
+            tokenizer=tokenizer,
+            config=ready.config,
+            link=link,
+            index=launch.client,
+            reopen=reopen,
+            restarts=news,
+            max_waiting=launch.config.max_waiting,
+            placement=ready.placement,
+            prompts=prompts,
+        )
+        client.begin_after(before)
+        return client
+
+    clients = {str(engine): client_of(engine, *one) for engine, one in enumerate(found)}
+    return clients["0"] if prompts is None else EngineClients.of(clients)
+
+
+async def _link_to(engine: int, news: EngineNews) -> tuple[Link, Ready, Counted]:
+    while True:
+        try:
+            return await news.link_to(engine)
+        except EngineStartError:  # it died at this moment, and another comes
+            if news.is_over:
+                raise
+
+
+if __name__ == "__main__":
+    sys.exit(main())

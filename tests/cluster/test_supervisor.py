@@ -1,0 +1,250 @@
+"""A server of several processes, some of which are killed: with simulated devices."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.server.running import Server, failed_start, is_running, save_without_weights
+
+SIMULATED = ("--executor", "simulated", "--base-s", "0.02")  # 250 tokens take 5 seconds
+SLOW = ("--executor", "simulated", "--base-s", "0.2")  # 250 tokens do not end while a test looks on
+ASK = {"prompt": "a", "max_tokens": 3, "ignore_eos": True}
+LONG = {"prompt": "a", "max_tokens": 250, "ignore_eos": True, "stream": True}
+TWO: dict[str, object] = {"api_server_count": 2, "engine_restarts": 20}
+PATIENCE = 90.0  # seconds
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    save_without_weights(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def running(model: Path) -> Iterator[Server]:
+    """Two API processes and an engine. Each test leaves it well."""
+    with Server(model, engine_args=SLOW, admin_api=True, options=TWO) as server:
+        yield server
+        assert server.stop() == 0
+        assert server.leftovers() == []
+
+
+@pytest.fixture
+def server(running: Server) -> Server:
+    wait_until(lambda: len(api_processes(running)) == 2 and answers(running), "all is well")
+    return running
+
+
+def wait_until(condition: Callable[[], bool], what: str) -> None:
+    until = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < until, f"it does not come true that {what}"
+        time.sleep(0.05)
+
+
+def processes(server: Server, module: str) -> list[int]:
+    def runs(pid: int) -> bool:
+        try:
+            return module in Path(f"/proc/{pid}/cmdline").read_text()
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+
+    return [pid for pid in server.children() if runs(pid)]
+
+
+def api_processes(server: Server) -> list[int]:
+    return processes(server, "headway.cluster.api_process")
+
+
+def engines(server: Server) -> list[int]:
+    return processes(server, "headway.engine.process")
+
+
+def sockets_of_clients(server: Server) -> set[str]:
+    return {file.name for file in server.folder.glob("headway-*/client-*")} - {"client-0"}
+
+
+def answers(server: Server) -> bool:
+    return httpx.post(f"{server.url}/v1/completions", json=ASK, timeout=PATIENCE).status_code == 200
+
+
+@contextmanager
+def only(server: Server, pid: int) -> Iterator[None]:
+    """Only this API process accepts connections meanwhile."""
+    others = [other for other in api_processes(server) if other != pid]
+    for other in others:
+        os.kill(other, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for other in others:
+            os.kill(other, signal.SIGCONT)
+
+
+class Stream:
+    """A request that is being answered by a process of one's choice. Its text is read by a thread."""
+
+    def __init__(self, server: Server, pid: int) -> None:
+        self.text = ""
+        self.error: Exception | None = None
+        self._begun = threading.Event()
+        self._thread = threading.Thread(target=self._read, args=(server.url,), daemon=True)
+        with only(server, pid):
+            self._thread.start()
+            assert self._begun.wait(PATIENCE)
+
+    def _read(self, url: str) -> None:
+        try:
+            with httpx.stream("POST", f"{url}/v1/completions", json=LONG, timeout=PATIENCE) as response:
+                for line in response.iter_lines():
+                    self._begun.set()
+                    self.text += line
+        except httpx.TransportError as error:
+            self.error = error
+
+    def wait(self) -> None:
+        self._thread.join(PATIENCE)
+        assert not self._thread.is_alive()
+
+    @property
+    def goes_on(self) -> bool:
+        return self._thread.is_alive()
+
+
+def test_an_api_process_that_is_killed_takes_its_own_requests_along_and_no_other(server: Server) -> None:
+    dies, lives = api_processes(server)
+    before, restarts = sockets_of_clients(server), server.log().count("it is started again")
+    doomed, other = Stream(server, dies), Stream(server, lives)
+    os.kill(dies, signal.SIGKILL)
+    doomed.wait()
+    assert doomed.error is not None
+    server.wait_for("num_requests_running", 1)  # the other one; the engine does not compute for the dead
+    assert other.goes_on and answers(server)
+    wait_until(lambda: len(api_processes(server)) == 2, "another API process starts")
+    wait_until(lambda: len(sockets_of_clients(server)) == 2, "it attaches itself")
+    assert len(sockets_of_clients(server) - before) == 1, "its number is new"
+    assert other.goes_on and server.log().count("it is started again") == restarts + 1
+    engine_dies(server)
+    other.wait()
+
+
+def engine_dies(server: Server) -> int:
+    (engine,) = engines(server)
+    os.kill(engine, signal.SIGKILL)
+    return engine
+
+
+def test_an_engine_that_is_killed_fails_the_requests_of_all_api_processes_and_is_started_again(server: Server) -> None:
+    (folder,) = server.folder.glob("headway-*/engine")
+    streams = [Stream(server, pid) for pid in api_processes(server)]
+    dead = engine_dies(server)
+    for stream in streams:
+        stream.wait()
+        assert stream.error is None
+        assert '"code":"engine_restarting"' in stream.text and stream.text.endswith("data: [DONE]")
+    wait_until(lambda: engines(server) not in ([], [dead]), "another engine starts")
+    assert not is_running(dead)
+    for pid in api_processes(server):
+        with only(server, pid):
+            wait_until(lambda: answers(server), "each API process follows it")
+    assert not folder.parent.exists(), "its sockets are new"
+    assert len(sockets_of_clients(server)) == 2
+
+
+def test_an_engine_that_was_paused_begins_paused(server: Server) -> None:
+    assert server.http.post("/pause").status_code == 200
+    (engine,) = engines(server)
+    time.sleep(0.5)  # the supervisor knows it from a pulse
+    os.kill(engine, signal.SIGKILL)
+    wait_until(lambda: server.http.get("/health").status_code == 503, "the death is seen")
+    wait_until(lambda: server.http.get("/health").status_code == 200, "the engine is there")
+    assert not answers(server)
+    assert server.http.get("/is_paused").json() == {"is_paused": True}
+    assert server.http.post("/resume").status_code == 200
+    assert answers(server)
+
+
+def test_a_connection_that_waits_survives_the_death_of_all_api_processes(server: Server) -> None:
+    host, port = "127.0.0.1", httpx.URL(server.url).port
+    assert port is not None
+    old = api_processes(server)
+    for pid in old:
+        os.kill(pid, signal.SIGSTOP)
+    with ExitStack() as stack:
+        waiting = [stack.enter_context(socket.create_connection((host, port))) for _ in range(3)]
+        for one in waiting:
+            one.sendall(b"GET /ping HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            one.settimeout(PATIENCE)
+        for pid in old:
+            os.kill(pid, signal.SIGKILL)
+        assert [one.recv(12) for one in waiting] == [b"HTTP/1.1 200"] * 3
+    assert not any(map(is_running, old))
+
+
+def test_a_second_signal_ends_all_at_once_and_nothing_is_left(model: Path) -> None:
+    with Server(model, engine_args=SLOW, grace=600.0, options=TWO) as server:
+        streams = [Stream(server, pid) for pid in api_processes(server)]
+        server.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: server.log().count("1 request is open and may go on") == 2, "both drain")
+        assert all(stream.goes_on for stream in streams)
+        server.process.send_signal(signal.SIGTERM)
+        for stream in streams:
+            stream.wait()
+            assert stream.error is None and '"code":"shutting_down"' in stream.text
+        assert server.process.wait(PATIENCE) == 0
+        assert server.leftovers() == []
+
+
+def test_a_signal_lets_running_requests_end(model: Path) -> None:
+    with Server(model, engine_args=SIMULATED, grace=600.0, options=TWO) as server:
+        streams = [Stream(server, pid) for pid in api_processes(server)]
+        assert server.stop(timeout=PATIENCE) == 0
+        for stream in streams:
+            stream.wait()
+            assert stream.error is None and '"finish_reason":"length"' in stream.text
+        assert server.leftovers() == []
+
+
+def test_a_supervisor_that_is_killed_leaves_nothing(model: Path) -> None:
+    with Server(model, engine_args=SLOW, options=TWO) as server:
+        children = server.children()
+        assert len(children) == 3
+        stream = Stream(server, api_processes(server)[0])
+        server.kill()
+        wait_until(lambda: not any(map(is_running, children)), "all processes end")
+        wait_until(lambda: server.leftovers() == [], "all folders are removed")
+        stream.wait()
+
+
+def test_an_engine_beyond_its_restarts_ends_the_server_with_code_1(model: Path) -> None:
+    with Server(model, engine_args=SLOW, options={"api_server_count": 2}) as server:
+        engine_dies(server)
+        assert server.process.wait(PATIENCE) == 1
+        assert "headway: engine-0 died (killed by SIGKILL), and 0 restarts within 10 minutes" in server.log()
+        assert server.leftovers() == []
+
+
+def test_a_port_in_use_is_one_line_and_code_2(model: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        code, error = failed_start(model, **{**TWO, "port": port})
+    assert code == 2
+    assert error == f"headway: cannot serve at 127.0.0.1:{port}: Address already in use\n"
+
+
+def test_a_model_that_is_not_there_is_one_line_and_code_2(tmp_path: Path) -> None:
+    code, error = failed_start(tmp_path / "none", **TWO)
+    assert code == 2
+    assert [line for line in error.splitlines() if line.startswith("headway: ")] == [error.splitlines()[-1]]
+    assert "none" in error.splitlines()[-1]

@@ -67,7 +67,8 @@ def command(
         bool,
         typer.Option(
             "--ray",
-            help="Serve by replicas on a Ray cluster: that of this machine, of RAY_ADDRESS, or a new one. See "
+            rich_help_panel=_PROCESSES,
+            help="Serve by replicas on a Ray cluster: that of this machine or of RAY_ADDRESS, or a new one; see "
             "docs/ray.md.",
         ),
     ] = False,

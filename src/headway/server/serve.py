@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 ENGINE_DIED = 1  # exit status
 BAD_START = 2  # exit status when the server cannot start with these arguments
-_BACKLOG = 2048  # the most connections that wait to be accepted
+BACKLOG = 2048  # the most connections that wait to be accepted
 _KEEP_ALIVE_S = 30  # seconds; longer than clients keep an idle connection, so that the clients close it
 _POLL_S = 0.02  # seconds
 _SLOW_CLIENT_S = 3  # seconds for a client to read the end of its answer, or to send the end of its request
@@ -119,9 +119,9 @@ def app_of(config: EngineConfig, settings: ServerSettings) -> Callable[[Engines,
     return partial(make_app, prefill=engines)
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """A socket bound to the port. It refuses connections until it listens: the model is loaded first. Raises
-    OSError."""
+def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
+    """A socket bound to the port. It refuses connections until it listens: the model is loaded first. shared: other
+    processes of this user may listen there too, and the kernel deals out the connections. Raises OSError."""
     if not 0 <= port <= 65535:
         raise OSError(f"a port must be in [0, 65535], got {port}")
     family, kind, proto, _, address = socket.getaddrinfo(
@@ -130,6 +130,8 @@ def bind(host: str, port: int) -> socket.socket:
     sock = socket.socket(family, kind, proto)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         sock.bind(address)
     except BaseException:
         sock.close()
@@ -160,8 +162,8 @@ async def _serve(
         gc.freeze()  # loaded objects live as long as the process: no collection visits them
         try:
             app = make_app(client, client.files.name)
-            listening.listen(_BACKLOG)
-            await _run(app, client, listening, stop, settings, says_what)
+            listening.listen(BACKLOG)
+            await run_app(app, client, listening, stop, settings, says_what)
             died = client.dead.is_set()
             if app.state.service.prefill is not None:
                 await app.state.service.prefill.close()
@@ -172,7 +174,7 @@ async def _serve(
     return ENGINE_DIED if died else 0
 
 
-async def _run(
+async def run_app(
     app: FastAPI,
     client: Engines,
     listening: socket.socket,
@@ -180,6 +182,7 @@ async def _run(
     settings: ServerSettings,
     says_what: bool,
 ) -> None:
+    """Serve the application until `stop` is set, or all engines are dead for good; then let the requests end."""
     server = _Server(
         uvicorn.Config(
             app,
@@ -200,7 +203,7 @@ async def _run(
     while not server.started and not serving.done():
         await asyncio.sleep(_POLL_S)
     if not serving.done():
-        listening.listen(_BACKLOG)  # again: uvicorn has set the kernel's queue to what one turn accepts
+        listening.listen(BACKLOG)  # again: uvicorn has set the kernel's queue to what one turn accepts
         shown = f"[{settings.host}]" if ":" in settings.host else settings.host
         port = listening.getsockname()[1]
         address = f"{settings.tls.scheme}://{shown}:{port}"

@@ -20,7 +20,7 @@ from headway.cluster.ray.remote_engines import RemoteEngines
 from headway.config import Role
 from headway.errors import QueueFullError
 from headway.model_files import ModelFiles
-from headway.server.serve import app_of
+from headway.server.serve import BACKLOG, app_of, bind, run_app
 from headway.server.service import Service
 
 if TYPE_CHECKING:
@@ -40,7 +40,8 @@ class ApiReplica:
         self._files = files
         self._engines = engines
         self._lenders = lenders
-        self._watching: asyncio.Task[None] | None = None
+        self._stop = asyncio.Event()
+        self._running: asyncio.Task[None] | None = None
 
     @classmethod
     async def start(
@@ -69,14 +70,25 @@ class ApiReplica:
                 lease_seconds=self._options.config.lend_timeout,
             )
         app = app_of(self._options.config, settings)(self._engines, self._files.name, **more)
-        service: Service = app.state.service
-        self._watching = asyncio.ensure_future(service.loop_monitor.watch())
+        if self._options.own_door:
+            listening = bind(settings.host, settings.port, shared=True)
+            listening.listen(BACKLOG)
+            self._running = asyncio.ensure_future(
+                run_app(app, self._engines, listening, self._stop, settings, says_what=False)
+            )
+        else:
+            service: Service = app.state.service
+            self._running = asyncio.ensure_future(service.loop_monitor.watch())
         return app
 
     async def close(self) -> None:
-        """Leave the engines: Ray has waited for the requests, up to the time that they have."""
-        if self._watching is not None:
-            self._watching.cancel()
+        """Let the requests end, if this replica has a door of its own; else Ray has waited for them. Then leave the
+        engines."""
+        self._stop.set()
+        if self._running is not None:
+            if not self._options.own_door:
+                self._running.cancel()
+            await asyncio.gather(self._running, return_exceptions=True)
         for engines in (self._engines, self._lenders):
             if engines is not None:
                 await engines.shutdown()

@@ -17,6 +17,7 @@ T = TypeVar("T")
 RouterName = Literal["prefix", "ray", "round-robin"]
 
 _OF_THE_PROXY = ("host", "port", "tls")  # settings of Ray's own HTTP server
+_COUNTS = {"data_parallel_size": "engines", "api_server_count": "apis"}
 _ELSEWHERE = ("prefill", "prefill_api_key", "engine_restarts")
 
 
@@ -31,6 +32,8 @@ class ClusterOptions:
     ttft_target: seconds to the first token at which an engine counts as fully loaded.
     target_load: the load that autoscaling aims at, 1: full.
     upscale_delay, downscale_delay: seconds for which the load must ask for another number.
+    own_door: API replicas listen at `settings.host` and `settings.port` of their machines themselves; several on one
+        machine share the port. Else HTTP comes by Ray's proxy, which takes its time for each piece of a stream.
     router: who chooses the engine of a request. "prefix": the cache and the load; "ray": Ray's default, the less busy
         one of two; "round-robin".
 
@@ -50,6 +53,7 @@ class ClusterOptions:
     target_load: float = 0.7
     upscale_delay: float = 10.0
     downscale_delay: float = 120.0
+    own_door: bool = False
     router: RouterName = "prefix"
 
     def __post_init__(self) -> None:
@@ -105,8 +109,11 @@ class ClusterOptions:
         if "model" in given:
             engine.setdefault("model", given.pop("model"))
         for name in _OF_THE_PROXY:
+            if name in server and not given.get("own_door"):
+                raise ValueError(f"server.{name} is of Ray's proxy without own_door: see http_options of Ray Serve")
+        for name, meant in _COUNTS.items():
             if name in server:
-                raise ValueError(f"server.{name} is of Ray's proxy: see http_options of Ray Serve")
+                raise ValueError(f"server.{name} is the argument {meant} on a Ray cluster")
         for name in _ELSEWHERE:
             if name in server:
                 raise ValueError(f"server.{name} has no meaning on a Ray cluster: Ray finds and restarts the engines")
@@ -130,7 +137,7 @@ class ClusterOptions:
         return msgspec.json.decode(text, type=cls)
 
 
-_TYPES: dict[str, Any] = {"int": int, "float": float, "int | None": int | None, "RouterName": RouterName}
+_TYPES: dict[str, Any] = {"bool": bool, "int": int, "float": float, "int | None": int | None, "RouterName": RouterName}
 
 
 def _mapping(name: str, value: object) -> Mapping[str, Any]:

@@ -36,7 +36,12 @@ def serve_command(config: EngineConfig, settings: ServerSettings) -> int:
     try:
         if settings.prefill:
             raise StartError("--prefill names servers; on a Ray cluster prefill engines are replicas: prefill_engines")
-        options = ClusterOptions(config=config, settings=settings)
+        options = ClusterOptions(
+            config=config,
+            settings=replace(settings, api_server_count=1, data_parallel_size=1),
+            engines=settings.data_parallel_size,
+            apis=settings.api_server_count,
+        )
     except ValueError as error:
         print(f"headway: {error}", file=sys.stderr)
         return BAD_START
@@ -57,14 +62,19 @@ def serve_on_ray(options: ClusterOptions) -> int:
             port = ports.take(settings.host, settings.port)  # said here, in one line; Ray's proxy would only log it
         files = ModelFiles.resolve(options.config)
         # The engines have the files under the name that the user gave; a hub model is found on each machine anew.
-        named = replace(options, config=replace(options.config, served_model_name=files.name))
-        return asyncio.run(_serve(named, files.name, port))
+        named = replace(
+            options,
+            config=replace(options.config, served_model_name=files.name),
+            settings=replace(settings, port=port),
+            own_door=True,
+        )
+        return asyncio.run(_serve(named, files.name))
     except (RayMissing, StartError, ValueError, OSError) as error:
         print(f"headway: {error}", file=sys.stderr)
         return BAD_START
 
 
-async def _serve(options: ClusterOptions, model: str, port: int) -> int:
+async def _serve(options: ClusterOptions, model: str) -> int:
     import ray
     from ray import serve
 
@@ -73,7 +83,7 @@ async def _serve(options: ClusterOptions, model: str, port: int) -> int:
     with stop_signals() as stop:
         _connect(ray)
         try:
-            serve.start(http_options=_http(settings, port), logging_config={"enable_access_log": False})
+            serve.start(proxy_location="Disabled", logging_config={"enable_access_log": False})
             from headway.cluster.ray.app import application
 
             app = application(options)
@@ -88,7 +98,7 @@ async def _serve(options: ClusterOptions, model: str, port: int) -> int:
                 if (error := run.exception()) is not None:
                     raise StartError(_why_failed(serve) or _first_line(error)) from None
                 shown = f"[{settings.host}]" if ":" in settings.host else settings.host
-                print(f"Headway serving {model} at {settings.tls.scheme}://{shown}:{port}", flush=True)
+                print(f"Headway serving {model} at {settings.tls.scheme}://{shown}:{settings.port}", flush=True)
                 while not stopped.done():
                     await asyncio.wait({stopped}, timeout=_POLL_S)
                     _tell_news(serve, told)
@@ -103,14 +113,6 @@ async def _serve(options: ClusterOptions, model: str, port: int) -> int:
             with contextlib.suppress(Exception):  # Ray itself may be gone
                 ray.shutdown()
     return 0
-
-
-def _http(settings: ServerSettings, port: int) -> dict[str, Any]:
-    """The options of Ray's proxy."""
-    files = (
-        {"ssl_certfile": settings.tls.certfile, "ssl_keyfile": settings.tls.keyfile} if settings.tls.certfile else {}
-    )
-    return {"host": settings.host, "port": port, **files}
 
 
 def _connect(ray: Any) -> None:

@@ -84,9 +84,8 @@ def test_a_rank_that_cannot_be_one_is_told_in_one_line(oddity, why, lead):
 
 def test_a_rank_that_is_stopped_ends_with_the_step_time_out(settings):
     """Without the watchdog of the writer its sums would be waited for half an hour."""
-    pytest.importorskip("accelerate")
     history = Recorder()
-    engine = Engine.from_config(settings("llama", step_timeout=5.0), history.take)
+    engine = Engine.from_config(settings("llama", step_timeout=10.0), history.take)
     pids = engine._loop._executor.pids
     engine.start()
     try:
@@ -116,7 +115,6 @@ time.sleep(600)
 
 
 def test_nothing_is_left_of_an_engine_that_is_killed_even_if_a_rank_is_stopped(cut_folder):
-    pytest.importorskip("accelerate")
     command = [sys.executable, "-c", _PARENT, str(cut_folder("llama for three"))]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
         try:

@@ -201,6 +201,8 @@ class TestDeath:
         (uid,) = [group.requests[0].uid for group in fleet.links[name].sent_of(to_engine.AddGroup)]
         fleet.links[name].step([uid], fleet.links[name].tokens[:1])
         assert text_of(await first(pending)) == ANSWER[0]
+        for link in fleet.links.values():
+            link.silent = False
         fleet.links[name].end("killed")
         with pytest.raises(EngineDeadError):
             await first(pending)
@@ -357,7 +359,9 @@ class TestComing:
 
     async def test_an_engine_that_comes_while_all_are_paused_is_paused(self, make: MakeFleet) -> None:
         fleet = make({"ask": answers}, {"ask": answers})
-        await fleet.engines.pause("abort")
+        for link in fleet.links.values():
+            link.say(status(paused=True))
+        await settled()
         fleet.engines.add("new", fleet.make("new", ask=answers))
         await settled()
         assert [one.call.mode for one in fleet.links["new"].sent_of(to_engine.Call)] == ["preempt"]

@@ -34,6 +34,11 @@ def test_a_busy_engine_is_told_in_rates_since_the_last_line_and_in_the_load_now(
     )
 
 
+def test_an_engine_that_began_anew_makes_no_rate_negative() -> None:
+    line = activity(BEFORE, Snapshot(num_running=1, num_generation_tokens=3), 10.0)
+    assert line == "in 0.0 tokens/s, out 0.0 tokens/s, running 1, waiting 0, KV 0.0%, prefix hits -"
+
+
 def test_an_idle_engine_is_not_told_of() -> None:
     assert activity(BEFORE, BEFORE, 10.0) is None
     assert activity(BEFORE, BEFORE._replace(num_blocks_total=9, num_requests_ended=4), 10.0) is None

@@ -87,3 +87,8 @@ def test_a_server_that_stops_says_how_many_requests_it_waits_for_and_how_to_stop
     )
     assert stop_message(1, 0.5).startswith("the server stops: 1 request is open and may go on for up to 0.5 s;")
     assert stop_message(0, 10.0) == "the server stops: no requests are open"
+
+
+def test_several_engines_are_counted_and_each_has_these_limits() -> None:
+    lines = list(banner(replace(SUBJECT, num_engines=2)))
+    assert any(line.startswith("2 engines, each with a context of 2,048 tokens") for line in lines)

@@ -109,6 +109,48 @@ def test_a_histogram_that_began_anew_counts_from_zero() -> None:
     assert Window(before, now).latency(name).median == 0.5
 
 
+class TestSeveralEngines:
+    def page(self, taken: float, *tokens: int, paused: int = 0) -> Page:
+        lines = []
+        for engine, count in enumerate(tokens):
+            labels = f'{{model_name="tiny",engine="{engine}"}}'
+            lines += [
+                f"headway:num_requests_running{labels} {engine + 1}",
+                f"headway:num_slots{labels} 8",
+                f"headway:engine_paused{labels} {int(engine < paused)}",
+                f"headway:kv_cache_usage_perc{labels} {0.2 + 0.4 * engine}",
+                f"headway:generation_tokens_total{labels} {count}",
+                f'headway:cache_config_info{{engine="{engine}",num_gpu_blocks="500",block_size="16"}} 1',
+            ]
+        return Page("\n".join(lines) + "\n", taken)
+
+    def test_sums_are_shown_and_a_line_for_each_engine(self) -> None:
+        text = shown(Screen("http://x"), Window(self.page(0, 0, 100), self.page(2, 40, 300)))
+        rows = [line.split() for line in text.splitlines()]
+        assert [word for word in rows[2] if "·" not in word] == ["running", "3", "of", "16", "slots"]
+        assert [word for row in rows if row[:1] == ["KV"] for word in row if "·" not in word] == [
+            "KV",
+            "cache",
+            "40%",
+            "of",
+            "1,000",
+            "blocks",
+            "of",
+            "16",
+            "tokens",
+        ]
+        assert rows[-2:] == [["0", "1", "0", "20%", "20.0"], ["1", "2", "0", "60%", "100.0"]]
+        assert "KV 40%" in Screen("http://x").line(Window(self.page(0, 0, 100), self.page(2, 40, 300)))
+
+    def test_an_engine_that_began_anew_does_not_hide_what_the_others_count(self) -> None:
+        assert Window(self.page(0, 1_000, 100), self.page(1, 30, 150)).count("generation_tokens_total") == 80
+
+    def test_it_says_how_many_are_paused(self) -> None:
+        for paused, words in ((1, "1 of 2 engines paused"), (2, "  paused")):
+            now = self.page(1, 0, 0, paused=paused)
+            assert words in shown(Screen("http://x"), Window(now, now))
+
+
 def test_a_page_of_another_server_is_refused_by_what_it_lacks() -> None:
     with pytest.raises(ValueError, match="headway:num_requests_running"):
         Page("process_cpu_seconds_total 1\n", 0)

@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 ONLY_ENGINE = "0"  # its name, where there are no others
+PAUSE_TIMEOUT = 30.0  # seconds, of an engine that has just begun
 SILENCE_LIMIT = 10.0  # seconds without a pulse after which an engine does not count as healthy
 
 Reopen = Callable[[bool], Awaitable[tuple[Link, SchedulerConfig]]]  # starts an engine process, paused or not
@@ -443,7 +444,7 @@ class EngineClient:
         self.last_heard = time.monotonic()
         self._failure, self._restarting = None, False
         if self._paused and not paused:  # the operator has changed it meanwhile
-            self._calls.tell(to_engine.PauseEngine("abort", False, 0.0))
+            self._calls.tell(to_engine.PauseEngine("abort", False, PAUSE_TIMEOUT))
         elif paused and not self._paused:
             self._calls.tell(to_engine.ResumeEngine())
         _log_ready(self._link, self.config)

@@ -83,7 +83,6 @@ class EngineClients:
         self._clock = clock
         self._before = Snapshot()  # the counters of engines that have gone
         self._num_added_before = 0
-        self._paused = False  # whether the operator wants all engines to be paused
         self._shut_down = False
         self._tasks: dict[str, asyncio.Task[None]] = {}  # of each engine: waits for its death
         self._pausing: set[asyncio.Task[None]] = set()  # pause engines that have just come
@@ -109,12 +108,13 @@ class EngineClients:
     def add(self, name: str, client: EngineClient) -> None:
         """An engine has come, and gets requests from now on. If the others are paused it is paused too."""
         assert name not in self._clients, f"there is an engine {name!r}"
+        paused = self.snapshot.paused
         self._clients[name] = client
         self._choose_anew(name)
         if self._observe is not None:
             client.requests.observer = self._observe(name)
         self._tasks[name] = asyncio.ensure_future(self._watch(client))
-        if self._paused:
+        if paused:
             self._pausing.add(task := asyncio.ensure_future(client.pause("preempt", reset_prefix_cache=False)))
             task.add_done_callback(self._pausing.discard)
 
@@ -264,19 +264,13 @@ class EngineClients:
         """See `EngineClient.pause`. Engines that are being restarted begin paused. If an engine refuses, its error is
         raised, and the other engines stay as they are: paused."""
         clients = self._taking()
-        before, self._paused = self._paused, True
         for client in self._clients.values():
             if client not in clients:
                 client.begin_paused(True)
-        try:
-            await _all(client.pause(mode, reset_prefix_cache=reset_prefix_cache, timeout=timeout) for client in clients)
-        except ValueError:  # refused
-            self._paused = before
-            raise
+        await _all(client.pause(mode, reset_prefix_cache=reset_prefix_cache, timeout=timeout) for client in clients)
 
     async def resume(self) -> None:
         clients = self._taking()
-        self._paused = False
         for client in self._clients.values():
             if client not in clients:
                 client.begin_paused(False)

@@ -17,13 +17,13 @@ PERIOD_S = 10.0  # seconds between two lines
 def activity(before: Snapshot, now: Snapshot, seconds: float) -> str | None:
     """What the engine did in the `seconds` between two snapshots, and its load at their end, in one line. None: it had
     nothing to do."""
-    prompt_tokens = now.num_prompt_tokens - before.num_prompt_tokens
-    tokens = now.num_generation_tokens - before.num_generation_tokens
+    prompt_tokens = _since(before.num_prompt_tokens, now.num_prompt_tokens)
+    tokens = _since(before.num_generation_tokens, now.num_generation_tokens)
     waiting = now.num_waiting + now.num_preparing  # as in the metrics
     if not (prompt_tokens or tokens or now.num_running or waiting):
         return None
-    looked_up = now.num_prefix_query_tokens - before.num_prefix_query_tokens
-    found = now.num_prefix_hit_tokens - before.num_prefix_hit_tokens
+    looked_up = _since(before.num_prefix_query_tokens, now.num_prefix_query_tokens)
+    found = _since(before.num_prefix_hit_tokens, now.num_prefix_hit_tokens)
     parts = [
         f"in {prompt_tokens / seconds:,.1f} tokens/s",
         f"out {tokens / seconds:,.1f} tokens/s",
@@ -32,11 +32,16 @@ def activity(before: Snapshot, now: Snapshot, seconds: float) -> str | None:
         f"KV {now.kv_cache_usage:.1%}",
         f"prefix hits {found / looked_up:.1%}" if looked_up else "prefix hits -",
     ]
-    if preempted := now.num_preemptions - before.num_preemptions:
+    if preempted := _since(before.num_preemptions, now.num_preemptions):
         parts.append(f"preempted {preempted}")
     if now.paused:
         parts.append("paused")
     return ", ".join(parts)
+
+
+def _since(before: int, now: int) -> int:
+    """What was counted; nothing is known of it if one of several engines began anew meanwhile."""
+    return max(0, now - before)
 
 
 class ActivityReport:

@@ -23,7 +23,8 @@ DEMO = (
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What is served. url: where, with the path of a proxy. max_waiting: requests that may wait beyond the slots."""
+    """What is served. url: where, with the path of a proxy. limits: of each engine. max_waiting: requests that may wait
+    beyond its slots."""
 
     name: str
     kind: str
@@ -36,6 +37,7 @@ class Subject:
     url: str
     has_docs: bool
     asks_for_key: bool
+    num_engines: int = 1
 
     @classmethod
     def of(cls, client: Engines, settings: ServerSettings, address: str) -> Subject:
@@ -53,6 +55,7 @@ class Subject:
             url=address + settings.doors.root_path,
             has_docs=settings.doors.docs,
             asks_for_key=bool(settings.doors.keys),
+            num_engines=len(client.engines),
         )
 
 
@@ -71,7 +74,8 @@ def banner(subject: Subject) -> Iterator[str]:
     yield f"on {placement.device} in {placement.dtype}, attention by {placement.attention}"
     num_blocks = limits.num_blocks - 1  # block 0 is of no request
     yield (
-        f"context of {limits.max_model_len:,} tokens; KV cache of {num_blocks * limits.block_size:,} tokens "
+        (f"{subject.num_engines} engines, each with a " if subject.num_engines > 1 else "")
+        + f"context of {limits.max_model_len:,} tokens; KV cache of {num_blocks * limits.block_size:,} tokens "
         f"({num_blocks:,} blocks of {limits.block_size}); {limits.max_num_seqs:,} requests at once, and "
         f"{subject.max_waiting:,} more may wait"
     )

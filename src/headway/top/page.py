@@ -37,9 +37,27 @@ class Page:
         """The sum of the samples with this name and these labels; 0 if there is none."""
         return sum(sample.value for sample in self._samples[name] if labels.items() <= sample.labels.items())
 
-    def label(self, name: str, label: str) -> str | None:
-        """The label of the first sample with this name; None: there is none."""
-        return next((sample.labels.get(label) for sample in self._samples[name]), None)
+    def series(self, name: str, **labels: str) -> dict[frozenset[tuple[str, str]], float]:
+        """The samples with this name and these labels, each by all its labels."""
+        return {
+            frozenset(sample.labels.items()): sample.value
+            for sample in self._samples[name]
+            if labels.items() <= sample.labels.items()
+        }
+
+    @property
+    def engines(self) -> list[str]:
+        """The names of the engines, in order."""
+        return [sample.labels.get("engine", "") for sample in self._samples["num_requests_running"]]
+
+    def mean(self, name: str) -> float:
+        """The mean over the samples with this name; 0 if there is none."""
+        samples = self._samples[name]
+        return sum(sample.value for sample in samples) / len(samples) if samples else 0.0
+
+    def labels(self, name: str, label: str) -> list[str]:
+        """The values of a label, of all samples with this name that have it."""
+        return [sample.labels[label] for sample in self._samples[name] if label in sample.labels]
 
     def by(self, name: str, label: str) -> dict[str, float]:
         """The samples with this name, summed for each value of a label."""

@@ -30,14 +30,17 @@ class Screen:
     def picture(self, window: Window, trouble: str | None = None) -> RenderableType:
         """The window, drawn. trouble: why there is no newer one."""
         head = Text.assemble((window.now.model, "bold"), "  ", self._url, f"  over {window.seconds:.1f} s")
-        if window.now.value("engine_paused"):
-            head.append("  paused", "bold yellow")
+        if num_paused := int(window.now.value("engine_paused")):
+            num = len(window.now.engines)
+            head.append("  paused" if num_paused == num else f"  {num_paused} of {num} engines paused", "bold yellow")
         parts: list[RenderableType] = [head]
         if trouble is not None:
             parts.append(Text(trouble, "bold red"))
         blank = Text()
-        tables = (self._load(window), blank, self._rates(window), blank, _times(window), blank, _ends(window))
-        return Group(*parts, blank, *tables)
+        parts += [blank, self._load(window), blank, self._rates(window), blank, _times(window), blank, _ends(window)]
+        if len(window.now.engines) > 1:
+            parts += [blank, _engines(window)]
+        return Group(*parts)
 
     def line(self, window: Window) -> str:
         """The window in one line, for a log."""
@@ -48,16 +51,16 @@ class Screen:
             f"in {window.rate('prompt_tokens_total'):,.0f} tokens/s, out {window.rate('generation_tokens_total'):,.0f} "
             f"tokens/s, {window.rate('request_success_total'):,.1f} requests/s, "
             f"running {now.value('num_requests_running'):.0f}, waiting {now.value('num_requests_waiting'):.0f}, "
-            f"KV {now.value('kv_cache_usage_perc'):.0%}, "
+            f"KV {now.mean('kv_cache_usage_perc'):.0%}, "
             f"hits {_percent(hits)}, first token p50 {_seconds(first.median)} p99 {_seconds(first.p99)}, "
             f"between tokens p50 {_seconds(between.median)} p99 {_seconds(between.p99)}"
         )
 
     def _load(self, window: Window) -> Table:
         now = window.now
-        running, usage = now.value("num_requests_running"), now.value("kv_cache_usage_perc")
-        blocks, size = (now.label("cache_config_info", label) for label in ("num_gpu_blocks", "block_size"))
-        room = "" if blocks is None or size is None else f"of {int(blocks):,} blocks of {size} tokens"
+        running, usage = now.value("num_requests_running"), now.mean("kv_cache_usage_perc")
+        blocks, sizes = (now.labels("cache_config_info", label) for label in ("num_gpu_blocks", "block_size"))
+        room = f"of {sum(map(int, blocks)):,} blocks of {sizes[0]} tokens" if blocks and sizes else ""
         table = _table()
         slots = now.value("num_slots")
         table.add_row("running", f"{running:,.0f}", _bar(running / slots), f"of {slots:,.0f} slots")
@@ -122,6 +125,20 @@ def _times(window: Window) -> Table:
     for what, name in _TIMES.items():
         found: Latency = window.latency(name)
         table.add_row(what, _seconds(found.median), _seconds(found.p99))
+    return table
+
+
+def _engines(window: Window) -> Table:
+    """A line for each engine."""
+    now = window.now
+    table = _table("engine", "running", "waiting", "KV", "out tokens/s")
+    for engine in now.engines:
+        running, waiting = (now.value(f"num_requests_{what}", engine=engine) for what in ("running", "waiting"))
+        usage, rate = (
+            now.value("kv_cache_usage_perc", engine=engine),
+            window.rate("generation_tokens_total", engine=engine),
+        )
+        table.add_row(engine, f"{running:,.0f}", f"{waiting:,.0f}", f"{usage:.0%}", f"{rate:,.1f}")
     return table
 
 

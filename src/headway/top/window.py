@@ -21,7 +21,7 @@ class Latency:
 class Window:
     """Two pages of one server, the earlier first.
 
-    A counter that is smaller in the later page was started anew in between (the server, or its engine): then its new
+    A counter that is smaller in the later page was started anew in between, with the server or an engine: then its new
     value is what was counted.
     """
 
@@ -34,7 +34,8 @@ class Window:
 
     def count(self, name: str, **labels: str) -> float:
         """What a counter has counted in the window."""
-        return _since(self.before.value(name, **labels), self.now.value(name, **labels))
+        earlier = self.before.series(name, **labels)
+        return sum(_since(earlier.get(key, 0.0), value) for key, value in self.now.series(name, **labels).items())
 
     def rate(self, name: str, **labels: str) -> float:
         """What a counter has counted, per second."""

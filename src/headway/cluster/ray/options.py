@@ -28,7 +28,7 @@ class ClusterOptions:
     engines: replicas of the engine. max_engines: up to so many are started by load; None: their number is fixed.
     prefill_engines: engines that compute the prompts for the others; 0: every engine does both.
     apis: replicas of the API.
-    cpus_per_engine, gpus_per_engine, cpus_per_api: what Ray reserves for a replica.
+    cpus_per_engine, gpus_per_engine: what Ray reserves for each rank of an engine; cpus_per_api: for a replica.
     ttft_target: seconds to the first token at which an engine counts as fully loaded.
     target_load: the load that autoscaling aims at, 1: full.
     upscale_delay, downscale_delay: seconds for which the load must ask for another number.

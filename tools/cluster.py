@@ -311,6 +311,7 @@ async def _converse(url: str, conversations: int = 14, turns: int = 7) -> float:
 
 # -- what Ray costs
 
+_SHORT, _LONG, _TOKENS = 200, 24, 200  # requests of one token, requests of many, and how many
 PARTS = {
     "API": ("ServeReplica:headway:Api",),
     "engine replica": ("ServeReplica:headway:Engine",),
@@ -356,9 +357,12 @@ def measured(server: ServerProcess, parts: dict[str, tuple[str, ...]]) -> dict[s
         return {part: max(0.0, middle[part] - before[part] - idle[part] * (ended - start)) for part in parts}
 
     asyncio.run(_stream(server.base_url, 50, 10))
-    short, long = costs(400, 1), costs(40, 200)
-    per_request = {part: short[part] / 400 for part in parts}
-    return {part: (per_request[part], max(0.0, long[part] - 40 * per_request[part]) / (40 * 199)) for part in parts}
+    short, long = costs(_SHORT, 1), costs(_LONG, _TOKENS)
+    per_request = {part: short[part] / _SHORT for part in parts}
+    return {
+        part: (per_request[part], max(0.0, long[part] - _LONG * per_request[part]) / (_LONG * (_TOKENS - 1)))
+        for part in parts
+    }
 
 
 def _of(server: ServerProcess, words: tuple[str, ...]) -> list[psutil.Process]:

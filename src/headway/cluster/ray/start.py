@@ -116,10 +116,14 @@ async def _serve(options: ClusterOptions, model: str) -> int:
 
 
 def _connect(ray: Any) -> None:
-    try:
-        ray.init(include_dashboard=False, log_to_driver=True, configure_logging=False)
-    except Exception as error:
-        raise StartError(f"no Ray cluster can be reached or started: {_first_line(error)}") from None
+    for tries_left in (1, 0):
+        try:
+            ray.init(include_dashboard=False, log_to_driver=True, configure_logging=False)
+            return
+        except Exception as error:
+            ray.shutdown()
+            if not tries_left or "timed out" not in str(error):  # a busy machine needs more than Ray's 30 s
+                raise StartError(f"no Ray cluster can be reached or started: {_first_line(error)}") from None
 
 
 def _replicas(options: ClusterOptions) -> str:

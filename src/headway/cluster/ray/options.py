@@ -108,8 +108,9 @@ class ClusterOptions:
         server = dict(_mapping("server", given.pop("server", {})))
         if "model" in given:
             engine.setdefault("model", given.pop("model"))
+        own_door = _converted("own_door", given.get("own_door", False), bool)
         for name in _OF_THE_PROXY:
-            if name in server and not given.get("own_door"):
+            if name in server and not own_door:
                 raise ValueError(f"server.{name} is of Ray's proxy without own_door: see http_options of Ray Serve")
         for name, meant in _COUNTS.items():
             if name in server:

@@ -1,7 +1,8 @@
 """Clusters on this machine, shown: a Ray cluster that answers, loses processes, and scales; what routing by prefix is
 worth, and what Ray costs.
 
-    make cluster [ARGS="answers deaths"]        some of: answers, deaths, scale, pd, routing, cost; without, all
+    make cluster [ARGS="answers deaths"]        some of: answers, pd, deaths, scale, routing, cost,
+                                                refusals; without, all
 
 Makes an environment with Ray in the user's cache folder, once, in minutes. Each part starts its own cluster, on the
 embedded model. Exit status 1 if a part fails; 2 if the environment cannot be made.
@@ -36,7 +37,7 @@ from headway_lab.peers.environment import PeerMissing  # noqa: E402
 from headway_lab.peers.ray_serve import RAY_SERVE  # noqa: E402
 
 from examples.demo import Exchange, short_and_long  # noqa: E402
-from headway.bench.server_process import ServerProcess  # noqa: E402
+from headway.bench.server_process import ServerError, ServerProcess  # noqa: E402
 
 MODEL = "headway-default"
 NEEDED = 0.95  # share of right answers, as in the demo
@@ -310,10 +311,10 @@ async def _converse(url: str, conversations: int = 14, turns: int = 7) -> float:
 
 # -- what Ray costs
 
+_SHORT, _LONG, _TOKENS = 200, 24, 200  # requests of one token, requests of many, and how many
 PARTS = {
     "API": ("ServeReplica:headway:Api",),
     "engine replica": ("ServeReplica:headway:Engine",),
-    "proxy": ("ProxyActor",),
     "control": ("raylet", "gcs_server", "ServeController", "DashboardAgent", "dashboard", "log_monitor", "monitor.py"),
 }
 
@@ -331,9 +332,7 @@ def cost() -> None:
         row = (alone["API"][index], sum(parts), *parts)
         table.add_row(name, *(f"{1e6 * value:.0f}" for value in row))
         beyond = 1e6 * (sum(parts) - alone["API"][index])
-        report(
-            "CPU of Ray", name, f"{beyond:.0f} µs; without its HTTP proxy {beyond - 1e6 * ray['proxy'][index]:.0f} µs"
-        )
+        report("CPU of Ray", name, f"{beyond:.0f} µs beyond headway serve")
     console.print(table)
 
 
@@ -358,9 +357,12 @@ def measured(server: ServerProcess, parts: dict[str, tuple[str, ...]]) -> dict[s
         return {part: max(0.0, middle[part] - before[part] - idle[part] * (ended - start)) for part in parts}
 
     asyncio.run(_stream(server.base_url, 50, 10))
-    short, long = costs(400, 1), costs(40, 200)
-    per_request = {part: short[part] / 400 for part in parts}
-    return {part: (per_request[part], max(0.0, long[part] - 40 * per_request[part]) / (40 * 199)) for part in parts}
+    short, long = costs(_SHORT, 1), costs(_LONG, _TOKENS)
+    per_request = {part: short[part] / _SHORT for part in parts}
+    return {
+        part: (per_request[part], max(0.0, long[part] - _LONG * per_request[part]) / (_LONG * (_TOKENS - 1)))
+        for part in parts
+    }
 
 
 def _of(server: ServerProcess, words: tuple[str, ...]) -> list[psutil.Process]:
@@ -387,6 +389,37 @@ async def _stream(url: str, requests: int, tokens: int) -> None:
         await asyncio.gather(*(one(index) for index in range(requests)))
 
 
+# -- what cannot work
+
+
+def refusals() -> None:
+    """A replica that never becomes healthy, and a cluster that is full."""
+    try:
+        with cluster(engines=1, engine={"num_blocks": 5}):
+            raise Failed("a pool of 5 blocks cannot serve, and yet it started")
+    except ServerError as error:
+        line = str(error).strip().splitlines()[-1]
+        if "exit code 2" not in str(error) or "num_blocks" not in line:
+            raise Failed(f"the end does not say why: {error}") from None
+    report("a replica that cannot start", "exit status 2", line)
+    full = Waiting(cpus_per_engine=64)
+    with full as server:
+        until(lambda: "Resources required" in server.printed(), "the reason why the replica waits")
+        reason = next(one for one in server.printed().splitlines() if "Resources required" in one)
+    report("a full cluster", "waits, and says why", reason[reason.index("Resources required") :][:160])
+
+
+class Waiting(ServerProcess):
+    """A cluster that is not waited for."""
+
+    def __init__(self, **args: Any) -> None:
+        command = (str(RAY_SERVE.python()), "-c", START, json.dumps({**SMALL, "engine": ENGINE, **args}))
+        super().__init__(command=command, stop_timeout_s=60)
+
+    def _wait_until_ready(self) -> None:
+        pass
+
+
 # -- all
 
 rows: list[tuple[str, str, str]] = []
@@ -397,6 +430,7 @@ SHOWN: dict[str, Callable[[], None]] = {
     "scale": scale,
     "routing": routing,
     "cost": cost,
+    "refusals": refusals,
 }
 
 

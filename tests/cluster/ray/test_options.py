@@ -36,6 +36,11 @@ def test_options_come_back_from_the_text_that_replicas_get() -> None:
     assert ClusterOptions.of_json(options.to_json()) == options
 
 
+def test_replicas_with_a_door_of_their_own_are_told_where_it_is() -> None:
+    options = ClusterOptions.read({"own_door": "true", "server": {"host": "0.0.0.0", "port": 9000}})
+    assert options.own_door and (options.settings.host, options.settings.port) == ("0.0.0.0", 9000)
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [

@@ -103,6 +103,7 @@ def application(options: ClusterOptions) -> Application:
 
 
 def _engines(name: str, options: ClusterOptions, scales: bool) -> Any:
+    ranks = getattr(options.config, "tensor_parallel_size", 1)  # processes of one engine, on one machine
     count: dict[str, Any] = {"num_replicas": options.engines}
     if scales:
         count = {
@@ -122,7 +123,7 @@ def _engines(name: str, options: ClusterOptions, scales: bool) -> Any:
     return serve.deployment(
         Engine,
         name=name,
-        ray_actor_options=_resources(options.cpus_per_engine, options.gpus_per_engine),
+        ray_actor_options=_resources(ranks * options.cpus_per_engine, ranks * options.gpus_per_engine),
         max_ongoing_requests=options.most_requests,
         max_queued_requests=options.most_requests,
         request_router_config={"request_router_class": _ROUTERS[options.router]},

@@ -28,7 +28,7 @@ class ClusterOptions:
     engines: replicas of the engine. max_engines: up to so many are started by load; None: their number is fixed.
     prefill_engines: engines that compute the prompts for the others; 0: every engine does both.
     apis: replicas of the API.
-    cpus_per_engine, gpus_per_engine, cpus_per_api: what Ray reserves for a replica.
+    cpus_per_engine, gpus_per_engine: what Ray reserves for each rank of an engine; cpus_per_api: for a replica.
     ttft_target: seconds to the first token at which an engine counts as fully loaded.
     target_load: the load that autoscaling aims at, 1: full.
     upscale_delay, downscale_delay: seconds for which the load must ask for another number.
@@ -108,8 +108,9 @@ class ClusterOptions:
         server = dict(_mapping("server", given.pop("server", {})))
         if "model" in given:
             engine.setdefault("model", given.pop("model"))
+        own_door = _converted("own_door", given.get("own_door", False), bool)
         for name in _OF_THE_PROXY:
-            if name in server and not given.get("own_door"):
+            if name in server and not own_door:
                 raise ValueError(f"server.{name} is of Ray's proxy without own_door: see http_options of Ray Serve")
         for name, meant in _COUNTS.items():
             if name in server:

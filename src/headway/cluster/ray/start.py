@@ -104,7 +104,7 @@ async def _serve(options: ClusterOptions, model: str) -> int:
                     _tell_news(serve, told)
             logger.info("stopping: running requests may go on for %g s", settings.shutdown_grace)
             stop.clear()
-            ending = asyncio.ensure_future(in_thread(serve.shutdown))
+            ending = asyncio.ensure_future(in_thread(partial(_end, serve)))
             second = asyncio.ensure_future(stop.wait())
             await asyncio.wait({ending, second}, return_when=asyncio.FIRST_COMPLETED)
             for task in (ending, second, run):
@@ -116,10 +116,22 @@ async def _serve(options: ClusterOptions, model: str) -> int:
 
 
 def _connect(ray: Any) -> None:
-    try:
-        ray.init(include_dashboard=False, log_to_driver=True, configure_logging=False)
-    except Exception as error:
-        raise StartError(f"no Ray cluster can be reached or started: {_first_line(error)}") from None
+    for tries_left in (1, 0):
+        try:
+            ray.init(include_dashboard=False, log_to_driver=True, configure_logging=False)
+            return
+        except Exception as error:
+            ray.shutdown()
+            if not tries_left or "timed out" not in str(error):  # a busy machine needs more than Ray's 30 s
+                raise StartError(f"no Ray cluster can be reached or started: {_first_line(error)}") from None
+
+
+def _end(serve: Any) -> None:
+    """Take the application away; and Ray Serve with it, if it has no other."""
+    if set(serve.status().applications) - {APP}:
+        serve.delete(APP)
+    else:
+        serve.shutdown()
 
 
 def _replicas(options: ClusterOptions) -> str:

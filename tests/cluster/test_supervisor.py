@@ -272,9 +272,12 @@ def test_a_supervisor_that_is_killed_leaves_nothing(model: Path) -> None:
         stream.wait()
 
 
-def test_a_supervisor_that_is_killed_while_its_processes_load_leaves_nothing(model: Path) -> None:
+@pytest.mark.parametrize("engine_is_up", [False, True])
+def test_a_supervisor_that_is_killed_while_its_processes_load_leaves_nothing(model: Path, engine_is_up: bool) -> None:
     with Server(model, engine_args=SLOW, options=TWO, wait=False) as server:
         wait_until(lambda: len(server.children()) == 3, "all have begun")
+        if engine_is_up:  # the API processes have begun to read what they are to be
+            wait_until(lambda: any(server.folder.glob("headway-*/engine")), "the engine has sockets")
         children = server.children()
         server.kill()
         wait_until(lambda: not any(map(is_running, children)), "all processes end")

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import shutil
 import socket
 import sys
+from collections.abc import Iterable
 from functools import partial
 
 import msgspec
@@ -36,23 +38,30 @@ _READ = 65536  # bytes
 
 
 class Lines:
-    """The lines on standard input."""
+    """The lines on standard input. at_end: whether no more can come."""
 
     def __init__(self) -> None:
+        self.at_end = False
         self._rest = b""
 
     def read(self) -> list[bytes] | None:
         """The lines of which the end has come; None at the end of all. Waits until something comes."""
         part = os.read(STDIN, _READ)
+        self.at_end = not part
         *whole, self._rest = (self._rest + part).split(b"\n")
         return whole if part else None
+
+    def skip(self) -> None:
+        """Read what has come, without waiting."""
+        while not self.at_end and select.select([STDIN], [], [], 0)[0]:
+            self.read()
 
 
 def main() -> int:
     lines, first = Lines(), list[bytes]()
     while not first:
         if (read := lines.read()) is None:
-            _remove_what_the_supervisor_left()
+            _remove_what_is_left(())
             return 0
         first = read
     launch = msgspec.json.decode(first[0], type=ApiLaunch)
@@ -71,21 +80,25 @@ def main() -> int:
         asyncio.get_running_loop().add_reader(STDIN, hear)
         return await _client_of(launch, news)
 
-    status = serve_with(
-        launch.config,
-        launch.settings,
-        start,
-        lambda: socket.socket(fileno=launch.listening),
-        says_what=launch.first,
-    )
-    if news.is_over:
-        _remove_what_the_supervisor_left()
-    return status
+    try:
+        return serve_with(
+            launch.config,
+            launch.settings,
+            start,
+            lambda: socket.socket(fileno=launch.listening),
+            says_what=launch.first,
+        )
+    finally:  # also if nothing can be printed any more
+        lines.skip()
+        if lines.at_end:
+            _remove_what_is_left(news.socket_dirs)
 
 
-def _remove_what_the_supervisor_left() -> None:
-    if FOLDER_VARIABLE in os.environ:
-        shutil.rmtree(os.environ[FOLDER_VARIABLE], ignore_errors=True)
+def _remove_what_is_left(socket_dirs: Iterable[str]) -> None:
+    """What the supervisor would remove. An engine removes its sockets too, but may have been killed before."""
+    for folder in (*socket_dirs, os.environ.get(FOLDER_VARIABLE)):
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 async def _client_of(launch: ApiLaunch, news: EngineNews) -> Engines:

@@ -46,10 +46,11 @@ _decoder = msgspec.json.Decoder(News)
 class EngineNews:
     """The engines as this process has heard of them, and the links to them. For one event loop.
 
-    client: the number of this process. news: what there was before it began.
+    client: the number of this process. news: what there was before it began. socket_dirs: of all lives of engines.
     """
 
     def __init__(self, client: int, news: Sequence[News]) -> None:
+        self.socket_dirs: set[str] = set()
         self._client = client
         self._up: dict[int, EngineUp] = {}
         self._lost: dict[int, str] = {}  # why no further life will come
@@ -109,6 +110,7 @@ class EngineNews:
         match news:
             case EngineUp(engine):
                 self._up[engine] = news
+                self.socket_dirs.add(news.socket_dir)
             case EngineDown(engine, how):
                 self._up.pop(engine, None)
                 self._cut(engine, how)

@@ -11,7 +11,7 @@ import pytest
 import zmq
 
 from headway.client.link import EngineStartError
-from headway.cluster.engine_news import EngineDown, EngineNews, EngineUp, News
+from headway.cluster.engine_news import EngineDown, EngineLost, EngineNews, EngineUp, News, SupervisorsRestarts
 from headway.config import SchedulerConfig
 from headway.wire import codec, to_client, to_engine
 from headway.wire.launch import input_address
@@ -71,7 +71,7 @@ async def until_it_waits(task: asyncio.Task) -> None:
 
 
 async def test_an_engine_that_comes_later_is_waited_for(engine: Engine) -> None:
-    news = EngineNews(client=5, up=[])
+    news = EngineNews(client=5, news=[])
     linking = asyncio.create_task(news.link_to(0))
     await until_it_waits(linking)
     news.hear(said(EngineUp(1, 99, "another")))
@@ -87,7 +87,7 @@ async def test_an_engine_that_comes_later_is_waited_for(engine: Engine) -> None:
 async def test_word_of_the_end_ends_the_link_and_the_next_life_is_waited_for(
     engine: Engine, context: zmq.Context, tmp_path: Path
 ) -> None:
-    news = EngineNews(client=5, up=[engine.up])
+    news = EngineNews(client=5, news=[engine.up])
     linking = asyncio.create_task(news.link_to(0))
     await engine.serve()
     link, *_ = await asyncio.wait_for(linking, PATIENCE)
@@ -97,7 +97,7 @@ async def test_word_of_the_end_ends_the_link_and_the_next_life_is_waited_for(
     await link.close(kill=True)
     again = asyncio.create_task(news.link_to(0))
     await until_it_waits(again)
-    assert news.take(0.0), "the supervisor starts it again"
+    assert SupervisorsRestarts(news, 0).take(0.0), "the supervisor starts it again"
     second = Engine(context, tmp_path / "b")
     news.hear(said(second.up))
     await second.serve()
@@ -107,7 +107,7 @@ async def test_word_of_the_end_ends_the_link_and_the_next_life_is_waited_for(
 
 
 async def test_an_engine_whose_folder_is_gone_is_waited_for_anew(engine: Engine, tmp_path: Path) -> None:
-    news = EngineNews(client=5, up=[EngineUp(0, 1, str(tmp_path / "removed"))])
+    news = EngineNews(client=5, news=[EngineUp(0, 1, str(tmp_path / "removed"))])
     with pytest.raises(EngineStartError, match="cannot be used"):
         await news.link_to(0)
     linking = asyncio.create_task(news.link_to(0))
@@ -119,7 +119,7 @@ async def test_an_engine_whose_folder_is_gone_is_waited_for_anew(engine: Engine,
 
 
 async def test_an_engine_that_dies_while_one_comes_is_an_error_and_no_end(engine: Engine) -> None:
-    news = EngineNews(client=5, up=[engine.up])
+    news = EngineNews(client=5, news=[engine.up])
     linking = asyncio.create_task(news.link_to(0))
     await until_it_waits(linking)
     news.hear(said(EngineDown(0, "exit status 1")))
@@ -128,8 +128,22 @@ async def test_an_engine_that_dies_while_one_comes_is_an_error_and_no_end(engine
     assert not news.is_over
 
 
+async def test_an_engine_that_is_lost_is_not_waited_for_and_the_others_are() -> None:
+    news = EngineNews(client=5, news=[EngineLost(1, "it died too often")])
+    linking = [asyncio.create_task(news.link_to(engine)) for engine in range(3)]
+    with pytest.raises(EngineStartError, match="too often"):
+        await asyncio.wait_for(linking[1], PATIENCE)
+    news.hear(said(EngineLost(0, "it died of something else")))
+    with pytest.raises(EngineStartError, match="something else"):
+        await asyncio.wait_for(linking[0], PATIENCE)
+    await until_it_waits(linking[2])
+    linking[2].cancel()
+    assert [SupervisorsRestarts(news, engine).take(0.0) for engine in range(3)] == [False, False, True]
+    assert not news.is_over
+
+
 async def test_the_end_of_the_supervisor_ends_links_and_hope(engine: Engine) -> None:
-    news = EngineNews(client=5, up=[engine.up])
+    news = EngineNews(client=5, news=[engine.up])
     linking = asyncio.create_task(news.link_to(0))
     await engine.serve()
     link, *_ = await asyncio.wait_for(linking, PATIENCE)
@@ -139,13 +153,13 @@ async def test_the_end_of_the_supervisor_ends_links_and_hope(engine: Engine) -> 
     assert await asyncio.wait_for(link.ended(), PATIENCE) == "the supervisor is gone"
     with pytest.raises(EngineStartError, match="the supervisor is gone"):
         await asyncio.wait_for(other, PATIENCE)
-    assert news.is_over and not news.take(0.0)
+    assert news.is_over and not SupervisorsRestarts(news, 0).take(0.0)
     await link.close(kill=True)
 
 
 async def test_a_life_of_an_engine_that_was_left_is_not_followed_again(engine: Engine) -> None:
     """The engine knows this number, and would not answer: the process ends, and another takes its place."""
-    news = EngineNews(client=5, up=[engine.up])
+    news = EngineNews(client=5, news=[engine.up])
     linking = asyncio.create_task(news.link_to(0))
     await engine.serve()
     link, *_ = await asyncio.wait_for(linking, PATIENCE)

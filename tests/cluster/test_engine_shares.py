@@ -52,7 +52,7 @@ def test_one_engine_has_the_whole_machine() -> None:
 @pytest.mark.parametrize(
     ("config", "engines", "words"),
     [
-        (EngineConfig(), 3, "data_parallel_size 3 needs as many GPUs, and there are 2"),
+        (EngineConfig(), 3, "data_parallel_size 3 needs 3 GPUs, and there are 2"),
         (EngineConfig(device="cuda:1"), 2, "got 'cuda:1'; choose among the GPUs by CUDA_VISIBLE_DEVICES"),
         (EngineConfig(role=Role.PREFILL, kv_listen="127.0.0.1:1"), 2, "kv_listen is the address of one engine"),
         (

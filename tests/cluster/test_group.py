@@ -42,13 +42,13 @@ def program(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
 
 
 @asynccontextmanager
-async def started(*names: str, restarts: int = 0, lines: list[tuple[str, str]] | None = None):
+async def started(*names: str, restarts: int = 0, least: int | None = None, lines: list[tuple[str, str]] | None = None):
     def tell(name: str, line: str) -> None:
         if lines is not None:
             lines.append((name, line))
 
     members = [Member(name, EngineConfig(), ServerSettings(port=0)) for name in names]
-    group = Group([GroupServer(member, tell) for member in members], RestartBudget(restarts))
+    group = Group([GroupServer(member, tell) for member in members], RestartBudget(restarts), least=least)
     try:
         async with asyncio.timeout(PATIENCE):
             await group.start()
@@ -98,6 +98,24 @@ async def test_a_group_ends_when_its_restarts_are_used_up(program) -> None:
         with raises(GroupError, "a died (exit code 3)", "2 restarts"):
             await group.run()
         assert group.num_deaths == 3
+
+
+async def test_a_group_that_may_be_smaller_goes_on_without_a_process_and_ends_without_all(program) -> None:
+    program(f"{BEGINNING}\nsys.stdin.read()")
+    lost: list[str] = []
+    async with started("a", "b", least=1) as group:
+        for name, server in group.processes.items():
+            server.given_up = lambda why, name=name: lost.append(f"{name}: {why}")
+        group.processes["a"].send_signal(signal.SIGKILL)
+        running = asyncio.create_task(group.run())
+        async with asyncio.timeout(PATIENCE):
+            while not lost:
+                await asyncio.sleep(0.01)
+            assert group.processes["b"].ready.is_set() and not running.done()
+            group.processes["b"].send_signal(signal.SIGKILL)
+            with raises(GroupError, "b died (killed by SIGKILL)", "0 restarts"):
+                await running
+    assert lost == ["a: killed by SIGKILL"]
 
 
 async def test_what_a_dead_server_leaves_behind_is_ended_before_it_is_started_again(program, tmp_path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import threading
@@ -95,18 +96,18 @@ def only(server: Server, pid: int) -> Iterator[None]:
 class Stream:
     """A request that is being answered by a process of one's choice. Its text is read by a thread."""
 
-    def __init__(self, server: Server, pid: int) -> None:
+    def __init__(self, server: Server, pid: int, prompt: str = "a") -> None:
         self.text = ""
         self.error: Exception | None = None
         self._begun = threading.Event()
-        self._thread = threading.Thread(target=self._read, args=(server.url,), daemon=True)
+        self._thread = threading.Thread(target=self._read, args=(server.url, {**LONG, "prompt": prompt}), daemon=True)
         with only(server, pid):
             self._thread.start()
             assert self._begun.wait(PATIENCE)
 
-    def _read(self, url: str) -> None:
+    def _read(self, url: str, body: dict[str, object]) -> None:
         try:
-            with httpx.stream("POST", f"{url}/v1/completions", json=LONG, timeout=PATIENCE) as response:
+            with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=PATIENCE) as response:
                 for line in response.iter_lines():
                     self._begun.set()
                     self.text += line
@@ -160,6 +161,50 @@ def test_an_engine_that_is_killed_fails_the_requests_of_all_api_processes_and_is
             wait_until(lambda: answers(server), "each API process follows it")
     assert not folder.parent.exists(), "its sockets are new"
     assert len(sockets_of_clients(server)) == 2
+
+
+def test_an_engine_of_two_that_is_killed_fails_its_requests_alone_and_counts_on_when_it_is_back(model: Path) -> None:
+    with Server(model, engine_args=SLOW, options={**TWO, "data_parallel_size": 2}) as server:
+        first, second = api_processes(server)
+        streams: list[Stream] = []
+
+        def running() -> dict[str, float]:
+            return by_engine(server, "num_requests_running")
+
+        while not all(running().values()):
+            assert len(streams) < 20, "all requests are given to one engine"
+            streams.append(Stream(server, (first, second)[len(streams) % 2], prompt=str(len(streams)) * 40))
+            wait_until(lambda: sum(running().values()) == len(streams), "the engines run all of them")
+        shares = running()
+        os.kill(engines(server)[0], signal.SIGKILL)
+        wait_until(lambda: bool(server.http.get("/health").json()), "the death is seen")
+        (dead,) = server.http.get("/health").json()["unhealthy"]
+        (other,) = shares.keys() - {dead}
+        assert answers(server)
+        wait_until(lambda: sum(stream.goes_on for stream in streams) == shares[other], "its requests fail")
+        assert all('"code":"engine_restarting"' in stream.text for stream in streams if not stream.goes_on)
+        wait_until(lambda: not server.http.get("/health").json(), "it is back")
+        wait_until(lambda: len(engines(server)) == 2, "there are two engines")
+        assert sum(stream.goes_on for stream in streams) == shares[other]
+        pages = []
+        for pid in (first, second):
+            with only(server, pid):
+                wait_until(lambda: by_engine(server, "engine_restarts_total")[dead] == 1, "each process knows it")
+                assert by_engine(server, "num_requests_running")[dead] == 0
+                pages.append(by_engine(server, "prompt_tokens_total")[dead])
+        assert pages[0] == pages[1] > 0, "what the dead engine counted is counted, and the same by all"
+        counted = httpx.get(f"{server.url}/metrics").text
+        assert 'http_requests_total{handler="/v1/completions",method="POST",status="2xx"} ' in counted
+        assert server.stop(signal.SIGTERM, PATIENCE) == 0
+        assert server.leftovers() == []
+
+
+def by_engine(server: Server, name: str) -> dict[str, float]:
+    """The values of a metric, by a new connection: another API process may answer."""
+    page = httpx.get(f"{server.url}/metrics", timeout=PATIENCE).text
+    return {
+        engine: float(value) for engine, value in re.findall(rf'^headway:{name}{{engine="(.)".*}} (.*)$', page, re.M)
+    }
 
 
 def test_an_engine_that_was_paused_begins_paused(server: Server) -> None:
@@ -227,11 +272,33 @@ def test_a_supervisor_that_is_killed_leaves_nothing(model: Path) -> None:
         stream.wait()
 
 
-def test_an_engine_beyond_its_restarts_ends_the_server_with_code_1(model: Path) -> None:
-    with Server(model, engine_args=SLOW, options={"api_server_count": 2}) as server:
-        engine_dies(server)
+@pytest.mark.parametrize("engine_is_up", [False, True])
+def test_a_supervisor_that_is_killed_while_its_processes_load_leaves_nothing(model: Path, engine_is_up: bool) -> None:
+    with Server(model, engine_args=SLOW, options=TWO, wait=False) as server:
+        wait_until(lambda: len(server.children()) == 3, "all have begun")
+        if engine_is_up:  # the API processes have begun to read what they are to be
+            wait_until(lambda: any(server.folder.glob("headway-*/engine")), "the engine has sockets")
+        children = server.children()
+        server.kill()
+        wait_until(lambda: not any(map(is_running, children)), "all processes end")
+        wait_until(lambda: server.leftovers() == [], "all folders are removed")
+
+
+def test_an_engine_beyond_its_restarts_is_taken_out_and_the_last_one_ends_the_server_with_code_1(model: Path) -> None:
+    options: dict[str, object] = {"api_server_count": 2, "data_parallel_size": 2}
+    with Server(model, engine_args=SLOW, options=options) as server:
+        first, second = engines(server)
+        os.kill(first, signal.SIGKILL)
+        wait_until(lambda: "without it there are 1, which go on" in server.log(), "it is taken out")
+        assert answers(server) and engines(server) == [second]
+        os.kill(api_processes(server)[0], signal.SIGKILL)
+        wait_until(lambda: len(sockets_of_clients(server)) == 2, "an API process starts without that engine")
+        for pid in api_processes(server):
+            with only(server, pid):
+                wait_until(lambda: answers(server), "it answers")
+        os.kill(second, signal.SIGKILL)
         assert server.process.wait(PATIENCE) == 1
-        assert "headway: engine-0 died (killed by SIGKILL), and 0 restarts within 10 minutes" in server.log()
+        assert "died (killed by SIGKILL), and 0 restarts within 10 minutes are all that is allowed\n" in server.log()
         assert server.leftovers() == []
 
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import shutil
 import socket
 import sys
+from collections.abc import Iterable
 from functools import partial
 
 import msgspec
@@ -24,7 +26,7 @@ from headway.client.link import EngineStartError, Link
 from headway.client.prompt_encoder import PromptEncoder
 from headway.client.totals import Counted
 from headway.cluster.api_server import ApiLaunch
-from headway.cluster.engine_news import EngineNews
+from headway.cluster.engine_news import EngineNews, SupervisorsRestarts
 from headway.config import SchedulerConfig
 from headway.model_files import ModelFiles
 from headway.server.metrics import FOLDER_VARIABLE
@@ -36,26 +38,34 @@ _READ = 65536  # bytes
 
 
 class Lines:
-    """The lines on standard input."""
+    """The lines on standard input. at_end: whether no more can come."""
 
     def __init__(self) -> None:
+        self.at_end = False
         self._rest = b""
 
     def read(self) -> list[bytes] | None:
         """The lines of which the end has come; None at the end of all. Waits until something comes."""
         part = os.read(STDIN, _READ)
+        self.at_end = not part
         *whole, self._rest = (self._rest + part).split(b"\n")
         return whole if part else None
+
+    def skip(self) -> None:
+        """Read what has come, without waiting."""
+        while not self.at_end and select.select([STDIN], [], [], 0)[0]:
+            self.read()
 
 
 def main() -> int:
     lines, first = Lines(), list[bytes]()
     while not first:
         if (read := lines.read()) is None:
+            _remove_what_is_left(())
             return 0
         first = read
     launch = msgspec.json.decode(first[0], type=ApiLaunch)
-    news = EngineNews(launch.client, launch.up)
+    news = EngineNews(launch.client, launch.news)
     for line in first[1:]:
         news.hear(line)
 
@@ -70,24 +80,37 @@ def main() -> int:
         asyncio.get_running_loop().add_reader(STDIN, hear)
         return await _client_of(launch, news)
 
-    status = serve_with(
-        launch.config,
-        launch.settings,
-        start,
-        lambda: socket.socket(fileno=launch.listening),
-        says_what=launch.first,
-    )
-    if news.is_over and FOLDER_VARIABLE in os.environ:
-        shutil.rmtree(os.environ[FOLDER_VARIABLE], ignore_errors=True)
-    return status
+    try:
+        return serve_with(
+            launch.config,
+            launch.settings,
+            start,
+            lambda: socket.socket(fileno=launch.listening),
+            says_what=launch.first,
+        )
+    finally:  # also if nothing can be printed any more
+        lines.skip()
+        if lines.at_end:
+            _remove_what_is_left(news.socket_dirs)
+
+
+def _remove_what_is_left(socket_dirs: Iterable[str]) -> None:
+    """What the supervisor would remove. An engine removes its sockets too, but may have been killed before."""
+    for folder in (*socket_dirs, os.environ.get(FOLDER_VARIABLE)):
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 async def _client_of(launch: ApiLaunch, news: EngineNews) -> Engines:
     """The client of the engines, once all of them take requests."""
     files = await in_thread(partial(ModelFiles.resolve, launch.config))
     tokenizer = await in_thread(files.load_tokenizer)
-    found = await asyncio.gather(*(_link_to(engine, news) for engine in range(launch.engines)))
-    prompts = None if launch.engines == 1 else PromptEncoder(tokenizer, found[0][1].config.max_model_len)
+    links = await asyncio.gather(*(_link_to(engine, news) for engine in range(launch.engines)))
+    found = {engine: link for engine, link in enumerate(links) if link is not None}
+    if not found:
+        raise EngineStartError("no engine is left")
+    ((_, first, _), *_) = found.values()
+    prompts = None if launch.engines == 1 else PromptEncoder(tokenizer, first.config.max_model_len)
 
     def client_of(engine: int, link: Link, ready: Ready, before: Counted) -> EngineClient:
         async def reopen(_paused: bool) -> tuple[Link, SchedulerConfig]:
@@ -102,7 +125,7 @@ async def _client_of(launch: ApiLaunch, news: EngineNews) -> Engines:
             link=link,
             index=launch.client,
             reopen=reopen,
-            restarts=news,
+            restarts=SupervisorsRestarts(news, engine),
             max_waiting=launch.config.max_waiting,
             placement=ready.placement,
             prompts=prompts,
@@ -110,17 +133,20 @@ async def _client_of(launch: ApiLaunch, news: EngineNews) -> Engines:
         client.begin_after(before)
         return client
 
-    clients = {str(engine): client_of(engine, *one) for engine, one in enumerate(found)}
+    clients = {str(engine): client_of(engine, *one) for engine, one in found.items()}
     return clients["0"] if prompts is None else EngineClients.of(clients)
 
 
-async def _link_to(engine: int, news: EngineNews) -> tuple[Link, Ready, Counted]:
+async def _link_to(engine: int, news: EngineNews) -> tuple[Link, Ready, Counted] | None:
+    """None: the engine is lost, and the others are not."""
     while True:
         try:
             return await news.link_to(engine)
-        except EngineStartError:  # it died at this moment, and another comes
+        except EngineStartError:  # it may have died at this moment, and another life comes
             if news.is_over:
                 raise
+            if news.is_lost(engine):
+                return None
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from headway.cluster.engine_news import EngineUp, News
+from headway.cluster.engine_news import News
 from headway.cluster.engine_process import Found
 from headway.cluster.group_server import ServerProcess, Tell
 from headway.config import EngineConfig
@@ -24,8 +24,8 @@ class ApiLaunch(msgspec.Struct, frozen=True):
     """The first line that an API process reads on its standard input. Lines of `News` follow.
 
     config: of the engines; it names the model's folder. listening: the file descriptor of the port. client: the number
-    of the process, which no other life has. engines: their number; up: the engines that take requests by now. first:
-    whether it is the first life of the first process, which says what is served.
+    of the process, which no other life has. engines: their number. news: the last of each engine. first: whether it is
+    the first life of the first process, which says what is served.
     """
 
     config: EngineConfig
@@ -33,15 +33,15 @@ class ApiLaunch(msgspec.Struct, frozen=True):
     listening: int
     client: int
     engines: int
-    up: list[EngineUp]
+    news: list[News]
     first: bool
 
 
 class ApiServer(ServerProcess):
     """Runs an API process, one at a time, each with a number of its own.
 
-    found: gives the settings of the engines, once the model is found. clients: gives the numbers. up: the engines that
-    take requests now. gone: gets the number of a life that is over, and its process id. environment: more variables.
+    found: gives the settings of the engines, once the model is found. clients: gives the numbers. news: the
+    last of each engine. gone: gets the number of a life that is over, and its process id. environment: more variables.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class ApiServer(ServerProcess):
         listening: socket.socket,
         *,
         clients: Iterator[int],
-        up: Callable[[], list[EngineUp]],
+        news: Callable[[], list[News]],
         gone: Callable[[int, int | None], None],
         environment: Mapping[str, str],
         tell: Tell,
@@ -62,7 +62,7 @@ class ApiServer(ServerProcess):
         self._settings = replace(settings, log_stats=settings.log_stats and index == 0)  # all would say the same
         self._listening = listening
         self._clients = clients
-        self._up = up
+        self._news = news
         self._gone = gone
         self._environment = environment
         self._first = index == 0
@@ -83,7 +83,7 @@ class ApiServer(ServerProcess):
             listening=self._listening.fileno(),
             client=self._client,
             engines=self._settings.data_parallel_size,
-            up=self._up(),
+            news=self._news(),
             first=first,
         )
         return msgspec.json.encode(launch)

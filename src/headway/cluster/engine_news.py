@@ -32,58 +32,60 @@ class EngineDown(msgspec.Struct, frozen=True, tag=True):
     how: str
 
 
-News = EngineUp | EngineDown
+class EngineLost(msgspec.Struct, frozen=True, tag=True):
+    """An engine is gone for good. why: it died."""
+
+    engine: int
+    why: str
+
+
+News = EngineUp | EngineDown | EngineLost
 _decoder = msgspec.json.Decoder(News)
 
 
-class EngineNews(Restarts):
+class EngineNews:
     """The engines as this process has heard of them, and the links to them. For one event loop.
 
-    It allows restarts for as long as there is a supervisor, who starts the engines and counts.
-
-    client: the number of this process. up: the engines that are up when the process begins.
+    client: the number of this process. news: what there was before it began. socket_dirs: of all lives of engines.
     """
 
-    def __init__(self, client: int, up: Sequence[EngineUp]) -> None:
+    def __init__(self, client: int, news: Sequence[News]) -> None:
+        self.socket_dirs: set[str] = set()
         self._client = client
-        self._up = {news.engine: news for news in up}
+        self._up: dict[int, EngineUp] = {}
+        self._lost: dict[int, str] = {}  # why no further life will come
         self._links: dict[int, tuple[EngineUp, AttachedLink]] = {}
         self._changed = asyncio.Event()
         self._over: str | None = None
-
-    def take(self, now: float) -> bool:  # noqa: ARG002
-        return self._over is None
-
-    def __str__(self) -> str:
-        return "as the supervisor says"
+        for one in news:
+            self._take(one)
 
     @property
     def is_over(self) -> bool:
         """Whether no engine will come any more."""
         return self._over is not None
 
+    def is_lost(self, engine: int) -> bool:
+        """Whether no further life of this engine will come."""
+        return self.is_over or engine in self._lost
+
     def hear(self, line: bytes) -> None:
         """A line of the supervisor."""
-        news = _decoder.decode(line)
-        if isinstance(news, EngineUp):
-            self._up[news.engine] = news
-        else:
-            self._up.pop(news.engine, None)
-            self._cut(news.engine, news.how)
-        self._tell()
+        self._take(_decoder.decode(line))
 
     def end(self, why: str) -> None:
         """No further engine will come: the supervisor is gone, and its engines with it."""
         self._over = self._over or why
         for engine in self._links:
             self._cut(engine, why)
-        self._tell()
+        self._changed.set()
 
     async def link_to(self, engine: int) -> tuple[AttachedLink, Ready, Counted]:
-        """Wait for this engine, and attach to it. Raises EngineStartError if it dies meanwhile, or none will come."""
+        """Wait for this engine, and attach to it. Also returns what its earlier lives have counted. Raises
+        EngineStartError if it dies meanwhile, or will not come."""
         while (up := self._up.get(engine)) is None:
-            if self._over is not None:
-                raise EngineStartError(self._over)
+            if self.is_lost(engine):
+                raise EngineStartError(self._over or self._lost[engine])
             self._changed.clear()
             await self._changed.wait()
         if engine in self._links and self._links[engine][0] == up:
@@ -104,9 +106,32 @@ class EngineNews(Restarts):
             await link.close(kill=True)
             raise
 
+    def _take(self, news: News) -> None:
+        match news:
+            case EngineUp(engine):
+                self._up[engine] = news
+                self.socket_dirs.add(news.socket_dir)
+            case EngineDown(engine, how):
+                self._up.pop(engine, None)
+                self._cut(engine, how)
+            case EngineLost(engine, why):
+                self._lost[engine] = why
+        self._changed.set()
+
     def _cut(self, engine: int, how: str) -> None:
         if engine in self._links:
             self._links[engine][1].engine_has_ended(how)
 
-    def _tell(self) -> None:
-        self._changed.set()
+
+class SupervisorsRestarts(Restarts):
+    """The supervisor starts this engine again, and counts: there is hope until it has given the engine up."""
+
+    def __init__(self, news: EngineNews, engine: int) -> None:
+        self._news = news
+        self._engine = engine
+
+    def __str__(self) -> str:
+        return "as the supervisor says"
+
+    def take(self, now: float) -> bool:  # noqa: ARG002
+        return not self._news.is_lost(self._engine)

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from headway.client.link import EngineStartError, ProcessLink
 from headway.client.totals import Totals
-from headway.cluster.engine_news import EngineDown, EngineUp, News
+from headway.cluster.engine_news import EngineDown, EngineLost, EngineUp, News
 from headway.cluster.group import Kept
 from headway.config import EngineConfig
 from headway.model_limits import ModelLimits
@@ -29,7 +29,7 @@ class EngineProcess(Kept):
 
     number: of the engine, from 0. found: gives settings and limits once the model is found, or raises. engine_args: see
     `python -m headway.engine.process --help`. environment: None: that of this process. tell: gets the news of its
-    lives. up: the present life, once it takes requests.
+    lives. news: the last of them; None: there are none yet.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class EngineProcess(Kept):
         self.name = f"engine-{number}"
         self.ready = asyncio.Event()
         self.complaint = ""
-        self.up: EngineUp | None = None
+        self.news: News | None = None
         self._number = number
         self._found = found
         self._engine_args = engine_args
@@ -63,25 +63,31 @@ class EngineProcess(Kept):
             config, limits = await self._found()
             link.launch(config, limits, paused=self._totals.snapshot.paused)
             if await self._unless_asked_to_end(link.wait_ready()):
-                self.up = EngineUp(self._number, link.pid, link.socket_dir, self._totals.counted(self._num_lives))
+                before = self._totals.counted(self._num_lives)
                 self._num_lives += 1
                 self.ready.set()
-                self._tell(self.up)
+                self._say(EngineUp(self._number, link.pid, link.socket_dir, before))
                 how = await self._unless_asked_to_end(_end_of(link, self._totals.take)) or how
         except EngineStartError as error:
             self.complaint = how = str(error)
         finally:
-            self.ready.clear()
             self._link = None
-            if self.up is not None:  # at once: the end of the process can take a while
-                self.up = None
+            if self.ready.is_set():  # at once: the end of the process can take a while
+                self.ready.clear()
                 self._totals.end(paused=self._totals.snapshot.paused)
-                self._tell(EngineDown(self._number, how))
+                self._say(EngineDown(self._number, how))
             await link.close(kill=not self._ending.is_set())
         return how
 
     def terminate(self) -> None:
         self._ending.set()
+
+    def given_up(self, why: str) -> None:
+        self._say(EngineLost(self._number, why))
+
+    def _say(self, news: News) -> None:
+        self.news = news
+        self._tell(news)
 
     def detach(self, client: int) -> None:
         """This API process is gone: its requests are of no use."""

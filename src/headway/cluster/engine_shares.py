@@ -33,11 +33,11 @@ def check_shares(config: EngineConfig, engines: int) -> None:
             f"got {config.device!r}; choose among the GPUs by {_GPUS}"
         )
     config_of(config, engines - 1)
-    gpus = _gpus(config)
-    if gpus and len(gpus) < engines:
+    gpus, needed = _gpus(config), engines * _ranks(config)
+    if gpus and len(gpus) < needed:
         raise ValueError(
-            f"data_parallel_size {engines} needs as many GPUs, and there are {len(gpus)}: ask for fewer engines, "
-            "or for --device cpu"
+            f"data_parallel_size {engines} needs {needed} GPUs, and there are {len(gpus)}: ask for fewer engines, or "
+            "for --device cpu"
         )
 
 
@@ -51,14 +51,20 @@ def config_of(config: EngineConfig, engine: int) -> EngineConfig:
 
 
 def environment_of(config: EngineConfig, engine: int, engines: int) -> Mapping[str, str] | None:
-    """The variables of its process: one GPU; on CPUs, its part of the cores. None: those of this process."""
+    """The variables of its process: its GPUs; on CPUs, its part of the cores. None: those of this process."""
     if engines == 1:
         return None
     if gpus := _gpus(config):
-        return {**os.environ, _GPUS: gpus[engine]}
+        ranks = _ranks(config)
+        return {**os.environ, _GPUS: ",".join(gpus[engine * ranks : (engine + 1) * ranks])}
     if _THREADS in os.environ:
         return None
     return {**os.environ, _THREADS: str(max(1, len(os.sched_getaffinity(0)) // engines))}
+
+
+def _ranks(config: EngineConfig) -> int:
+    """The devices of one engine."""
+    return getattr(config, "tensor_parallel_size", 1)
 
 
 def _gpus(config: EngineConfig) -> list[str]:

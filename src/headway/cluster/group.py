@@ -43,6 +43,10 @@ class Kept(Protocol):
     def terminate(self) -> None:
         """Ask the process to end, if there is one; asked again, it does not wait for running requests."""
 
+    def given_up(self, why: str) -> None:  # noqa: ARG002
+        """It has died, and is not started again, while others of its group go on."""
+        return
+
 
 K = TypeVar("K", bound=Kept)
 
@@ -50,12 +54,14 @@ K = TypeVar("K", bound=Kept)
 class Group(Generic[K]):
     """Processes of one kind. For one event loop.
 
-    restarts: how often they may be started again, all of them together. num_deaths: of processes that were not asked to
-    end.
+    restarts: how often they may be started again, all of them together. least: with fewer processes the group does not
+    go on; None: it needs all. num_deaths: of processes that were not asked to end.
     """
 
-    def __init__(self, processes: Sequence[K], restarts: RestartBudget) -> None:
+    def __init__(self, processes: Sequence[K], restarts: RestartBudget, *, least: int | None = None) -> None:
         self.processes = {process.name: process for process in processes}
+        self._num_left = len(processes)
+        self._least = self._num_left if least is None else least
         self.num_deaths = 0
         self._restarts = restarts
         self._stopping = asyncio.Event()
@@ -120,10 +126,16 @@ class Group(Generic[K]):
                 raise GroupStartError(process.complaint or f"{name} did not start: {ended}")
             self.num_deaths += 1
             if not self._restarts.take(time.monotonic()):
-                raise GroupError(
+                reason = (
                     f"{name} died ({why}), and {self._restarts.most} restarts within {self._restarts.window / 60:g} "
-                    "minutes are all that is allowed: the others end too"
+                    "minutes are all that is allowed"
                 )
+                self._num_left -= 1
+                if self._num_left < self._least:
+                    raise GroupError(reason)
+                logger.critical("%s; without it there are %d, which go on", reason, self._num_left)
+                process.given_up(why)
+                return
             logger.critical("%s died (%s); it is started again in %g s", name, why, backoff)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), backoff)

@@ -27,7 +27,7 @@ from prometheus_client import multiprocess
 from headway.client.in_thread import in_thread
 from headway.client.restart_budget import RestartBudget
 from headway.cluster.api_server import ApiServer
-from headway.cluster.engine_news import EngineUp, News
+from headway.cluster.engine_news import News
 from headway.cluster.engine_process import EngineProcess
 from headway.cluster.engine_shares import check_shares, config_of, environment_of
 from headway.cluster.group import Group
@@ -70,6 +70,7 @@ class Supervisor:
                 for engine in range(settings.data_parallel_size)
             ],
             RestartBudget(settings.engine_restarts),
+            least=1,
         )
         self.servers = Group(
             [
@@ -79,7 +80,7 @@ class Supervisor:
                     settings,
                     listening,
                     clients=numbers,
-                    up=self._up,
+                    news=self._news,
                     gone=self._gone,
                     environment={} if metrics is None else {FOLDER_VARIABLE: metrics},
                     tell=tell,
@@ -87,6 +88,7 @@ class Supervisor:
                 for index in range(settings.api_server_count)
             ],
             RestartBudget(API_RESTARTS),
+            least=1,
         )
 
     async def start(self) -> None:
@@ -112,8 +114,8 @@ class Supervisor:
         config, limits = await self._found()
         return config_of(config, engine), limits
 
-    def _up(self) -> list[EngineUp]:
-        return [engine.up for engine in self.engines.processes.values() if engine.up is not None]
+    def _news(self) -> list[News]:
+        return [engine.news for engine in self.engines.processes.values() if engine.news is not None]
 
     def _tell_servers(self, news: News) -> None:
         for server in self.servers.processes.values():

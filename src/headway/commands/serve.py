@@ -59,7 +59,8 @@ def command(
         int,
         typer.Option(
             rich_help_panel=_PROCESSES,
-            help="Engines that share the requests, each with the whole model, and on GPUs with devices of its own.",
+            help="Engines that share the requests, each with the whole model, and on GPUs with devices of its own. An "
+            "engine that dies more often than --engine-restarts allows is left out; the last one ends the server.",
         ),
     ] = 1,
 ) -> None:

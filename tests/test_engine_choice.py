@@ -12,7 +12,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from headway.engine_choice import GRAIN, MAX_PIECES, OUT_SECONDS, PIECE, WORTH, EngineChoice, Load, Prefixes
+from headway.engine_choice import MANY, MAX_PIECES, OUT_SECONDS, PIECE, WORTH, EngineChoice, Load, Prefixes
 from tests.examples import examples
 
 
@@ -34,9 +34,17 @@ class TestWork:
         long, short = Prefixes.of(pieces(1, 2) * 10), Prefixes.of(pieces(3) * 10)
         choice.begin(0, long)
         choice.begin(1, short)
-        assert choice.order(Prefixes.of(pieces(9)), 0.0) == [2, 1, 0]
+        assert choice.order(Prefixes.of([9]), 0.0) == [2, 1, 0]
         choice.end(0, long, failed=False, now=0.0)
         assert choice.order(Prefixes.of([9]), 0.0)[-1] == 1
+
+    def test_short_prompts_go_to_all_engines_in_turn_where_none_has_work(self) -> None:
+        choice = EngineChoice(range(3))
+        given = []
+        for number in range(6):
+            given.append(choice.order(Prefixes.of([number]), 0.0)[0])
+            computed(choice, given[-1], [number])
+        assert sorted(given[:3]) == sorted(given[3:]) == [0, 1, 2]
 
     def test_a_prompt_counts_by_the_tokens_that_its_engine_does_not_know(self) -> None:
         choice = EngineChoice(range(2))
@@ -81,11 +89,11 @@ class TestWork:
 
 class TestCaches:
     def test_an_engine_that_has_the_beginning_is_the_first_unless_it_has_too_much_to_do(self) -> None:
-        choice = EngineChoice(range(2))
+        choice = EngineChoice(range(2), home_worth=0)
         prompt = pieces(1, 2, 3, 4)
         computed(choice, 1, prompt)
         assert choice.order(Prefixes.of([*prompt, 1, 2]), 0.0) == [1, 0]
-        choice.begin(1, Prefixes.of(pieces(*range(5, 5 + 4 * WORTH))))
+        choice.begin(1, Prefixes.of(pieces(*range(5, 6 + 4 * WORTH))))
         assert choice.order(Prefixes.of([*prompt, 1, 2]), 0.0) == [0, 1]
 
     def test_prompts_of_another_tenant_are_not_known(self) -> None:
@@ -94,16 +102,20 @@ class TestCaches:
         assert not set(Prefixes.of(prompt, "a").digests) & set(Prefixes.of(prompt, "b").digests)
 
     def test_after_a_failure_nothing_is_known_of_a_cache(self) -> None:
-        choice = EngineChoice(range(2))
+        choice = EngineChoice(range(2), home_worth=0)
         computed(choice, 1, prompt := pieces(1, 2))
         assert choice.order(Prefixes.of(prompt), 0.0) == [1, 0]
         computed(choice, 1, prompt, failed=True)
         computed(choice, 0, pieces(1))
         assert choice.order(Prefixes.of(prompt), 0.0) == [0, 1] == choice.order(Prefixes.of(prompt), OUT_SECONDS + 1)
 
-    def test_knowing_never_costs_more_than_the_bound(self) -> None:
-        choice = EngineChoice(range(2), max_imbalance=PIECE * 3)
-        computed(choice, 0, known := pieces(*range(100)))
+    @pytest.mark.parametrize("home_worth", [0, WORTH])
+    def test_knowing_never_costs_more_than_the_bound(self, home_worth: int) -> None:
+        choice = EngineChoice(range(2), max_imbalance=PIECE * 3, home_worth=home_worth)
+        known = next(
+            known for number in range(99) if choice.order(Prefixes.of(known := pieces(number, *range(99))), 0.0)[0] == 0
+        )
+        computed(choice, 0, known)
         choice.begin(0, Prefixes.of(pieces(101, 102)))
         assert choice.order(Prefixes.of(known), 0.0) == [0, 1]
         choice.begin(0, Prefixes.of(pieces(103, 104)))
@@ -126,15 +138,28 @@ class TestCaches:
             computed(choice, home, conversation)
             conversation += pieces(number)
 
-    def test_prompts_that_no_engine_knows_go_by_their_first_piece_and_all_processes_agree(self) -> None:
+    def test_prompts_that_no_engine_knows_are_spread_and_all_processes_agree(self) -> None:
         one, two = EngineChoice(range(4)), EngineChoice(reversed(range(4)))
-        for process in (one, two):
-            for engine in range(4):
-                process.report(engine, Load(num_waiting_tokens=engine * GRAIN // 5), 0.0)
         prompts = [Prefixes.of(pieces(number, number)) for number in range(100)]
         firsts = [one.order(prompt, 0.0)[0] for prompt in prompts]
         assert firsts == [two.order(prompt, 0.0)[0] for prompt in prompts]
         assert min(Counter(firsts).values()) > 10 and len(set(firsts)) == 4
+
+    def test_a_process_that_has_seen_nothing_of_a_conversation_finds_its_engine(self) -> None:
+        """Once it has seen that other conversations begin likewise."""
+        one, two = EngineChoice(range(4)), EngineChoice(range(4))
+        for choice in (one, two):
+            for number in range(MANY):
+                computed(choice, number, pieces(0, 0, 0, 100 + number))
+        homes = set()
+        for number in range(20):
+            said = pieces(0, 0, 0, number)
+            homes.add(home := one.order(Prefixes.of(said), 0.0)[0])
+            computed(one, home, said)
+            for turn in range(3):
+                said += pieces(turn)
+                assert two.order(Prefixes.of(said), 0.0)[0] == home == one.order(Prefixes.of(said), 0.0)[0]
+        assert homes == {0, 1, 2, 3}
 
     def test_a_cache_is_remembered_only_as_far_as_it_goes(self) -> None:
         choice = EngineChoice[int]()
@@ -159,20 +184,22 @@ class TestExact:
         choice.learn(0, prefixes.digests[1:2])
         assert choice.order(prefixes, 0.0) == [0, 1]
         choice.learn(1, prefixes.digests)
+        assert choice.order(prefixes, 0.0) == [1, 0]
         choice.forget(1)
         assert choice.order(prefixes, 0.0) == [0, 1]
 
     def test_a_prompt_that_is_being_computed_is_known_until_it_ends(self) -> None:
         choice = EngineChoice(range(2))
-        first = Prefixes.of(pieces(*range(20)))
+        prompt = pieces(*range(20))
+        first = Prefixes.of(prompt)
         choice.begin(0, first)
         choice.learn(0, [])
         choice.learn(1, first.digests[:5])
         choice.report(0, Load(), 0.0)
         choice.report(0, Load(), 0.0)
-        assert choice.order(Prefixes.of(pieces(*range(20))), 0.0) == [0, 1]
+        assert choice.order(Prefixes.of(prompt), 0.0) == [0, 1]
         choice.end(0, first, failed=False, now=0.0)
-        assert choice.order(Prefixes.of(pieces(*range(20))), 0.0) == [1, 0]
+        assert choice.order(Prefixes.of(prompt), 0.0) == [1, 0]
 
 
 class TestComing:
@@ -245,7 +272,7 @@ class ChoiceMachine(RuleBasedStateMachine):
         assert sorted(order) == sorted(self.engines)
         work = {engine: self.choice._states[engine].work(self.BOUND) for engine in order}
         in_service = [engine for engine in order if self.choice._states[engine].out_until <= self.now] or order
-        assert work[order[0]] <= min(work[engine] for engine in in_service) + max(self.BOUND, GRAIN - 1)
+        assert work[order[0]] <= min(work[engine] for engine in in_service) + self.BOUND
         assert in_service[0] == order[0]
         self.choice.begin(order[0], prompt)
         self.open.append((order[0], prompt))
@@ -344,19 +371,30 @@ def hit_rate(seed: int, num_pieces: list[int], choose: Callable[[int, Prefixes],
     return sum(cache.num_hits for cache in caches) / sum(cache.num_tokens for cache in caches)
 
 
-def by_choice(num_engines: int, depth: int, num_pieces: int) -> Callable[[int, Prefixes], int]:
-    """Chooses by `EngineChoice`, with this many prompts in progress at a time."""
-    choice: EngineChoice[int] = EngineChoice()
-    for engine in range(num_engines):
-        choice.add(engine, num_cache_tokens=num_pieces * PIECE)
-    running: list[tuple[int, Prefixes]] = []
+def by_choice(num_engines: int, num_processes: int, depth: int, num_pieces: int) -> Callable[[int, Prefixes], int]:
+    """Chooses by `EngineChoice`, in one of several processes by chance, with this many prompts in progress at a time.
+    All processes hear of the work of each engine."""
+    processes = [EngineChoice[int]() for _ in range(num_processes)]
+    for choice in processes:
+        for engine in range(num_engines):
+            choice.add(engine, num_cache_tokens=num_pieces * PIECE)
+    running: list[tuple[EngineChoice[int], int, Prefixes, int]] = []
+    chance = random.Random(num_processes)
 
     def choose(number: int, prompt: Prefixes) -> int:
         while len(running) > depth:
-            choice.end(*running.pop(0), failed=False, now=0.0)
+            choice, engine, ended, _ = running.pop(0)
+            choice.end(engine, ended, failed=False, now=0.0)
+        for engine in range(num_engines):
+            tokens = sum(tokens for _, other, _, tokens in running if other == engine)
+            for choice in processes:
+                choice.report(engine, Load(tokens), 0.0)
+                choice.report(engine, Load(tokens), 0.0)
+        choice = chance.choice(processes)
         engine = choice.order(prompt, 0.0)[0]
         choice.begin(engine, prompt)
-        running.append((engine, prompt))
+        tokens, _ = choice._states[engine].open[prompt]
+        running.append((choice, engine, prompt, tokens))
         return engine
 
     return choose
@@ -365,9 +403,12 @@ def by_choice(num_engines: int, depth: int, num_pieces: int) -> Callable[[int, P
 @pytest.mark.parametrize("seed", [1, 2])
 @pytest.mark.parametrize("depth", [0, 4])
 @pytest.mark.parametrize("num_pieces", [240, 400])
-def test_two_caches_are_nearly_worth_one_twice_as_large(seed: int, depth: int, num_pieces: int) -> None:
+@pytest.mark.parametrize("num_processes", [1, 4])
+def test_two_caches_are_nearly_worth_one_twice_as_large(
+    seed: int, depth: int, num_pieces: int, num_processes: int
+) -> None:
     one = hit_rate(seed, [2 * num_pieces], lambda *_: 0)
     in_turn = hit_rate(seed, [num_pieces] * 2, lambda number, _: number % 2)
-    chosen = hit_rate(seed, [num_pieces] * 2, by_choice(2, depth, num_pieces))
+    chosen = hit_rate(seed, [num_pieces] * 2, by_choice(2, num_processes, depth, num_pieces))
     assert chosen >= 0.95 * one
     assert chosen > 1.2 * in_turn

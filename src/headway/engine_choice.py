@@ -4,15 +4,16 @@ Plain rules, without I/O and without a clock. Three use them: a decode engine th
 with several engines, a router in a cluster.
 
 The cost of a prompt on an engine, in tokens: the work before it, less the **credit** of the engine. The credit is what
-the engine knows of the prompt, several times over, less a share of what the engine has written to its cache of late
-beyond the others. So prompts that have only their beginning in common are spread over all caches, and each keeps its
-contents about as long. The credit is at most `max_imbalance`: knowing never costs more than so many tokens of waiting.
+the engine knows of the prompt, several times over. One engine counts as if it knew the whole prompt, its **home**: a
+hash of the first piece that belongs to the prompt alone says which. So prompts with a common beginning are spread over
+all caches, and several processes that choose send the turns of a conversation to the same engine without talking. There
+is no home where all engines say what they have, and one of them has more of the prompt than its common beginning. The
+credit is at most `max_imbalance`: no prompt waits for more than so many tokens beyond the least that it could.
 """
 
 from __future__ import annotations
 
 import hashlib
-import math
 from collections import Counter, OrderedDict
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
@@ -25,11 +26,9 @@ PIECE = 64  # tokens; prefixes are told apart by whole pieces
 MAX_PIECES = 65_536  # that are remembered of each engine
 OUT_SECONDS = 5.0  # that an engine is left out after a failure, if another can be asked
 MAX_IMBALANCE = 8_192  # tokens
-GRAIN = 256  # tokens of cost that make no difference for a prompt that no engine knows
 PER_RUNNING = 64  # tokens that a request which decodes counts as: it takes part in every step
 WORTH = 4  # tokens of waiting for a token that is known: computing it again delays all, and evicts another
-WRITTEN_SHARE = 0.5  # of the tokens written of late: under 1, so that one long conversation stays where it is
-WRITTEN_HORIZON = 65_536  # tokens written by all engines, after which about a third of "of late" is left
+MANY = 3  # ways to go on after which a beginning counts as common to different prompts
 
 Engine = TypeVar("Engine", bound=Hashable)
 
@@ -73,19 +72,20 @@ class _State:
     open: its prompts now: tokens, and the number of reports before. opened: how often an `exact` engine has each digest
         in these. num_open: tokens of these. unreported: tokens of these that came before and after its last report; the
         report may not have counted the first either.
+    num_given: prompts so far; of an engine that comes later, as many as the others had at least.
     """
 
-    def __init__(self, most: int, written: float) -> None:
+    def __init__(self, most: int, num_given: int) -> None:
         self.most = most
         self.seen: OrderedDict[bytes, None] = OrderedDict()
         self.exact = False
         self.open: dict[Prefixes, tuple[int, int]] = {}
         self.opened: Counter[bytes] = Counter()
         self.num_open = 0
+        self.num_given = num_given
         self.unreported = [0, 0]
         self.num_reports = 0
         self.load = Load()
-        self.written = written  # tokens, of late
         self.out_until = float("-inf")
         self.heard = float("inf")
 
@@ -98,11 +98,11 @@ class _State:
             num += 1
         return num * prompt.piece
 
-    def begin(self, prompt: Prefixes) -> int:
-        """Returns the tokens to compute."""
+    def begin(self, prompt: Prefixes) -> None:
         num_tokens = prompt.num_tokens - self.num_known(prompt)
         self.open[prompt] = num_tokens, self.num_reports
         self.num_open += num_tokens
+        self.num_given += 1
         self.unreported[1] += num_tokens
         if self.exact:
             self.opened.update(prompt.digests)
@@ -112,7 +112,6 @@ class _State:
                 self.seen.move_to_end(digest)
             while len(self.seen) > self.most:
                 self.seen.popitem(last=False)
-        return num_tokens
 
     def end(self, prompt: Prefixes) -> bool:
         """Returns whether the prompt was here."""
@@ -160,10 +159,22 @@ class EngineChoice(Generic[Engine]):
 
     max_imbalance: tokens of work that an engine may have beyond the engine with the least, and still be the first
         because of what it knows. A full KV cache counts as so many tokens of work, too.
+    worth: tokens of work for a token that an engine knows. home_worth: for a token that it does not, at the home of the
+        prompt; 0: a home is only the first among equals, for where nothing counts but the time to the first token.
     """
 
-    def __init__(self, engines: Iterable[Engine] = (), *, max_imbalance: int = MAX_IMBALANCE) -> None:
+    def __init__(
+        self,
+        engines: Iterable[Engine] = (),
+        *,
+        max_imbalance: int = MAX_IMBALANCE,
+        worth: int = WORTH,
+        home_worth: int = WORTH,
+    ) -> None:
         self._max_imbalance = max_imbalance
+        self._worth = worth
+        self._home_worth = home_worth
+        self._after: OrderedDict[bytes, set[bytes]] = OrderedDict()  # the pieces that came after a piece, up to MANY
         self._states: dict[Engine, _State] = {}
         for engine in engines:
             self.add(engine)
@@ -177,30 +188,31 @@ class EngineChoice(Generic[Engine]):
         """An engine has come, or begins anew, with an empty cache. num_cache_tokens: its size, if known."""
         most = MAX_PIECES if num_cache_tokens is None else min(MAX_PIECES, num_cache_tokens // PIECE)
         self._states.pop(engine, None)
-        self._states[engine] = _State(most, self._least_written())
+        num_given = min((state.num_given for state in self._states.values()), default=0)
+        self._states[engine] = _State(most, num_given)
 
     def remove(self, engine: Engine) -> None:
         """An engine has gone, and all its prompts with it."""
         self._states.pop(engine, None)
 
     def order(self, prompt: Prefixes, now: float) -> list[Engine]:
-        """The engines to ask, the best first; engines that have just failed, or do not report any more, come last.
-
-        Differences under GRAIN tokens do not count for a prompt that no engine knows: then its first piece decides, so
-        that several processes agree without talking.
-        """
+        """The engines to ask, the best first; engines that have just failed, or do not report any more, come last."""
         known = {engine: state.num_known(prompt) for engine, state in self._states.items()}
-        is_new = bool(prompt.digests) and not any(known.values())
-        least = self._least_written()
+        num_common, own = self._own_piece(prompt)
+        ranks = {engine: _rank(engine, own) for engine in self._states}
+        home: Engine | None = None
+        all_say = all(state.exact for state in self._states.values())
+        if own and not (all_say and max(known.values(), default=0) > num_common * prompt.piece):
+            home = min(ranks, key=lambda engine: ranks[engine], default=None)
 
-        def cost(engine: Engine) -> tuple[bool, float, float, bytes]:
+        def cost(engine: Engine) -> tuple[bool, int, int, bytes]:
             state = self._states[engine]
             out = state.out_until > now or now - state.heard > OUT_SECONDS
-            work = state.work(self._max_imbalance)
-            if is_new:
-                return out, work // GRAIN, 0.0, _rank(engine, prompt)
-            credit = WORTH * known[engine] - WRITTEN_SHARE * (state.written - least)
-            return out, work - max(0.0, min(credit, self._max_imbalance)), -credit, _rank(engine, prompt)
+            credit = self._worth * known[engine]
+            if engine == home:
+                credit += self._home_worth * (prompt.num_tokens - known[engine])
+            tokens = state.work(self._max_imbalance) - min(credit, self._max_imbalance)
+            return out, tokens, 0 if own else state.num_given, ranks[engine]  # short prompts go to all in turn
 
         return sorted(self._states, key=cost)
 
@@ -208,11 +220,8 @@ class EngineChoice(Generic[Engine]):
         """The engine is asked for this prompt."""
         state = self._states.get(engine)
         if state is not None:
-            written = state.begin(prompt)
-            left = math.exp(-written / WRITTEN_HORIZON)
-            for other in self._states.values():
-                other.written *= left
-            state.written += written
+            self._note(prompt)
+            state.begin(prompt)
 
     def end(self, engine: Engine, prompt: Prefixes, *, failed: bool, now: float) -> None:
         """The engine has computed the prompt, or failed, or the prompt is not wanted any more. After a failure nothing
@@ -249,11 +258,29 @@ class EngineChoice(Generic[Engine]):
             for digest in digests or ():
                 state.seen.pop(digest, None)
 
-    def _least_written(self) -> float:
-        return min((state.written for state in self._states.values()), default=0.0)
+    def _own_piece(self, prompt: Prefixes) -> tuple[int, bytes]:
+        """How many pieces the prompt has in common with others, and the first piece behind them: the same in all turns
+        of a conversation. Empty for a prompt without a whole piece."""
+        common, own = 0, b""
+        before = b""
+        for at, digest in enumerate(prompt.digests):
+            if not own or len(self._after.get(before, ())) >= MANY:
+                common, own = at, digest
+            before = digest
+        return common, own
+
+    def _note(self, prompt: Prefixes) -> None:
+        before = b""
+        for digest in prompt.digests:
+            after = self._after.setdefault(before, set())
+            if len(after) < MANY:
+                after.add(digest)
+            self._after.move_to_end(before)
+            before = digest
+        while len(self._after) > MAX_PIECES:
+            self._after.popitem(last=False)
 
 
-def _rank(engine: Hashable, prompt: Prefixes) -> bytes:
-    """The place of an engine among equals: for each first piece another engine is the first."""
-    first = prompt.digests[0] if prompt.digests else b""
-    return hashlib.blake2b(first + repr(engine).encode(), digest_size=8).digest()
+def _rank(engine: Hashable, piece: bytes) -> bytes:
+    """The place of an engine among equals: for each piece another engine is the first."""
+    return hashlib.blake2b(piece + repr(engine).encode(), digest_size=8).digest()

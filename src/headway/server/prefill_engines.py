@@ -59,7 +59,7 @@ class PrefillEngines:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._urls = [url.rstrip("/") for url in urls]
-        self._choice = EngineChoice(range(len(self._urls)))
+        self._choice = EngineChoice(range(len(self._urls)), worth=1, home_worth=0)  # each prompt waits for it
         self._least_tokens = least_tokens
         self._clock = clock
         self._timeout = timeout

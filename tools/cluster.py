@@ -237,14 +237,13 @@ def deaths() -> None:
 
 def scale() -> None:
     """1 → 2 → 1 engines by load."""
-    args = {"engines": 1, "max_engines": 2, "upscale_delay": 2, "downscale_delay": 10, "engine": {"max_num_seqs": 4}}
+    args = {"engines": 1, "max_engines": 2, "upscale_delay": 2, "downscale_delay": 5, "engine": {"max_num_seqs": 4}}
     with cluster(**args) as server:
         start = time.monotonic()
         seen: list[str] = []
 
         async def load() -> Counter[str]:
-            going = Load(server.base_url, 60, 600)
-            task = asyncio.ensure_future(going.run(lambda: None))
+            task = asyncio.ensure_future(Load(server.base_url, 24, 200).run(lambda: None))
             while not task.done():
                 await asyncio.sleep(1)
                 if len(engines(server)) == 2 and not seen:

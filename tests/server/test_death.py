@@ -19,7 +19,7 @@ import zmq
 
 from headway.server.settings import ServerSettings
 from headway.wire.launch import input_address, output_address
-from tests.server.running import Server, is_running, save_without_weights
+from tests.server.running import PATIENCE, Server, is_running, save_without_weights
 
 SIMULATED = ("--executor", "simulated", "--base-s", "0.02")  # 250 tokens take 5 seconds
 LONG = {"prompt": "a", "max_tokens": 250, "ignore_eos": True, "stream": True}
@@ -33,7 +33,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def eventually(condition: Callable[[], bool]) -> bool:
-    until = time.monotonic() + 60
+    until = time.monotonic() + PATIENCE
     while not condition():
         if time.monotonic() > until:
             return False

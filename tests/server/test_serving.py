@@ -16,7 +16,7 @@ import openai
 import pytest
 
 from tests.server.fakes import MODEL
-from tests.server.running import Server, failed_start, is_running, save_without_weights
+from tests.server.running import PATIENCE, Server, failed_start, is_running, save_without_weights
 
 SIMULATED = ("--executor", "simulated", "--base-s", "0.02")  # 250 tokens take 5 seconds
 SLOTS = WAITING = 4
@@ -42,7 +42,7 @@ def server(model: Path) -> Iterator[Server]:
 
 def eventually(ask: Callable[[], object], expected: object) -> bool:
     """Whether `ask` comes to give what is expected: an abort is on its way when its client has gone."""
-    until = time.monotonic() + 60
+    until = time.monotonic() + PATIENCE
     while (found := ask()) != expected and time.monotonic() < until:
         time.sleep(0.02)
     return found == expected

@@ -33,7 +33,7 @@ def check_shares(config: EngineConfig, engines: int) -> None:
             f"got {config.device!r}; choose among the GPUs by {_GPUS}"
         )
     config_of(config, engines - 1)
-    gpus, needed = _gpus(config), engines * _ranks(config)
+    gpus, needed = _gpus(config), engines * config.tensor_parallel_size
     if gpus and len(gpus) < needed:
         raise ValueError(
             f"data_parallel_size {engines} needs {needed} GPUs, and there are {len(gpus)}: ask for fewer engines, or "
@@ -55,16 +55,11 @@ def environment_of(config: EngineConfig, engine: int, engines: int) -> Mapping[s
     if engines == 1:
         return None
     if gpus := _gpus(config):
-        ranks = _ranks(config)
+        ranks = config.tensor_parallel_size
         return {**os.environ, _GPUS: ",".join(gpus[engine * ranks : (engine + 1) * ranks])}
     if _THREADS in os.environ:
         return None
     return {**os.environ, _THREADS: str(max(1, len(os.sched_getaffinity(0)) // engines))}
-
-
-def _ranks(config: EngineConfig) -> int:
-    """The devices of one engine."""
-    return getattr(config, "tensor_parallel_size", 1)
 
 
 def _gpus(config: EngineConfig) -> list[str]:

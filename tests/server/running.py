@@ -97,7 +97,12 @@ class Server:
                 sys.executable,
                 "-c",
                 _SERVE,
-                json.dumps([{"model": str(model), "served_model_name": MODEL, "preprocess_timeout": PATIENCE, **config}, options]),
+                json.dumps(
+                    [
+                        {"model": str(model), "served_model_name": MODEL, "preprocess_timeout": PATIENCE, **config},
+                        options,
+                    ]
+                ),
             ],
             stdout=subprocess.PIPE,
             stderr=self._log,
@@ -117,7 +122,9 @@ class Server:
         self.url = found[1]
         self.http = httpx.Client(base_url=self.url, timeout=PATIENCE, verify=self._verify)
         self.openai = openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=PATIENCE)
-        self.async_openai = openai.AsyncOpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=PATIENCE)
+        self.async_openai = openai.AsyncOpenAI(
+            base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=PATIENCE
+        )
 
     def __enter__(self) -> Server:
         return self

@@ -103,7 +103,7 @@ def application(options: ClusterOptions) -> Application:
 
 
 def _engines(name: str, options: ClusterOptions, scales: bool) -> Any:
-    ranks = getattr(options.config, "tensor_parallel_size", 1)  # processes of one engine, on one machine
+    ranks = options.config.tensor_parallel_size  # processes of one engine, on one machine
     count: dict[str, Any] = {"num_replicas": options.engines}
     if scales:
         count = {

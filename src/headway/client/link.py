@@ -67,9 +67,10 @@ async def unless_it_fails(link: ProcessLink) -> AsyncIterator[ProcessLink]:
 class EngineSockets:
     """The sockets of one client of an engine.
 
-    commands, outputs: the addresses where the engine and this client receive messages; on `outputs` of tcp any free
-        port can be asked for. address: of this client, for the engine. Raises zmq.ZMQError for an
-    address where this process cannot listen.
+    commands, outputs: the addresses where the engine and this client receive messages; an `outputs` of tcp may ask for
+        any free port. address: of this client, for the engine.
+
+    Raises zmq.ZMQError for an address where this process cannot listen.
     """
 
     def __init__(self, commands: str, outputs: str) -> None:

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from headway.client.engine_client import EngineClient, Reopen, Update
+from headway.client.engine_client import EngineClient, Update
 from headway.client.engine_clients import TYPICAL_PROMPT, EngineClients, load_of
+from headway.client.engine_life import Reopen
 from headway.client.link import Link
 from headway.client.restart_budget import RestartBudget
 from headway.client.routed_request import RoutedRequest

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
-from headway.client.engine_client import EngineClient, Reopen
+from headway.client.engine_client import EngineClient
+from headway.client.engine_life import Reopen
 from headway.client.restart_budget import RestartBudget
 from headway.config import SchedulerConfig
 from headway.model_files import ModelFiles

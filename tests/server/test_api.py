@@ -593,7 +593,7 @@ async def test_health_follows_the_engine(api: Api) -> None:
 
 
 async def test_an_engine_that_is_silent_is_not_healthy(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("headway.client.engine_client.SILENCE_LIMIT", 0.0)
+    monkeypatch.setattr("headway.client.engine_life.SILENCE_LIMIT", 0.0)
     response = await api.get("/health")
     assert response.status_code == 503 and "has not answered" in error_of(response)["message"]
 

@@ -58,7 +58,7 @@ def test_a_killed_engine_ends_streams_with_an_error_and_the_server_with_status_1
         assert server.process.wait(60) == 1
         log = server.log()
         assert " CRITICAL " in log and "the engine process has ended (killed by SIGKILL); 1 open requests fail" in log
-        assert " INFO headway.client.engine_client: the engine is ready: process " in log
+        assert " INFO headway.client.engine_life: the engine is ready: process " in log
         assert "the server stops: no requests are open" in log
         assert server.leftovers() == []
 

@@ -152,7 +152,7 @@ async def test_a_replica_whose_engine_is_killed_fails_what_has_begun_and_the_res
         asyncio.ensure_future(answered(engines.submit([request(ray, f"r{i}", 300)], stream=False))) for i in range(3)
     ]
     await until(lambda: len(ray.routed) >= 4)
-    ray.replicas[home]._client._link.process.kill()
+    ray.replicas[home]._client._life.link.process.kill()
     with pytest.raises(EngineDeadError):
         await bounded(answered(begun))
     assert await asyncio.gather(*(bounded(one) for one in others)) == [300] * 3

@@ -121,6 +121,7 @@ class EngineClient:
         self._restarting = False
         self._shut_down = False
         self._paused = False  # whether the operator wants the engine to be paused
+        self._changed_meanwhile = False  # whether the operator has said so while no engine was there
         self._num_pauses = 0
         self.num_pulses = 0
         self.last_heard = time.monotonic()
@@ -292,7 +293,7 @@ class EngineClient:
 
     def begin_paused(self, paused: bool) -> None:
         """Whether an engine that is being restarted begins paused."""
-        self._paused = paused
+        self._paused, self._changed_meanwhile = paused, True
 
     async def resume(self) -> None:
         """See `Manager.resume`."""
@@ -443,10 +444,11 @@ class EngineClient:
         self.num_restarts += 1
         self.last_heard = time.monotonic()
         self._failure, self._restarting = None, False
-        if self._paused and not paused:  # the operator has changed it meanwhile
-            self._calls.tell(to_engine.PauseEngine("abort", False, PAUSE_TIMEOUT))
-        elif paused and not self._paused:
-            self._calls.tell(to_engine.ResumeEngine())
+        # An engine that others restart too may have begun as they knew it, whatever `paused` was.
+        if self._changed_meanwhile or self._paused != paused:
+            call = to_engine.PauseEngine("abort", False, PAUSE_TIMEOUT) if self._paused else to_engine.ResumeEngine()
+            self._calls.tell(call)
+        self._changed_meanwhile = False
         _log_ready(self._link, self.config)
         return True
 

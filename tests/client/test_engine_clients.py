@@ -306,6 +306,31 @@ class TestCalls:
         told = [type(one.call) for one in fleet.links["again"].sent_of(to_engine.Call)]
         assert begun == [False] and told == [to_engine.PauseEngine]
 
+    @pytest.mark.parametrize("paused", [True, False])
+    async def test_what_the_operator_says_while_an_engine_restarts_is_said_again(
+        self, make: MakeFleet, paused: bool
+    ) -> None:
+        """The supervisor starts it as its last pulse said, and another API process may have paused it, or resumed it:
+        what this client believes of it says nothing."""
+        may_open = asyncio.Event()
+
+        async def reopen(_: bool) -> tuple[Link, SchedulerConfig]:
+            await may_open.wait()
+            link = FakeLink([], ask=answers)
+            fleet.links["again"] = link
+            return link, fleet.engines.config
+
+        fleet = make({"ask": answers}, {"ask": answers}, reopen={"0": reopen})
+        if paused:
+            await fleet.engines.pause("abort")  # and another process has resumed it
+        fleet.links["0"].end("killed")
+        await settled()
+        await (fleet.engines.pause("abort") if paused else fleet.engines.resume())
+        may_open.set()
+        await settled()
+        told = [type(one.call) for one in fleet.links["again"].sent_of(to_engine.Call)]
+        assert told == [to_engine.PauseEngine if paused else to_engine.ResumeEngine]
+
     async def test_an_engine_that_refuses_is_heard(self, make: MakeFleet) -> None:
         def refuses(call: to_engine.EngineCall) -> Any:
             raise ValueError("mode must be abort")

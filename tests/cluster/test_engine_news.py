@@ -11,6 +11,7 @@ import pytest
 import zmq
 
 from headway.client.link import EngineStartError
+from headway.cluster import engine_news
 from headway.cluster.engine_news import EngineDown, EngineLost, EngineNews, EngineUp, News, SupervisorsRestarts
 from headway.config import SchedulerConfig
 from headway.wire import codec, to_client, to_engine
@@ -157,8 +158,35 @@ async def test_the_end_of_the_supervisor_ends_links_and_hope(engine: Engine) -> 
     await link.close(kill=True)
 
 
-async def test_a_life_of_an_engine_that_was_left_is_not_followed_again(engine: Engine) -> None:
+async def test_an_engine_that_told_its_own_failure_is_waited_for_until_the_supervisor_tells_of_its_end(
+    engine: Engine, context: zmq.Context, tmp_path: Path
+) -> None:
+    """Its clients hear of the failure when the supervisor does, and some of them sooner than the supervisor's word."""
+    news = EngineNews(client=5, news=[engine.up])
+    linking = asyncio.create_task(news.link_to(0))
+    await engine.serve()
+    link, *_ = await asyncio.wait_for(linking, PATIENCE)
+    await link.close(kill=True)
+    again = asyncio.create_task(news.link_to(0))
+    await until_it_waits(again)
+    news.hear(said(EngineUp(1, 99, "another")))
+    await until_it_waits(again)
+    news.hear(said(EngineDown(0, "rank 1 has ended")))
+    await until_it_waits(again)
+    second = Engine(context, tmp_path / "b")
+    news.hear(said(second.up))
+    await second.serve()
+    link, *_ = await asyncio.wait_for(again, PATIENCE)
+    assert not news.is_over
+    await link.close()
+    second.close()
+
+
+async def test_a_life_of_an_engine_that_was_left_is_not_followed_again(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The engine knows this number, and would not answer: the process ends, and another takes its place."""
+    monkeypatch.setattr(engine_news, "_END_IS_TOLD_S", 0.1)
     news = EngineNews(client=5, news=[engine.up])
     linking = asyncio.create_task(news.link_to(0))
     await engine.serve()

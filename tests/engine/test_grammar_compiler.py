@@ -70,6 +70,16 @@ class Process:
 VOCABULARY = xgrammar.TokenizerInfo(["a", "b", "</s>"], stop_token_ids=[2]).serialize_json()
 
 
+def test_a_file_in_the_working_folder_is_no_module_of_the_process(
+    vocabulary: Vocabulary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "msgspec.py").write_text("raise SystemExit('not the library')")
+    monkeypatch.chdir(tmp_path)
+    process = grammar_compiler._Process(vocabulary)
+    assert process.is_alive
+    process.kill()
+
+
 @pytest.fixture
 def process(monkeypatch: pytest.MonkeyPatch) -> Process:
     """No process is started in this test; every form has an error."""

@@ -290,7 +290,7 @@ class EngineClient:
 
     def begin_paused(self, paused: bool) -> None:
         """Whether an engine that is being restarted begins paused."""
-        self._life.paused = paused
+        self._life.begin_paused(paused)
 
     async def resume(self) -> None:
         """See `Manager.resume`."""

@@ -72,6 +72,7 @@ class EngineLife:
         self._vocab_size = vocab_size
         self._reopen = reopen
         self._restarts = restarts
+        self._told_meanwhile = False  # whether `begin_paused` was called while no engine was there
         self._stalled = False
         self._refusal: Callable[[], EngineDeadError] | None = None  # makes the errors while there is no engine
         self._task = asyncio.create_task(self._live())
@@ -80,6 +81,10 @@ class EngineLife:
         """The engine has lived before: its counters go on from there."""
         self.totals.begin(before)
         self.num_restarts = before.num_lives
+
+    def begin_paused(self, paused: bool) -> None:
+        """Whether an engine that is being restarted begins paused."""
+        self.paused, self._told_meanwhile = paused, True
 
     def send(self, message: to_engine.ToEngine) -> None:
         """Send a message to the engine, if there is one."""
@@ -205,9 +210,11 @@ class EngineLife:
         self.num_restarts += 1
         self.last_heard = time.monotonic()
         self._refusal = None
-        if self.paused != paused:  # the operator has changed it meanwhile
+        # An engine that others restart too may have begun as they knew it, whatever `paused` was.
+        if self._told_meanwhile or self.paused != paused:
             pause = to_engine.PauseEngine("abort", False, PAUSE_TIMEOUT)
             self._calls.tell(pause if self.paused else to_engine.ResumeEngine())
+        self._told_meanwhile = False
         log_ready(self.link, self.config)
         return None
 

@@ -41,6 +41,7 @@ class EngineLost(msgspec.Struct, frozen=True, tag=True):
 
 News = EngineUp | EngineDown | EngineLost
 _decoder = msgspec.json.Decoder(News)
+_END_IS_TOLD_S = 5.0  # seconds after the end of a link, until which the supervisor tells of the end of the engine
 
 
 class EngineNews:
@@ -83,14 +84,15 @@ class EngineNews:
     async def link_to(self, engine: int) -> tuple[AttachedLink, Ready, Counted]:
         """Wait for this engine, and attach to it. Also returns what its earlier lives have counted. Raises
         EngineStartError if it dies meanwhile, or will not come."""
-        while (up := self._up.get(engine)) is None:
+        while (up := self._up.get(engine)) is None or self._has_followed(up):
             if self.is_lost(engine):
                 raise EngineStartError(self._over or self._lost[engine])
             self._changed.clear()
-            await self._changed.wait()
-        if engine in self._links and self._links[engine][0] == up:
-            self.end("the engine lives, and cannot be followed")
-            raise EngineStartError("the engine lives, and cannot be followed")
+            try:
+                # An engine tells its own failure to all: here it may come before the supervisor's word of its end.
+                await asyncio.wait_for(self._changed.wait(), None if up is None else _END_IS_TOLD_S)
+            except TimeoutError:
+                self.end("the engine lives, and cannot be followed")
         try:
             link = AttachedLink(
                 input_address(up.socket_dir), output_address(up.socket_dir, self._client), self._client, up.pid
@@ -105,6 +107,10 @@ class EngineNews:
         except BaseException:
             await link.close(kill=True)
             raise
+
+    def _has_followed(self, up: EngineUp) -> bool:
+        """Whether there has been a link to this life."""
+        return up.engine in self._links and self._links[up.engine][0] == up
 
     def _take(self, news: News) -> None:
         match news:

@@ -186,7 +186,7 @@ class _Process:
         self._control, theirs = socket.socketpair()
         with theirs:
             self._child = subprocess.Popen(
-                [sys.executable, "-m", "headway.engine.grammar_process", str(theirs.fileno())],
+                [sys.executable, "-P", "-m", "headway.engine.grammar_process", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,  # so that its jobs end with it

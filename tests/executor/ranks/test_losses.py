@@ -42,6 +42,12 @@ def test_a_rank_that_is_killed_is_the_loss_of_all(lead):
     assert is_gone(pid)
 
 
+def test_a_file_in_the_working_folder_is_no_module_of_a_rank(lead, tmp_path, monkeypatch):
+    (tmp_path / "msgspec.py").write_text("raise SystemExit('not the library')")
+    monkeypatch.chdir(tmp_path)
+    assert lead().failure() is None
+
+
 def test_a_step_that_fails_in_rank_0_is_the_last_one(lead, monkeypatch):
     """The other rank waits in the midst of it: the sums of a next step would be of two steps."""
     monkeypatch.setattr(leader_module, "_WORD_SECONDS", 0.0)

@@ -42,7 +42,7 @@ class RankGroup:
         self.lost: str | None = None
         self._closing = False
         self._changed = threading.Condition()
-        command = command or (sys.executable, "-m", _MODULE)
+        command = command or (sys.executable, "-P", "-m", _MODULE)
         self._others = [
             _Process(self, RankLaunch(config, number, size, self.meeting, makes, _log_format()), command)
             for number in range(1, size)

@@ -256,9 +256,10 @@ class EngineConfig(SchedulingOptions):
     kv_listen: "HOST:PORT" where other engines may read the KV that this engine lends; port 0: any free one. None:
         nothing is lent.
     kv_peers: "HOST:PORT", with commas between: the engines whose KV this engine may pull, by the names that they give
-        themselves. "*": every engine that knows `kv_secret`, which must be given then; for clusters where engines come
-        and go. "NAME=HOST:PORT" for an engine that is reached at another address than its name, which is the
-        HOST:PORT of its `kv_listen`. Requests can name no other address.
+        themselves. "NAME=HOST:PORT" for an engine that is reached at another address than its name, which is the
+        HOST:PORT of its `kv_listen`. Requests can name no other address. "*": every engine that the API process finds
+        and that knows `kv_secret`, which must be given then; for clusters where engines come and go. Requests can name
+        no address then.
     kv_secret: shared by engines that are not on one host; at least 16 characters.
     kv_transport: how KV is read from other engines. NIXL needs an extra and must be chosen on both sides; `tcp` also
         keeps other engines from mapping the memory of this one.

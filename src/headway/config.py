@@ -345,14 +345,16 @@ class EngineConfig(SchedulingOptions):
         """Whether this engine lends KV to others, or pulls it from them."""
         return self.kv_listen is not None or self.kv_peers == ANY_PEER or bool(self.kv_addresses)
 
-    def for_scheduler(self, *, max_model_len: int, num_blocks: int, reads_same_step: bool = False) -> SchedulerConfig:
+    def for_scheduler(
+        self, *, max_model_len: int, num_blocks: int, reads_same_step: bool = False, keeps_kv_events: bool = False
+    ) -> SchedulerConfig:
         """The limits of the core, once the length of the model, the blocks and the ways of the device are known."""
         options = {field.name: getattr(self, field.name) for field in fields(SchedulingOptions)}
         return SchedulerConfig(
             max_model_len=max_model_len,
             num_blocks=num_blocks,
             reads_same_step=reads_same_step,
-            keeps_kv_events=self.kv_events is not None,
+            keeps_kv_events=keeps_kv_events or self.kv_events is not None,
             **options,
         )
 

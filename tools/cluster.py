@@ -1,11 +1,11 @@
-"""Clusters on this machine, shown: a Ray cluster that answers, loses processes, and scales; what routing by prefix is
-worth, and what Ray costs.
+"""Clusters on this machine, shown: a model over two ranks; a Ray cluster that answers, loses processes, and scales;
+what routing by prefix is worth, and what Ray costs.
 
-    make cluster [ARGS="answers deaths"]        some of: answers, pd, deaths, scale, routing, cost,
+    make cluster [ARGS="answers deaths"]        some of: ranks, answers, pd, deaths, scale, routing, cost,
                                                 refusals; without, all
 
-Makes an environment with Ray in the user's cache folder, once, in minutes. Each part starts its own cluster, on the
-embedded model. Exit status 1 if a part fails; 2 if the environment cannot be made.
+Makes an environment with Ray in the user's cache folder, once, in minutes, for all parts but `ranks`. Each part starts
+its own cluster, on the embedded model. Exit status 1 if a part fails; 2 if the environment cannot be made.
 """
 
 from __future__ import annotations
@@ -124,6 +124,50 @@ def healthy(server: ServerProcess, num_engines: int) -> bool:
     return len([line for line in page.splitlines() if line.startswith("headway:num_slots{")]) == num_engines
 
 
+# -- ranks
+
+ALONE = ("--num-blocks", "600", "--max-num-seqs", "32")
+MIN_MARGIN = 1e-4  # a smaller lead of a token may be lost to the rounding of sums over ranks
+NUM_PROMPTS = 24
+GREEDY_TOKENS = 24
+
+
+def ranks() -> None:
+    """2 ranks say token for token what one says; kill -9 of a rank."""
+    with ServerProcess(ALONE) as server:
+        alone = asyncio.run(_greedy(server.base_url))
+    with ServerProcess((*ALONE, "--tensor-parallel-size", "2", "--engine-restarts", "3"), stop_timeout_s=60) as server:
+        cut = asyncio.run(_greedy(server.base_url))
+        clear = [index for index, (_, margin) in enumerate(alone) if margin >= MIN_MARGIN][:NUM_PROMPTS]
+        equal = sum(alone[index][0] == cut[index][0] for index in clear)
+        if equal < NUM_PROMPTS:
+            raise Failed(f"{equal} of {len(clear)} answers are those of one rank; {NUM_PROMPTS} are needed")
+        report("2 ranks", "token-exact", f"{equal} answers of {GREEDY_TOKENS} tokens are those of one rank")
+        word = "headway.executor.ranks.process"
+        kill_under_load(server, "rank", word, lambda: httpx.get(f"{server.base_url}/health", timeout=10).is_success)
+
+
+async def _greedy(url: str) -> list[tuple[list[int], float]]:
+    """The tokens of greedy answers, each with the least lead of a best token over the next."""
+    rng = random.Random(11)
+    gate = asyncio.Semaphore(8)
+    prompts = [[rng.randrange(40, 120) for _ in range(rng.choice((5, 17, 40, 90)))] for _ in range(2 * NUM_PROMPTS)]
+    async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=PATIENCE_S) as client:
+
+        async def one(prompt: list[int]) -> tuple[list[int], float]:
+            extra = {"ignore_eos": True, "return_token_ids": True}
+            async with gate:
+                answer = await client.completions.create(
+                    model=MODEL, prompt=prompt, max_tokens=GREEDY_TOKENS, temperature=0, logprobs=2, extra_body=extra
+                )
+            (choice,) = answer.choices
+            best = [sorted(top.values(), reverse=True)[:2] for top in choice.logprobs.top_logprobs]
+            margin = min(top[0] - top[1] if len(top) == 2 else 0.0 for top in best)
+            return list(choice.token_ids), margin
+
+        return list(await asyncio.gather(*(one(prompt) for prompt in prompts)))
+
+
 # -- answers
 
 
@@ -218,18 +262,27 @@ def deaths() -> None:
             ("engine replica", "ServeReplica:headway:Engine"),
             ("API replica", "ServeReplica:headway:Api"),
         ):
-            victims = processes(server, word)
-            outcomes = asyncio.run(Load(server.base_url).run(lambda: victims[0].kill()))  # noqa: B023
-            seconds = until(lambda: len(processes(server, word)) == len(victims), f"another {name}")  # noqa: B023
-            until(lambda: healthy(server, 2), f"two engines after the death of the {name}")
-            if outcomes["short"]:
-                raise Failed(f"after kill -9 of the {name}: {dict(outcomes)}: an answer was cut without a word")
-            after = asyncio.run(Load(server.base_url, 8, 20).run(lambda: None))
-            if set(after) - {"complete (stream)", "complete (whole)"}:
-                raise Failed(f"after the death of the {name} not all requests are answered: {dict(after)}")
-            text = ", ".join(f"{number} {what}" for what, number in sorted(outcomes.items()))
-            report("kill -9 under load", name, f"{text}; another one after {seconds:.0f} s more; all answered then")
+            kill_under_load(server, name, word, lambda: healthy(server, 2))
     report("the end", "SIGTERM", "nothing left behind")
+
+
+def kill_under_load(server: ServerProcess, name: str, word: str, is_well: Callable[[], bool]) -> None:
+    """kill -9 of one of the processes with this word, while requests run; then another one is there, and answers."""
+    before = processes(server, word)
+    outcomes = asyncio.run(Load(server.base_url).run(before[0].kill))
+
+    def replaced() -> bool:
+        now = {one.pid for one in processes(server, word)} - {before[0].pid}
+        return len(now) >= len(before) and is_well()  # an old process may still be ending beside a new one
+
+    seconds = until(replaced, f"another {name}")
+    if outcomes["short"]:
+        raise Failed(f"after kill -9 of the {name}: {dict(outcomes)}: an answer was cut without a word")
+    after = asyncio.run(Load(server.base_url, 8, 20).run(lambda: None))
+    if set(after) - {"complete (stream)", "complete (whole)"}:
+        raise Failed(f"after the death of the {name} not all requests are answered: {dict(after)}")
+    text = ", ".join(f"{number} {what}" for what, number in sorted(outcomes.items()))
+    report("kill -9 under load", name, f"{text}; another one after {seconds:.0f} s more; all answered then")
 
 
 # -- scale
@@ -320,7 +373,7 @@ PARTS = {
 
 def cost() -> None:
     """CPU beside the engine process: per request of one token, and per further token of a stream."""
-    with ServerProcess(("--num-blocks", "600", "--max-num-seqs", "32")) as server:
+    with ServerProcess(ALONE) as server:
         alone = measured(server, {"API": ()})
     with cluster(engines=1) as server:
         until(lambda: healthy(server, 1), "an engine")
@@ -423,6 +476,7 @@ class Waiting(ServerProcess):
 
 rows: list[tuple[str, str, str]] = []
 SHOWN: dict[str, Callable[[], None]] = {
+    "ranks": ranks,
     "answers": two_engines,
     "pd": prefill_and_decode,
     "deaths": deaths,
@@ -431,6 +485,9 @@ SHOWN: dict[str, Callable[[], None]] = {
     "cost": cost,
     "refusals": refusals,
 }
+
+
+WITHOUT_RAY = {"ranks"}
 
 
 def report(what: str, which: str, outcome: str) -> None:
@@ -446,13 +503,15 @@ def main(arguments: list[str]) -> int:
         print(f"there is no part {', '.join(sorted(unknown))}; there are {', '.join(SHOWN)}", file=sys.stderr)
         return 2
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # `with` blocks end their clusters
+    names = arguments or list(SHOWN)
     try:
-        RAY_SERVE.python()
+        if set(names) - WITHOUT_RAY:
+            RAY_SERVE.python()
     except PeerMissing as error:
         print(error, file=sys.stderr)
         return 2
     status = 0
-    for name in arguments or SHOWN:
+    for name in names:
         try:
             SHOWN[name]()
         except (Failed, RuntimeError, openai.OpenAIError, httpx.HTTPError) as error:

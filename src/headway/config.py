@@ -256,9 +256,10 @@ class EngineConfig(SchedulingOptions):
     kv_listen: "HOST:PORT" where other engines may read the KV that this engine lends; port 0: any free one. None:
         nothing is lent.
     kv_peers: "HOST:PORT", with commas between: the engines whose KV this engine may pull, by the names that they give
-        themselves. "*": every engine that knows `kv_secret`, which must be given then; for clusters where engines come
-        and go. "NAME=HOST:PORT" for an engine that is reached at another address than its name, which is the
-        HOST:PORT of its `kv_listen`. Requests can name no other address.
+        themselves. "NAME=HOST:PORT" for an engine that is reached at another address than its name, which is the
+        HOST:PORT of its `kv_listen`. Requests can name no other address. "*": every engine that the API process finds
+        and that knows `kv_secret`, which must be given then; for clusters where engines come and go. Requests can name
+        no address then.
     kv_secret: shared by engines that are not on one host; at least 16 characters.
     kv_transport: how KV is read from other engines. NIXL needs an extra and must be chosen on both sides; `tcp` also
         keeps other engines from mapping the memory of this one.
@@ -344,14 +345,16 @@ class EngineConfig(SchedulingOptions):
         """Whether this engine lends KV to others, or pulls it from them."""
         return self.kv_listen is not None or self.kv_peers == ANY_PEER or bool(self.kv_addresses)
 
-    def for_scheduler(self, *, max_model_len: int, num_blocks: int, reads_same_step: bool = False) -> SchedulerConfig:
+    def for_scheduler(
+        self, *, max_model_len: int, num_blocks: int, reads_same_step: bool = False, keeps_kv_events: bool = False
+    ) -> SchedulerConfig:
         """The limits of the core, once the length of the model, the blocks and the ways of the device are known."""
         options = {field.name: getattr(self, field.name) for field in fields(SchedulingOptions)}
         return SchedulerConfig(
             max_model_len=max_model_len,
             num_blocks=num_blocks,
             reads_same_step=reads_same_step,
-            keeps_kv_events=self.kv_events is not None,
+            keeps_kv_events=keeps_kv_events or self.kv_events is not None,
             **options,
         )
 

@@ -243,7 +243,7 @@ class EngineChoice(Generic[Engine]):
 
     def learn(self, engine: Engine, digests: Iterable[bytes]) -> None:
         """The engine has these pieces in its cache. From the first time on only what it says counts, and the prompts
-        that it computes; `Prefixes` must have the engine's own digests then."""
+        that it computes; `Prefixes` must have the engine's own digests then, see `block_digests.of_prompt`."""
         state = self._states.get(engine)
         if state is not None:
             state.be_exact()

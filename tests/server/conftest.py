@@ -20,6 +20,7 @@ _SERVICE_OPTIONS = (
     "enable_auto_tool_choice",
     "reasoning_parser",
     "prefill",
+    "kv_from_requests",
     "doors",
     "model_aliases",
 )

@@ -51,6 +51,19 @@ async def test_a_request_says_what_becomes_of_the_kv_of_its_prompt(
     task.cancel()
 
 
+@pytest.mark.parametrize("path", PATHS)
+async def test_where_the_server_finds_the_engines_itself_no_request_names_an_address(
+    make_api: MakeApi, path: str
+) -> None:
+    """A decode engine of a Ray cluster would connect to it."""
+    api = make_api(kv_from_requests=False)
+    body = {"model": MODEL, "max_tokens": 1, **PATHS[path]}
+    response = await api.post(path, json={**body, "kv_transfer_params": {**PULLS, "remote_host": "10.0.0.9"}})
+    assert response.status_code == 400 and "reads KV from no address of a request" in response.text
+    assert not api.link.sent_of(to_engine.AddGroup)
+    assert (await api.post(path, json={**body, "kv_transfer_params": {}})).status_code == 200
+
+
 async def test_of_several_answers_the_first_pulls_and_the_others_wait_until_it_has_begun(make_api: MakeApi) -> None:
     """They would compute a prompt that is on its way."""
     api = make_api(silent=True)

@@ -307,6 +307,7 @@ async def test_a_request_that_a_router_has_prepared_is_not_asked_for_again(make_
     [
         ({"role": "prefill", "kv_listen": "127.0.0.1:0"}, ["http://p:1"], "whose role is decode, got role prefill"),
         ({"role": "decode"}, ["http://p:1"], "prefill engines need kv_peers too"),
+        ({"role": "decode", "kv_peers": "*", "kv_secret": "s" * 16}, [], "name the addresses"),
     ],
 )
 def test_a_server_that_could_not_pull_does_not_start(

@@ -63,6 +63,21 @@ def test_a_pull_without_parameters_waits_for_its_source() -> None:
         assert not two.d._at and two.d.peers[0].receiver.num_jobs == 0
 
 
+def test_with_any_peer_the_api_process_names_addresses_and_requests_do_not() -> None:
+    with pair() as two:
+        params = two.expect(1)
+        two.d._known, two.d._knows_all = {}, True
+        params |= {"remote_host": "127.0.0.1", "remote_port": two.p.server.port}
+        with pytest.raises(ValueError, match="not among the KV peers"):
+            two.d.want(50, params)
+        two.pull(50, params, [1, 2, 3])
+        assert "not among the KV peers" in (two.result(50)[1] or "") and not two.d.peers
+        two.lend(1, [7, 8, 9])
+        two.pull(51, None, [1, 2, 3])
+        two.d.pull_from(51, params)
+        assert two.result(51) == (TOKEN, None)
+
+
 @pytest.mark.parametrize("params", [None, {"do_remote_prefill": True}], ids=["none", "useless"])
 def test_a_pull_without_a_source_fails(params: dict[str, Any] | None) -> None:
     with pair() as two:

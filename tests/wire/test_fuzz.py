@@ -51,6 +51,7 @@ TO_ENGINE = [
     to_engine.Call(1, to_engine.PauseEngine("abort", True, 1.0)),
     to_engine.Attach(1, "ipc:///tmp/client-1"),
     to_engine.Detach(1),
+    to_engine.TellCache(1),
 ]
 TO_CLIENT = [
     STEP,
@@ -58,6 +59,7 @@ TO_CLIENT = [
     to_client.Ready(SchedulerConfig()),
     to_client.Refused(1, 0, "invalid", "no"),
     to_client.Returned(1, True),
+    to_client.CacheNews(1, False, bytes(32)),
 ]
 
 
@@ -161,11 +163,12 @@ def test_a_uid_that_names_no_client_is_a_wire_error(uid: int | None) -> None:
         to_engine.Attach(3, "client"),
         to_engine.Attach(3, "ipc://" + "x" * 1000),
         to_engine.Detach(0),
+        to_engine.TellCache(5),
     ],
     ids=[
         *("no request", "large parameters", "parameters that are no JSON", "two clients", "a call of no client"),
         *("an abort of no client", "an answer of no client", "a source of no client", "the owner comes"),
-        *("a client beyond all numbers", "no address", "a long address", "the owner goes"),
+        *("a client beyond all numbers", "no address", "a long address", "the owner goes", "no client asks"),
     ],
 )
 def test_a_message_that_cannot_be_carried_out_is_a_wire_error(message: to_engine.ToEngine) -> None:
@@ -184,6 +187,11 @@ def broken(**arrays: Any) -> to_client.Step:
 def broken_prompts(**arrays: Any) -> to_client.Step:
     uids = arrays.pop("uids", PROMPTS.uids)
     return to_client.Step([], [], [], prompt_logprobs=[PromptOutputs(uids, replace(JUDGED, **arrays))])
+
+
+def test_a_part_of_a_digest_is_a_wire_error() -> None:
+    with pytest.raises(WireError):
+        check_to_client(to_client.CacheNews(1, False, bytes(32), bytes(33)), VOCAB)
 
 
 @pytest.mark.parametrize(

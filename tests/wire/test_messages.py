@@ -87,6 +87,7 @@ def test_a_request_that_brings_little_takes_the_defaults() -> None:
         to_engine.Call(2, to_engine.IsPaused()),
         to_engine.Call(3, to_engine.ResetCache(1.0)),
         to_engine.Call(4, to_engine.AuditEngine(1.0)),
+        to_engine.TellCache(3),
         to_engine.Shutdown(1.5),
     ],
 )
@@ -102,6 +103,7 @@ def test_commands_cross_unchanged(message: to_engine.ToEngine) -> None:
             Placement("cpu", "float32", "numba"),
         ),
         to_client.LoadFailed("no such model"),
+        to_client.CacheNews(3, True, bytes(64), bytes(32)),
         to_client.Accepted(5),
         to_client.Refused(5, 2, "invalid", "why"),
         to_client.Status(Snapshot(num_running=3, num_preemptions=1), True, "broken"),

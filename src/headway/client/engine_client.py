@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from headway.client.cached_blocks import CachedBlocks, Forget, Learn
 from headway.client.engine_calls import EngineCalls, NoAnswerError
 from headway.client.engine_life import EngineLife, Reopen, log_ready
 from headway.client.engines import Observe
@@ -62,7 +63,8 @@ class EngineClient:
     reopen, restarts: see `EngineLife`.
     prompts: tokenises texts; an encoder that is given is others' too, and they close it.
     requests: in progress. capacity: the most answers that the engine holds.
-    placement: where the engine computes. address: where clients of other machines reach it, see `Ready`.
+    placement: where the engine computes. address: where clients of other machines reach it; tells_cache: whether
+        it says which blocks it holds; see `Ready`.
     dead: set when the engine has died for good; `why_unhealthy` says of what.
     wire_errors: messages to this process that were dropped.
     """
@@ -81,12 +83,15 @@ class EngineClient:
         max_waiting: int = EngineConfig().max_waiting,
         placement: Placement | None = None,
         address: str | None = None,
+        tells_cache: bool = False,
         prompts: PromptEncoder | None = None,
     ) -> None:
         self.files = files
         self.tokenizer = tokenizer
         self.placement = placement or Placement()
         self.address = address
+        self.tells_cache = tells_cache
+        self._index = index
         self.capacity = config.max_num_seqs + max_waiting
         self._own_prompts = prompts is None
         self.prompts = prompts or PromptEncoder(tokenizer, config.max_model_len)
@@ -120,11 +125,13 @@ class EngineClient:
         engine_args: Sequence[str] = (),
         restarts: RestartBudget | None = None,
         listen: str | None = None,
+        tells_cache: bool = False,
     ) -> EngineClient:
         """Start an engine process and wait until it takes requests.
 
         engine_args: for the engine process, see `python -m headway.engine.process --help`.
         restarts: how often the engine may be restarted if it dies; None: never.
+        tells_cache: see `Launch`.
         listen: see `Launch`; then the engine cannot be restarted, as its other clients would not find it.
         Raises EngineStartError, or ValueError for a model that cannot be served.
         """
@@ -132,7 +139,7 @@ class EngineClient:
             files = await in_thread(partial(ModelFiles.resolve, config))  # while the engine process imports libraries
             # The engine gets the folder, so that the two can never read different revisions of a hub model.
             found = replace(config, model=str(files.path), served_model_name=files.name)
-            link.launch(found, files.limits, listen=listen)
+            link.launch(found, files.limits, listen=listen, tells_cache=tells_cache)
             logger.info("found the model in %s; loading its tokenizer", files.path)
             tokenizer = await in_thread(files.load_tokenizer)
             ready = await link.wait_ready()
@@ -227,6 +234,14 @@ class EngineClient:
     def last_heard(self) -> float:
         """When the engine last said something: seconds, `time.monotonic`."""
         return self._life.last_heard
+
+    def follow_cache(self, learn: Learn, forget: Forget) -> None:
+        """From now on the engine says which blocks its cache holds; see `CachedBlocks`. Only where `tells_cache`."""
+
+        def ask() -> None:
+            self._send(to_engine.TellCache(self._index))
+
+        self._life.cached = CachedBlocks(ask, learn, forget, self.config.num_blocks)
 
     def why_unhealthy(self) -> str | None:
         """Why the engine is not healthy now (dead, stalled or silent), in one line; None if it is healthy."""

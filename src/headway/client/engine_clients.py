@@ -12,12 +12,14 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from headway import block_digests
 from headway.client.engine_client import EngineClient, check_num_answers
 from headway.client.engines import Observe
 from headway.client.kv_sources import FindSource
@@ -34,6 +36,7 @@ from headway.errors import (
     QueueFullError,
     ShuttingDownError,
 )
+from headway.kvcache import PrefixCache
 from headway.model_files import ModelFiles
 from headway.placement import Placement
 from headway.request import NewRequest
@@ -79,6 +82,7 @@ class EngineClients:
         self.engines: Mapping[str, EngineClient] = MappingProxyType(self._clients)
         self._choice: EngineChoice[str] = EngineChoice()
         self._heard: dict[str, tuple[int, int]] = {}  # restarts and pulses that the choice has been told of
+        self._tells_cache = False
         self._observe: Observe | None = None
         self._clock = clock
         self._before = Snapshot()  # the counters of engines that have gone
@@ -111,6 +115,7 @@ class EngineClients:
         paused = self.snapshot.paused
         self._clients[name] = client
         self._choose_anew(name)
+        self._tells_cache = client.tells_cache  # the engines of a cluster are alike
         if self._observe is not None:
             client.requests.observer = self._observe(name)
         self._tasks[name] = asyncio.ensure_future(self._watch(client))
@@ -196,8 +201,7 @@ class EngineClients:
         for request in requests:
             if any(request.request_id in client.requests for client in self._clients.values()):
                 raise DuplicateRequestError(f"request id {request.request_id!r} is in use")
-        first = Prefixes.of(requests[0].prompt, requests[0].cache_salt)
-        prompt = replace(first, num_tokens=sum(len(request.prompt) for request in requests))
+        prompt = self._prefixes(requests)
         tried: list[str] = []
 
         def submit_next() -> PendingRequest | None:
@@ -230,6 +234,17 @@ class EngineClients:
             raise self._refusal()
         return RoutedRequest(pending, another, begun)
 
+    def _prefixes(self, requests: Sequence[NewRequest]) -> Prefixes:
+        """The prompts of a client request, as the choice sees them: known by the first. In the engines' own blocks, if
+        they say what they hold."""
+        first = requests[0]
+        num_tokens = sum(len(request.prompt) for request in requests)
+        if not self._tells_cache:
+            return replace(Prefixes.of(first.prompt, first.cache_salt), num_tokens=num_tokens)
+        size = self.config.block_size
+        digests = block_digests.of_prompt(first.prompt, size, PrefixCache.root(first.cache_salt))
+        return Prefixes(num_tokens, digests, size)
+
     def _best(self, prompt: Prefixes, tried: Sequence[str]) -> str | None:
         """The engine that gets this prompt; engines that are stuck only if there is no other. None: there is none."""
         self._hear()
@@ -257,6 +272,8 @@ class EngineClients:
         config = client.config
         self._choice.add(name, num_cache_tokens=(config.num_blocks - 1) * config.block_size)
         self._heard[name] = client.num_restarts, client.num_pulses
+        if client.tells_cache:
+            client.follow_cache(partial(self._choice.learn, name), partial(self._choice.forget, name))
 
     # -- calls on all engines
 

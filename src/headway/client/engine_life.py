@@ -12,6 +12,7 @@ import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 
+from headway.client.cached_blocks import CachedBlocks
 from headway.client.engine_calls import EngineCalls
 from headway.client.link import EngineStartError, Link
 from headway.client.open_requests import OpenRequests
@@ -42,6 +43,7 @@ class EngineLife:
     `reopen` may be called.
 
     dead: set when the engine has died for good. paused: whether the operator wants the engine to be paused.
+    cached: gets what the engine says of its cache; None: it is not asked.
     totals: the numbers of the engine. wire_errors: messages to this process that were dropped.
     num_restarts: of the engine process. num_pulses: how often the engine has said its numbers.
     last_heard: seconds, `time.monotonic`.
@@ -62,6 +64,7 @@ class EngineLife:
         self.config = config
         self.dead = asyncio.Event()
         self.paused = False
+        self.cached: CachedBlocks | None = None
         self.totals = Totals()
         self.wire_errors = WireErrors("client")
         self.num_restarts = 0
@@ -171,6 +174,9 @@ class EngineLife:
                 self.num_pulses += 1
                 self.totals.take(message)
                 self._stalled = message.stalled
+            case to_client.CacheNews():
+                if self.cached is not None:
+                    self.cached.take(message)
             case to_client.Lends(uid, params):
                 self._requests.lends(uid, params)
             case to_client.Accepted(uid):

@@ -236,12 +236,19 @@ class ProcessLink:
         return cls(process, socket_dir)
 
     def launch(
-        self, config: EngineConfig, limits: ModelLimits, *, paused: bool = False, listen: str | None = None
+        self,
+        config: EngineConfig,
+        limits: ModelLimits,
+        *,
+        paused: bool = False,
+        listen: str | None = None,
+        tells_cache: bool = False,
     ) -> None:
         """Tell the process what to run. Standard input stays open: its end tells the process that the parent is
-        gone. paused: whether the engine begins paused. listen: see `Launch`."""
+        gone. paused: whether the engine begins paused. listen, tells_cache: see `Launch`."""
         assert self.process.stdin is not None
-        line = msgspec.json.encode(Launch(config, limits, self.socket_dir, paused=paused, listen=listen))
+        launch = Launch(config, limits, self.socket_dir, paused=paused, listen=listen, tells_cache=tells_cache)
+        line = msgspec.json.encode(launch)
         self.process.stdin.write(line + b"\n")
 
     async def wait_ready(self) -> to_client.Ready:

@@ -10,6 +10,7 @@ core own it), and imports no torch.
     process.py         the engine process: an engine between two sockets
     intake.py          messages of API processes               output.py       effects and the pulse, to API processes
     kv_events.py    publishes what the prefix cache holds      findable_blocks.py   which blocks, by digest
+    cache_teller.py    says the same to API processes
     control_desk.py    calls that concern the whole engine     interpreter.py  Python's settings in the engine process
     simulated_engine.py   an engine without a model, for tests and benchmarks
 """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -15,8 +15,9 @@ from headway.engine.grammar_compiler import MEMORY, SECONDS, GrammarCompiler
 from headway.engine.grammar_process import Vocabulary
 from headway.engine.kv_events import KVEventPublisher
 from headway.engine.preprocess import Prepared, PreprocessPool
-from headway.engine.writer import OnEffects, OnSending, WriterLoop
+from headway.engine.writer import OnEffects, OnKVEvents, OnSending, WriterLoop
 from headway.executor.base import Executor
+from headway.kvcache import KVEvent
 from headway.managers import MANAGERS, Manager, choose_scheduler
 from headway.model_files import ModelFiles
 from headway.model_limits import ModelLimits
@@ -45,7 +46,7 @@ class Engine:
     kv_events: publishes what happens to the prefix cache; the engine starts and closes it. None: nothing is published.
     grammars: compiles the forms of answers, on the same threads; the engine closes it. None: requests with a form are
         refused.
-    on_sending, connector, async_scheduling: see `WriterLoop`.
+    on_sending, on_kv_events, connector, async_scheduling: see `WriterLoop`.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Engine:
         preprocess: Preprocess | None = None,
         grammars: GrammarCompiler | None = None,
         on_sending: OnSending | None = None,
+        on_kv_events: OnKVEvents | None = None,
         connector: Connector | None = None,
         kv_events: KVEventPublisher | None = None,
         async_scheduling: bool = True,
@@ -70,12 +72,15 @@ class Engine:
         if preprocess is not None or grammars is not None:
             prepare = partial(_prepare, preprocess, grammars, manager)
             pool = PreprocessPool(prepare, PREPROCESS_THREADS, manager.post_result)
+        followers: list[OnKVEvents] = [] if kv_events is None else [kv_events.publish]
+        if on_kv_events is not None:
+            followers.append(on_kv_events)
         self._loop = WriterLoop(
             manager,
             executor,
             on_effects,
             on_sending=on_sending,
-            on_kv_events=None if kv_events is None else kv_events.publish,
+            on_kv_events=_to_all(followers),
             connector=connector,
             pool=pool,
             async_scheduling=async_scheduling,
@@ -92,6 +97,7 @@ class Engine:
         *,
         preprocess: Preprocess | None = None,
         on_sending: OnSending | None = None,
+        on_kv_events: OnKVEvents | None = None,
     ) -> Engine:
         """Load the model, and build executor, manager and engine. Raises ValueError, with a message of one line, for
         a model or settings that cannot work."""
@@ -122,6 +128,7 @@ class Engine:
             preprocess=preprocess,
             grammars=_grammar_compiler(files),
             on_sending=on_sending,
+            on_kv_events=on_kv_events,
             connect=connect,
         )
         engine._files = files
@@ -139,6 +146,7 @@ class Engine:
         preprocess: Preprocess | None = None,
         grammars: GrammarCompiler | None = None,
         on_sending: OnSending | None = None,
+        on_kv_events: OnKVEvents | None = None,
         connect: Callable[[Manager], Connector] | None = None,
     ) -> Engine:
         """An engine of the chosen manager and any executor. num_blocks: KV blocks of the executor, block 0 included.
@@ -147,6 +155,7 @@ class Engine:
             max_model_len=limits.max_model_len,
             num_blocks=num_blocks,
             reads_same_step=executor.reads_same_step,
+            keeps_kv_events=on_kv_events is not None,
         )
         manager = MANAGERS[choose_scheduler(config.scheduler)](
             scheduler_config,
@@ -160,6 +169,7 @@ class Engine:
             preprocess=preprocess,
             grammars=grammars,
             on_sending=on_sending,
+            on_kv_events=on_kv_events,
             connector=None if connect is None else connect(manager),
             kv_events=None if config.kv_events is None else KVEventPublisher(config.kv_events, config.block_size),
             async_scheduling=config.async_scheduling,
@@ -261,6 +271,18 @@ class Engine:
 
     def _is_over(self) -> bool:
         return self._loop.failure is not None or self._manager.snapshot().paused
+
+
+def _to_all(followers: Sequence[OnKVEvents]) -> OnKVEvents | None:
+    """Tells all of them of the same events; None if there are none."""
+    if len(followers) < 2:
+        return followers[0] if followers else None
+
+    def tell(events: list[KVEvent]) -> None:
+        for follower in followers:
+            follower(events)
+
+    return tell
 
 
 def _grammar_compiler(files: ModelFiles) -> GrammarCompiler | None:

@@ -6,20 +6,13 @@ needs no more of an engine than `Effects.kv_events`, so that a guest in another 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from headway.block_digests import Digest, beginning, continued
 from headway.kvcache.events import Emptied, Entered, Filled, KVEvent
-from headway.kvcache.node import Node, parse_node, salt_of
-
-Digest = bytes
-"""32 bytes that name a sequence of whole blocks: its tokens, its media, its salt and the block size. Engines that never
-met give equal sequences equal digests; no one can find another sequence for a digest."""
-
-DIGEST_SIZE = 32
-_PERSON = b"headway.kv.1"  # a change of what is digested changes this
+from headway.kvcache.node import parse_node, salt_of
 
 
 class BlocksStored(NamedTuple):
@@ -85,6 +78,10 @@ class FindableBlocks:
         """Blocks that are followed, found or not."""
         return len(self._blocks)
 
+    def found(self) -> list[Digest]:
+        """The digests of all blocks that can be found."""
+        return [block.digest for block in self._blocks.values() if block.told]
+
     def apply(self, events: Iterable[KVEvent]) -> list[Change]:
         """What these events change, in order."""
         changes: list[Change] = []
@@ -113,11 +110,11 @@ class FindableBlocks:
         extras: tuple[str | bytes, ...] = (extra,) if extra else ()
         if root and (salt := salt_of(root)) is not None:
             extras = (salt, *extras)
-        before = self._root_digest(root) if parent is None else parent.digest
+        before = beginning(self._block_size, root) if parent is None else parent.digest
         entered = []
         for i, number in enumerate(event.blocks):
             tokens = event.tokens[i * self._width : (i + 1) * self._width]
-            before = _digest(before, extra + tokens)
+            before = continued(before, extra + tokens)
             block = _Block(number, event.first_id + i, before, parent, tokens, extras)
             if parent is not None:
                 parent.children[block.node_id] = block
@@ -126,9 +123,6 @@ class FindableBlocks:
             extra, extras = b"", ()
         if not event.pending:
             self._fill(entered, changes)
-
-    def _root_digest(self, root: Node) -> Digest:
-        return _digest(b"", self._block_size.to_bytes(8, "little") + root)
 
     def _fill(self, blocks: list[_Block], changes: list[Change]) -> None:
         """Blocks are filled; tell of all that can be found by this."""
@@ -178,7 +172,3 @@ def _stored(blocks: list[_Block]) -> BlocksStored:
         tokens,
         tuple(block.extras for block in blocks),
     )
-
-
-def _digest(before: Digest, contents: bytes) -> Digest:
-    return hashlib.blake2b(before + contents, digest_size=DIGEST_SIZE, person=_PERSON).digest()

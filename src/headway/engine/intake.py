@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import zmq
 
+from headway.engine.cache_teller import CacheTeller
 from headway.engine.control_desk import ControlDesk
 from headway.engine.engine import Engine
 from headway.engine.output import Output, connect_output
@@ -38,11 +39,13 @@ class Intake:
         engine: Engine,
         desk: ControlDesk,
         output: Output,
+        teller: CacheTeller | None = None,
     ) -> None:
         self._context = context
         self._engine = engine
         self._desk = desk
         self._output = output
+        self._teller = teller
         self._clients = {0}
         self._gone: set[int] = set()  # the message by which a client comes may be found after word of its death
         self._commands = context.socket(zmq.PULL)
@@ -63,8 +66,7 @@ class Intake:
             try:
                 message = codec.decode_to_engine(codec.only_frame(frames))
                 check_to_engine(message, self._clients)
-                if isinstance(message, to_engine.Attach):
-                    self._attach(message)
+                self._attach(message)
             except WireError as error:
                 self.errors.note(error)
                 continue
@@ -82,6 +84,8 @@ class Intake:
                     self._desk.take(message)
                 case to_engine.Detach(client):
                     self._detach(client)
+                case to_engine.TellCache(client):
+                    self._tell_cache(client)
                 case to_engine.Shutdown(grace):
                     return grace
         raise AssertionError("messages never end")
@@ -98,8 +102,11 @@ class Intake:
             for socket, _ in poller.poll():
                 yield socket.recv_multipart()
 
-    def _attach(self, message: to_engine.Attach) -> None:
-        """Raises WireError for a number that is or was in use, and for an address unknown to ZeroMQ."""
+    def _attach(self, message: to_engine.ToEngine) -> None:
+        """Let a client come, if the message says so. Raises WireError for a number that is or was in use, and for an
+        address unknown to ZeroMQ."""
+        if not isinstance(message, to_engine.Attach):
+            return
         client, address = message.client, message.address
         if client in self._clients or client in self._gone:
             raise WireError(f"client {client} cannot come: that number has been in use")
@@ -110,10 +117,16 @@ class Intake:
         self._clients.add(client)
         self._output.attach(client, socket)
 
+    def _tell_cache(self, client: int) -> None:
+        if self._teller is not None:  # else it has not said in `Ready` that it can
+            self._teller.ask(client)
+
     def _detach(self, client: int) -> None:
         """Forget a client for good, also before it has come."""
         self._clients.discard(client)
         self._gone.add(client)
+        if self._teller is not None:
+            self._teller.leave(client)
         self._output.detach(client)
         left = [claim.uid for claim in self._engine.manager.door.inside() if client_of(claim.uid) == client]
         if left:

@@ -14,7 +14,8 @@ import msgspec
 import numpy as np
 import zmq
 
-from headway.engine.findable_blocks import BlocksRemoved, BlocksStored, Change, Digest, FindableBlocks
+from headway.block_digests import Digest
+from headway.engine.findable_blocks import BlocksRemoved, BlocksStored, Change, FindableBlocks
 from headway.kv_events_config import KVEventsConfig
 from headway.kvcache import KVEvent
 from headway.wire.to_client import KVEventCounts

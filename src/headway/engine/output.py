@@ -53,6 +53,7 @@ class Output:
         self.put: Callable[[Effects], None] = self._queue.put
         self.reply: Callable[[Reply], None] = self._queue.put
         self._thread: threading.Thread | None = None
+        self._tells_cache = False
         self._address: str | None = None  # where clients of other machines reach the engine
         self._sockets: dict[int, Socket] = {}  # by client; of the thread alone
         self._splits = False  # whether there ever was a client beside the first one
@@ -69,9 +70,12 @@ class Output:
         """Send nothing more to this client, also of what is on its way."""
         self._queue.put(_Gone(client))
 
-    def start(self, engine: Engine, errors: WireErrors, address: str | None = None) -> None:
+    def start(
+        self, engine: Engine, errors: WireErrors, address: str | None = None, *, tells_cache: bool = False
+    ) -> None:
         """Start the thread that sends. engine: its snapshot and its health make the pulse; errors, address: of the
-        intake."""
+        intake. tells_cache: see `Ready`."""
+        self._tells_cache = tells_cache
         self._address = address
         self._thread = threading.Thread(target=self._run, args=(engine, errors), name="headway-output", daemon=True)
         self._thread.start()
@@ -96,7 +100,8 @@ class Output:
                 elif isinstance(item, _Come):
                     self._splits |= bool(self._sockets)
                     self._sockets[item.client] = item.socket
-                    self._send(item.client, to_client.Ready(engine.manager.config, engine.placement, self._address))
+                    ready = to_client.Ready(engine.manager.config, engine.placement, self._address, self._tells_cache)
+                    self._send(item.client, ready)
                 elif isinstance(item, _Gone):
                     self._forget(item.client)
                 elif isinstance(item, _Answer):

@@ -26,12 +26,13 @@ import msgspec
 import zmq
 
 from headway.engine import interpreter
+from headway.engine.cache_teller import CacheTeller
 from headway.engine.control_desk import ControlDesk
 from headway.engine.engine import Engine
 from headway.engine.intake import Intake
 from headway.engine.output import LINGER_MS, Output, connect_output
 from headway.engine.simulated_engine import simulate
-from headway.engine.writer import OnEffects
+from headway.engine.writer import OnEffects, OnKVEvents
 from headway.error_text import first_line
 from headway.executor.load_stages import stage
 from headway.executor.simulated import StepTimeModel
@@ -43,7 +44,7 @@ logger = logging.getLogger("headway.engine.process")  # it runs as __main__
 
 STDIN = 0  # read without Python's buffer: a thread that waits would keep the buffer's lock at exit
 
-Build = Callable[[Launch, OnEffects], Engine]
+Build = Callable[[Launch, OnEffects, OnKVEvents | None], Engine]
 
 
 class Parent:
@@ -77,9 +78,10 @@ def run(launch: Launch, build: Build) -> int:
     """The life of an engine process; returns its exit status."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     output = Output()
+    teller = CacheTeller(launch.config.block_size, output.answer) if launch.tells_cache else None
     parent = connect_output(context, output_address(launch.socket_dir, 0))
     try:
-        engine = build(launch, output.put)
+        engine = build(launch, output.put, None if teller is None else teller.publish)
     except Exception as error:
         if not isinstance(error, ValueError):  # a ValueError is an error of the user; its message is enough
             logger.exception("the engine cannot be loaded")
@@ -87,13 +89,15 @@ def run(launch: Launch, build: Build) -> int:
         context.destroy(linger=LINGER_MS)
         return 2
     desk = ControlDesk(engine.manager, output.reply, engine.peer_of)
-    intake = Intake(context, launch, engine, desk, output)
+    intake = Intake(context, launch, engine, desk, output, teller)
     interpreter.settle()
+    if teller is not None:
+        teller.start()
     engine.start()
     if launch.paused:
         engine.manager.pause()
     output.attach(0, parent)
-    output.start(engine, intake.errors, intake.address)
+    output.start(engine, intake.errors, intake.address, tells_cache=teller is not None)
     status, grace = 0, 0.0
     try:
         grace = intake.run()
@@ -102,6 +106,8 @@ def run(launch: Launch, build: Build) -> int:
         status = 1
     engine.shutdown(grace)
     desk.close()
+    if teller is not None:
+        teller.close()
     output.stop()
     intake.close()
     context.destroy(linger=LINGER_MS)
@@ -109,9 +115,9 @@ def run(launch: Launch, build: Build) -> int:
     return status
 
 
-def load(launch: Launch, on_effects: OnEffects) -> Engine:
+def load(launch: Launch, on_effects: OnEffects, on_kv_events: OnKVEvents | None) -> Engine:
     """An engine with a real model."""
-    return Engine.from_config(launch.config, on_effects)
+    return Engine.from_config(launch.config, on_effects, on_kv_events=on_kv_events)
 
 
 def end_with_thread(args: threading.ExceptHookArgs) -> None:

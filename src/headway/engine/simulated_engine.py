@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from headway.engine.engine import Engine
-from headway.engine.writer import OnEffects
+from headway.engine.writer import OnEffects, OnKVEvents
 from headway.executor.simulated import SimulatedExecutor, StepTimeModel
 from headway.wire.launch import Launch
 
 
-def simulate(step_time: StepTimeModel, launch: Launch, on_effects: OnEffects) -> Engine:
+def simulate(
+    step_time: StepTimeModel, launch: Launch, on_effects: OnEffects, on_kv_events: OnKVEvents | None
+) -> Engine:
     """The engine that `launch` describes, on a simulated device with these step times.
 
     Without `num_blocks` in the configuration it gets the blocks for `max_num_seqs` requests of the greatest length.
@@ -18,4 +20,4 @@ def simulate(step_time: StepTimeModel, launch: Launch, on_effects: OnEffects) ->
     num_blocks = config.num_blocks
     if num_blocks is None:
         num_blocks = 1 + config.max_num_seqs * -(-limits.max_model_len // config.block_size)
-    return Engine.assemble(config, executor, num_blocks, limits, on_effects)
+    return Engine.assemble(config, executor, num_blocks, limits, on_effects, on_kv_events=on_kv_events)

@@ -24,7 +24,7 @@ from fastapi import FastAPI
 from headway.client.engine_client import EngineClient, EngineStartError
 from headway.client.engines import Engines
 from headway.client.restart_budget import RestartBudget
-from headway.config import EngineConfig, Role
+from headway.config import ANY_PEER, EngineConfig, Role
 from headway.logs import leave_out, log_to_standard_error
 from headway.server.activity import ActivityReport
 from headway.server.api import create_app
@@ -104,6 +104,10 @@ def app_of(config: EngineConfig, settings: ServerSettings) -> Callable[[Engines,
         enable_auto_tool_choice=settings.enable_auto_tool_choice,
         reasoning_parser=settings.reasoning_parser,
     )
+    if config.kv_peers == ANY_PEER:
+        raise ValueError(
+            f"kv_peers {ANY_PEER!r} is for clusters that find their engines themselves, as on Ray: name the addresses"
+        )
     if not settings.prefill:
         return make_app
     if config.role is not Role.DECODE:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 from fastapi import Request, Response
 from msgspec import Struct
@@ -37,6 +38,7 @@ class Service:
     strict_fields: unknown fields of requests are refused, see `UnknownFields`.
     tool_call_parser, enable_auto_tool_choice, reasoning_parser: see `AnswerParsers`.
     prefill: the engines that compute prompts for this one; None: it asks no engine by itself.
+    kv_from_requests: requests may say where the KV of their prompt is (`kv_transfer_params`).
     bodies: the bytes of all bodies that are being read.
     loop_monitor: `watch` is for the server to start.
     draining: the server is about to stop and takes no new requests.
@@ -59,6 +61,7 @@ class Service:
         enable_auto_tool_choice: bool = False,
         reasoning_parser: str | None = None,
         prefill: PrefillEngines | None = None,
+        kv_from_requests: bool = True,
     ) -> None:
         self.client = client
         self.model_name = model_name
@@ -74,6 +77,7 @@ class Service:
         self._trust_request_chat_template = trust_request_chat_template
         self._escape = SpecialTokenEscape(client.tokenizer) if escape_special_tokens else None
         self.prefill = prefill
+        self._kv_from_requests = kv_from_requests
         self.unknown_fields = UnknownFields(strict=strict_fields)
         self.admin_api = admin_api
         self.created = int(time.time())
@@ -104,6 +108,16 @@ class Service:
                 f"the model {name!r} does not exist: this server has {', '.join(map(repr, self.model_names))}",
                 code="model_not_found",
                 param="model",
+            )
+
+    def check_kv_source(self, params: Mapping[str, Any] | None) -> None:
+        """Raise ApiError for `kv_transfer_params` where requests may have none."""
+        if params and not self._kv_from_requests:
+            raise ApiError(
+                400,
+                "kv_transfer_params cannot be given here: this server finds the engines that prompts are computed on, "
+                "and reads KV from no address of a request; leave the field out",
+                param="kv_transfer_params",
             )
 
     @property

@@ -30,6 +30,7 @@ async def submit(
 ) -> Response:
     """Submit the prompts, and answer in the form of `face`."""
     service = service_of(request)
+    service.check_kv_source(body.kv_transfer_params)
     client = service.client
     body.cache_salt = salt_of(request, body.cache_salt)
     source = None

@@ -43,7 +43,8 @@ class KVConnector:
 
     manager: gets every outcome. num_token_ids: token ids go from 0 to one less.
     peers: the addresses that may be connected to, by what a request calls them; everything else is refused.
-    any_peer: every address may be connected to; the secret tells who is a peer.
+    any_peer: `pull_from` may name every address; the secret tells who is a peer. Requests, whose parameters come from
+        clients, may not.
     address: where peers find this engine, as D's `peers` call it; None: where it listens.
     listens: (host, port); port 0: any. lease_seconds: `lend_timeout` of the core.
     transport: see `LenderServer` and `PeerSetting`.
@@ -122,7 +123,7 @@ class KVConnector:
         try:
             if params is None:
                 raise ValueError("no engine lends it")
-            peer, text = self._find(params)
+            peer, text = self._find(params, everywhere=self._knows_all)
         except ValueError as error:
             if self._sourceless.pop(uid, None) is not None:
                 self._done(uid, None, str(error))
@@ -230,14 +231,14 @@ class KVConnector:
             peer.close()
         self.server.close()
 
-    def _find(self, params: Mapping[str, Any]) -> tuple[Peer, str]:
+    def _find(self, params: Mapping[str, Any], *, everywhere: bool = False) -> tuple[Peer, str]:
         try:
             handover = Handover.of(params)
         except ValueError:
             self._failures[Failure.BAD_PARAMS] += 1
             raise
         name = (handover.host, handover.port)
-        address = name if self._knows_all else self._known.get(name)
+        address = name if everywhere else self._known.get(name)
         if address is None:
             self._failures[Failure.UNKNOWN_PEER] += 1
             raise ValueError(f"{name[0]}:{name[1]} is not among the KV peers of this engine (--kv-peers)")

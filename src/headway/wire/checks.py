@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from headway.block_digests import DIGEST_SIZE
 from headway.errors import RequestError
 from headway.kv_transfer_params import copied
 from headway.request import NewRequest
@@ -48,10 +49,13 @@ def check_to_engine(message: to_engine.ToEngine, clients: Collection[int]) -> No
             _check_attach(client, address)
         case to_engine.Detach(client):
             _check_comes_and_goes(client)
+        case to_engine.TellCache(client) if client not in clients:
+            raise WireError(f"client {client}, which is not attached, wants to know the cache")
 
 
 def check_to_client(message: to_client.ToClient, num_token_ids: int) -> None:
-    """Raises WireError for a step whose arrays do not fit each other, or with a token that the model does not have.
+    """Raises WireError for a step whose arrays do not fit each other, or with a token that the model does not have, and
+    for parts of digests.
 
     num_token_ids: token ids go from 0 to one less.
     """
@@ -60,6 +64,10 @@ def check_to_client(message: to_client.ToClient, num_token_ids: int) -> None:
             _check_tokens(outputs, num_token_ids)
         for prompts in message.prompt_logprobs:
             _check_prompts(prompts, num_token_ids)
+    elif isinstance(message, to_client.CacheNews):
+        for joined in (message.stored, message.removed):
+            if len(joined) % DIGEST_SIZE:
+                raise WireError(f"digests have {DIGEST_SIZE} bytes each, got {len(joined)} bytes together")
 
 
 def _check_group(requests: list[NewRequest], clients: Collection[int]) -> None:

@@ -19,6 +19,7 @@ class Launch(msgspec.Struct, frozen=True):
     paused: whether the engine begins paused, because the engine process before it was.
     listen: a host of this machine where clients of other machines reach the engine too, see `encrypted.py`; None:
         there are none. `Ready.address` tells the address.
+    tells_cache: clients may ask which blocks the prefix cache holds, see `TellCache`.
     """
 
     config: EngineConfig
@@ -26,6 +27,7 @@ class Launch(msgspec.Struct, frozen=True):
     socket_dir: str
     paused: bool = False
     listen: str | None = None
+    tells_cache: bool = False
 
 
 def input_address(socket_dir: str) -> str:

@@ -16,6 +16,7 @@ from headway.transfer.counts import TransferCounts
 __all__ = [
     "Accepted",
     "AuditReport",
+    "CacheNews",
     "Lends",
     "LoadFailed",
     "Owner",
@@ -35,11 +36,13 @@ class Ready(msgspec.Struct, frozen=True, tag=True, array_like=True):
     """The engine is loaded and takes requests. config: the limits in force, with the number of blocks.
 
     address: where clients of other machines reach the engine, see `Launch.listen`; None: nowhere.
+    tells_cache: `TellCache` is answered.
     """
 
     config: SchedulerConfig
     placement: Placement = Placement()
     address: str | None = None
+    tells_cache: bool = False
 
 
 class LoadFailed(msgspec.Struct, frozen=True, tag=True, array_like=True):
@@ -134,6 +137,20 @@ class Status(msgspec.Struct, frozen=True, tag=True, array_like=True):
     kv_events: KVEventCounts | None = None
 
 
+class CacheNews(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """What has changed in the prefix cache, for clients that have sent `TellCache`. See `block_digests.py`.
+
+    number: one more than that of the news before; a gap means that news were lost. anew: nothing but `stored` is held,
+    also where numbers are missing. stored, removed: the digests of blocks that can be found from now on, and that
+    cannot any more, one after the other.
+    """
+
+    number: int
+    anew: bool
+    stored: bytes
+    removed: bytes = b""
+
+
 class Returned(msgspec.Struct, frozen=True, tag=True, array_like=True):
     """The value that a call returned; see the call for its type. number: of the call."""
 
@@ -149,4 +166,4 @@ class Raised(msgspec.Struct, frozen=True, tag=True, array_like=True):
     message: str
 
 
-ToClient = Ready | LoadFailed | Accepted | Refused | Lends | Step | Status | Returned | Raised
+ToClient = Ready | LoadFailed | Accepted | Refused | Lends | Step | Status | CacheNews | Returned | Raised

@@ -105,10 +105,16 @@ class Detach(msgspec.Struct, frozen=True, tag=True, array_like=True):
     client: int
 
 
+class TellCache(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """This client wants `CacheNews`: first of everything, then of what changes. Only where `Ready.tells_cache`."""
+
+    client: int
+
+
 class Shutdown(msgspec.Struct, frozen=True, tag=True, array_like=True):
     """Stop the engine process; running requests may go on for `grace` seconds."""
 
     grace: float = 0.0
 
 
-ToEngine = AddGroup | Abort | Finish | PullFrom | Call | Attach | Detach | Shutdown
+ToEngine = AddGroup | Abort | Finish | PullFrom | Call | Attach | Detach | TellCache | Shutdown

@@ -131,6 +131,23 @@ async def test_prompts_that_begin_alike_go_to_one_engine(ray: Ray) -> None:
     assert all(len(home) == 1 for home in homes)
 
 
+async def test_an_api_replica_knows_what_others_have_sent_to_the_engines(ray: Ray) -> None:
+    """The engines say what is in their caches. So a prompt goes where it is, also if its home is another engine."""
+    await ray.start("a", "b")
+    engines = ray.engines
+    assert engines is not None
+    for first in range(5, 11):  # of these prompts some have the other engine as their home
+        for name, client in list(engines.engines.items()):
+            if first % 2 == (name == "a"):  # as another API replica would: past the choice of this one
+                await bounded(answered(client.submit([request(ray, f"other-{first}", 2, first)], stream=True)))
+    exact = engines._choice._states
+    await until(lambda: sum(len(state.seen) for state in exact.values()) == 6 * (200 // 16))
+    for first in range(5, 11):
+        await bounded(answered(engines.submit([request(ray, f"r{first}", 2, first)], stream=True)))
+    assert ray.routed == ["a" if first % 2 else "b" for first in range(5, 11)]
+    assert all(state.exact for state in exact.values())
+
+
 async def test_a_client_that_leaves_ends_the_call_and_the_request(ray: Ray) -> None:
     await ray.start("a")
     assert ray.engines is not None

@@ -9,6 +9,8 @@
 
 Ray places and restarts replicas, and counts what each has to do. It carries no token: requests go from the API replica
 to the engine process, and tokens come back, by the messages of `wire/` over encrypted sockets whose keys Ray hands out.
+By the same sockets each engine process says to each API replica which blocks its cache holds (`CacheNews`, with numbers
+that show a gap); so all of them choose alike, whatever was sent by which.
 
 options.py          what a cluster is made of, from the arguments of `build_app`
 app.py              the deployments

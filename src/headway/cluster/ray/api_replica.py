@@ -64,6 +64,7 @@ class ApiReplica:
         settings, lenders = self._options.settings, self._lenders
         more: dict[str, Any] = {}
         if lenders is not None:
+            more["kv_from_requests"] = False  # decode engines read from every address that they are told
             more["prefill"] = Lenders(
                 lenders,
                 least_tokens=settings.max_local_prefill_tokens + 1,

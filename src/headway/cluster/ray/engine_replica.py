@@ -57,7 +57,12 @@ class EngineReplica:
         settings = options.settings
         config = options.lender(host) if role is Role.PREFILL else options.engine(role)
         arguments = ("--log-format", settings.log_format, "--log-level", settings.log_level)
-        client = await EngineClient.start(config, engine_args=(*settings.engine_args, *arguments), listen=host)
+        client = await EngineClient.start(
+            config,
+            engine_args=(*settings.engine_args, *arguments),
+            listen=host,
+            tells_cache=config.enable_prefix_caching,
+        )
         return cls(client, host, options)
 
     async def hold(self, ticket: int, client: int) -> None:

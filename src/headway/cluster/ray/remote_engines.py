@@ -13,7 +13,7 @@ import itertools
 import logging
 import secrets
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import zmq
@@ -205,6 +205,7 @@ class RemoteEngines(EngineClients):
             index=remote.number,
             max_waiting=self._max_waiting,
             placement=ready.placement,
+            tells_cache=ready.tells_cache,
             prompts=self.prompts,
         )
         remote.link = link
@@ -273,8 +274,7 @@ class RemoteEngines(EngineClients):
                 raise DuplicateRequestError(f"request id {request_id!r} is in use")
         if self._shut_down:
             raise self._refusal()
-        first = Prefixes.of(requests[0].prompt, requests[0].cache_salt)
-        prompt = replace(first, num_tokens=sum(len(request.prompt) for request in requests))
+        prompt = self._prefixes(requests)
         self._ids.update(ids)
 
         async def place() -> Place:

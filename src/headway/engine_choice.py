@@ -14,6 +14,7 @@ credit is at most `max_imbalance`: no prompt waits for more than so many tokens 
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_left
 from collections import Counter, OrderedDict
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
@@ -91,9 +92,12 @@ class _State:
 
     def num_known(self, prompt: Prefixes) -> int:
         """Tokens at the beginning of the prompt that are in the engine's cache, or are being computed."""
+        if self.exact:  # what an engine says to hold, it holds from the beginning: half of the rest at each look
+            lacks = bisect_left(prompt.digests, True, key=lambda one: one not in self.seen and one not in self.opened)
+            return lacks * prompt.piece
         num = 0
         for digest in prompt.digests:
-            if digest not in self.seen and digest not in self.opened:
+            if digest not in self.seen:
                 break
             num += 1
         return num * prompt.piece
@@ -242,8 +246,9 @@ class EngineChoice(Generic[Engine]):
             state.report(load, now)
 
     def learn(self, engine: Engine, digests: Iterable[bytes]) -> None:
-        """The engine has these pieces in its cache. From the first time on only what it says counts, and the prompts
-        that it computes; `Prefixes` must have the engine's own digests then, see `block_digests.of_prompt`."""
+        """The engine has these pieces in its cache, and all pieces before them. From the first time on only what it
+        says counts, and the prompts that it computes; `Prefixes` must have the engine's own digests then, see
+        `block_digests.of_prompt`."""
         state = self._states.get(engine)
         if state is not None:
             state.be_exact()

@@ -21,6 +21,7 @@ _SERVICE_OPTIONS = (
     "reasoning_parser",
     "prefill",
     "kv_from_requests",
+    "api_replica",
     "doors",
     "model_aliases",
 )

@@ -41,6 +41,13 @@ async def test_an_http_request_counts_with_its_status_and_duration_when_it_is_ov
     assert values['http_request_duration_seconds_count{handler="/v1/completions",method="POST"}'] == 1
 
 
+async def test_a_server_of_several_at_one_address_says_on_each_line_which_it_is(make_api: MakeApi) -> None:
+    api = make_api(api_replica="10.0.0.7:99")
+    await api.post("/v1/completions", json={"prompt": "abc", "max_tokens": 3})
+    lines = [line for line in (await api.get("/metrics")).text.splitlines() if not line.startswith("#")]
+    assert len(lines) > 100 and all('api_replica="10.0.0.7:99"' in line for line in lines)
+
+
 async def test_the_counts_of_a_request_are_those_of_its_prompt_and_answers(api: Api) -> None:
     await api.post("/v1/completions", json={"prompt": [1, 2, 3], "max_tokens": 4, "n": 2})
     values = await page(api)

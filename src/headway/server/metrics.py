@@ -41,10 +41,11 @@ Read = Callable[[], Mapping[tuple[str, ...], float]]
 class ServerMetrics:
     """The page of a server, and what this process counts for it. One event loop writes; any thread may read the page.
 
-    The engines are observed from now on.
+    The engines are observed from now on. api_replica: a label of everything on the page, for servers whose pages are
+    read at one address, and which share no folder.
     """
 
-    def __init__(self, model_name: str, engines: Engines) -> None:
+    def __init__(self, model_name: str, engines: Engines, api_replica: str | None = None) -> None:
         self._model_name = model_name
         self._counted = CollectorRegistry()  # in this process
         self._tracked: list[tuple[Counter | Gauge, Read, dict[tuple[str, ...], float]]] = []
@@ -78,10 +79,9 @@ class ServerMetrics:
         folder = os.environ.get(FOLDER_VARIABLE)
         self._page = CollectorRegistry()
         if folder is None:
-            self._page.register(_Page([self._counted, *read]))
-            ProcessCollector(registry=self._page)
+            self._page.register(_Page([self._counted, *read, ProcessCollector(registry=None)], api_replica))
         else:  # numbers of one of several processes would mislead
-            self._page.register(_Page([MultiProcessCollector(None, folder), *read]))
+            self._page.register(_Page([MultiProcessCollector(None, folder), *read], api_replica))
         engines.observe(lambda engine: EngineObserver(requests, model_name, engine))
 
     def track(self, name: str, text: str, labels: Iterable[str], read: Read) -> None:
@@ -127,14 +127,19 @@ class ServerMetrics:
 class _Page(Collector):
     """The families of several sources, each once, and a copy under the other prefix of each that has Headway's."""
 
-    def __init__(self, sources: Iterable[Collector | CollectorRegistry]) -> None:
+    def __init__(self, sources: Iterable[Collector | CollectorRegistry], api_replica: str | None) -> None:
         self._sources = list(sources)
+        self._more_labels = {} if api_replica is None else {"api_replica": api_replica}
 
     def collect(self) -> Iterator[Metric]:
         families: dict[str, Metric] = {}
         for source in self._sources:
             for family in source.collect():
-                samples = [sample for sample in family.samples if not sample.name.endswith("_created")]
+                samples = [
+                    sample._replace(labels={**sample.labels, **self._more_labels})
+                    for sample in family.samples
+                    if not sample.name.endswith("_created")
+                ]
                 known = families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
                 known.samples += samples
         for family in families.values():

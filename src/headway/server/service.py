@@ -39,6 +39,7 @@ class Service:
     tool_call_parser, enable_auto_tool_choice, reasoning_parser: see `AnswerParsers`.
     prefill: the engines that compute prompts for this one; None: it asks no engine by itself.
     kv_from_requests: requests may say where the KV of their prompt is (`kv_transfer_params`).
+    api_replica: see `ServerMetrics`.
     bodies: the bytes of all bodies that are being read.
     loop_monitor: `watch` is for the server to start.
     draining: the server is about to stop and takes no new requests.
@@ -62,6 +63,7 @@ class Service:
         reasoning_parser: str | None = None,
         prefill: PrefillEngines | None = None,
         kv_from_requests: bool = True,
+        api_replica: str | None = None,
     ) -> None:
         self.client = client
         self.model_name = model_name
@@ -81,7 +83,7 @@ class Service:
         self.unknown_fields = UnknownFields(strict=strict_fields)
         self.admin_api = admin_api
         self.created = int(time.time())
-        self.metrics = ServerMetrics(model_name, client)
+        self.metrics = ServerMetrics(model_name, client, api_replica)
         if prefill is not None:
             outcomes = prefill.outcomes
             self.metrics.track(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
+import os
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -31,11 +32,18 @@ logger = logging.getLogger(__name__)
 
 
 class ApiReplica:
-    """`start` makes it. For one event loop. engines: that decode; lenders: that only prefill, if there are such."""
+    """`start` makes it. For one event loop. host: of this machine. engines: that decode; lenders: that only prefill, if
+    there are such."""
 
     def __init__(
-        self, options: ClusterOptions, files: ModelFiles, engines: RemoteEngines, lenders: RemoteEngines | None
+        self,
+        options: ClusterOptions,
+        host: str,
+        files: ModelFiles,
+        engines: RemoteEngines,
+        lenders: RemoteEngines | None,
     ) -> None:
+        self._host = host
         self._options = options
         self._files = files
         self._engines = engines
@@ -56,13 +64,13 @@ class ApiReplica:
             return await _reach(handle, options, role, host, files, tokenizer, model)
 
         if lenders is None:
-            return cls(options, files, await reach(engines, Role.MIXED), None)
-        return cls(options, files, await reach(engines, Role.DECODE), await reach(lenders, Role.PREFILL))
+            return cls(options, host, files, await reach(engines, Role.MIXED), None)
+        return cls(options, host, files, await reach(engines, Role.DECODE), await reach(lenders, Role.PREFILL))
 
     def app(self) -> FastAPI:
         """The application."""
         settings, lenders = self._options.settings, self._lenders
-        more: dict[str, Any] = {}
+        more: dict[str, Any] = {"api_replica": f"{self._host}:{os.getpid()}"}
         if lenders is not None:
             more["kv_from_requests"] = False  # decode engines read from every address that they are told
             more["prefill"] = Lenders(

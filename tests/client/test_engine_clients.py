@@ -286,6 +286,14 @@ class TestCalls:
                 *(to_engine.ResetCache, to_engine.AuditEngine),
             ]
 
+    async def test_an_engine_that_is_not_there_is_a_problem_of_the_audit(self, make: MakeFleet) -> None:
+        fleet = make({"ask": answers}, {"ask": answers})
+        fleet.links["0"].end("killed by SIGKILL")
+        await fleet.engines.engines["0"].dead.wait()
+        report = await fleet.engines.audit()
+        assert report.problems[0] == "engine 1: block 3 is lost"
+        assert report.problems[1].startswith("engine 0 is not there: ") and len(report.problems) == 2
+
     async def test_an_engine_that_is_being_restarted_meanwhile_begins_paused(self, make: MakeFleet) -> None:
         begun: list[bool] = []
         may_open = asyncio.Event()

@@ -300,13 +300,18 @@ class EngineClients:
         return sum(await _all(client.reset_prefix_cache(timeout) for client in self._taking()))
 
     async def audit(self, timeout: float = 30.0) -> AuditReport:
-        """Of all engines that are there: problems and owners are named with their engine, if there are several."""
+        """Of all engines: problems and owners are named with their engine, if there are several. An engine that is not
+        there is a problem."""
         names = [name for name, client in self._clients.items() if client in self._taking()]
+        absent = {name: client.why_refused() for name, client in self._clients.items() if name not in names}
         reports = await _all(self._clients[name].audit(timeout) for name in names)
-        if len(reports) == 1:
+        if len(self._clients) == 1:
             return reports[0]
         return AuditReport(
-            problems=tuple(f"engine {name}: {one}" for name, report in zip(names, reports) for one in report.problems),
+            problems=(
+                *(f"engine {name}: {one}" for name, report in zip(names, reports) for one in report.problems),
+                *(f"engine {name} is not there: {why}" for name, why in absent.items()),
+            ),
             owners=tuple(
                 replace(owner, name=f"{owner.name} (engine {name})")
                 for name, report in zip(names, reports)

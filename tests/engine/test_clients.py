@@ -91,7 +91,7 @@ async def test_a_client_that_goes_takes_its_requests_along_and_no_other(link: Pr
     assert uid(0) not in first.ends()
     link.send(to_engine.Finish([uid(0)]))
     assert (await first.until_ended(uid(0)))[uid(0)].reason is FinishReason.STOP
-    assert tokens_of(first) == {uid(0)}
+    assert tokens_of(first) <= {uid(0)}, "the end may come before the first token"
 
 
 async def test_a_client_that_is_killed_is_told_of_by_another(link: ProcessLink) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,9 @@ def lead(settings: Callable[..., EngineConfig], monkeypatch: pytest.MonkeyPatch)
         if oddity is not None:
             monkeypatch.setenv(ODDITY, oddity)
             monkeypatch.setattr("headway.executor.ranks.rank_group._MODULE", "tests.executor.ranks.odd_rank")
-            monkeypatch.syspath_prepend(Path(__file__).parents[3])
+            root = str(Path(__file__).parents[3])  # a rank imports nothing from its working folder
+            monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH")))))
+            monkeypatch.syspath_prepend(root)
         config = settings(name, size, **fields)
         made.append(Leader(ModelFiles.resolve(config), config))
         return made[-1]

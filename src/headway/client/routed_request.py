@@ -1,9 +1,11 @@
-"""A client request that another engine may get if the first cannot take it."""
+"""Client requests that another engine may get if the first cannot take them."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from types import TracebackType
+from typing import Self
 
 from headway.client.pending_request import PendingRequest, Update
 from headway.errors import EngineDeadError, QueueFullError, ShuttingDownError
@@ -11,10 +13,43 @@ from headway.errors import EngineDeadError, QueueFullError, ShuttingDownError
 Submit = Callable[[], PendingRequest]
 
 
-class RoutedRequest:
-    """Iterates as `PendingRequest` does. It goes to the next engine if its engine dies or is full before the first
-    update was handed out: so its client, which has seen nothing, sees nothing of that. **This is the one place where a
-    retry is decided.** Each engine gets the request once.
+class MovableRequest(ABC):
+    """Iterates as `PendingRequest` does. It goes to another engine if its engine dies or is full before the first
+    update was handed out: so its client, which has seen nothing, sees nothing of that."""
+
+    @staticmethod
+    def may_move(error: Exception, *, begun: bool) -> bool:
+        """**The one rule of retries.** begun: whether an update was handed out."""
+        is_of_the_engine = isinstance(error, (EngineDeadError, QueueFullError))
+        return is_of_the_engine and not isinstance(error, ShuttingDownError) and not begun
+
+    def __aiter__(self) -> Self:
+        return self
+
+    @abstractmethod
+    async def __anext__(self) -> list[Update]:
+        """The updates for one turn."""
+
+    @property
+    @abstractmethod
+    def complete(self) -> bool:
+        """Whether no more updates will come. Updates that have come may still have to be fetched."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @abstractmethod
+    def close(self) -> None:
+        """Abort the answers that are unfinished. Idempotent."""
+
+
+class RoutedRequest(MovableRequest):
+    """A request that is at an engine from the beginning. Each engine gets it once.
 
     first: the request at its first engine. another: gives it to the next engine; None: there is none.
     begun: called once for each of these engines: it need not compute the prompt any more. True: it has failed.
@@ -26,24 +61,19 @@ class RoutedRequest:
         self._pending = first
         self._another = another
         self._begun = begun
-        self._may_move = True
-
-    def __aiter__(self) -> RoutedRequest:
-        return self
+        self._has_begun = False
 
     async def __anext__(self) -> list[Update]:
         while True:
             try:
                 updates = await anext(self._pending)
-            except ShuttingDownError:
-                raise
             except (EngineDeadError, QueueFullError) as error:
-                if not self._may_move:
+                if not self.may_move(error, begun=self._has_begun):
                     raise
                 self._begun(isinstance(error, EngineDeadError))
                 pending = self._another()
                 if pending is None:
-                    self._may_move = False
+                    self._has_begun = True
                     raise
                 self._pending = pending
             else:
@@ -52,24 +82,14 @@ class RoutedRequest:
 
     @property
     def complete(self) -> bool:
-        """Whether no more updates will come. Updates that have come may still have to be fetched."""
         return self._pending.complete
 
-    def __enter__(self) -> RoutedRequest:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     def close(self) -> None:
-        """Abort the answers that are unfinished. Idempotent."""
         self._stay()
         self._pending.close()
 
     def _stay(self) -> None:
         """It has begun, or is over: it goes to no other engine."""
-        if self._may_move:
-            self._may_move = False
+        if not self._has_begun:
+            self._has_begun = True
             self._begun(False)

@@ -59,10 +59,6 @@ class ServerProcess(Kept):
         """The process id of the API process; None while there is none."""
         return None if self._process is None else self._process.pid
 
-    def engine_pids(self) -> list[int]:
-        """The process ids of its engine, as it was when the server began to take requests."""
-        return [process.pid for process in self._family]
-
     @abstractmethod
     def command(self) -> Sequence[str]:
         """The program, and its arguments."""

@@ -78,6 +78,12 @@ async def test_an_engine_that_dies_before_the_first_word_is_not_noticed_by_the_c
     assert engines.log == ["place 0", "leave 0 failed", "place 1", "begun", "leave 1", "over"]
 
 
+async def test_an_engine_that_is_full_is_not_noticed_by_the_client_either() -> None:
+    engines = Engines(Pending(QueueFullError("full")), Pending("a"))
+    assert await engines.read() == "a"
+    assert engines.log == ["place 0", "leave 0", "place 1", "begun", "leave 1", "over"]
+
+
 async def test_after_the_first_word_the_error_is_the_end() -> None:
     engines = Engines(Pending("a", EngineDeadError("killed")), Pending("b"))
     with pytest.raises(EngineDeadError):

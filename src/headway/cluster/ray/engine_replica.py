@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from typing import Any
@@ -112,13 +111,6 @@ class EngineReplica:
     async def _watch(self) -> None:
         await self._client.dead.wait()
         self._desk.fail(self._client.why_unhealthy() or "the engine has died")
-
-
-async def closed(replica: EngineReplica | None) -> None:
-    """Close a replica that may not have started."""
-    if replica is not None:
-        with contextlib.suppress(asyncio.CancelledError):
-            await replica.close()
 
 
 def host_here() -> str:

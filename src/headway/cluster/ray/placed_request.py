@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
-from types import TracebackType
 from typing import NamedTuple
 
 from headway.client.pending_request import PendingRequest, Update
-from headway.errors import EngineDeadError, ShuttingDownError
+from headway.client.routed_request import MovableRequest
+from headway.errors import EngineDeadError, QueueFullError
 
 logger = logging.getLogger(__name__)
 
@@ -25,9 +25,8 @@ class Place(NamedTuple):
     leave: Callable[[bool], None]
 
 
-class PlacedRequest:
-    """Iterates as `PendingRequest` does. If its engine dies before the first update was handed out, another engine gets
-    it: its client, which has seen nothing, sees nothing of that.
+class PlacedRequest(MovableRequest):
+    """A request that Ray places, at most MOST_PLACES times.
 
     place: gives the request to an engine. May be cancelled. over: called once, when the request is.
     """
@@ -39,9 +38,6 @@ class PlacedRequest:
         self._num_places = 0
         self._has_begun = False
         self._closed = False
-
-    def __aiter__(self) -> PlacedRequest:
-        return self
 
     async def __anext__(self) -> list[Update]:
         while True:
@@ -55,12 +51,12 @@ class PlacedRequest:
             except StopAsyncIteration:
                 self.close()
                 raise
-            except EngineDeadError as error:
+            except (EngineDeadError, QueueFullError) as error:
                 engine = self._place.engine
-                self._leave(failed=True)
-                if isinstance(error, ShuttingDownError) or self._has_begun or self._num_places >= MOST_PLACES:
+                self._leave(failed=isinstance(error, EngineDeadError))
+                if not self.may_move(error, begun=self._has_begun) or self._num_places >= MOST_PLACES:
                     raise
-                logger.info("engine %s has died (%s); a request that had not begun goes to another", engine, error)
+                logger.info("engine %s cannot (%s); a request that had not begun goes to another", engine, error)
                 continue
             if not self._has_begun:
                 self._has_begun = True
@@ -69,19 +65,9 @@ class PlacedRequest:
 
     @property
     def complete(self) -> bool:
-        """Whether no more updates will come. Updates that have come may still have to be fetched."""
         return self._closed or (self._place is not None and self._place.pending.complete)
 
-    def __enter__(self) -> PlacedRequest:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     def close(self) -> None:
-        """Abort the answers that are unfinished. Idempotent."""
         if not self._closed:
             self._closed = True
             self._leave()

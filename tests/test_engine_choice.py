@@ -96,6 +96,17 @@ class TestCaches:
         choice.begin(1, Prefixes.of(pieces(*range(5, 6 + 4 * WORTH))))
         assert choice.order(Prefixes.of([*prompt, 1, 2]), 0.0) == [0, 1]
 
+    @pytest.mark.parametrize(("kv_usage", "first"), [(0.4, 1), (0.9, 0)])
+    def test_a_conversation_leaves_its_engine_only_when_the_kv_cache_is_nearly_full(
+        self, kv_usage: float, first: int
+    ) -> None:
+        choice = EngineChoice(range(2), home_worth=0)
+        prompt = pieces(*range(8))
+        computed(choice, 1, prompt)
+        choice.report(0, Load(), 0.0)
+        choice.report(1, Load(kv_usage=kv_usage), 0.0)
+        assert choice.order(Prefixes.of(prompt), 0.0)[0] == first
+
     def test_prompts_of_another_tenant_are_not_known(self) -> None:
         prompt = pieces(1, 2)
         assert Prefixes.of(prompt).digests == Prefixes.of(prompt, None).digests != Prefixes.of(prompt, "a").digests
@@ -200,6 +211,38 @@ class TestExact:
         assert choice.order(Prefixes.of(prompt), 0.0) == [0, 1]
         choice.end(0, first, failed=False, now=0.0)
         assert choice.order(Prefixes.of(prompt), 0.0) == [1, 0]
+
+    def test_a_prompt_that_no_engine_knows_goes_where_the_least_was_stored_lately(self) -> None:
+        choice = EngineChoice(range(3))
+        for engine, number in ((0, 3), (1, 1), (2, 2)):
+            choice.learn(engine, Prefixes.of(pieces(*range(10 * engine, 10 * engine + number))).digests)
+        unknown = [Prefixes.of(pieces(100 + number)) for number in range(5)]
+        assert choice.order(unknown[0], 0.0)[0] == 1
+        choice.begin(1, Prefixes.of(pieces(50, 51)))  # is not stored yet
+        assert choice.order(unknown[1], 0.0)[0] == 2
+
+    def test_what_was_stored_long_ago_counts_less_and_less(self) -> None:
+        """An engine whose cache is full and idle gets new prompts, though it has stored the most of all."""
+        choice = EngineChoice(range(2))
+        busy = [Prefixes.of(pieces(number)) for number in range(50)]
+        for number in range(60):
+            choice.learn(0, Prefixes.of(pieces(100 + number)).digests)
+            if number >= 20:
+                choice.forget(0, Prefixes.of(pieces(80 + number)).digests)
+        for before, prompt in zip(busy, busy[10:]):
+            choice.begin(1, prompt)
+            choice.learn(1, prompt.digests)
+            choice.end(1, prompt, failed=False, now=0.0)
+            choice.forget(1, before.digests)
+        assert choice.order(Prefixes.of(pieces(200)), 0.0) == [0, 1]
+
+    def test_an_engine_that_begins_anew_has_stored_nothing(self) -> None:
+        choice = EngineChoice(range(2))
+        choice.learn(0, Prefixes.of(pieces(1, 2)).digests)
+        choice.learn(1, Prefixes.of(pieces(3)).digests)
+        choice.forget(0)
+        choice.learn(0, [])
+        assert choice.order(Prefixes.of(pieces(4)), 0.0) == [0, 1]
 
 
 class TestComing:
@@ -322,12 +365,15 @@ TestChoiceMachine.settings = settings(examples(2), stateful_step_count=40)
 
 
 class Cache:
-    """The prefix cache of an engine: whole pieces, the least recently used goes first."""
+    """The prefix cache of an engine: whole pieces, the least recently used goes first. stored, removed: by the last
+    prompt."""
 
     def __init__(self, num_pieces: int) -> None:
         self._num_pieces = num_pieces
         self._held: OrderedDict[bytes, None] = OrderedDict()
         self.num_tokens = self.num_hits = 0
+        self.stored: list[bytes] = []
+        self.removed: list[bytes] = []
 
     def compute(self, prompt: Prefixes) -> None:
         self.num_tokens += prompt.num_tokens
@@ -337,11 +383,13 @@ class Cache:
                 break
             hits += 1
         self.num_hits += hits * PIECE
+        self.stored = [digest for digest in prompt.digests if digest not in self._held]
         for digest in reversed(prompt.digests):  # so that the end of a prompt goes before its beginning
             self._held[digest] = None
             self._held.move_to_end(digest)
+        self.removed = []
         while len(self._held) > self._num_pieces:
-            self._held.popitem(last=False)
+            self.removed.append(self._held.popitem(last=False)[0])
 
 
 @cache
@@ -412,3 +460,44 @@ def test_two_caches_are_nearly_worth_one_twice_as_large(
     chosen = hit_rate(seed, [num_pieces] * 2, by_choice(2, num_processes, depth, num_pieces))
     assert chosen >= 0.95 * one
     assert chosen > 1.2 * in_turn
+
+
+def exactly(num_engines: int, num_processes: int, num_pieces: int, seed: int, lag: int) -> float:
+    """The hit rate of engines that say what they hold, to several processes that choose, after this many more prompts;
+    prompts are computed for as long. Engines tell how much of their KV cache is in use, too."""
+    chance = random.Random(seed)
+    processes = [EngineChoice[int]() for _ in range(num_processes)]
+    caches = [Cache(num_pieces) for _ in range(num_engines)]
+    for choice in processes:
+        for engine in range(num_engines):
+            choice.add(engine, num_cache_tokens=num_pieces * PIECE)
+            choice.learn(engine, [])
+    running: list[tuple[EngineChoice[int], int, Prefixes, list[bytes], list[bytes]]] = []
+    for prompt in conversations(seed, 1_500):
+        while len(running) > lag:
+            choice, engine, ended, stored, removed = running.pop(0)
+            choice.end(engine, ended, failed=False, now=0.0)
+            for each in processes:
+                each.learn(engine, stored)
+                each.forget(engine, removed)
+        for engine in range(num_engines):
+            in_use = sum(len(one.digests) for _, other, one, _, _ in running if other == engine)
+            for choice in processes:
+                choice.report(engine, Load(kv_usage=min(1.0, in_use / num_pieces)), 0.0)
+        choice = chance.choice(processes)
+        engine = choice.order(prompt, 0.0)[0]
+        choice.begin(engine, prompt)
+        caches[engine].compute(prompt)
+        running.append((choice, engine, prompt, caches[engine].stored, caches[engine].removed))
+    return sum(cache_.num_hits for cache_ in caches) / sum(cache_.num_tokens for cache_ in caches)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("lag", [0, 4])
+@pytest.mark.parametrize("num_engines", [2, 4])
+@pytest.mark.parametrize("num_processes", [1, 4])
+def test_caches_that_are_told_of_are_nearly_worth_one_as_large_as_all(
+    seed: int, lag: int, num_engines: int, num_processes: int
+) -> None:
+    one = hit_rate(seed, [800], lambda *_: 0)
+    assert exactly(num_engines, num_processes, 800 // num_engines, seed, lag) >= 0.95 * one

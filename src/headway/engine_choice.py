@@ -6,9 +6,11 @@ with several engines, a router in a cluster.
 The cost of a prompt on an engine, in tokens: the work before it, less the **credit** of the engine. The credit is what
 the engine knows of the prompt, several times over. One engine counts as if it knew the whole prompt, its **home**: a
 hash of the first piece that belongs to the prompt alone says which. So prompts with a common beginning are spread over
-all caches, and several processes that choose send the turns of a conversation to the same engine without talking. There
-is no home where all engines say what they have, and one of them has more of the prompt than its common beginning. The
-credit is at most `max_imbalance`: no prompt waits for more than so many tokens beyond the least that it could.
+all caches, and several processes that choose send the turns of a conversation to the same engine without talking.
+
+Where all engines say what they have, the home is the engine that has stored the least lately, so that all caches turn
+over at one pace; and there is none where one of them has more of the prompt than its common beginning. The credit is at
+most `max_imbalance`: no prompt waits for more than so many tokens beyond the least that it could.
 """
 
 from __future__ import annotations
@@ -74,12 +76,15 @@ class _State:
         in these. num_open: tokens of these. unreported: tokens of these that came before and after its last report; the
         report may not have counted the first either.
     num_given: prompts so far; of an engine that comes later, as many as the others had at least.
+    size: tokens that its cache can hold. num_stored: digests that it has said to store; those of long ago count less.
     """
 
-    def __init__(self, most: int, num_given: int) -> None:
-        self.most = most
+    def __init__(self, size: int, num_given: int) -> None:
+        self.size = size
+        self.most = min(MAX_PIECES, size // PIECE)
         self.seen: OrderedDict[bytes, None] = OrderedDict()
         self.exact = False
+        self.num_stored = 0.0
         self.open: dict[Prefixes, tuple[int, int]] = {}
         self.opened: Counter[bytes] = Counter()
         self.num_open = 0
@@ -151,8 +156,14 @@ class _State:
         """Tokens that the engine computes before a new prompt; what it decodes counts as tokens too."""
         if not self.num_reports:
             return self.num_open
-        decoding = PER_RUNNING * self.load.num_running + round(self.load.kv_usage * full_cache)
+        # The square: requests wait, or are computed again, only as a KV cache fills up; far from that it is no reason
+        # to give up what the engine knows.
+        decoding = PER_RUNNING * self.load.num_running + round(self.load.kv_usage**2 * full_cache)
         return self.load.num_waiting_tokens + sum(self.unreported) + decoding
+
+    def turnover(self, piece: int) -> float:
+        """What it has stored lately, and will have stored when its prompts are computed, as a share of its size."""
+        return (self.num_stored * piece + self.num_open) / max(self.size, 1)
 
 
 class EngineChoice(Generic[Engine]):
@@ -190,10 +201,10 @@ class EngineChoice(Generic[Engine]):
 
     def add(self, engine: Engine, *, num_cache_tokens: int | None = None) -> None:
         """An engine has come, or begins anew, with an empty cache. num_cache_tokens: its size, if known."""
-        most = MAX_PIECES if num_cache_tokens is None else min(MAX_PIECES, num_cache_tokens // PIECE)
+        size = MAX_PIECES * PIECE if num_cache_tokens is None else num_cache_tokens
         self._states.pop(engine, None)
         num_given = min((state.num_given for state in self._states.values()), default=0)
-        self._states[engine] = _State(most, num_given)
+        self._states[engine] = _State(size, num_given)
 
     def remove(self, engine: Engine) -> None:
         """An engine has gone, and all its prompts with it."""
@@ -205,9 +216,11 @@ class EngineChoice(Generic[Engine]):
         num_common, own = self._own_piece(prompt)
         ranks = {engine: _rank(engine, own) for engine in self._states}
         home: Engine | None = None
-        all_say = all(state.exact for state in self._states.values())
-        if own and not (all_say and max(known.values(), default=0) > num_common * prompt.piece):
-            home = min(ranks, key=lambda engine: ranks[engine], default=None)
+        if own and not all(state.exact for state in self._states.values()):
+            home = min(ranks, key=lambda engine: ranks[engine])
+        elif own and max(known.values(), default=0) <= num_common * prompt.piece:
+            turnovers = {engine: state.turnover(prompt.piece) for engine, state in self._states.items()}
+            home = min(ranks, key=lambda engine: (turnovers[engine], ranks[engine]), default=None)
 
         def cost(engine: Engine) -> tuple[bool, int, int, bytes]:
             state = self._states[engine]
@@ -226,6 +239,7 @@ class EngineChoice(Generic[Engine]):
         if state is not None:
             self._note(prompt)
             state.begin(prompt)
+            self._age()
 
     def end(self, engine: Engine, prompt: Prefixes, *, failed: bool, now: float) -> None:
         """The engine has computed the prompt, or failed, or the prompt is not wanted any more. After a failure nothing
@@ -252,16 +266,26 @@ class EngineChoice(Generic[Engine]):
         state = self._states.get(engine)
         if state is not None:
             state.be_exact()
+            before = len(state.seen)
             state.seen.update(dict.fromkeys(digests))
+            state.num_stored += len(state.seen) - before
 
     def forget(self, engine: Engine, digests: Iterable[bytes] | None = None) -> None:
         """The engine does not have these pieces any more. None: it has nothing."""
         state = self._states.get(engine)
         if state is not None and digests is None:
             state.seen.clear()
+            state.num_stored = 0.0
         elif state is not None:
             for digest in digests or ():
                 state.seen.pop(digest, None)
+
+    def _age(self) -> None:
+        """What was stored counts half once the engines have stored twice what they hold."""
+        states = self._states.values()
+        if sum(state.num_stored for state in states) > 2 * sum(len(state.seen) for state in states):
+            for state in states:
+                state.num_stored /= 2
 
     def _own_piece(self, prompt: Prefixes) -> tuple[int, bytes]:
         """How many pieces the prompt has in common with others, and the first piece behind them: the same in all turns

@@ -32,12 +32,19 @@ def options(step_seconds: float = 0.002) -> ClusterOptions:
 
 
 class Ray:
-    """Routes calls as Ray does: by the order that the office says, to replicas that run."""
+    """Routes calls as Ray does: by the order that the office says, to replicas that run.
+
+    when_routed: called when a replica has taken a call. outlive: a call does not end on the replica when the caller
+        cancels it: the network does not promise more.
+    """
 
     def __init__(self) -> None:
         self.replicas: dict[str, EngineReplica] = {}
         self.engines: RemoteEngines | None = None
         self.routed: list[str] = []
+        self.when_routed: Callable[[], object] = lambda: None
+        self.outlive = False
+        self.held: list[asyncio.Task[None]] = []
 
     async def call(self, ticket: int, client: int) -> None:
         assert self.engines is not None
@@ -47,7 +54,10 @@ class Ray:
             order = self.engines.order(ticket)
         self.routed.append(order[0])
         self.engines.routed(ticket, order[0])
-        await self.replicas[order[0]].hold(ticket, client)
+        self.when_routed()
+        held = asyncio.ensure_future(self.replicas[order[0]].hold(ticket, client))
+        self.held.append(held)
+        await (asyncio.shield(held) if self.outlive else held)
 
     def tell(self, *, without: tuple[str, ...] = ()) -> None:
         assert self.engines is not None
@@ -85,6 +95,8 @@ async def ray() -> AsyncIterator[Ray]:
     finally:
         await asyncio.wait_for(engines.shutdown(), PATIENCE)
         await asyncio.gather(*(replica.close() for replica in one.replicas.values()))
+        for held in one.held:
+            held.cancel()
 
 
 def request(ray: Ray, name: str, max_tokens: int = 4, first: int = 5) -> NewRequest:
@@ -156,6 +168,18 @@ async def test_a_client_that_leaves_ends_the_call_and_the_request(ray: Ray) -> N
     pending.close()
     await until(lambda: not ray.replicas["a"]._desk.num_open)
     await until(lambda: ray.engines is not None and ray.engines.snapshot.num_running == 0)
+
+
+async def test_a_client_that_leaves_just_as_a_replica_has_taken_its_call_ends_the_call(ray: Ray) -> None:
+    await ray.start("a")
+    ray.outlive = True
+    assert ray.engines is not None
+    reading = asyncio.ensure_future(answered(ray.engines.submit([request(ray, "r", LONG)], stream=True)))
+    ray.when_routed = reading.cancel
+    await asyncio.wait([reading], timeout=PATIENCE)
+    assert reading.cancelled() and len(ray.held) == 1
+    await until(ray.held[0].done)
+    assert await bounded(answered(ray.engines.submit([request(ray, "r", 2)], stream=True))) == 2
 
 
 async def test_a_replica_whose_engine_is_killed_fails_what_has_begun_and_the_rest_goes_to_another(ray: Ray) -> None:

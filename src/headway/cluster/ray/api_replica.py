@@ -114,12 +114,19 @@ async def _reach(
 ) -> RemoteEngines:
     config = options.engine(role)
     most = options.config.max_num_seqs + options.config.max_waiting
-    hold = handle.options(method_name="hold")
+    # By gRPC, and not by Ray's own calls of actors, which cost several times more. A handle comes from where the
+    # application is deployed, and would keep the transport of that process.
+    hold = handle.options(method_name="hold", stream=True, _by_reference=False)
 
     async def call(ticket: int, client: int) -> None:
         try:
             # Apart from the HTTP request: Ray would count all calls of one request as one, and cancel them with it.
-            await contextvars.Context().run(hold.remote, ticket, client)
+            response = contextvars.Context().run(hold.remote, ticket, client)
+            try:
+                async for _ in response:
+                    pass
+            finally:
+                response.cancel()  # Ray does not, where the call was routed but nothing of it was read yet
         except BackPressureError as error:
             raise QueueFullError(f"all engines are full: {error.message}; try again later") from None
 

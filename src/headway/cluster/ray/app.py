@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
@@ -31,7 +32,6 @@ _STATS_SECONDS = 1.0
 _LEAN = {
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
-    "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
     "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1000",
 }
 _QUIET = {"enable_access_log": False}
@@ -53,9 +53,12 @@ class Engine:
         """Ray brings it to the policy."""
         return self._replica.stats()
 
-    async def hold(self, ticket: int, client: int) -> None:
-        """See `EngineReplica.hold`."""
+    async def hold(self, ticket: int, client: int) -> AsyncIterator[None]:
+        """See `EngineReplica.hold`. A stream of nothing: of a plain call by gRPC Ray does not say that the replica has
+        taken it before it is over."""
         await self._replica.hold(ticket, client)
+        return
+        yield
 
     def check_health(self) -> None:
         """Raises RuntimeError, saying why, if the engine must be started again."""

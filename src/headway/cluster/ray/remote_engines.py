@@ -289,7 +289,6 @@ class RemoteEngines(EngineClients):
         ticket = next(self._next_ticket)
         waiting = self._tickets[ticket] = _Ticket(prompt, asyncio.get_running_loop().create_future())
         call = asyncio.ensure_future(self._call(ticket, self._me))
-        name: str | None = None
         try:
             both: set[asyncio.Future[Any]] = {waiting.routed, call}
             await asyncio.wait(both, timeout=PLACE_SECONDS, return_when=asyncio.FIRST_COMPLETED)
@@ -305,7 +304,8 @@ class RemoteEngines(EngineClients):
         except BaseException:
             call.cancel()
             self._unask(waiting)
-            self._end_ticket(ticket, name)
+            if waiting.routed.done():  # also if this task has been cancelled before it could see that
+                self._end_ticket(ticket, waiting.routed.result())
             raise
         finally:
             del self._tickets[ticket]
@@ -322,9 +322,8 @@ class RemoteEngines(EngineClients):
 
         return Place(name, pending, begun, leave)
 
-    def _end_ticket(self, ticket: int, name: str | None) -> None:
-        remote = None if name is None else self._remotes.get(name)
-        if remote is not None:
+    def _end_ticket(self, ticket: int, name: str) -> None:
+        if (remote := self._remotes.get(name)) is not None:
             self._tell(remote, desk.Over(self._me, [ticket]))
 
     def _call_ended(self, name: str, call: asyncio.Future[None]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import re
 import signal
 import socket
@@ -15,6 +16,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from headway.engine_choice import PIECE, EngineChoice, Prefixes
 from tests.server.running import Server, failed_start, is_running, save_without_weights
 
 SIMULATED = ("--executor", "simulated", "--base-s", "0.02")  # 250 tokens take 5 seconds
@@ -197,6 +199,25 @@ def test_an_engine_of_two_that_is_killed_fails_its_requests_alone_and_counts_on_
         assert 'http_requests_total{handler="/v1/completions",method="POST",status="2xx"} ' in counted
         assert server.stop(signal.SIGTERM, PATIENCE) == 0
         assert server.leftovers() == []
+
+
+def test_engines_of_a_server_say_what_they_hold_and_are_filled_alike(model: Path) -> None:
+    """By the hash alone all these prompts would go to engine 0."""
+    chance = random.Random(5)
+    choice = EngineChoice(("0", "1"))
+    with Server(model, engine_args=("--executor", "simulated"), options={**TWO, "data_parallel_size": 2}) as server:
+
+        def given(engine: str) -> float:
+            return by_engine(server, "prompt_tokens_total")[engine]
+
+        for _ in range(60):
+            prompt = [chance.randrange(1, 200) for _ in range(2 * PIECE)]
+            if choice.order(Prefixes.of(prompt), 0.0)[0] != "0":
+                continue
+            assert httpx.post(f"{server.url}/v1/completions", json={**ASK, "prompt": prompt}).status_code == 200
+            if given("1") >= 2 * len(prompt):
+                return
+        raise AssertionError("an engine gets nothing, though the other one holds much more")
 
 
 def by_engine(server: Server, name: str) -> dict[str, float]:

@@ -128,6 +128,7 @@ async def _client_of(launch: ApiLaunch, news: EngineNews) -> Engines:
             restarts=SupervisorsRestarts(news, engine),
             max_waiting=launch.config.max_waiting,
             placement=ready.placement,
+            tells_cache=ready.tells_cache,
             prompts=prompts,
         )
         client.begin_after(before)

@@ -28,8 +28,8 @@ class EngineProcess(Kept):
     paused if the last pulse said so.
 
     number: of the engine, from 0. found: gives settings and limits once the model is found, or raises. engine_args: see
-    `python -m headway.engine.process --help`. environment: None: that of this process. tell: gets the news of its
-    lives. news: the last of them; None: there are none yet.
+    `python -m headway.engine.process --help`. environment: None: that of this process. tells_cache: its clients may ask
+    which blocks its cache holds. tell: gets the news of its lives. news: the last of them; None: there are none yet.
     """
 
     def __init__(
@@ -39,6 +39,7 @@ class EngineProcess(Kept):
         *,
         engine_args: Sequence[str],
         environment: Mapping[str, str] | None,
+        tells_cache: bool,
         tell: Callable[[News], None],
     ) -> None:
         self.name = f"engine-{number}"
@@ -49,6 +50,7 @@ class EngineProcess(Kept):
         self._found = found
         self._engine_args = engine_args
         self._environment = environment
+        self._tells_cache = tells_cache
         self._tell = tell
         self._link: ProcessLink | None = None
         self._ending = asyncio.Event()
@@ -61,7 +63,8 @@ class EngineProcess(Kept):
         how = "it was asked to end"
         try:
             config, limits = await self._found()
-            link.launch(config, limits, paused=self._totals.snapshot.paused)
+            tells_cache = self._tells_cache and config.enable_prefix_caching
+            link.launch(config, limits, paused=self._totals.snapshot.paused, tells_cache=tells_cache)
             if await self._unless_asked_to_end(link.wait_ready()):
                 before = self._totals.counted(self._num_lives)
                 self._num_lives += 1

@@ -65,6 +65,7 @@ class Supervisor:
                     partial(self._found_for, engine),
                     engine_args=engine_args(settings),
                     environment=environment_of(config, engine, settings.data_parallel_size),
+                    tells_cache=settings.data_parallel_size > 1,  # for the choice among engines
                     tell=self._tell_servers,
                 )
                 for engine in range(settings.data_parallel_size)

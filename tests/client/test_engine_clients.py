@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+import gc
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import pytest
@@ -11,9 +12,10 @@ import pytest
 from headway.client.engine_client import EngineClient, Update
 from headway.client.engine_clients import TYPICAL_PROMPT, EngineClients, load_of
 from headway.client.engine_life import Reopen
+from headway.client.engines import Pending
+from headway.client.joined_request import in_parts
 from headway.client.link import Link
 from headway.client.restart_budget import RestartBudget
-from headway.client.routed_request import RoutedRequest
 from headway.client.token_processor import Ended, Processed
 from headway.config import SchedulerConfig
 from headway.engine_choice import PIECE, Load
@@ -28,7 +30,7 @@ from headway.errors import (
 from headway.request import NewRequest
 from headway.sampling import SamplingParams
 from headway.scheduler.audit import Owner
-from headway.wire import to_engine
+from headway.wire import to_client, to_engine
 from headway.wire.to_client import AuditReport, Snapshot
 from tests.server.fakes import ANSWER, FakeLink, fake_client, settled, status
 
@@ -51,10 +53,17 @@ class Fleet:
         client, self.links[name] = fake_client(reopen=reopen, restarts=restarts, max_model_len=1024, **behaviour)
         return client
 
-    def submit(self, name: str, prompt: list[int] | None = None, *, stream: bool = True, n: int = 1) -> RoutedRequest:
+    def submit(self, name: str, prompt: list[int] | None = None, *, stream: bool = True, n: int = 1) -> Pending:
         sampling = SamplingParams(max_tokens=len(ANSWER), n=n)
         packed = self.engines.pack(prompt or [1, 2, 3])
         return self.engines.submit([NewRequest(request_id=name, prompt=packed, sampling=sampling)], stream=stream)
+
+    def submit_all(self, names: str, *, stream: bool = True) -> Pending:
+        """A client request of several prompts."""
+        sampling = SamplingParams(max_tokens=len(ANSWER))
+        prompt = self.engines.pack([1, 2, 3])
+        requests = [NewRequest(request_id=name, prompt=prompt, sampling=sampling) for name in names]
+        return self.engines.submit(requests, stream=stream)
 
     async def answer(self, name: str, prompt: list[int] | None = None, *, stream: bool = True, n: int = 1) -> str:
         with self.submit(name, prompt, stream=stream, n=n) as pending:
@@ -63,6 +72,11 @@ class Fleet:
     def of(self, request_id: str) -> list[str]:
         """The engines that were given this request, in order."""
         return [name for name in self.links if request_id in self.given(name)]
+
+    def uid(self, name: str) -> int:
+        """Of the only request that this engine was given."""
+        (uid,) = [one.uid for group in self.links[name].sent_of(to_engine.AddGroup) for one in group.requests]
+        return uid
 
     def given(self, name: str) -> list[str]:
         return [one.request_id for group in self.links[name].sent_of(to_engine.AddGroup) for one in group.requests]
@@ -89,7 +103,7 @@ async def make() -> AsyncIterator[Callable[..., Fleet]]:
 MakeFleet = Callable[..., Fleet]
 
 
-async def first(pending: RoutedRequest) -> list[Update]:
+async def first(pending: Pending) -> list[Update]:
     async with asyncio.timeout(PATIENCE):
         return await anext(pending)
 
@@ -255,6 +269,120 @@ class TestRefusals:
         (name,) = fleet.of("a")
         assert [link.sent_of(to_engine.Abort) != [] for link in fleet.links.values()] == [name == "0", name == "1"]
         assert fleet.engines.num_open == 0
+
+
+class TestSeveralPrompts:
+    """Of one client request."""
+
+    @pytest.mark.parametrize(
+        ("num_prompts", "num_engines", "parts"),
+        [(1, 3, [[0]]), (2, 3, [[0], [1]]), (5, 2, [[0, 1], [2, 3, 4]]), (4, 0, [[0, 1, 2, 3]])],
+    )
+    def test_neighbours_stay_together(self, num_prompts: int, num_engines: int, parts: list[list[int]]) -> None:
+        assert [list(part) for part in in_parts(num_prompts, num_engines)] == parts
+
+    @pytest.mark.parametrize("stream", [True, False])
+    async def test_they_are_shared_out_and_each_answer_is_that_of_its_prompt(
+        self, make: MakeFleet, stream: bool
+    ) -> None:
+        fleet = make({}, {})
+        texts = dict.fromkeys(range(5), "")
+        with fleet.submit_all("abcde", stream=stream) as pending:
+            async for updates in pending:
+                for update in updates:
+                    assert update.output.request_id == "abcde"[update.prompt_index]
+                    texts[update.prompt_index] += text_of([update])
+            assert pending.complete
+        assert set(texts.values()) == {ANSWER}
+        assert sorted(len(fleet.given(name)) for name in "01") == [2, 3]
+        assert fleet.engines.num_open == 0
+
+    async def test_a_refusal_of_one_engine_comes_before_any_update_and_ends_all(self, make: MakeFleet) -> None:
+        fleet = make({"silent": True, "accept": False}, {"silent": True, "accept": False})
+        with fleet.submit_all("ab") as pending:
+            reading = asyncio.ensure_future(first(pending))
+            (ready, begun), (late, refused) = ((name, fleet.uid(name)) for name in fleet.links)
+            fleet.links[ready].say(to_client.Accepted(begun))
+            fleet.links[ready].step([begun], fleet.links[ready].tokens[:1])
+            await settled()
+            assert not reading.done()
+            fleet.links[late].say(to_client.Refused(refused, 0, "invalid", "temperature must be at least 0"))
+            with pytest.raises(RequestError, match="temperature"):
+                await reading
+        assert fleet.links[ready].sent_of(to_engine.Abort) and fleet.engines.num_open == 0
+
+    async def test_updates_come_once_all_engines_have_accepted(self, make: MakeFleet) -> None:
+        fleet = make({"silent": True}, {"silent": True})
+        with fleet.submit_all("ab") as pending:
+            for name, link in fleet.links.items():
+                link.step([fleet.uid(name)], link.tokens[:1])
+            assert text_of(await first(pending))[:1] == ANSWER[0]
+
+    async def test_a_part_of_which_nothing_has_come_goes_to_another_engine_alone(self, make: MakeFleet) -> None:
+        fleet = make({"silent": True}, {})
+        with fleet.submit_all("abcd") as pending:
+            seen = await first(pending)
+            assert not {update.output.request_id for update in seen} & set(fleet.given("0"))
+            fleet.links["0"].end("killed")
+            async with asyncio.timeout(PATIENCE):
+                seen += [update async for updates in pending for update in updates]
+        assert text_of(seen) == 4 * ANSWER and set(fleet.given("1")) == set("abcd")
+        assert fleet.engines.retried == {"0": 1}
+
+    async def test_two_parts_that_fail_at_once_are_one_error(
+        self, make: MakeFleet, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        fleet = make({"silent": True}, {"silent": True})
+
+        async def fail() -> None:  # its frames are gone at the end, and what they hold
+            with fleet.submit_all("ab") as pending:
+                reading = asyncio.ensure_future(first(pending))
+                await settled()
+                fleet.engines.fail_open()
+                with pytest.raises(ShuttingDownError):
+                    await reading
+
+        await fail()
+        gc.collect()
+        await settled()
+        assert "never retrieved" not in caplog.text
+
+    async def test_a_client_that_leaves_is_told_to_all_engines(self, make: MakeFleet) -> None:
+        fleet = make({"silent": True}, {"silent": True})
+        with fleet.submit_all("ab") as pending:
+            reading = asyncio.ensure_future(first(pending))
+            await settled()
+            reading.cancel()
+        await settled()
+        assert all(link.sent_of(to_engine.Abort) for link in fleet.links.values())
+        assert fleet.engines.num_open == 0
+
+    async def test_an_id_that_is_in_use_is_refused_before_any_engine_gets_a_part(self, make: MakeFleet) -> None:
+        fleet = make({"silent": True}, {"silent": True})
+        with fleet.submit_all("ab"):
+            with pytest.raises(DuplicateRequestError, match="'b' is in use"):
+                fleet.submit_all("cb")
+            with pytest.raises(DuplicateRequestError, match="same request id"):
+                fleet.submit_all("cc")
+            assert fleet.engines.num_open == 2 and not fleet.of("c")
+
+    async def test_if_no_engine_takes_the_rest_none_keeps_a_part(
+        self, make: MakeFleet, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        fleet = make({"silent": True}, {"silent": True})
+        submit, taken = EngineClient.submit, list[str]()
+
+        def full_after_one(client: EngineClient, requests: Sequence[NewRequest], **how: Any) -> Any:
+            if taken:
+                raise QueueFullError("full")
+            taken.append(requests[0].request_id)
+            return submit(client, requests, **how)
+
+        monkeypatch.setattr(EngineClient, "submit", full_after_one)
+        with pytest.raises(QueueFullError):
+            fleet.submit_all("ab")
+        assert taken == ["a"] and fleet.engines.num_open == 0
+        assert [len(link.sent_of(to_engine.Abort)) for link in fleet.links.values()] in ([1, 0], [0, 1])
 
 
 def answers(call: to_engine.EngineCall) -> Any:

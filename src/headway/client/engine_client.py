@@ -262,6 +262,7 @@ class EngineClient:
         stream: bool,
         source: FindSource | None = None,
         shown: Sequence[str] = (),
+        confirm: bool = False,
     ) -> PendingRequest:
         """Send the prompts of one client request; returns at once. A large one goes to the engine in slices.
 
@@ -270,12 +271,13 @@ class EngineClient:
         source: of the KV of the only prompt, which pulls; it is asked when the engine has blocks. None: such a prompt
             brings `kv_transfer_params`.
         shown: special tokens that are in the text of the answers, although special tokens are left out.
+        confirm: False: a single answer counts as accepted at once; its refusal still comes before any update of it.
 
         Raises DuplicateRequestError, QueueFullError, EngineDeadError or EngineRestartingError. The engine finds all
         other errors of a request; iterating the result raises them.
         """
         self._life.check_alive()
-        return self.requests.add(requests, stream=stream, source=source, shown=shown)
+        return self.requests.add(requests, stream=stream, source=source, shown=shown, confirm=confirm)
 
     async def pause(self, mode: PauseMode = "abort", *, reset_prefix_cache: bool = True, timeout: float = 30.0) -> None:
         """See `Manager.pause`. Like every call it also raises EngineDeadError if the engine stops before it answers,

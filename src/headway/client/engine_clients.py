@@ -1,7 +1,7 @@
 """Several engines as an API process sees them: one surface, over an `EngineClient` each.
 
-A request goes to the engine that `EngineChoice` says, with all its prompts. Engines may come and go; an engine that is
-down, or is being restarted, gets no requests meanwhile.
+A request goes to the engine that `EngineChoice` says; several prompts of one request are shared out. Engines may come
+and go; an engine that is down, or is being restarted, gets no requests meanwhile.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from numpy.typing import NDArray
 
 from headway import block_digests
 from headway.client.engine_client import EngineClient, check_num_answers
-from headway.client.engines import Observe
+from headway.client.engines import Observe, Pending
+from headway.client.joined_request import JoinedRequest, Part, in_parts
 from headway.client.kv_sources import FindSource
 from headway.client.pending_request import PendingRequest
 from headway.client.prompt_encoder import PromptEncoder
-from headway.client.routed_request import RoutedRequest
+from headway.client.routed_request import MovableRequest, RoutedRequest
 from headway.client.totals import added, counters_of
 from headway.config import EngineConfig, PauseMode, SchedulerConfig
 from headway.engine_choice import EngineChoice, Load, Prefixes
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 T = TypeVar("T")
+SubmitTo = Callable[[EngineClient], PendingRequest]
 
 TYPICAL_PROMPT = 256  # tokens that a waiting prompt counts as, before the engine has computed any
 logger = logging.getLogger(__name__)
@@ -195,12 +197,36 @@ class EngineClients:
         stream: bool,
         source: FindSource | None = None,
         shown: Sequence[str] = (),
-    ) -> RoutedRequest:
-        """See `EngineClient.submit`. All prompts go to one engine; if it dies or is full before anything has come of
-        them, to the next: see `RoutedRequest`."""
-        for request in requests:
-            if any(request.request_id in client.requests for client in self._clients.values()):
-                raise DuplicateRequestError(f"request id {request.request_id!r} is in use")
+    ) -> Pending:
+        """See `EngineClient.submit`. The prompts are shared out to the engines (`in_parts`); a part goes on to the next
+        engine if its engine dies or is full before anything has come of it: see `RoutedRequest`."""
+        ids = {request.request_id for request in requests}
+        for request_id in ids:
+            if self._is_in_use(request_id):
+                raise DuplicateRequestError(f"request id {request_id!r} is in use")
+        if len(ids) < len(requests):
+            raise DuplicateRequestError("two prompts of one request have the same request id")
+        shares = in_parts(len(requests), len(self._choice.engines))
+
+        def submit_to(client: EngineClient, part: Sequence[NewRequest]) -> PendingRequest:
+            return client.submit(part, stream=stream, source=source, shown=shown, confirm=len(shares) > 1)
+
+        parts: list[Part] = []
+        try:
+            for share in shares:
+                prompts = requests[share.start : share.stop]
+                parts.append(Part(self._submit_part(prompts, partial(submit_to, part=prompts)), share.start))
+        except BaseException:
+            for part in parts:
+                part.pending.close()
+            raise
+        return parts[0].pending if len(parts) == 1 else JoinedRequest(parts)
+
+    def _is_in_use(self, request_id: str) -> bool:
+        return any(request_id in client.requests for client in self._clients.values())
+
+    def _submit_part(self, requests: Sequence[NewRequest], submit_to: SubmitTo) -> MovableRequest:
+        """Give these prompts to one engine, the best for the first of them. submit_to: gives them to an engine."""
         prompt = self._prefixes(requests)
         tried: list[str] = []
 
@@ -209,7 +235,7 @@ class EngineClients:
             while (name := self._best(prompt, tried)) is not None:
                 tried.append(name)
                 try:
-                    pending = self._clients[name].submit(requests, stream=stream, source=source, shown=shown)
+                    pending = submit_to(self._clients[name])
                 except QueueFullError as error:
                     full = error
                     continue
@@ -235,7 +261,7 @@ class EngineClients:
         return RoutedRequest(pending, another, begun)
 
     def _prefixes(self, requests: Sequence[NewRequest]) -> Prefixes:
-        """The prompts of a client request, as the choice sees them: known by the first. In the engines' own blocks, if
+        """Prompts that go to one engine, as the choice sees them: known by the first. In the engines' own blocks, if
         they say what they hold."""
         first = requests[0]
         num_tokens = sum(len(request.prompt) for request in requests)

@@ -30,7 +30,7 @@ class Feed:
     refuse that one, before anything is computed.
 
     register: makes the answers of a request. send: sends a slice; `take` must be called with the engine's word on it.
-    window: the most answers inside.
+    window: the most answers inside. confirm: the engine is to say that it has taken even a single answer.
     """
 
     def __init__(
@@ -39,6 +39,8 @@ class Feed:
         register: Callable[[NewRequest], list[NewRequest]],
         send: Callable[[list[NewRequest]], None],
         window: int,
+        *,
+        confirm: bool = False,
     ) -> None:
         longest = max(range(len(requests)), key=lambda index: len(requests[index].prompt))
         self._requests = deque([requests[longest], *requests[:longest], *requests[longest + 1 :]])
@@ -49,6 +51,7 @@ class Feed:
         self._slice: list[NewRequest] = []  # sent; the engine has not said yet how many it took
         self._num_inside = 0
         self.num_answers = sum(request.sampling.n for request in requests)
+        self.confirms = confirm or self.num_answers > 1  # whether the engine says that it takes a slice
         self.num_waiting = self.num_answers  # neither taken nor in the slice
         self.begun = False  # whether the engine has taken any answer
         self.leader: int | None = None  # the uid of an answer that goes alone; the others wait for `follow`

@@ -85,6 +85,7 @@ class OpenRequests:
         stream: bool,
         source: FindSource | None = None,
         shown: Sequence[str] = (),
+        confirm: bool = False,
     ) -> PendingRequest:
         """See `EngineClient.submit`."""
         request_ids = [request.request_id for request in requests]
@@ -98,6 +99,7 @@ class OpenRequests:
             partial(self._register, stream=stream, shown=shown, now=now),
             partial(self._send_slice, pending),
             self._window,
+            confirm=confirm,
         )
         if feed.num_answers > 1 and self.num_waiting + feed.num_answers > self._capacity:
             raise QueueFullError(
@@ -117,7 +119,7 @@ class OpenRequests:
         if source is not None:
             assert feed.slice_uid is not None, "the first answer is on its way"
             self._sources.expect(feed.slice_uid, source)
-        if feed.num_answers == 1:  # the engine says nothing if it takes a single answer
+        if not feed.confirms:
             pending.accept()
         return pending
 
@@ -227,7 +229,7 @@ class OpenRequests:
         uid = answers[0].uid
         assert uid is not None, "`_register` gives uids"
         self._by_slice[uid] = pending
-        self._send(to_engine.AddGroup(answers, confirm=self._feeds[pending].num_answers > 1))
+        self._send(to_engine.AddGroup(answers, confirm=self._feeds[pending].confirms))
 
     def _follow(self, step: to_client.Step) -> None:
         """Send the answers whose leader has its first token, or is over."""

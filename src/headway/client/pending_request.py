@@ -49,13 +49,14 @@ class PendingRequest:
     back until the engine has accepted the first answers: so its refusal always comes before any update.
 
     release: called when no more updates are wanted. `OpenRequests` calls `take`, `accept` and `fail`.
+    accepted: whether the engine has taken the first answers.
     """
 
     def __init__(self, release: Callable[[PendingRequest], None], request_ids: Sequence[str]) -> None:
         self._release = release
         self.request_ids = tuple(request_ids)  # of the prompts, in order
         self._unfinished = set(request_ids)
-        self._accepted = False
+        self.accepted = False
         self._updates: deque[Update] = deque()
         self._last: dict[tuple[int, int], RequestDelta] = {}  # the last delta of each answer that waits
         self._unread = 0  # bytes of the updates, about
@@ -70,7 +71,7 @@ class PendingRequest:
         while True:
             if self._error is not None:
                 raise self._error
-            if self._accepted and self._updates:
+            if self.accepted and self._updates:
                 if self._has_more:  # left by the turn before
                     self._has_more = False
                     await asyncio.sleep(0)
@@ -99,7 +100,7 @@ class PendingRequest:
     @property
     def complete(self) -> bool:
         """Whether no more updates will come. Updates that have come may still have to be fetched."""
-        return self._accepted and not self._unfinished
+        return self.accepted and not self._unfinished
 
     def __enter__(self) -> PendingRequest:
         return self
@@ -159,7 +160,7 @@ class PendingRequest:
 
     def accept(self) -> None:
         """The engine has accepted the first answers. Idempotent."""
-        self._accepted = True
+        self.accepted = True
         self._wake.set()
 
     def fail(self, error: Exception) -> None:

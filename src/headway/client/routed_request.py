@@ -32,6 +32,11 @@ class MovableRequest(ABC):
 
     @property
     @abstractmethod
+    def accepted(self) -> bool:
+        """Whether an engine has taken the first answers."""
+
+    @property
+    @abstractmethod
     def complete(self) -> bool:
         """Whether no more updates will come. Updates that have come may still have to be fetched."""
 
@@ -79,6 +84,10 @@ class RoutedRequest(MovableRequest):
             else:
                 self._stay()
                 return updates
+
+    @property
+    def accepted(self) -> bool:
+        return self._pending.accepted
 
     @property
     def complete(self) -> bool:

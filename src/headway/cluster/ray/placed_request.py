@@ -64,6 +64,10 @@ class PlacedRequest(MovableRequest):
             return updates
 
     @property
+    def accepted(self) -> bool:
+        return self._closed or (self._place is not None and self._place.pending.accepted)
+
+    @property
     def complete(self) -> bool:
         return self._closed or (self._place is not None and self._place.pending.complete)
 

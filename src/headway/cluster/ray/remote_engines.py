@@ -14,20 +14,21 @@ import logging
 import secrets
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import zmq
 
 from headway.client.engine_client import EngineClient
-from headway.client.engine_clients import EngineClients
-from headway.client.kv_sources import FindSource
+from headway.client.engine_clients import EngineClients, SubmitTo
 from headway.client.link import AttachedLink, EngineStartError
+from headway.client.routed_request import MovableRequest
 from headway.cluster.ray import desk
 from headway.cluster.ray.identity import Identity
 from headway.cluster.ray.placed_request import Place, PlacedRequest
 from headway.config import SchedulerConfig
 from headway.engine_choice import Prefixes
-from headway.errors import DuplicateRequestError, EngineRestartingError
+from headway.errors import EngineRestartingError
 from headway.model_files import ModelFiles
 from headway.request import NewRequest
 from headway.wire import encrypted
@@ -259,32 +260,19 @@ class RemoteEngines(EngineClients):
 
     # -- requests
 
-    def submit(  # type: ignore[override]
-        self,
-        requests: Sequence[NewRequest],
-        *,
-        stream: bool,
-        source: FindSource | None = None,
-        shown: Sequence[str] = (),
-    ) -> PlacedRequest:
-        """See `EngineClient.submit`; all prompts go to one engine."""
-        ids = [request.request_id for request in requests]
-        for request_id in ids:
-            if request_id in self._ids:
-                raise DuplicateRequestError(f"request id {request_id!r} is in use")
+    def _is_in_use(self, request_id: str) -> bool:
+        return request_id in self._ids
+
+    def _submit_part(self, requests: Sequence[NewRequest], submit_to: SubmitTo) -> MovableRequest:
         if self._shut_down:
             raise self._refusal()
+        ids = [request.request_id for request in requests]
         prompt = self._prefixes(requests)
         self._ids.update(ids)
 
-        async def place() -> Place:
-            return await self._place(
-                prompt, lambda client: client.submit(requests, stream=stream, source=source, shown=shown)
-            )
+        return PlacedRequest(partial(self._place, prompt, submit_to), lambda: self._ids.difference_update(ids))
 
-        return PlacedRequest(place, lambda: self._ids.difference_update(ids))
-
-    async def _place(self, prompt: Prefixes, submit: Callable[[EngineClient], Any]) -> Place:
+    async def _place(self, prompt: Prefixes, submit_to: SubmitTo) -> Place:
         """Let Ray choose, and give the request to the engine it chose. Raises EngineDeadError or QueueFullError."""
         ticket = next(self._next_ticket)
         waiting = self._tickets[ticket] = _Ticket(prompt, asyncio.get_running_loop().create_future())
@@ -300,7 +288,7 @@ class RemoteEngines(EngineClients):
             client = self._clients.get(name)
             if client is None:
                 raise EngineRestartingError(f"engine {name} has just gone")
-            pending = submit(client)
+            pending = submit_to(client)
         except BaseException:
             call.cancel()
             self._unask(waiting)

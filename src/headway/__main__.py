@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import signal
-import sys
+from typing import NoReturn
+
+from headway.exit import exit_process
 
 _INTERRUPTED = 130  # exit code
 
 
-def main() -> int:
-    """Run the command line of the process. Returns the exit code. Ctrl-C ends it without a traceback at any time."""
+def main() -> NoReturn:
+    """Run the command line, and end the process. Ctrl-C ends it without a traceback at any time."""
     try:
         from headway.cli import main as run
 
         code = run()
     except KeyboardInterrupt:
         code = _INTERRUPTED
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process ends now: a second Ctrl-C has nothing to add
-    return code
+    exit_process(code)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

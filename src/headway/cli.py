@@ -32,6 +32,7 @@ from headway.commands.command import Command, UsageError
 from headway.commands.laboratory import LaboratoryGroup
 from headway.commands.vllm_line import VllmCommand
 from headway.errors import EngineDeadError
+from headway.exit import exit_process
 
 logger = logging.getLogger(__name__)
 
@@ -146,4 +147,4 @@ def bench(context: typer.Context) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_process(main())

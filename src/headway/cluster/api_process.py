@@ -11,7 +11,6 @@ import os
 import select
 import shutil
 import socket
-import sys
 from collections.abc import Iterable
 from functools import partial
 
@@ -28,6 +27,7 @@ from headway.client.totals import Counted
 from headway.cluster.api_server import ApiLaunch
 from headway.cluster.engine_news import EngineNews, SupervisorsRestarts
 from headway.config import SchedulerConfig
+from headway.exit import exit_process
 from headway.model_files import ModelFiles
 from headway.server.metrics import FOLDER_VARIABLE
 from headway.server.serve import serve_with
@@ -151,4 +151,4 @@ async def _link_to(engine: int, news: EngineNews) -> tuple[Link, Ready, Counted]
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_process(main())

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 
 import msgspec
 
 from headway.cluster.group_server import Member
+from headway.exit import exit_process
 from headway.server.serve import serve
 
 STDIN = 0  # read without Python's buffer: a thread that waits would keep the buffer's lock at exit
@@ -39,4 +39,4 @@ def _end_with_the_group() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_process(main())

@@ -17,7 +17,6 @@ import os
 import queue
 import shutil
 import signal
-import sys
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -36,6 +35,7 @@ from headway.engine.writer import OnEffects, OnKVEvents
 from headway.error_text import first_line
 from headway.executor.load_stages import stage
 from headway.executor.simulated import StepTimeModel
+from headway.exit import exit_process
 from headway.logs import LogFormat, LogLevel, log_to_standard_error
 from headway.wire import codec, to_client
 from headway.wire.launch import Launch, output_address
@@ -153,4 +153,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_process(main())

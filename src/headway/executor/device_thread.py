@@ -43,6 +43,7 @@ class DeviceThread:
         self._enqueued: SimpleQueue[tuple[int, Any] | None] = SimpleQueue()  # steps, or StepResults of failed ones
         self._stopping = False
         # Daemons: a step that hangs in native code cannot be interrupted, and must not keep the process alive.
+        # `exit_process` ends a process beside them.
         self._threads = [threading.Thread(target=self._loop, name="headway-device", daemon=True)]
         if fetch is not None:
             self._threads.append(threading.Thread(target=self._fetch_loop, name="headway-results", daemon=True))

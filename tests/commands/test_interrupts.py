@@ -7,12 +7,13 @@ import contextlib
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from headway import cli
+from headway import __main__, cli
 from headway.commands.interrupts import Interrupts
 from headway.simulation import simulate
 
@@ -146,3 +147,29 @@ def test_interrupts_in_the_middle_of_an_answer_end_the_command_in_silence() -> N
             command.send_signal(signal.SIGINT)
         assert command.wait(60) == 130
         assert command.stderr.read() == b""
+
+
+class Finalised:
+    """Is interrupted, or fails, where no error can be raised."""
+
+    def __init__(self, error: type[BaseException]) -> None:
+        self._error = error
+
+    def __del__(self) -> None:
+        raise self._error
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_interrupt_while_an_object_is_finalised_is_not_lost(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reached = False
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "unraisablehook", __main__._raise_where_it_can_be)
+        Finalised(ValueError)
+        assert "ValueError" in capsys.readouterr().err
+        with pytest.raises(KeyboardInterrupt):
+            Finalised(KeyboardInterrupt)
+            time.sleep(60)
+            reached = True
+    assert not reached and capsys.readouterr().err == ""

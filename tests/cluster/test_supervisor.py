@@ -8,7 +8,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -197,6 +197,34 @@ def test_an_engine_of_two_that_is_killed_fails_its_requests_alone_and_counts_on_
         assert 'http_requests_total{handler="/v1/completions",method="POST",status="2xx"} ' in counted
         assert server.stop(signal.SIGTERM, PATIENCE) == 0
         assert server.leftovers() == []
+
+
+def test_an_api_process_that_starts_while_an_engine_restarts_serves_with_the_others_and_takes_it_later(
+    model: Path,
+) -> None:
+    with Server(model, engine_args=SLOW, options={**TWO, "data_parallel_size": 2}) as server:
+        old, stopped = api_processes(server), engines(server)
+        os.kill(stopped[0], signal.SIGKILL)
+        (engine,) = wait_for_new(lambda: engines(server), stopped)
+        os.kill(engine, signal.SIGSTOP)  # it does not come for as long as a test wants
+        os.kill(old[0], signal.SIGKILL)
+        (new,) = wait_for_new(lambda: api_processes(server), old)
+        wait_until(lambda: len(sockets_of_clients(server)) == 2, "it attaches itself to the other engine")
+        with only(server, new):
+            wait_until(lambda: answers(server), "it answers")
+            assert len(by_engine(server, "num_requests_running")) == 2
+            assert list(httpx.get(f"{server.url}/health").json()["unhealthy"]) != []
+            os.kill(engine, signal.SIGCONT)
+            wait_until(lambda: not httpx.get(f"{server.url}/health").json(), "it takes the engine when it comes")
+            assert sorted(by_engine(server, "engine_restarts_total").values()) == [0, 1]
+        assert server.stop(signal.SIGTERM, PATIENCE) == 0
+        assert server.leftovers() == []
+
+
+def wait_for_new(pids: Callable[[], list[int]], known: Sequence[int]) -> set[int]:
+    """The processes that were not known, once there are some."""
+    wait_until(lambda: not set(pids()) <= set(known), "a process starts")
+    return set(pids()) - set(known)
 
 
 def by_engine(server: Server, name: str) -> dict[str, float]:

@@ -112,10 +112,13 @@ async def _client_of(launch: ApiLaunch, news: EngineNews) -> Engines:
     def client_of(engine: int, one: Linked | EngineDown | EngineLost) -> EngineClient:
         async def reopen(_paused: bool) -> tuple[Link, SchedulerConfig]:
             link, ready, before = await news.link_to(engine)
-            client.begin_after(replace(before, num_lives=before.num_lives - 1))  # the client counts this one
+            client.begin_after(_for_restart(before), ready.pulse)
             return link, ready.config
 
-        link, ready, before = one if isinstance(one, Linked) else Linked(EndedLink(one.how), first, Counted())
+        if isinstance(one, Linked):
+            link, ready, before = one
+        else:
+            link, ready, before = EndedLink(one.how), replace(first, pulse=None), _for_restart(one.before)
         client = EngineClient(
             files=files,
             tokenizer=tokenizer,
@@ -128,11 +131,16 @@ async def _client_of(launch: ApiLaunch, news: EngineNews) -> Engines:
             placement=ready.placement,
             prompts=prompts,
         )
-        client.begin_after(before)
+        client.begin_after(before, ready.pulse)
         return client
 
     clients = {str(engine): client_of(engine, one) for engine, one in enumerate(found)}
     return clients["0"] if prompts is None else EngineClients.of(clients)
+
+
+def _for_restart(before: Counted) -> Counted:
+    """For a client that will count the next life itself, when it has come."""
+    return replace(before, num_lives=before.num_lives - 1)
 
 
 async def _links_to(engines: Iterable[int], news: EngineNews) -> list[Linked | EngineDown | EngineLost]:

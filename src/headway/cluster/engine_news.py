@@ -18,7 +18,8 @@ from headway.wire.to_client import Ready
 
 class EngineUp(msgspec.Struct, frozen=True, tag=True):
     """An engine process takes requests. engine: counted from 0. socket_dir: the folder of its sockets, new for each
-    life. before: what its earlier lives have counted, so that all API processes count on from the same."""
+    life. before: what the lives of the engine have counted that are over, in this news and in the others. All API
+    processes count on from there, so that a new one never shows less than an old one did."""
 
     engine: int
     pid: int
@@ -31,6 +32,7 @@ class EngineDown(msgspec.Struct, frozen=True, tag=True):
 
     engine: int
     how: str
+    before: Counted = Counted()
 
 
 class EngineLost(msgspec.Struct, frozen=True, tag=True):
@@ -38,6 +40,7 @@ class EngineLost(msgspec.Struct, frozen=True, tag=True):
 
     engine: int
     how: str
+    before: Counted = Counted()
 
 
 News = EngineUp | EngineDown | EngineLost

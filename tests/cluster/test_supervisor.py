@@ -316,6 +316,20 @@ def test_a_supervisor_that_is_killed_leaves_nothing(model: Path) -> None:
         stream.wait()
 
 
+def test_a_supervisor_that_is_killed_while_all_its_processes_are_stopped_leaves_nothing(model: Path) -> None:
+    with Server(model, engine_args=SLOW, options=TWO) as server:
+        children = server.children()
+        for child in children:
+            os.kill(child, signal.SIGSTOP)
+        try:
+            server.kill()
+            wait_until(lambda: not any(map(is_running, children)), "all processes end")
+            wait_until(lambda: server.leftovers() == [], "all folders are removed")
+        finally:
+            for child in filter(is_running, children):
+                os.kill(child, signal.SIGCONT)
+
+
 @pytest.mark.parametrize("engine_is_up", [False, True])
 def test_a_supervisor_that_is_killed_while_its_processes_load_leaves_nothing(model: Path, engine_is_up: bool) -> None:
     with Server(model, engine_args=SLOW, options=TWO, wait=False) as server:

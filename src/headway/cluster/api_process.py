@@ -10,6 +10,7 @@ import asyncio
 import os
 import select
 import shutil
+import signal
 import socket
 import sys
 from collections.abc import Iterable
@@ -30,6 +31,7 @@ from headway.cluster.api_server import ApiLaunch
 from headway.cluster.engine_news import EngineDown, EngineLost, EngineNews, EngineUp, Linked, SupervisorsRestarts
 from headway.config import SchedulerConfig
 from headway.model_files import ModelFiles
+from headway.parent_process import at_end_of_parent
 from headway.server.metrics import FOLDER_VARIABLE
 from headway.server.serve import serve_with
 
@@ -58,6 +60,7 @@ class Lines:
 
 
 def main() -> int:
+    at_end_of_parent(signal.SIGCONT)
     lines, first = Lines(), list[bytes]()
     while not first:
         if (read := lines.read()) is None:

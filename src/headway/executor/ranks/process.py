@@ -7,12 +7,10 @@ whatever it does. It ignores SIGINT and SIGTERM: the engine decides when it ends
 from __future__ import annotations
 
 import argparse
-import ctypes
 import logging
 import os
 import queue
 import signal
-import sys
 import threading
 from collections.abc import Callable, Sequence
 
@@ -21,11 +19,11 @@ import msgspec
 from headway.error_text import first_line
 from headway.executor.ranks.orders import Failed, Joining, Loaded, RankLaunch, Report, read_frames, write_frame
 from headway.logs import LogLevel, log_to_standard_error
+from headway.parent_process import at_end_of_parent
 
 logger = logging.getLogger(__name__)
 
 STDIN = 0
-_PR_SET_PDEATHSIG = 1
 
 Tell = Callable[[Report], None]
 
@@ -67,18 +65,11 @@ def serve(launch: RankLaunch, orders: Orders, tell: Tell) -> None:
         executor.follow(step_of(orders.next()))
 
 
-def die_with_parent() -> None:
-    """Be killed when the thread that started this process ends: also while stopped, when the end of a pipe is not seen.
-    Linux alone."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m headway.executor.ranks.process", description="One rank.")
     parser.add_argument("--reports", type=int, required=True, help="the pipe for reports")
     reports: int = parser.parse_args(argv).reports
-    die_with_parent()
+    at_end_of_parent(signal.SIGKILL)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     orders = Orders()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 import pytest
 
@@ -25,6 +26,7 @@ class Link:
 
     def __init__(self, pulses: list[Snapshot]) -> None:
         self.killed: list[bool] = []
+        self.closing = asyncio.Event()
         self.sent: list[to_engine.ToEngine] = []
         self.paused: bool | None = None
         self._pulses = pulses
@@ -52,30 +54,54 @@ class Link:
     def send(self, message: to_engine.ToEngine) -> None:
         self.sent.append(message)
 
+    def kill(self) -> None:
+        self._ended.set()
+
     async def close(self, *, kill: bool = False) -> None:
         self.killed.append(kill)
+        self.closing.set()
+        if not kill:  # it takes its time
+            await self.ended()
 
 
 def counted(number: int) -> Snapshot:
     return Snapshot(num_requests_added=number)
 
 
-async def test_all_news_have_what_was_counted_before_up_to_the_last_pulse(monkeypatch: pytest.MonkeyPatch) -> None:
-    links = [Link([counted(2), counted(5)]), Link([counted(1), counted(3)])]
+def engine_over(links: list[Link], monkeypatch: pytest.MonkeyPatch, tell: Callable[[News], None]) -> EngineProcess:
     opened = iter(links)
 
     async def open_link(*_: object) -> Link:
         return next(opened)
 
     async def found() -> tuple[EngineConfig, ModelLimits]:
-        return EngineConfig(), ModelLimits(max_model_len=8, vocab_size=8, eos_token_ids=())
+        return EngineConfig(), ModelLimits()
 
     monkeypatch.setattr(ProcessLink, "open", open_link)
+    return EngineProcess(0, found, engine_args=(), environment=None, tell=tell)
+
+
+async def test_all_news_have_what_was_counted_before_up_to_the_last_pulse(monkeypatch: pytest.MonkeyPatch) -> None:
+    links = [Link([counted(2), counted(5)]), Link([counted(1), counted(3)])]
     news: list[News] = []
-    engine = EngineProcess(0, found, engine_args=(), environment=None, tell=news.append)
+    engine = engine_over(links, monkeypatch, news.append)
     for _ in links:
         assert await asyncio.wait_for(engine.run(), PATIENCE) == "killed by SIGKILL"
     engine.given_up("killed by SIGKILL")
     assert [type(one) for one in news] == [EngineUp, EngineDown, EngineUp, EngineDown, EngineLost]
     assert [one.before.snapshot.num_requests_added for one in news] == [0, 5, 5, 8, 8]
     assert [one.before.num_lives for one in news] == [0, 1, 1, 2, 2]
+
+
+async def test_an_engine_that_does_not_end_is_killed_when_it_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    link = Link([])
+    engine = engine_over([link], monkeypatch, lambda _: None)
+    life = asyncio.create_task(engine.run())
+    await asyncio.wait_for(engine.ready.wait(), PATIENCE)
+    engine.terminate()
+    await asyncio.wait_for(link.closing.wait(), PATIENCE)
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert not life.done() and link.killed == [False]
+    engine.terminate()
+    assert await asyncio.wait_for(life, PATIENCE) == "it was asked to end"

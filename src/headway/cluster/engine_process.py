@@ -71,16 +71,18 @@ class EngineProcess(Kept):
         except EngineStartError as error:
             self.complaint = how = str(error)
         finally:
-            self._link = None
             if self.ready.is_set():  # at once: the end of the process can take a while
                 self.ready.clear()
                 self._totals.end(paused=self._totals.snapshot.paused)
                 self._num_lives += 1
                 self._say(EngineDown(self._number, how, self._before))
             await link.close(kill=not self._ending.is_set())
+            self._link = None
         return how
 
     def terminate(self) -> None:
+        if self._ending.is_set() and self._link is not None:
+            self._link.kill()  # an engine in a long step, or stuck, is not waited for
         self._ending.set()
 
     def given_up(self, why: str) -> None:

@@ -7,11 +7,11 @@ whatever it does. It ignores SIGINT and SIGTERM: the engine decides when it ends
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import queue
 import signal
 import threading
+import traceback
 from collections.abc import Callable, Sequence
 
 import msgspec
@@ -20,8 +20,6 @@ from headway.error_text import first_line
 from headway.executor.ranks.orders import Failed, Joining, Loaded, RankLaunch, Report, read_frames, write_frame
 from headway.logs import LogLevel, log_to_standard_error
 from headway.parent_process import at_end_of_parent
-
-logger = logging.getLogger(__name__)
 
 STDIN = 0
 
@@ -83,11 +81,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         serve(launch, orders, tell)
     except Exception as error:  # of the model, torch, a driver
         if isinstance(error, ValueError):  # an error of the user; its message is enough
-            why = first_line(error)
-        else:
-            logger.exception("rank %d fails", launch.number)
+            tell(Failed(first_line(error)))
+        else:  # rank 0 knows whether it comes of the end of another rank
             why = f"rank {launch.number} failed: {type(error).__name__}: {first_line(error)}"
-        tell(Failed(why))
+            tell(Failed(why, traceback.format_exc()))
     return 1
 
 

@@ -221,6 +221,13 @@ class TestExact:
         choice.begin(1, Prefixes.of(pieces(50, 51)))  # is not stored yet
         assert choice.order(unknown[1], 0.0)[0] == 2
 
+    def test_an_engine_that_has_said_nothing_yet_is_no_home(self) -> None:
+        """Such as one that is down: of the others the same is still true."""
+        choice = EngineChoice(range(3))
+        choice.learn(0, Prefixes.of(pieces(1, 2)).digests)
+        choice.learn(2, Prefixes.of(pieces(3)).digests)
+        assert {choice.order(Prefixes.of(pieces(number)), 0.0)[0] for number in range(10, 20)} == {2}
+
     def test_what_was_stored_long_ago_counts_less_and_less(self) -> None:
         """An engine whose cache is full and idle gets new prompts, though it has stored the most of all."""
         choice = EngineChoice(range(2))

@@ -8,9 +8,9 @@ the engine knows of the prompt, several times over. One engine counts as if it k
 hash of the first piece that belongs to the prompt alone says which. So prompts with a common beginning are spread over
 all caches, and several processes that choose send the turns of a conversation to the same engine without talking.
 
-Where all engines say what they have, the home is the engine that has stored the least lately, so that all caches turn
-over at one pace; and there is none where one of them has more of the prompt than its common beginning. The credit is at
-most `max_imbalance`: no prompt waits for more than so many tokens beyond the least that it could.
+Where engines say what they have, the home is the engine among them that has stored the least lately, so that all caches
+turn over at one pace; and there is none where an engine has more of the prompt than its common beginning. The credit is
+at most `max_imbalance`: no prompt waits for more than so many tokens beyond the least that it could.
 """
 
 from __future__ import annotations
@@ -216,11 +216,11 @@ class EngineChoice(Generic[Engine]):
         num_common, own = self._own_piece(prompt)
         ranks = {engine: _rank(engine, own) for engine in self._states}
         home: Engine | None = None
-        if own and not all(state.exact for state in self._states.values()):
-            home = min(ranks, key=lambda engine: ranks[engine])
-        elif own and max(known.values(), default=0) <= num_common * prompt.piece:
-            turnovers = {engine: state.turnover(prompt.piece) for engine, state in self._states.items()}
-            home = min(ranks, key=lambda engine: (turnovers[engine], ranks[engine]), default=None)
+        turnovers = {engine: state.turnover(prompt.piece) for engine, state in self._states.items() if state.exact}
+        if own and not turnovers:
+            home = min(ranks, key=lambda engine: ranks[engine], default=None)
+        elif own and max(known.values()) <= num_common * prompt.piece:
+            home = min(turnovers, key=lambda engine: (turnovers[engine], ranks[engine]))
 
         def cost(engine: Engine) -> tuple[bool, int, int, bytes]:
             state = self._states[engine]

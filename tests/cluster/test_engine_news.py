@@ -195,3 +195,24 @@ async def test_a_life_of_an_engine_that_was_left_is_not_followed_again(
     with pytest.raises(EngineStartError, match="cannot be followed"):
         await news.link_to(0)
     assert news.is_over
+
+
+async def test_an_engine_that_is_down_is_told_at_once_and_one_that_was_left_or_never_came_is_waited_for(
+    engine: Engine,
+) -> None:
+    down = EngineDown(1, "killed by SIGKILL")
+    news = EngineNews(client=5, news=[engine.up, down])
+    assert await news.word_of(0) == engine.up
+    assert await news.word_of(1) == down
+    linking = asyncio.create_task(news.link_to(0))
+    await engine.serve()
+    await (await asyncio.wait_for(linking, PATIENCE)).link.close(kill=True)
+    left, new = asyncio.create_task(news.word_of(0)), asyncio.create_task(news.word_of(2))
+    await until_it_waits(left)
+    await until_it_waits(new)
+    news.hear(said(EngineDown(0, "exit status 1")))
+    news.hear(said(EngineUp(2, 99, "another")))
+    assert (await left, await new) == (EngineDown(0, "exit status 1"), EngineUp(2, 99, "another"))
+    news.end("the supervisor is gone")
+    with pytest.raises(EngineStartError, match="the supervisor is gone"):
+        await news.word_of(1)

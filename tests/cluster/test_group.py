@@ -15,7 +15,7 @@ import pytest
 from headway.client.restart_budget import RestartBudget
 from headway.cluster import group as group_module
 from headway.cluster import group_server
-from headway.cluster.group import Group, GroupError, GroupStartError
+from headway.cluster.group import Group, GroupError, GroupStartError, Kept
 from headway.cluster.group_server import GroupServer, Member
 from headway.config import EngineConfig
 from headway.server.settings import ServerSettings
@@ -159,3 +159,33 @@ async def test_a_server_that_does_not_end_is_killed(program, monkeypatch) -> Non
         pid = group.processes["a"].pid
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+
+
+class Stuck(Kept):
+    """A process that ends only when it is killed."""
+
+    name = "stuck"
+    complaint = ""
+
+    def __init__(self) -> None:
+        self.ready = asyncio.Event()
+        self.asked = asyncio.Event()
+
+    async def run(self) -> str:
+        self.ready.set()
+        await asyncio.Event().wait()
+        raise AssertionError("it does not end by itself")
+
+    def terminate(self) -> None:
+        self.asked.set()
+
+
+async def test_a_group_that_is_asked_again_does_not_wait_for_its_grace_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(group_module, "_END_S", 0.05)
+    stuck = Stuck()
+    group = Group([stuck], RestartBudget(0))
+    await group.start()
+    stopping = asyncio.create_task(group.stop(grace=1e6))
+    await asyncio.wait_for(stuck.asked.wait(), PATIENCE)
+    group.terminate()
+    await asyncio.wait_for(stopping, PATIENCE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import re
@@ -9,7 +10,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -78,8 +79,9 @@ def sockets_of_clients(server: Server) -> set[str]:
     return {file.name for file in server.folder.glob("headway-*/client-*")} - {"client-0"}
 
 
-def answers(server: Server) -> bool:
-    return httpx.post(f"{server.url}/v1/completions", json=ASK, timeout=PATIENCE).status_code == 200
+def answers(server: Server, prompt: str = "a") -> bool:
+    body = {**ASK, "prompt": prompt}
+    return httpx.post(f"{server.url}/v1/completions", json=body, timeout=PATIENCE).status_code == 200
 
 
 @contextmanager
@@ -220,6 +222,48 @@ def test_engines_of_a_server_say_what_they_hold_and_are_filled_alike(model: Path
         raise AssertionError("an engine gets nothing, though the other one holds much more")
 
 
+def test_an_api_process_that_starts_while_an_engine_restarts_serves_with_the_others_and_takes_it_later(
+    model: Path,
+) -> None:
+    with Server(model, engine_args=SLOW, options={**TWO, "data_parallel_size": 2}) as server:
+        old, stopped = api_processes(server), engines(server)
+        counted = by_engine_when_both_have_computed(server)
+        os.kill(stopped[0], signal.SIGKILL)
+        (engine,) = wait_for_new(lambda: engines(server), stopped)
+        os.kill(engine, signal.SIGSTOP)  # it does not come for as long as a test wants
+        os.kill(old[0], signal.SIGKILL)
+        (new,) = wait_for_new(lambda: api_processes(server), old)
+        wait_until(lambda: len(sockets_of_clients(server)) == 2, "it attaches itself to the other engine")
+        with only(server, new):
+            wait_until(lambda: answers(server), "it answers")
+            shown = by_engine(server, "prompt_tokens_total")
+            assert all(shown[engine] >= count for engine, count in counted.items()), "no counter goes back"
+            assert list(httpx.get(f"{server.url}/health").json()["unhealthy"]) != []
+            os.kill(engine, signal.SIGCONT)
+            wait_until(lambda: not httpx.get(f"{server.url}/health").json(), "it takes the engine when it comes")
+            assert sorted(by_engine(server, "engine_restarts_total").values()) == [0, 1]
+            shown = by_engine(server, "prompt_tokens_total")
+            assert all(shown[engine] >= count for engine, count in counted.items()), "no counter goes back"
+        assert server.stop(signal.SIGTERM, PATIENCE) == 0
+        assert server.leftovers() == []
+
+
+def wait_for_new(pids: Callable[[], list[int]], known: Sequence[int]) -> set[int]:
+    """The processes that were not known, once there are some."""
+    wait_until(lambda: not set(pids()) <= set(known), "a process starts")
+    return set(pids()) - set(known)
+
+
+def by_engine_when_both_have_computed(server: Server) -> dict[str, float]:
+    """Their prompt tokens."""
+    for number in itertools.count():
+        if all((counted := by_engine(server, "prompt_tokens_total")).values()):
+            return counted
+        assert number < 20, "all requests are given to one engine"
+        assert answers(server, prompt=str(number) * 40)
+    raise AssertionError("numbers never end")
+
+
 def by_engine(server: Server, name: str) -> dict[str, float]:
     """The values of a metric, by a new connection: another API process may answer."""
     page = httpx.get(f"{server.url}/metrics", timeout=PATIENCE).text
@@ -293,6 +337,20 @@ def test_a_supervisor_that_is_killed_leaves_nothing(model: Path) -> None:
         stream.wait()
 
 
+def test_a_supervisor_that_is_killed_while_all_its_processes_are_stopped_leaves_nothing(model: Path) -> None:
+    with Server(model, engine_args=SLOW, options=TWO) as server:
+        children = server.children()
+        for child in children:
+            os.kill(child, signal.SIGSTOP)
+        try:
+            server.kill()
+            wait_until(lambda: not any(map(is_running, children)), "all processes end")
+            wait_until(lambda: server.leftovers() == [], "all folders are removed")
+        finally:
+            for child in filter(is_running, children):
+                os.kill(child, signal.SIGCONT)
+
+
 @pytest.mark.parametrize("engine_is_up", [False, True])
 def test_a_supervisor_that_is_killed_while_its_processes_load_leaves_nothing(model: Path, engine_is_up: bool) -> None:
     with Server(model, engine_args=SLOW, options=TWO, wait=False) as server:
@@ -309,6 +367,7 @@ def test_an_engine_beyond_its_restarts_is_taken_out_and_the_last_one_ends_the_se
     options: dict[str, object] = {"api_server_count": 2, "data_parallel_size": 2}
     with Server(model, engine_args=SLOW, options=options) as server:
         first, second = engines(server)
+        counted = by_engine_when_both_have_computed(server)
         os.kill(first, signal.SIGKILL)
         wait_until(lambda: "without it there are 1, which go on" in server.log(), "it is taken out")
         assert answers(server) and engines(server) == [second]
@@ -317,6 +376,8 @@ def test_an_engine_beyond_its_restarts_is_taken_out_and_the_last_one_ends_the_se
         for pid in api_processes(server):
             with only(server, pid):
                 wait_until(lambda: answers(server), "it answers")
+                shown = by_engine(server, "prompt_tokens_total")
+                assert all(shown[engine] >= count for engine, count in counted.items()), "no counter goes back"
         os.kill(second, signal.SIGKILL)
         assert server.process.wait(PATIENCE) == 1
         assert "died (killed by SIGKILL), and 0 restarts within 10 minutes are all that is allowed\n" in server.log()

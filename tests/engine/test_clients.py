@@ -68,14 +68,17 @@ async def test_each_client_hears_of_its_own_requests_alone(link: ProcessLink) ->
     await second.close()
 
 
-async def test_a_client_that_comes_late_hears_ready_first_and_then_pulses(link: ProcessLink) -> None:
-    await Ear(link).until(to_client.Status, 2)
+async def test_a_client_that_comes_late_hears_ready_with_all_numbers_first_and_then_pulses(link: ProcessLink) -> None:
+    first = Ear(link)
+    link.send(to_engine.AddGroup([add(uid(0), "a", max_tokens=2)]))
+    await until_pulse(first, lambda pulse: pulse.snapshot.num_requests_added == 1)
     late = a_client(link, 7)
     late.send(to_engine.Attach(7, output_address(link.socket_dir, 7)))
     ear = Ear(late)
     await ear.until(to_client.Status, 2)
     ready, *pulses = ear.heard
     assert isinstance(ready, to_client.Ready) and ready.config.max_model_len == 128
+    assert ready.pulse is not None and ready.pulse.snapshot.num_requests_added == 1
     assert {type(pulse) for pulse in pulses} == {to_client.Status}
     await late.close()
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import xgrammar
@@ -207,6 +210,31 @@ def test_jobs_end_with_their_process(vocabulary: Vocabulary, ended: str) -> None
             with suppress(ProcessLookupError):
                 os.kill(job, signal.SIGKILL)
     compiler.close()
+
+
+_ENGINE = """
+import sys, time
+import msgspec
+from headway.engine.grammar_compiler import _Process
+from headway.engine.grammar_process import Vocabulary
+process = _Process(msgspec.json.decode(sys.argv[1], type=Vocabulary))
+print(process._child.pid, flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_process_that_is_stopped_ends_with_its_engine(vocabulary: Vocabulary) -> None:
+    command = [sys.executable, "-c", _ENGINE, msgspec.json.encode(vocabulary).decode()]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as engine:
+        assert engine.stdout is not None
+        pid = int(engine.stdout.readline())
+        os.kill(pid, signal.SIGSTOP)
+        engine.kill()
+    try:
+        assert eventually(lambda: not is_running(pid))
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def children_of(parent: int) -> list[int]:

@@ -106,12 +106,14 @@ def test_junk_is_counted_and_a_killed_engine_is_restarted_once(model: Path) -> N
         assert server.leftovers() == []
 
 
-@pytest.mark.parametrize("loading", [True, False])
-def test_a_killed_server_leaves_neither_engine_nor_folder(model: Path, loading: bool) -> None:
-    with Server(model, engine_args=SIMULATED, wait=not loading) as server:
+@pytest.mark.parametrize("engine_is", ["loading", "serving", "stopped"])
+def test_a_killed_server_leaves_neither_engine_nor_folder(model: Path, engine_is: str) -> None:
+    with Server(model, engine_args=SIMULATED, wait=engine_is != "loading") as server:
         assert eventually(lambda: bool(server.children()))
         (engine,) = server.children()
-        if not loading:
+        if engine_is == "stopped":
+            os.kill(engine, signal.SIGSTOP)
+        if engine_is == "serving":
             with server.http.stream("POST", "/v1/completions", json=LONG) as response:
                 lines = response.iter_lines()
                 next(lines)

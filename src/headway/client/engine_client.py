@@ -43,7 +43,7 @@ from headway.placement import Placement
 from headway.request import NewRequest
 from headway.token_ids import pack
 from headway.wire import to_engine
-from headway.wire.to_client import AuditReport, KVEventCounts, Snapshot, TransferCounts
+from headway.wire.to_client import AuditReport, KVEventCounts, Snapshot, Status, TransferCounts
 from headway.wire.uids import UID_BITS
 
 if TYPE_CHECKING:
@@ -301,9 +301,10 @@ class EngineClient:
             self._life.paused = before
             raise
 
-    def begin_after(self, before: Counted) -> None:
-        """The engine has lived before, as far as its owner knows: its counters go on from there."""
-        self._life.begin_after(before)
+    def begin_after(self, before: Counted, pulse: Status | None) -> None:
+        """The engine has lived before, as far as its owner knows: its counters go on from there. pulse: of its present
+        life, see `Ready`."""
+        self._life.begin_after(before, pulse)
 
     def begin_paused(self, paused: bool) -> None:
         """Whether an engine that is being restarted begins paused."""

@@ -106,24 +106,27 @@ class EngineClients:
             prompts=first.prompts,
         )
         for name, client in clients.items():
-            engines.add(name, client)
+            engines._take(name, client)
         return engines
 
     # -- engines come and go
 
     def add(self, name: str, client: EngineClient) -> None:
         """An engine has come, and gets requests from now on. If the others are paused it is paused too."""
-        assert name not in self._clients, f"there is an engine {name!r}"
         paused = self.snapshot.paused
+        self._take(name, client)
+        if paused:
+            self._pausing.add(task := asyncio.ensure_future(client.pause("preempt", reset_prefix_cache=False)))
+            task.add_done_callback(self._pausing.discard)
+
+    def _take(self, name: str, client: EngineClient) -> None:
+        assert name not in self._clients, f"there is an engine {name!r}"
         self._clients[name] = client
         self._choose_anew(name)
         self._tells_cache = client.tells_cache  # the engines of a cluster are alike
         if self._observe is not None:
             client.requests.observer = self._observe(name)
         self._tasks[name] = asyncio.ensure_future(self._watch(client))
-        if paused:
-            self._pausing.add(task := asyncio.ensure_future(client.pause("preempt", reset_prefix_cache=False)))
-            task.add_done_callback(self._pausing.discard)
 
     def retire(self, name: str) -> None:
         """The engine gets no new requests; running requests go on. Idempotent."""

@@ -80,9 +80,11 @@ class EngineLife:
         self._refusal: Callable[[], EngineDeadError] | None = None  # makes the errors while there is no engine
         self._task = asyncio.create_task(self._live())
 
-    def begin_after(self, before: Counted) -> None:
-        """The engine has lived before: its counters go on from there."""
+    def begin_after(self, before: Counted, pulse: to_client.Status | None) -> None:
+        """The engine has lived before: its counters go on from there. pulse: of its present life."""
         self.totals.begin(before)
+        if pulse is not None:
+            self.totals.take(pulse)
         self.num_restarts = before.num_lives
 
     def begin_paused(self, paused: bool) -> None:

@@ -265,6 +265,12 @@ class ProcessLink:
         status = await self.process.wait()
         return f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
 
+    def kill(self) -> None:
+        """End the process by force, also while `close` waits for it."""
+        if self.process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self.process.kill()
+
     async def close(self, *, kill: bool = False) -> None:
         """End the process, close the sockets, remove their folder. Idempotent.
 
@@ -276,7 +282,7 @@ class ProcessLink:
         with contextlib.suppress(ProcessLookupError):  # the process may end between any two of these lines
             if process.returncode is None:
                 if kill:
-                    process.kill()
+                    self.kill()
                 else:
                     self.send(to_engine.Shutdown())
                 try:

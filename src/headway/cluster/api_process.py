@@ -10,6 +10,7 @@ import asyncio
 import os
 import select
 import shutil
+import signal
 import socket
 from collections.abc import Iterable
 from functools import partial
@@ -17,6 +18,7 @@ from functools import partial
 import msgspec
 from msgspec.structs import replace
 
+from headway.client.ended_link import EndedLink
 from headway.client.engine_client import EngineClient
 from headway.client.engine_clients import EngineClients
 from headway.client.engines import Engines
@@ -25,13 +27,13 @@ from headway.client.link import EngineStartError, Link
 from headway.client.prompt_encoder import PromptEncoder
 from headway.client.totals import Counted
 from headway.cluster.api_server import ApiLaunch
-from headway.cluster.engine_news import EngineNews, SupervisorsRestarts
+from headway.cluster.engine_news import EngineDown, EngineLost, EngineNews, EngineUp, Linked, SupervisorsRestarts
 from headway.config import SchedulerConfig
 from headway.exit import exit_process
 from headway.model_files import ModelFiles
+from headway.parent_process import at_end_of_parent
 from headway.server.metrics import FOLDER_VARIABLE
 from headway.server.serve import serve_with
-from headway.wire.to_client import Ready
 
 STDIN = 0  # read without Python's buffer
 _READ = 65536  # bytes
@@ -58,6 +60,7 @@ class Lines:
 
 
 def main() -> int:
+    at_end_of_parent(signal.SIGCONT)
     lines, first = Lines(), list[bytes]()
     while not first:
         if (read := lines.read()) is None:
@@ -102,22 +105,23 @@ def _remove_what_is_left(socket_dirs: Iterable[str]) -> None:
 
 
 async def _client_of(launch: ApiLaunch, news: EngineNews) -> Engines:
-    """The client of the engines, once all of them take requests."""
+    """The client of the engines that are there, at least one. The others are taken when they come back."""
     files = await in_thread(partial(ModelFiles.resolve, launch.config))
     tokenizer = await in_thread(files.load_tokenizer)
-    links = await asyncio.gather(*(_link_to(engine, news) for engine in range(launch.engines)))
-    found = {engine: link for engine, link in enumerate(links) if link is not None}
-    if not found:
-        raise EngineStartError("no engine is left")
-    ((_, first, _), *_) = found.values()
+    found = await _links_to(range(launch.engines), news)
+    first = next(one.ready for one in found if isinstance(one, Linked))
     prompts = None if launch.engines == 1 else PromptEncoder(tokenizer, first.config.max_model_len)
 
-    def client_of(engine: int, link: Link, ready: Ready, before: Counted) -> EngineClient:
+    def client_of(engine: int, one: Linked | EngineDown | EngineLost) -> EngineClient:
         async def reopen(_paused: bool) -> tuple[Link, SchedulerConfig]:
             link, ready, before = await news.link_to(engine)
-            client.begin_after(replace(before, num_lives=before.num_lives - 1))  # the client counts this one
+            client.begin_after(_for_restart(before), ready.pulse)
             return link, ready.config
 
+        if isinstance(one, Linked):
+            link, ready, before = one
+        else:
+            link, ready, before = EndedLink(one.how), replace(first, pulse=None), _for_restart(one.before)
         client = EngineClient(
             files=files,
             tokenizer=tokenizer,
@@ -131,23 +135,40 @@ async def _client_of(launch: ApiLaunch, news: EngineNews) -> Engines:
             tells_cache=ready.tells_cache,
             prompts=prompts,
         )
-        client.begin_after(before)
+        client.begin_after(before, ready.pulse)
         return client
 
-    clients = {str(engine): client_of(engine, *one) for engine, one in found.items()}
+    clients = {str(engine): client_of(engine, one) for engine, one in enumerate(found)}
     return clients["0"] if prompts is None else EngineClients.of(clients)
 
 
-async def _link_to(engine: int, news: EngineNews) -> tuple[Link, Ready, Counted] | None:
-    """None: the engine is lost, and the others are not."""
+def _for_restart(before: Counted) -> Counted:
+    """For a client that will count the next life itself, when it has come."""
+    return replace(before, num_lives=before.num_lives - 1)
+
+
+async def _links_to(engines: Iterable[int], news: EngineNews) -> list[Linked | EngineDown | EngineLost]:
+    """Links to the engines that are there, at least one, and the news of the others. Raises EngineStartError if none
+    will come."""
     while True:
+        num_heard = news.num_heard
+        found = await asyncio.gather(*(_link_to(engine, news) for engine in engines))
+        if any(isinstance(one, Linked) for one in found):
+            return found
+        if all(isinstance(one, EngineLost) for one in found):
+            raise EngineStartError("no engine is left")
+        await news.more_than(num_heard)
+
+
+async def _link_to(engine: int, news: EngineNews) -> Linked | EngineDown | EngineLost:
+    """The first life of an engine is waited for; further ones are not."""
+    while isinstance(word := await news.word_of(engine), EngineUp):
         try:
             return await news.link_to(engine)
-        except EngineStartError:  # it may have died at this moment, and another life comes
+        except EngineStartError:  # it may have died at this moment
             if news.is_over:
                 raise
-            if news.is_lost(engine):
-                return None
+    return word
 
 
 if __name__ == "__main__":

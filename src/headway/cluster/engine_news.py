@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import msgspec
 import zmq
 
-from headway.client.link import AttachedLink, EngineStartError
+from headway.client.link import AttachedLink, EngineStartError, Link
 from headway.client.restart_budget import Restarts
 from headway.client.totals import Counted
 from headway.wire.launch import input_address, output_address
@@ -17,7 +18,8 @@ from headway.wire.to_client import Ready
 
 class EngineUp(msgspec.Struct, frozen=True, tag=True):
     """An engine process takes requests. engine: counted from 0. socket_dir: the folder of its sockets, new for each
-    life. before: what its earlier lives have counted, so that all API processes count on from the same."""
+    life. before: what the lives of the engine have counted that are over, in this news and in the others. All API
+    processes count on from there, so that a new one never shows less than an old one did."""
 
     engine: int
     pid: int
@@ -30,13 +32,15 @@ class EngineDown(msgspec.Struct, frozen=True, tag=True):
 
     engine: int
     how: str
+    before: Counted = Counted()
 
 
 class EngineLost(msgspec.Struct, frozen=True, tag=True):
-    """An engine is gone for good. why: it died."""
+    """An engine is gone for good. how: its last life ended."""
 
     engine: int
-    why: str
+    how: str
+    before: Counted = Counted()
 
 
 News = EngineUp | EngineDown | EngineLost
@@ -44,18 +48,28 @@ _decoder = msgspec.json.Decoder(News)
 _END_IS_TOLD_S = 5.0  # seconds after the end of a link, until which the supervisor tells of the end of the engine
 
 
+class Linked(NamedTuple):
+    """An engine that takes requests of this process. before: what its earlier lives have counted."""
+
+    link: Link
+    ready: Ready
+    before: Counted
+
+
 class EngineNews:
     """The engines as this process has heard of them, and the links to them. For one event loop.
 
     client: the number of this process. news: what there was before it began. socket_dirs: of all lives of engines.
+    num_heard: how often something was heard.
     """
 
     def __init__(self, client: int, news: Sequence[News]) -> None:
         self.socket_dirs: set[str] = set()
+        self.num_heard = 0
         self._client = client
-        self._up: dict[int, EngineUp] = {}
-        self._lost: dict[int, str] = {}  # why no further life will come
-        self._links: dict[int, tuple[EngineUp, AttachedLink]] = {}
+        self._last: dict[int, News] = {}
+        self._tried: dict[int, EngineUp] = {}  # the last life of each engine to which there was a link, or none can be
+        self._links: dict[int, AttachedLink] = {}
         self._changed = asyncio.Event()
         self._over: str | None = None
         for one in news:
@@ -68,7 +82,7 @@ class EngineNews:
 
     def is_lost(self, engine: int) -> bool:
         """Whether no further life of this engine will come."""
-        return self.is_over or engine in self._lost
+        return self.is_over or isinstance(self._last.get(engine), EngineLost)
 
     def hear(self, line: bytes) -> None:
         """A line of the supervisor."""
@@ -79,54 +93,64 @@ class EngineNews:
         self._over = self._over or why
         for engine in self._links:
             self._cut(engine, why)
-        self._changed.set()
+        self._wake()
 
-    async def link_to(self, engine: int) -> tuple[AttachedLink, Ready, Counted]:
-        """Wait for this engine, and attach to it. Also returns what its earlier lives have counted. Raises
-        EngineStartError if it dies meanwhile, or will not come."""
-        while (up := self._up.get(engine)) is None or self._has_followed(up):
-            if self.is_lost(engine):
-                raise EngineStartError(self._over or self._lost[engine])
+    async def more_than(self, num_heard: int) -> None:
+        """Wait until so many news, and one more, have been heard."""
+        while self.num_heard <= num_heard:
             self._changed.clear()
+            await self._changed.wait()
+
+    async def word_of(self, engine: int) -> News:
+        """The last news of this engine. Waits for the first, and for word of the end of a life that was tried. Raises
+        EngineStartError if none will come."""
+        while self._over is None:
+            last = self._last.get(engine)
+            if last is not None and last != self._tried.get(engine):
+                return last
             try:
                 # An engine tells its own failure to all: here it may come before the supervisor's word of its end.
-                await asyncio.wait_for(self._changed.wait(), None if up is None else _END_IS_TOLD_S)
+                await asyncio.wait_for(self.more_than(self.num_heard), None if last is None else _END_IS_TOLD_S)
             except TimeoutError:
                 self.end("the engine lives, and cannot be followed")
+        raise EngineStartError(self._over)
+
+    async def link_to(self, engine: int) -> Linked:
+        """Wait for this engine, and attach to it. Raises EngineStartError if it dies meanwhile, or will not come."""
+        while not isinstance(word := await self.word_of(engine), EngineUp):
+            if isinstance(word, EngineLost):
+                raise EngineStartError(word.how)
+            await self.more_than(self.num_heard)
+        self._tried[engine] = word
         try:
             link = AttachedLink(
-                input_address(up.socket_dir), output_address(up.socket_dir, self._client), self._client, up.pid
+                input_address(word.socket_dir), output_address(word.socket_dir, self._client), self._client, word.pid
             )
         except zmq.ZMQError as error:  # its folder is gone already
-            if self._up.get(engine) is up:
-                del self._up[engine]
             raise EngineStartError(f"the sockets of the engine cannot be used: {error}") from None
-        self._links[engine] = up, link
+        self._links[engine] = link
         try:
-            return link, await link.attach(), up.before
+            return Linked(link, await link.attach(), word.before)
         except BaseException:
             await link.close(kill=True)
             raise
 
-    def _has_followed(self, up: EngineUp) -> bool:
-        """Whether there has been a link to this life."""
-        return up.engine in self._links and self._links[up.engine][0] == up
-
     def _take(self, news: News) -> None:
+        self._last[news.engine] = news
         match news:
-            case EngineUp(engine):
-                self._up[engine] = news
+            case EngineUp():
                 self.socket_dirs.add(news.socket_dir)
             case EngineDown(engine, how):
-                self._up.pop(engine, None)
                 self._cut(engine, how)
-            case EngineLost(engine, why):
-                self._lost[engine] = why
+        self._wake()
+
+    def _wake(self) -> None:
+        self.num_heard += 1
         self._changed.set()
 
     def _cut(self, engine: int, how: str) -> None:
         if engine in self._links:
-            self._links[engine][1].engine_has_ended(how)
+            self._links[engine].engine_has_ended(how)
 
 
 class SupervisorsRestarts(Restarts):

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 from headway.client.link import EngineStartError, ProcessLink
-from headway.client.totals import Totals
+from headway.client.totals import Counted, Totals
 from headway.cluster.engine_news import EngineDown, EngineLost, EngineUp, News
 from headway.cluster.group import Kept
 from headway.config import EngineConfig
@@ -21,6 +21,8 @@ from headway.wire.wire_errors import WireError, WireErrors
 
 T = TypeVar("T")
 Found = Callable[[], Awaitable[tuple[EngineConfig, ModelLimits]]]
+
+_LAST_PULSE_S = 0.1  # seconds for what an engine has said just before its end
 
 
 class EngineProcess(Kept):
@@ -55,7 +57,7 @@ class EngineProcess(Kept):
         self._link: ProcessLink | None = None
         self._ending = asyncio.Event()
         self._totals = Totals()
-        self._num_lives = 0
+        self._num_lives = 0  # that are over
 
     async def run(self) -> str:
         self.complaint = ""
@@ -66,27 +68,33 @@ class EngineProcess(Kept):
             tells_cache = self._tells_cache and config.enable_prefix_caching
             link.launch(config, limits, paused=self._totals.snapshot.paused, tells_cache=tells_cache)
             if await self._unless_asked_to_end(link.wait_ready()):
-                before = self._totals.counted(self._num_lives)
-                self._num_lives += 1
                 self.ready.set()
-                self._say(EngineUp(self._number, link.pid, link.socket_dir, before))
+                self._say(EngineUp(self._number, link.pid, link.socket_dir, self._before))
                 how = await self._unless_asked_to_end(_end_of(link, self._totals.take)) or how
         except EngineStartError as error:
             self.complaint = how = str(error)
         finally:
-            self._link = None
             if self.ready.is_set():  # at once: the end of the process can take a while
                 self.ready.clear()
                 self._totals.end(paused=self._totals.snapshot.paused)
-                self._say(EngineDown(self._number, how))
+                self._num_lives += 1
+                self._say(EngineDown(self._number, how, self._before))
             await link.close(kill=not self._ending.is_set())
+            self._link = None
         return how
 
     def terminate(self) -> None:
+        if self._ending.is_set() and self._link is not None:
+            self._link.kill()  # an engine in a long step, or stuck, is not waited for
         self._ending.set()
 
     def given_up(self, why: str) -> None:
-        self._say(EngineLost(self._number, why))
+        self._say(EngineLost(self._number, why, self._before))
+
+    @property
+    def _before(self) -> Counted:
+        """What the lives that are over have counted."""
+        return self._totals.counted(self._num_lives)
 
     def _say(self, news: News) -> None:
         self.news = news
@@ -109,10 +117,12 @@ class EngineProcess(Kept):
 
 async def _end_of(link: ProcessLink, note: Callable[[to_client.Status], None]) -> str:
     """Take what the engine says, until it ends or tells of its failure. Returns how, in a few words. note: gets its
-    pulses."""
+    pulses, also the last one on its way: an API process may have shown it."""
     failing, ended = asyncio.ensure_future(_failure_of(link, note)), asyncio.ensure_future(link.ended())
     async with _cancelled_at_the_end(failing, ended):
         await asyncio.wait({failing, ended}, return_when=asyncio.FIRST_COMPLETED)
+        if not failing.done():
+            await asyncio.wait({failing}, timeout=_LAST_PULSE_S)
         return failing.result() if failing.done() else ended.result()
 
 

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Sequence
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from headway.client.restart_budget import RestartBudget
 
@@ -41,7 +41,8 @@ class Kept(Protocol):
         cancelled."""
 
     def terminate(self) -> None:
-        """Ask the process to end, if there is one; asked again, it does not wait for running requests."""
+        """Ask the process to end, if there is one; asked again, it waits neither for running requests nor, if it is an
+        engine, for its step."""
 
     def given_up(self, why: str) -> None:  # noqa: ARG002
         """It has died, and is not started again, while others of its group go on."""
@@ -65,6 +66,7 @@ class Group(Generic[K]):
         self.num_deaths = 0
         self._restarts = restarts
         self._stopping = asyncio.Event()
+        self._asked_again = asyncio.Event()
         self._lives: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
@@ -89,7 +91,9 @@ class Group(Generic[K]):
         self._raise()
 
     def terminate(self) -> None:
-        """Ask all to end; asked again, they do not wait for running requests."""
+        """Ask all to end; asked again, they do not wait for running requests, and `stop` does not either."""
+        if self._stopping.is_set():
+            self._asked_again.set()
         self._stopping.set()
         for process in self.processes.values():
             process.terminate()
@@ -99,12 +103,17 @@ class Group(Generic[K]):
         self.terminate()
         if not self._lives:
             return
-        _, late = await asyncio.wait(self._lives, timeout=grace + _END_S)
+        again = asyncio.ensure_future(self._asked_again.wait())
+        ended = asyncio.gather(*self._lives, return_exceptions=True)  # their errors have been raised, or come too late
+        either: set[asyncio.Future[Any]] = {again, ended}
+        await asyncio.wait(either, timeout=grace, return_when=asyncio.FIRST_COMPLETED)
+        again.cancel()
+        _, late = await asyncio.wait(self._lives, timeout=_END_S)
         for life in late:
             life.cancel()
         if late:
             logger.warning("%d processes did not end in time and were killed", len(late))
-        await asyncio.gather(*self._lives, return_exceptions=True)  # their errors have been raised, or come too late
+        await ended
 
     def _raise(self) -> None:
         for life in self._lives:

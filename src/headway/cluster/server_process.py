@@ -14,12 +14,14 @@ import msgspec
 
 from headway.cluster.group_server import Member
 from headway.exit import exit_process
+from headway.parent_process import at_end_of_parent
 from headway.server.serve import serve
 
 STDIN = 0  # read without Python's buffer: a thread that waits would keep the buffer's lock at exit
 
 
 def main() -> int:
+    at_end_of_parent(signal.SIGCONT)
     member = msgspec.json.decode(_first_line(), type=Member)
     threading.Thread(target=_end_with_the_group, name="headway-group", daemon=True).start()
     return serve(member.config, member.settings)

@@ -57,6 +57,7 @@ class Supervisor:
     ) -> None:
         self._model = asyncio.ensure_future(in_thread(partial(_find, config)))
         self._metrics = metrics
+        self._at_once = self._needs_no_engine = False
         numbers = itertools.count(1)  # no life of an API process has the number of another
         self.engines = Group(
             [
@@ -100,12 +101,19 @@ class Supervisor:
         await _first_error(self.engines.run(), self.servers.run())
 
     def terminate(self) -> None:
+        """A further signal, after `stop`: nothing waits any more, but the engines for the end of the API processes."""
+        self._at_once = True
         self.servers.terminate()
+        if self._needs_no_engine:
+            self.engines.terminate()
 
     async def stop(self, grace: float = 0.0) -> None:
         """The API processes first: their requests need the engines."""
         self._model.cancel()
         await self.servers.stop(grace)
+        self._needs_no_engine = True
+        if self._at_once:
+            self.engines.terminate()  # `stop` asks them again
         await self.engines.stop()
 
     async def _found(self) -> tuple[EngineConfig, ModelLimits]:

@@ -30,6 +30,7 @@ from headway.engine import schema_keywords
 from headway.error_text import first_line
 from headway.errors import RequestError
 from headway.model_files import load_tokenizer
+from headway.parent_process import at_end_of_parent
 
 if TYPE_CHECKING:
     from xgrammar import CompiledGrammar, GrammarCompiler, TokenizerInfo
@@ -248,6 +249,7 @@ def serve(control: socket.socket) -> None:
 
 
 def main() -> None:
+    at_end_of_parent(signal.SIGCONT)
     for number in (signal.SIGINT, signal.SIGTERM):  # they reach a whole process group; the engine decides
         signal.signal(number, signal.SIG_IGN)
     with socket.socket(fileno=int(sys.argv[1])) as control, suppress(EOFError, ConnectionError):

@@ -100,8 +100,7 @@ class Output:
                 elif isinstance(item, _Come):
                     self._splits |= bool(self._sockets)
                     self._sockets[item.client] = item.socket
-                    ready = to_client.Ready(engine.manager.config, engine.placement, self._address, self._tells_cache)
-                    self._send(item.client, ready)
+                    self._send(item.client, self._ready(engine, _pulse(engine, errors)))
                 elif isinstance(item, _Gone):
                     self._forget(item.client)
                 elif isinstance(item, _Answer):
@@ -109,12 +108,15 @@ class Output:
                 else:
                     self._send(client_of(item.number), item)
             if time.monotonic() >= next_pulse:
-                pulse = codec.encode(_pulse(engine, errors))
-                for socket in self._sockets.values():
-                    socket.send(pulse)
+                encoded = codec.encode(_pulse(engine, errors))
+                for socket in self._sockets.values():  # the owner's first: all clients count on from what it knows
+                    socket.send(encoded)
                 next_pulse = time.monotonic() + STATUS_INTERVAL
         for socket in self._sockets.values():
             socket.close()
+
+    def _ready(self, engine: Engine, pulse: to_client.Status) -> to_client.Ready:
+        return to_client.Ready(engine.manager.config, engine.placement, self._address, self._tells_cache, pulse)
 
     def _forget(self, client: int) -> None:
         socket = self._sockets.pop(client, None)

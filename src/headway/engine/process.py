@@ -37,6 +37,7 @@ from headway.executor.load_stages import stage
 from headway.executor.simulated import StepTimeModel
 from headway.exit import exit_process
 from headway.logs import LogFormat, LogLevel, log_to_standard_error
+from headway.parent_process import at_end_of_parent
 from headway.wire import codec, to_client
 from headway.wire.launch import Launch, output_address
 
@@ -138,6 +139,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--log-format", type=LogFormat, default=LogFormat.TEXT, help="text or json")
     parser.add_argument("--log-level", type=LogLevel, default=LogLevel.INFO, help="debug, info, warning or error")
     args = parser.parse_args(argv)
+    at_end_of_parent(signal.SIGCONT)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     log_to_standard_error(args.log_format, args.log_level, libraries=logging.INFO)

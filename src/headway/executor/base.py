@@ -17,6 +17,10 @@ from headway.transfer.memory import KVMemory
 OnDone = Callable[[StepResult], None]
 
 
+class DeviceLostError(RuntimeError):
+    """There is no device any more. The message says all: no trace is needed."""
+
+
 class Executor(ABC):
     """Runs batches. `launch` never blocks; the result arrives by `on_done`, called on the executor's own thread."""
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from headway.executor.base import OnDone
+from headway.executor.base import DeviceLostError, OnDone
 from headway.scheduler.batch import Batch, StepResult
 
 logger = logging.getLogger(__name__)
@@ -94,6 +94,9 @@ class DeviceThread:
         try:
             return function(argument)
         except Exception as error:  # any error of the model, torch or the driver fails this step only
-            logger.exception("step %d failed", step_id)
+            if isinstance(error, DeviceLostError):
+                logger.error("step %d failed: %s", step_id, error)
+            else:
+                logger.exception("step %d failed", step_id)
             message = f"{type(error).__name__}: {error}"
             return StepResult(step_id=step_id, tokens=np.empty(0, np.int32), error=message)

@@ -36,13 +36,15 @@ class Ready(msgspec.Struct, frozen=True, tag=True, array_like=True):
     """The engine is loaded and takes requests. config: the limits in force, with the number of blocks.
 
     address: where clients of other machines reach the engine, see `Launch.listen`; None: nowhere.
-    tells_cache: `TellCache` is answered.
+    tells_cache: `TellCache` is answered. pulse: the numbers now, so that a client that comes late never shows
+        less than the clients before it.
     """
 
     config: SchedulerConfig
     placement: Placement = Placement()
     address: str | None = None
     tells_cache: bool = False
+    pulse: Status | None = None
 
 
 class LoadFailed(msgspec.Struct, frozen=True, tag=True, array_like=True):

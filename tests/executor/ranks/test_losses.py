@@ -12,6 +12,8 @@ import pytest
 
 from headway.engine.engine import Engine
 from headway.executor.ranks import leader as leader_module
+from headway.executor.ranks import rank_group
+from headway.executor.ranks.rank_group import RankGroup
 from headway.request import FinishReason, NewRequest
 from headway.sampling import SamplingParams
 from headway.token_ids import pack
@@ -42,6 +44,50 @@ def test_a_rank_that_is_killed_is_the_loss_of_all(lead):
     assert is_gone(pid)
 
 
+def test_the_loss_of_a_rank_is_a_line_of_the_log_and_the_errors_that_come_of_it_are_a_line_each(lead, caplog, capfd):
+    leader = lead("llama for three", size=3)
+    driver = Driver(leader, leader.num_blocks)
+    sequence = driver.sequence(0, range(2, 30))
+    driver.run([sequence], 2, release=False)
+    caplog.clear()
+    first, second = leader.pids
+    os.kill(second, signal.SIGSTOP)
+    driver.launch([(sequence, 1)])  # the others are in the midst of a step
+    os.kill(first, signal.SIGKILL)
+    os.kill(second, signal.SIGCONT)
+    assert eventually(lambda: all(map(is_gone, leader.pids)))
+    assert eventually(lambda: len(caplog.messages) == 2)
+    why = "rank 1 has ended (killed by signal 9)"
+    assert sorted(caplog.messages) == [f"step 3 failed: {why}", f"the ranks end: {why}"]
+    assert not any(record.exc_info for record in caplog.records)
+    assert "Traceback" not in capfd.readouterr().err
+
+
+_FAILS_OR_WAITS = """
+import sys, time
+import msgspec
+from headway.executor.ranks.orders import Failed, RankLaunch, read_frames, write_frame
+launch = msgspec.msgpack.decode(next(read_frames(0)), type=RankLaunch)
+if launch.number == 2:
+    write_frame(int(sys.argv[2]), msgspec.msgpack.encode(Failed("rank 2 failed: reset by peer", "Traceback ...")))
+    sys.exit(1)
+time.sleep(600)
+"""
+
+
+def test_an_error_that_comes_of_the_end_of_another_rank_is_not_the_reason(settings, monkeypatch):
+    monkeypatch.setattr(rank_group, "_OTHERS_SECONDS", 240.0)
+    group = RankGroup(settings("llama"), 3, {}, [sys.executable, "-c", _FAILS_OR_WAITS])
+    try:
+        first, second = group.pids
+        assert eventually(lambda: is_gone(second))
+        os.kill(first, signal.SIGKILL)
+        assert eventually(lambda: group.lost)
+        assert group.lost == "rank 1 has ended (killed by signal 9)"
+    finally:
+        group.close(at_once=True)
+
+
 def test_a_file_in_the_working_folder_is_no_module_of_a_rank(lead, tmp_path, monkeypatch):
     (tmp_path / "msgspec.py").write_text("raise SystemExit('not the library')")
     monkeypatch.chdir(tmp_path)
@@ -63,7 +109,7 @@ def test_a_step_that_fails_in_rank_0_is_the_last_one(lead, monkeypatch):
     assert eventually(lambda: all(map(is_gone, leader.pids)))
 
 
-def test_blocks_are_as_many_as_fit_everywhere_and_a_failed_step_ends_all(lead):
+def test_blocks_are_as_many_as_fit_everywhere_and_a_failed_step_ends_all(lead, caplog):
     leader = lead(oddity="few_blocks_and_a_bad_step")
     assert leader.num_blocks == FEWER
     driver = Driver(leader, leader.num_blocks)
@@ -72,6 +118,8 @@ def test_blocks_are_as_many_as_fit_everywhere_and_a_failed_step_ends_all(lead):
     why = "rank 1 failed: RuntimeError: the device caught fire"
     assert driver.step([(sequence, 1)]).error == f"RankLostError: {why}"
     assert leader.failure() == why and leader.restart() is False
+    (told,) = (message for message in caplog.messages if message.startswith(f"the ranks end: {why}\n"))
+    assert "Traceback" in told and "odd_rank.py" in told
     assert eventually(lambda: all(map(is_gone, leader.pids)))
 
 

@@ -46,9 +46,10 @@ class Loaded(msgspec.Struct, frozen=True, tag=True):
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):
-    """The rank ends. why: in one line."""
+    """The rank ends. why: in one line. trace: where in the program, of an error that is not the user's."""
 
     why: str
+    trace: str = ""
 
 
 Report = Joining | Loaded | Failed

@@ -7,13 +7,11 @@ whatever it does. It ignores SIGINT and SIGTERM: the engine decides when it ends
 from __future__ import annotations
 
 import argparse
-import ctypes
-import logging
 import os
 import queue
 import signal
-import sys
 import threading
+import traceback
 from collections.abc import Callable, Sequence
 
 import msgspec
@@ -21,11 +19,9 @@ import msgspec
 from headway.error_text import first_line
 from headway.executor.ranks.orders import Failed, Joining, Loaded, RankLaunch, Report, read_frames, write_frame
 from headway.logs import LogLevel, log_to_standard_error
-
-logger = logging.getLogger(__name__)
+from headway.parent_process import at_end_of_parent
 
 STDIN = 0
-_PR_SET_PDEATHSIG = 1
 
 Tell = Callable[[Report], None]
 
@@ -67,18 +63,11 @@ def serve(launch: RankLaunch, orders: Orders, tell: Tell) -> None:
         executor.follow(step_of(orders.next()))
 
 
-def die_with_parent() -> None:
-    """Be killed when the thread that started this process ends: also while stopped, when the end of a pipe is not seen.
-    Linux alone."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m headway.executor.ranks.process", description="One rank.")
     parser.add_argument("--reports", type=int, required=True, help="the pipe for reports")
     reports: int = parser.parse_args(argv).reports
-    die_with_parent()
+    at_end_of_parent(signal.SIGKILL)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     orders = Orders()
@@ -92,11 +81,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         serve(launch, orders, tell)
     except Exception as error:  # of the model, torch, a driver
         if isinstance(error, ValueError):  # an error of the user; its message is enough
-            why = first_line(error)
-        else:
-            logger.exception("rank %d fails", launch.number)
+            tell(Failed(first_line(error)))
+        else:  # rank 0 knows whether it comes of the end of another rank
             why = f"rank {launch.number} failed: {type(error).__name__}: {first_line(error)}"
-        tell(Failed(why))
+            tell(Failed(why, traceback.format_exc()))
     return 1
 
 

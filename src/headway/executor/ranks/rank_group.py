@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import msgspec
 
 from headway.config import EngineConfig
+from headway.executor.base import DeviceLostError
 from headway.executor.ranks.orders import Failed, Joining, Loaded, RankLaunch, Report, read_frames, write_frame
 from headway.executor.ranks.rank import meeting_place
 from headway.logs import JsonLines, LogFormat
@@ -20,11 +21,12 @@ from headway.logs import JsonLines, LogFormat
 logger = logging.getLogger(__name__)
 
 _MODULE = "headway.executor.ranks.process"
+_OTHERS_SECONDS = 1.0  # until the end of a rank, of which an error in another one may have come, is told
 _LEAVE_SECONDS = 3.0  # that a rank has to end by itself
 _reports = msgspec.msgpack.Decoder(Report)
 
 
-class RankLostError(RuntimeError):
+class RankLostError(DeviceLostError):
     """A rank is missing: there is no model any more."""
 
 
@@ -73,18 +75,18 @@ class RankGroup:
             except OSError as error:
                 self.lose(f"rank {other.number} takes no steps any more ({error.strerror})")
 
-    def lose(self, why: str) -> None:
-        """The ranks are of no use any more. The first reason stays."""
+    def lose(self, why: str, trace: str = "") -> None:
+        """The ranks are of no use any more. The first reason stays, and is told in the log, with its trace."""
         with self._changed:
             if self.lost is not None or self._closing:
                 return
             self.lost = why
             self._changed.notify_all()
-        logger.error("the ranks end: %s", why)
+        logger.error("the ranks end: %s", "\n".join(filter(None, (why, trace.rstrip()))))
         self._kill()
 
     def lost_within(self, seconds: float) -> str | None:
-        """Why the ranks are lost, if it is told within `seconds`: an error of rank 0 may come of it, and come first."""
+        """Why the ranks are lost, if it is told within `seconds`: an error of a rank may come of it, and come first."""
         with self._changed:
             self._changed.wait_for(lambda: self.lost is not None, seconds)
         return self.lost
@@ -110,7 +112,9 @@ class RankGroup:
     def heard(self, other: _Process, report: Report) -> None:
         """A rank reports. For its thread."""
         if isinstance(report, Failed):
-            self.lose(report.why)
+            if report.trace:
+                self.lost_within(_OTHERS_SECONDS)
+            self.lose(report.why, report.trace)
         else:
             with self._changed:
                 other.said[type(report)] = report

@@ -29,7 +29,7 @@ from headway.cluster.api_server import ApiLaunch
 from headway.cluster.engine_news import EngineNews, SupervisorsRestarts
 from headway.config import SchedulerConfig
 from headway.model_files import ModelFiles
-from headway.server.metrics import FOLDER_VARIABLE
+from headway.server.metrics.server_metrics import FOLDER_VARIABLE
 from headway.server.serve import serve_with
 from headway.wire.to_client import Ready
 

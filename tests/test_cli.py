@@ -16,7 +16,7 @@ import headway
 from headway.cli import main
 from headway.commands import options
 from headway.config import EngineConfig, KVTransport, Role
-from headway.server.doors import Doors
+from headway.server.entrance.doors import Doors
 from headway.server.settings import ServerSettings
 from tests.echo_model import MAX_MODEL_LEN, use_echo_model, write_echo_model
 

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from headway import LLM, RequestError, SamplingParams
 from headway.client.chat_template import ChatTemplate
 from headway.client.conversation import Conversation
-from headway.server.api import create_app
+from headway.server.routes.api import create_app
 from headway.wire.to_engine import AddGroup
 from tests.echo_model import use_echo_model, write_echo_model
 from tests.server.fakes import MODEL, fake_client

@@ -78,7 +78,7 @@ def engine_over(links: list[Link], monkeypatch: pytest.MonkeyPatch, tell: Callab
         return EngineConfig(), ModelLimits()
 
     monkeypatch.setattr(ProcessLink, "open", open_link)
-    return EngineProcess(0, found, engine_args=(), environment=None, tell=tell)
+    return EngineProcess(0, found, engine_args=(), environment=None, tells_cache=False, tell=tell)
 
 
 async def test_all_news_have_what_was_counted_before_up_to_the_last_pulse(monkeypatch: pytest.MonkeyPatch) -> None:

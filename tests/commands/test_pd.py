@@ -20,8 +20,8 @@ from headway.cli import main
 from headway.cluster.held_ports import HeldPorts
 from headway.cluster.prefill_decode import members_of
 from headway.config import EngineConfig, Role
-from headway.server.doors import Doors
-from headway.server.keys import ApiKey, Keys
+from headway.server.entrance.doors import Doors
+from headway.server.entrance.keys import ApiKey, Keys
 from headway.server.settings import ServerSettings
 
 PATIENCE = 120.0  # seconds

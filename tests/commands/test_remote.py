@@ -12,7 +12,7 @@ import pytest
 
 from headway.cli import main
 from headway.commands.remote_options import key_headers
-from headway.server.keys import KEYS_VARIABLE
+from headway.server.entrance.keys import KEYS_VARIABLE
 
 KEY = "sk-the-key"
 

@@ -13,8 +13,8 @@ import typer
 from headway.cli import app, main
 from headway.commands.vllm_flags import FATES, Holds, Taken, flags
 from headway.config import EngineConfig
-from headway.server.doors import Doors
-from headway.server.keys import ApiKey
+from headway.server.entrance.doors import Doors
+from headway.server.entrance.keys import ApiKey
 from headway.server.settings import ServerSettings
 
 Settings = tuple[EngineConfig, ServerSettings]

@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from headway.client.engine_client import EngineClient
-from headway.server.api import create_app
+from headway.server.routes.api import create_app
 from tests.server.fakes import MODEL, FakeLink, fake_client
 
 _SERVICE_OPTIONS = (

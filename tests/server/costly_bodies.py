@@ -9,7 +9,7 @@ from typing import Any
 
 from headway.bench.costly_bodies import BODIES
 from headway.bench.peak_memory import PeakMemory
-from headway.server.api import create_app
+from headway.server.routes.api import create_app
 from tests.server.fakes import MODEL, fake_client
 
 

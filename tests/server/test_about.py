@@ -10,7 +10,7 @@ from pathlib import Path
 import openai
 import pytest
 
-from headway.server.not_served import REASONS
+from headway.server.routes.not_served import REASONS
 from tests.server.api_clients import openai_client
 from tests.server.conftest import Api
 from tests.server.fakes import MAX_MODEL_LEN, MODEL

@@ -12,7 +12,7 @@ import pytest
 
 from headway.client.text_pool import MEDIUM
 from headway.server import body
-from headway.server.body_budget import SMALL, BodyBudget
+from headway.server.entrance.body_budget import SMALL, BodyBudget
 from headway.server.errors import ApiError
 from tests.server.conftest import Api
 from tests.server.fakes import settled

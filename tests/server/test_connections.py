@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import uvicorn
 
-from headway.server.connections import BoundedProtocol
+from headway.server.entrance.connections import BoundedProtocol
 
 PATIENCE = 60.0  # seconds
 REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"

@@ -12,8 +12,8 @@ import pytest
 
 from headway.bench.costly_bodies import BODIES
 from headway.client.prompt_encoder import LONGEST_TOKENIZED
+from headway.server.entrance.json_census import JsonCensus
 from headway.server.errors import ApiError
-from headway.server.json_census import JsonCensus
 from tests.server.conftest import Api
 from tests.server.fakes import MAX_MODEL_LEN
 

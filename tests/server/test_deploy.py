@@ -12,7 +12,7 @@ import yaml
 
 from headway import cli
 from headway.client.link import EXIT_TIMEOUT
-from headway.server.doors import OPEN_PATHS
+from headway.server.entrance.doors import OPEN_PATHS
 from headway.server.serve import _SLOW_CLIENT_S
 from tests.server.conftest import Api
 

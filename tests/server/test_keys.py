@@ -11,8 +11,8 @@ import httpx
 import pytest
 from fastapi import Response
 
-from headway.server.doors import OPEN_PATHS, Doors
-from headway.server.keys import KEYS_VARIABLE, ApiKey, Keys, Tenant, given_keys
+from headway.server.entrance.doors import OPEN_PATHS, Doors
+from headway.server.entrance.keys import KEYS_VARIABLE, ApiKey, Keys, Tenant, given_keys
 from headway.server.settings import ServerSettings
 from tests.server.conftest import Api
 from tests.server.fakes import MODEL
@@ -156,7 +156,9 @@ async def test_a_request_without_a_key_is_refused_before_its_body_is_read(locked
 
 async def test_all_keys_are_compared_whichever_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     keys, compared = Keys([ApiKey.of(f"key-{number}") for number in range(5)]), []
-    monkeypatch.setattr("headway.server.keys.hmac.compare_digest", lambda a, b: compared.append((a, b)) or a == b)
+    monkeypatch.setattr(
+        "headway.server.entrance.keys.hmac.compare_digest", lambda a, b: compared.append((a, b)) or a == b
+    )
     assert keys.find("key-0") == ApiKey.of("key-0")
     assert keys.find("none") is None
     assert len(compared) == 10

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 
-from headway.server.loop_monitor import WINDOW, LoopMonitor
+from headway.server.metrics.loop_monitor import WINDOW, LoopMonitor
 from tests.server.conftest import Api
 
 

@@ -13,8 +13,8 @@ import pytest
 
 from headway.client.engine_clients import EngineClients
 from headway.scheduler.audit import AuditReport, Owner
-from headway.server.api import create_app
-from headway.server.metrics import FOLDER_VARIABLE
+from headway.server.metrics.server_metrics import FOLDER_VARIABLE
+from headway.server.routes.api import create_app
 from headway.wire import to_engine
 from tests.server.fakes import ANSWER, MODEL, FakeLink, fake_client, settled, status
 
@@ -109,8 +109,8 @@ import os, sys
 from types import SimpleNamespace
 from prometheus_client import multiprocess
 from headway.config import SchedulerConfig
-from headway.server.loop_monitor import LONGEST_TURN
-from headway.server.metrics import ServerMetrics
+from headway.server.metrics.loop_monitor import LONGEST_TURN
+from headway.server.metrics.server_metrics import ServerMetrics
 from headway.wire.to_client import Snapshot
 
 number, *dead = map(int, sys.argv[1:])

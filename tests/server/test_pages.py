@@ -9,8 +9,8 @@ from html.parser import HTMLParser
 import pytest
 
 from headway import default_model
-from headway.server.doors import Doors
-from headway.server.field_descriptions import TEXTS
+from headway.server.entrance.doors import Doors
+from headway.server.fields.field_descriptions import TEXTS
 from headway.server.pages.docs import type_of
 from tests.server.conftest import Api
 from tests.server.fakes import MODEL

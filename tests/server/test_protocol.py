@@ -10,7 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from headway.error_text import describe
 from headway.errors import RequestError
-from headway.server.protocol import (
+from headway.server.fields.protocol import (
     ChatCompletionRequest,
     CompletionRequest,
     TokenizeBody,

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from headway.server import render
+from headway.server.routes import render
 from headway.wire import to_engine
 from tests.server.conftest import Api
 from tests.server.fakes import MAX_MODEL_LEN, MODEL

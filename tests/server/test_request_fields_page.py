@@ -7,8 +7,8 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from headway.client.field_rules import Unsupported
-from headway.server.protocol import ChatCompletionRequest, CompletionRequest, Ignored
-from headway.server.unknown_fields import CHANGE_THE_ANSWER, SIMULTANEOUS
+from headway.server.fields.protocol import ChatCompletionRequest, CompletionRequest, Ignored
+from headway.server.fields.unknown_fields import CHANGE_THE_ANSWER, SIMULTANEOUS
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "request-fields.md"
 

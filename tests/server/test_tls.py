@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from headway.server.tls import Tls
+from headway.server.entrance.tls import Tls
 from tests.server.running import Server, save_without_weights
 
 pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificates")

@@ -16,10 +16,10 @@ from headway.client.tool_parsers import tool_parser
 from headway.outputs import RequestDelta, RequestMetrics
 from headway.request import FinishReason
 from headway.sampling import SamplingParams
-from headway.server.api import create_app
-from headway.server.chat import ChatFace
-from headway.server.generate import Prompt
-from headway.server.protocol import ChatCompletionRequest
+from headway.server.answers.chat import ChatFace
+from headway.server.answers.generate import Prompt
+from headway.server.fields.protocol import ChatCompletionRequest
+from headway.server.routes.api import create_app
 from headway.wire.to_engine import AddGroup
 from tests.server.conftest import Api
 from tests.server.fakes import MODEL, fake_client

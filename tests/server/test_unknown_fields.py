@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from headway.server.unknown_fields import UnknownFields
+from headway.server.fields.unknown_fields import UnknownFields
 from headway.wire import to_engine
 from tests.server.conftest import Api
 
@@ -39,7 +39,7 @@ async def test_fields_of_a_router_are_ignored_and_each_is_logged_once(
         for name, value in OF_A_ROUTER.items()
         if (path, name) != ("/v1/completions", "continue_final_message")
     }
-    with caplog.at_level(logging.INFO, "headway.server.unknown_fields"):
+    with caplog.at_level(logging.INFO, "headway.server.fields.unknown_fields"):
         for _ in range(2):
             response = await api.post(path, json={**PATHS[path], **fields, "max_tokens": 2})
             assert response.status_code == 200, response.text
@@ -108,7 +108,7 @@ async def test_a_strict_server_refuses_every_field_that_it_does_not_know(make_ap
 
 def test_the_log_has_a_bound(caplog: pytest.LogCaptureFixture) -> None:
     unknown = UnknownFields()
-    with caplog.at_level(logging.INFO, "headway.server.unknown_fields"):
+    with caplog.at_level(logging.INFO, "headway.server.fields.unknown_fields"):
         for start in range(0, 3_000, 1_000):
             left = unknown.without({f"x{i}" * 50: i for i in range(start, start + 1_000)}, frozenset())
             assert left == {}
@@ -122,7 +122,7 @@ async def test_fields_of_messages_that_other_servers_have_added_are_ignored(
     part = {"type": "text", "text": "hi", "cache_control": {"type": "ephemeral"}, "citations": None}
     answer = {"role": "assistant", "content": "a", "provider_specific_fields": {}, "annotations": [], "refusal": None}
     body = {"messages": [{"role": "user", "content": [part], "id": "1"}, answer, {"role": "user", "content": "b"}]}
-    with caplog.at_level(logging.INFO, "headway.server.unknown_fields"):
+    with caplog.at_level(logging.INFO, "headway.server.fields.unknown_fields"):
         assert (await make_api().post("/v1/chat/completions", json=body)).status_code == 200
     for name in ("messages.citations", "messages.id", "messages.provider_specific_fields"):
         assert any(f"'{name}'" in record.getMessage() for record in caplog.records)

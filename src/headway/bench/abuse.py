@@ -25,7 +25,7 @@ from headway.bench.raw_http import Address
 from headway.bench.report import Row
 from headway.bench.server_process import ServerError, ServerProcess, exit_on_sigterm
 from headway.bench.tables import Column, JsonOption
-from headway.server.connections import raise_file_limit
+from headway.server.entrance.connections import raise_file_limit
 
 SHUTDOWN = "shutdown"
 GRACE_S = 2.0

@@ -32,7 +32,7 @@ from headway.config import SchedulerConfig
 from headway.exit import exit_process
 from headway.model_files import ModelFiles
 from headway.parent_process import at_end_of_parent
-from headway.server.metrics import FOLDER_VARIABLE
+from headway.server.metrics.server_metrics import FOLDER_VARIABLE
 from headway.server.serve import serve_with
 
 STDIN = 0  # read without Python's buffer

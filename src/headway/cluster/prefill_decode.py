@@ -15,10 +15,10 @@ from headway.cluster.group_server import GroupServer, Member
 from headway.cluster.held_ports import HeldPorts
 from headway.config import KV_SECRET_VARIABLE, EngineConfig, Role
 from headway.logs import log_to_standard_error
-from headway.server.doors import Doors
-from headway.server.keys import ApiKey
+from headway.server.entrance.doors import Doors
+from headway.server.entrance.keys import ApiKey
+from headway.server.entrance.tls import Tls
 from headway.server.settings import ServerSettings
-from headway.server.tls import Tls
 
 logger = logging.getLogger(__name__)
 

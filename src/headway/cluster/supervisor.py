@@ -37,7 +37,7 @@ from headway.config import EngineConfig
 from headway.logs import log_to_standard_error
 from headway.model_files import ModelFiles
 from headway.model_limits import ModelLimits
-from headway.server.metrics import FOLDER_VARIABLE
+from headway.server.metrics.server_metrics import FOLDER_VARIABLE
 from headway.server.serve import BAD_START, bind, engine_args
 from headway.server.settings import ServerSettings
 

@@ -11,7 +11,7 @@ from headway.commands.remote_options import ApiKeyOption, CaCertsOption, http_op
 from headway.commands.server_urls import server_url
 
 if TYPE_CHECKING:
-    from headway.server.answer_bodies import Ownership
+    from headway.server.answers.answer_bodies import Ownership
 
 EXAMPLES = (
     "headway doctor",
@@ -40,7 +40,7 @@ def command(
     import msgspec
 
     from headway.commands.remote_server import RemoteServer, complaint
-    from headway.server.answer_bodies import Ownership
+    from headway.server.answers.answer_bodies import Ownership
 
     url = server_url(url).removesuffix("/v1")
     with RemoteServer(url, http_options(api_key, ssl_ca_certs), timeout=ANSWER_TIMEOUT) as server:

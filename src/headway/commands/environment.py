@@ -7,7 +7,7 @@ from typing import Any
 
 from headway.config import KV_SECRET_VARIABLE
 from headway.managers import V1_SWITCH, V2_SWITCH
-from headway.server.keys import KEYS_VARIABLE, VLLM_KEYS_VARIABLE
+from headway.server.entrance.keys import KEYS_VARIABLE, VLLM_KEYS_VARIABLE
 
 PREFIX = "HEADWAY_"
 PREFILL_KEY_VARIABLE = f"{PREFIX}PREFILL_API_KEY"

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from headway.server.keys import KEYS_VARIABLE, keys_in
+from headway.server.entrance.keys import KEYS_VARIABLE, keys_in
 
 
 class AnswerError(Exception):

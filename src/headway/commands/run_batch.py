@@ -74,8 +74,8 @@ async def _run(
 ) -> int:
     """service: arguments of `Service`. Returns the exit status."""
     from headway.client.engine_client import EngineClient, EngineStartError
-    from headway.server.api import create_app
     from headway.server.batch_files import Progress, partial_file, run_batch
+    from headway.server.routes.api import create_app
     from headway.server.serve import stop_signals
 
     log_to_standard_error()

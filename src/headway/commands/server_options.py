@@ -13,10 +13,10 @@ import typer
 from headway.commands.environment import PREFILL_KEY_VARIABLE
 from headway.commands.options import ChatTemplateOption, ReasoningParserOption, ToolCallParserOption, takes
 from headway.logs import LogFormat, LogLevel
-from headway.server.doors import Doors
-from headway.server.keys import given_keys, is_open_to_others
+from headway.server.entrance.doors import Doors
+from headway.server.entrance.keys import given_keys, is_open_to_others
+from headway.server.entrance.tls import Tls
 from headway.server.settings import ServerSettings
-from headway.server.tls import Tls
 
 logger = logging.getLogger(__name__)
 

@@ -4,17 +4,19 @@ This folder owns everything HTTP: routes, request and response bodies, errors as
 of the server process. It reaches engines only by `Engines`, and never touches scheduling state.
 
     serve.py         the process: port, engine, signals, shutdown     settings.py   what a user chooses
-    api.py           the routes for clients     admin.py        the routes for operators
+                     banner.py, activity.py   what it says at its start, and while it is busy
+    routes/          the application, and its routes     pages/   for browsers     openapi.py   what /openapi.json says
+    messages_api/, responses_api/   the APIs whose bodies become chat completions
+    batch_files.py   requests in a file, answered by the same routes
+
+A request passes these, from its connection to its answer:
+
+    entrance/        the layers around the routes, and bounds on what clients send
     service.py       shared by all routes
-    body.py, json_census.py, body_budget.py, unknown_fields.py   how a body is read
-    middleware.py    the layers around the routes: envelope.py, CORS, key_check.py (keys.py, doors.py, tls.py)
-    connections.py, loop_monitor.py   bounds on connections; how the loop is
-    prefill_engines.py   the engines that compute prompts for a decode engine
-    protocol.py      request bodies             responses.py    response bodies
-    prompt_bodies.py from a body to prompts     render.py       what a body would bring to the engine
-    generate.py      from a pending request to a response, whole or streamed
-    completions.py, chat.py   the form of answers in each of the two APIs
-    errors.py        errors as HTTP
-    metrics.py       the page for Prometheus: request_metrics.py is counted here, per_engine.py is read of each engine
-                     (engine_numbers.py, engine_health.py, transfer_metrics.py, kv_event_metrics.py)
+    body.py          reads a body     prompt_bodies.py   from a body to prompts
+    fields/          what bodies may ask for
+    submission.py    hands prompts to the engine     prefill_engines.py   the engines that compute prompts for this one
+    answers/         from the engine's outputs to a response
+    errors.py        errors as HTTP: error_codes.py
+    metrics/         what is told of all this to Prometheus
 """

@@ -28,8 +28,8 @@ from fastapi import FastAPI
 from pydantic_core import from_json
 
 from headway.errors import EngineDeadError
+from headway.server.answers.generate import encode_json
 from headway.server.body import MAX_BODY
-from headway.server.generate import encode_json
 
 PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
 _WINDOW = 4  # lines that are read ahead of the line to be written next, per line that is answered at once

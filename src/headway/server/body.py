@@ -12,12 +12,12 @@ from pydantic import BaseModel, TypeAdapter
 from pydantic_core import from_json
 
 from headway.client.text_pool import MEDIUM, SHORT, TextPool
-from headway.server.body_budget import BodyBudget
+from headway.server.answers.generate import unless_disconnected
+from headway.server.entrance.body_budget import BodyBudget
+from headway.server.entrance.json_census import JsonCensus
 from headway.server.errors import ApiError
-from headway.server.generate import unless_disconnected
-from headway.server.json_census import JsonCensus
+from headway.server.fields.unknown_fields import UnknownFields
 from headway.server.service import service_of
-from headway.server.unknown_fields import UnknownFields
 
 B = TypeVar("B")
 

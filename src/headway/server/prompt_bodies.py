@@ -15,10 +15,10 @@ from headway.client.bad_words import spelled_out
 from headway.client.engines import Engines
 from headway.errors import RequestError
 from headway.sampling import SamplingParams
+from headway.server.answers.generate import Prompt, unless_disconnected
 from headway.server.body import BodyForm, read_body
-from headway.server.generate import Prompt, unless_disconnected
-from headway.server.prompt_fields import Truncation
-from headway.server.protocol import ChatCompletionRequest, CompletionRequest
+from headway.server.fields.prompt_fields import Truncation
+from headway.server.fields.protocol import ChatCompletionRequest, CompletionRequest
 from headway.server.service import Service, service_of
 
 B = TypeVar("B", CompletionRequest, ChatCompletionRequest)

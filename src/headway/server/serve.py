@@ -27,10 +27,10 @@ from headway.client.restart_budget import RestartBudget
 from headway.config import ANY_PEER, EngineConfig, Role
 from headway.logs import leave_out, log_to_standard_error
 from headway.server.activity import ActivityReport
-from headway.server.api import create_app
 from headway.server.banner import Subject, banner
-from headway.server.connections import ACCEPTS_PER_TURN, BoundedProtocol, raise_file_limit
+from headway.server.entrance.connections import ACCEPTS_PER_TURN, BoundedProtocol, raise_file_limit
 from headway.server.prefill_engines import PrefillEngines
+from headway.server.routes.api import create_app
 from headway.server.service import Service
 from headway.server.settings import ServerSettings
 

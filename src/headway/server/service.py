@@ -17,22 +17,22 @@ from headway.client.engine_client import ONLY_ENGINE
 from headway.client.engines import Engines
 from headway.client.special_tokens import SpecialTokenEscape
 from headway.errors import ShuttingDownError
-from headway.server.answer_parsers import AnswerParsers
-from headway.server.body_budget import BodyBudget
+from headway.server.answers.answer_parsers import AnswerParsers
+from headway.server.answers.generate import encode_json
+from headway.server.entrance.body_budget import BodyBudget
 from headway.server.errors import ApiError
-from headway.server.generate import encode_json
-from headway.server.loop_monitor import LONGEST_TURN, LoopMonitor
-from headway.server.metrics import ServerMetrics
+from headway.server.fields.protocol import ChatCompletionRequest
+from headway.server.fields.unknown_fields import UnknownFields
+from headway.server.metrics.loop_monitor import LONGEST_TURN, LoopMonitor
+from headway.server.metrics.server_metrics import ServerMetrics
 from headway.server.prefill_engines import PrefillEngines
-from headway.server.protocol import ChatCompletionRequest
-from headway.server.unknown_fields import UnknownFields
 
 
 class Service:
     """The state of a server.
 
     model_name: the name in answers and metrics. model_aliases: more names that requests may use.
-    admin_api: see `admin.py`. chat_template: see `ChatTemplate`.
+    admin_api: see `routes/admin.py`. chat_template: see `ChatTemplate`.
     trust_request_chat_template: requests may bring templates.
     escape_special_tokens: special tokens that chat messages spell are text, see `SpecialTokenEscape`.
     strict_fields: unknown fields of requests are refused, see `UnknownFields`.

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from headway.logs import LogFormat, LogLevel
-from headway.server.doors import Doors
-from headway.server.tls import Tls
+from headway.server.entrance.doors import Doors
+from headway.server.entrance.tls import Tls
 
 MOST_PROCESSES = 256  # of a kind, on one machine
 UvicornLevel = Literal["critical", "error", "warning", "info", "debug", "trace"]

@@ -11,11 +11,11 @@ from headway.client.engines import Pending
 from headway.errors import DuplicateRequestError
 from headway.request import NewRequest, Transfer
 from headway.sampling import SamplingParams
-from headway.server.generate import Face, Prompt, respond, unless_disconnected
-from headway.server.key_check import salt_of
-from headway.server.protocol import ChatCompletionRequest, CompletionRequest
+from headway.server.answers.generate import Face, Prompt, respond, unless_disconnected
+from headway.server.entrance.key_check import salt_of
+from headway.server.fields.protocol import ChatCompletionRequest, CompletionRequest
+from headway.server.fields.structured_output_fields import as_fields
 from headway.server.service import service_of
-from headway.server.structured_output_fields import as_fields
 
 _TRIES, _TRY_SECONDS = 50, 0.01  # a client that has left is noticed within a few turns of the event loop
 

@@ -21,8 +21,8 @@ from headway.cluster.ray.remote_engines import RemoteEngines
 from headway.errors import EngineDeadError, EnginePausedError, QueueFullError, RequestError
 from headway.outputs import RequestDelta, RequestOutput
 from headway.request import NewRequest
+from headway.server.fields.protocol import CompletionRequest
 from headway.server.prefill_engines import LENDS, Outcome
-from headway.server.protocol import CompletionRequest
 
 logger = logging.getLogger(__name__)
 

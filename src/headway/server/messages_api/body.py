@@ -17,11 +17,11 @@ from headway.client.conversation import MAX_MESSAGES, ReasoningEffort
 from headway.client.field_rules import AtMost
 from headway.client.tools import MAX_TOOLS, Name, TolerantModel
 from headway.sampling import MAX_STOP_STRINGS
-from headway.server.chat_asking import AsksForChat, ToolOfTheServer
 from headway.server.errors import ApiError
+from headway.server.fields.chat_asking import AsksForChat, ToolOfTheServer
+from headway.server.fields.protocol import GenerationRequest
+from headway.server.fields.refused import Refused
 from headway.server.messages_api.content import AssistantMessage, Message, TextBlock, TextBlocks, chat_messages
-from headway.server.protocol import GenerationRequest
-from headway.server.refused import Refused
 
 
 class Tool(TolerantModel):

@@ -10,9 +10,9 @@ from msgspec import UNSET, Struct, UnsetType
 from headway.client.answer_parser import AnswerDelta, AnswerParser
 from headway.outputs import RequestDelta, RequestOutput
 from headway.request import FinishReason
-from headway.server import answer_bodies
+from headway.server.answers import answer_bodies
+from headway.server.answers.generate import Face, event
 from headway.server.errors import ApiError
-from headway.server.generate import Face, event
 from headway.server.messages_api.answer_blocks import AnswerBlocks, Block
 
 

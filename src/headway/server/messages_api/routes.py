@@ -7,8 +7,8 @@ import uuid
 
 from fastapi import APIRouter, Request, Response
 
+from headway.server.answers.generate import unless_disconnected
 from headway.server.body import BodyForm, read_body
-from headway.server.generate import unless_disconnected
 from headway.server.messages_api.body import CountTokensRequest, MessagesRequest
 from headway.server.messages_api.face import MessagesFace, TokenCount
 from headway.server.openapi import body_of

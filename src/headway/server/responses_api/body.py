@@ -9,13 +9,13 @@ from pydantic import Field, JsonValue
 from headway.client.conversation import MAX_MESSAGES, ReasoningEffort
 from headway.client.field_rules import AtMost, Unsupported
 from headway.client.tools import MAX_TOOLS, TolerantModel
-from headway.server.chat_asking import AsksForChat
-from headway.server.protocol import GenerationRequest
-from headway.server.reasoning_fields import ReasoningFields
-from headway.server.refused import Refused
+from headway.server.fields.chat_asking import AsksForChat
+from headway.server.fields.protocol import GenerationRequest
+from headway.server.fields.reasoning_fields import ReasoningFields
+from headway.server.fields.refused import Refused
+from headway.server.fields.sampling_fields import NumLogprobs
 from headway.server.responses_api.function_tools import Tool, ToolChoice, tools_for_chat
 from headway.server.responses_api.input_items import Item, MessageItem, ReasoningItem, chat_messages
-from headway.server.sampling_fields import NumLogprobs
 
 _NOTHING_STORED = "nothing is stored here between requests; send the whole conversation as input"
 _NO_REASONING: dict[str, JsonValue] = {"not": {"properties": {"type": {"const": "reasoning"}}, "required": ["type"]}}

@@ -12,10 +12,10 @@ from headway.client.answer_parser import AnswerDelta, AnswerParser
 from headway.outputs import RequestDelta, RequestOutput, TokenLogprob
 from headway.request import FinishReason
 from headway.sampling import SamplingParams
-from headway.server import answer_bodies
-from headway.server.chat import chat_logprobs
+from headway.server.answers import answer_bodies
+from headway.server.answers.chat import chat_logprobs
+from headway.server.answers.generate import Face, event
 from headway.server.errors import ApiError
-from headway.server.generate import Face, event
 from headway.server.responses_api.answer_items import AnswerItems, Item
 from headway.server.responses_api.body import ResponsesRequest
 

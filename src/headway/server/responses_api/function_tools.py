@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
 
 from headway.client.tools import Name, TolerantModel
-from headway.server.chat_asking import ToolOfTheServer
+from headway.server.fields.chat_asking import ToolOfTheServer
 
 
 class FunctionTool(TolerantModel):

@@ -9,7 +9,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from headway.server.errors import as_api_error
-from headway.server.metrics import ServerMetrics
+from headway.server.metrics.server_metrics import ServerMetrics
 
 HEADER = "X-Request-Id"
 MAX_ID = 256  # characters

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from headway.client.field_rules import Unsupported
-from headway.server.protocol import Ignored
+from headway.server.fields.protocol import Ignored
 
 _REFUSED = "Not served here: a value that asks for anything is refused."
 _IGNORED = "Taken, and changes no answer."

@@ -11,11 +11,11 @@ from __future__ import annotations
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
-from headway.server.doors import Doors
-from headway.server.envelope import HEADER, Envelope
-from headway.server.key_check import KeyCheck
-from headway.server.keys import Keys
-from headway.server.metrics import ServerMetrics
+from headway.server.entrance.doors import Doors
+from headway.server.entrance.envelope import HEADER, Envelope
+from headway.server.entrance.key_check import KeyCheck
+from headway.server.entrance.keys import Keys
+from headway.server.metrics.server_metrics import ServerMetrics
 
 
 def install(app: FastAPI, doors: Doors, metrics: ServerMetrics) -> None:

@@ -30,12 +30,12 @@ from headway.errors import ContextLengthError
 from headway.kv_transfer_params import copied
 from headway.request import NewRequest, Transfer
 from headway.sampling import MAX_LOGPROBS, SamplingParams
-from headway.server.prompt_fields import PromptFields
-from headway.server.reasoning_fields import ReasoningFields
-from headway.server.sampling_fields import Int32, MaxTokens, NumLogprobs, SamplingFields, TokenId
-from headway.server.structured_output_fields import StructuredOutputFields
-from headway.server.token_id_fields import TokenIdFields
-from headway.server.tool_fields import CALLS_NEED_TOOLS, ToolConversation
+from headway.server.fields.prompt_fields import PromptFields
+from headway.server.fields.reasoning_fields import ReasoningFields
+from headway.server.fields.sampling_fields import Int32, MaxTokens, NumLogprobs, SamplingFields, TokenId
+from headway.server.fields.structured_output_fields import StructuredOutputFields
+from headway.server.fields.token_id_fields import TokenIdFields
+from headway.server.fields.tool_fields import CALLS_NEED_TOOLS, ToolConversation
 
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's default for /v1/completions
 

@@ -14,12 +14,12 @@ from fastapi import APIRouter, Request, Response
 
 from headway.errors import RequestError
 from headway.request import NewRequest
-from headway.server.answer_bodies import Rendered
+from headway.server.answers.answer_bodies import Rendered
+from headway.server.answers.generate import encode_json, unless_disconnected
 from headway.server.body import MAX_BODY
-from headway.server.generate import encode_json, unless_disconnected
+from headway.server.fields.protocol import ChatCompletionRequest, CompletionRequest
 from headway.server.openapi import body_of
 from headway.server.prompt_bodies import PromptBody, read_chat, read_completion
-from headway.server.protocol import ChatCompletionRequest, CompletionRequest
 from headway.server.service import Service, service_of
 from headway.token_ids import check_not_empty
 

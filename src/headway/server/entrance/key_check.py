@@ -8,9 +8,9 @@ from fastapi import Request
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from headway.server.doors import OPEN_PATHS
+from headway.server.entrance.doors import OPEN_PATHS
+from headway.server.entrance.keys import Keys, Tenant
 from headway.server.errors import ApiError
-from headway.server.keys import Keys, Tenant
 
 MAX_UNREAD = 16 * 2**20  # bytes of a refused body that a connection may go on to bring, and that are thrown away
 _ANTHROPIC = "/v1/messages"  # Anthropic's clients show their key in the header x-api-key

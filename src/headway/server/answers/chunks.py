@@ -9,10 +9,10 @@ from typing import Any
 import msgspec
 
 from headway.outputs import PromptPosition, RequestDelta, TokenLogprob
-from headway.server.answer_bodies import PromptEntries, Usage
+from headway.server.answers.answer_bodies import PromptEntries, Usage
+from headway.server.answers.generate import Face, encode_json
+from headway.server.answers.prompt_logprobs import entries
 from headway.server.errors import ApiError
-from headway.server.generate import Face, encode_json
-from headway.server.prompt_logprobs import entries
 
 _DONE = b"data: [DONE]\n\n"
 

@@ -16,7 +16,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from headway.client.strict_model import StrictModel
-from headway.server.answer_bodies import Ownership, PauseState, Reset, Status
+from headway.server.answers.answer_bodies import Ownership, PauseState, Reset, Status
 from headway.server.errors import ApiError
 from headway.server.service import answer, service_of
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from headway.client.engine_client import EngineClient
-from headway.server.per_engine import PerEngine, Sampled, counter, gauge
+from headway.server.metrics.per_engine import PerEngine, Sampled, counter, gauge
 
 WIRE_ERRORS = (
     "wire_errors",

@@ -12,7 +12,7 @@ from prometheus_client.registry import Collector
 
 from headway.client.engine_client import EngineClient
 from headway.client.engines import Engines
-from headway.server.metric_names import LABELS, PREFIX
+from headway.server.metrics.metric_names import LABELS, PREFIX
 
 Family = type[GaugeMetricFamily] | type[CounterMetricFamily]
 Numbers = Mapping[tuple[str, ...], float]

@@ -10,7 +10,7 @@ from msgspec import UNSET
 from headway.client.answer_parser import AnswerDelta, AnswerParser, ToolCallDelta
 from headway.outputs import CompletionOutput, RequestDelta, RequestOutput, TokenLogprob
 from headway.request import FinishReason
-from headway.server.answer_bodies import (
+from headway.server.answers.answer_bodies import (
     ChatChoice,
     ChatChunk,
     ChatChunkChoice,
@@ -24,7 +24,7 @@ from headway.server.answer_bodies import (
     TopLogprob,
     Usage,
 )
-from headway.server.chunks import ChunkFace, token_name
+from headway.server.answers.chunks import ChunkFace, token_name
 
 
 class ChatFace(ChunkFace):

@@ -17,7 +17,7 @@ from headway.client.tool_parsers.forced import NamedCall, RequiredCalls
 from headway.client.tools import Tool
 from headway.sampling import SamplingParams
 from headway.server.errors import ApiError
-from headway.server.protocol import ChatCompletionRequest
+from headway.server.fields.protocol import ChatCompletionRequest
 from headway.structured_outputs import StructuredOutputs
 from headway.thinking_tokens import ThinkingTokens
 

@@ -22,12 +22,12 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from headway.client.engines import Engines
-from headway.server.engine_health import WIRE_ERRORS, EngineHealth
-from headway.server.engine_numbers import EngineNumbers
-from headway.server.kv_event_metrics import KVEventMetrics
-from headway.server.metric_names import ALIAS, LABELS, PREFIX
-from headway.server.request_metrics import EngineObserver, RequestMetrics
-from headway.server.transfer_metrics import TransferMetrics
+from headway.server.metrics.engine_health import WIRE_ERRORS, EngineHealth
+from headway.server.metrics.engine_numbers import EngineNumbers
+from headway.server.metrics.kv_event_metrics import KVEventMetrics
+from headway.server.metrics.metric_names import ALIAS, LABELS, PREFIX
+from headway.server.metrics.request_metrics import EngineObserver, RequestMetrics
+from headway.server.metrics.transfer_metrics import TransferMetrics
 
 FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"  # the library reads it when it is imported
 SYNC_SECONDS = 1.0  # between two times that this process tells the others what is counted elsewhere in it

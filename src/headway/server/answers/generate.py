@@ -24,7 +24,7 @@ from headway.client.pending_request import Update
 from headway.client.prompt_scores import PromptScores
 from headway.client.text_pool import TextPool
 from headway.outputs import RequestDelta, RequestOutput
-from headway.server.answer_bodies import PromptTokensDetails, Usage
+from headway.server.answers.answer_bodies import PromptTokensDetails, Usage
 from headway.server.errors import ApiError, ClientDisconnected, as_api_error
 
 T = TypeVar("T")

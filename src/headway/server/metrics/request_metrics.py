@@ -6,7 +6,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from headway.client.token_processor import Ended, Processed
 from headway.request import FinishReason
-from headway.server.metric_names import LABELS, PREFIX
+from headway.server.metrics.metric_names import LABELS, PREFIX
 
 _FIRST_TOKEN_BUCKETS = (
     *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from headway.server.keys import ApiKey, Keys
+from headway.server.entrance.keys import ApiKey, Keys
 
 OPEN_PATHS = frozenset(
     {"/", "/health", "/ping", "/metrics", "/version", "/docs", "/openapi.json"}

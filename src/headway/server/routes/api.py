@@ -15,22 +15,17 @@ from headway import __version__
 from headway.client.conversation import ChatMessage, ContentPart
 from headway.client.engines import Engines
 from headway.errors import RequestError
-from headway.server import about, admin, errors, middleware, not_served, render
-from headway.server.answer_bodies import Health, ModelCard, ModelList, Root, Text, Tokens, Version
+from headway.server import errors
+from headway.server.answers.answer_bodies import Health, ModelCard, ModelList, Root, Text, Tokens, Version
+from headway.server.answers.chat import ChatFace
+from headway.server.answers.completions import CompletionFace
+from headway.server.answers.generate import Prompt, unless_disconnected
 from headway.server.body import BodyForm, read_body
-from headway.server.chat import ChatFace
-from headway.server.completions import CompletionFace
-from headway.server.doors import OPEN_PATHS, Doors
+from headway.server.entrance import middleware
+from headway.server.entrance.doors import OPEN_PATHS, Doors
 from headway.server.errors import ApiError
-from headway.server.field_descriptions import describe_fields
-from headway.server.generate import Prompt, unless_disconnected
-from headway.server.messages_api import routes as messages_api
-from headway.server.messages_api.body import CountTokensRequest, MessagesRequest
-from headway.server.openapi import body_of, describe_answers, describe_key, describe_model
-from headway.server.pages.docs import docs_page
-from headway.server.pages.front import front_page, wants_page
-from headway.server.prompt_bodies import read_chat, read_completion
-from headway.server.protocol import (
+from headway.server.fields.field_descriptions import describe_fields
+from headway.server.fields.protocol import (
     ChatCompletionRequest,
     CompletionRequest,
     DetokenizeRequest,
@@ -38,8 +33,15 @@ from headway.server.protocol import (
     TokenizeChatRequest,
     TokenizeRequest,
 )
+from headway.server.messages_api import routes as messages_api
+from headway.server.messages_api.body import CountTokensRequest, MessagesRequest
+from headway.server.openapi import body_of, describe_answers, describe_key, describe_model
+from headway.server.pages.docs import docs_page
+from headway.server.pages.front import front_page, wants_page
+from headway.server.prompt_bodies import read_chat, read_completion
 from headway.server.responses_api import routes as responses_api
 from headway.server.responses_api.body import ResponsesRequest
+from headway.server.routes import about, admin, not_served, render
 from headway.server.service import Service, answer, service_of
 from headway.server.submission import submit
 from headway.token_ids import check_token_ids

@@ -8,9 +8,9 @@ from typing import Any
 from msgspec import UNSET
 
 from headway.outputs import PromptPosition, RequestDelta, RequestOutput, TokenLogprob
-from headway.server.answer_bodies import Completion, CompletionChoice, CompletionLogprobs, Usage
-from headway.server.chunks import ChunkFace, token_name
-from headway.server.prompt_logprobs import add_echo
+from headway.server.answers.answer_bodies import Completion, CompletionChoice, CompletionLogprobs, Usage
+from headway.server.answers.chunks import ChunkFace, token_name
+from headway.server.answers.prompt_logprobs import add_echo
 
 
 class CompletionFace(ChunkFace):

@@ -10,8 +10,8 @@ from pydantic import ConfigDict
 
 from headway import __version__
 from headway.client.conversation import StrictModel
-from headway.server.answer_bodies import Load, ServerInfo
-from headway.server.generate import encode_json
+from headway.server.answers.answer_bodies import Load, ServerInfo
+from headway.server.answers.generate import encode_json
 from headway.server.service import answer, service_of
 
 # Where files lie and how they were fetched: the first say nothing of the tokenizer, and the second may be secrets.

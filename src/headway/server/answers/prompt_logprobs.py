@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from headway.outputs import PromptPosition, TokenLogprob
-from headway.server.answer_bodies import CompletionLogprobs, PromptTokenLogprob
+from headway.server.answers.answer_bodies import CompletionLogprobs, PromptTokenLogprob
 
 _LEAST = -9999.0  # stands for the logarithm of 0, which JSON cannot write
 

@@ -9,7 +9,7 @@ from pydantic import ConfigDict, PrivateAttr, ValidationError, model_validator
 from headway.client.strict_model import StrictModel
 from headway.client.tools import TolerantModel
 from headway.error_text import describe
-from headway.server.protocol import ChatCompletionRequest
+from headway.server.fields.protocol import ChatCompletionRequest
 
 
 class AsksForChat(StrictModel):

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import httpx
@@ -364,6 +365,7 @@ async def _converse(url: str, conversations: int = 14, turns: int = 7) -> float:
 # -- what Ray costs
 
 _SHORT, _LONG, _TOKENS = 200, 24, 200  # requests of one token, requests of many, and how many
+_ROUNDS = 5
 PARTS = {
     "API": ("ServeReplica:headway:Api",),
     "engine replica": ("ServeReplica:headway:Engine",),
@@ -372,19 +374,24 @@ PARTS = {
 
 
 def cost() -> None:
-    """CPU beside the engine process: per request of one token, and per further token of a stream."""
-    with ServerProcess(ALONE) as server:
-        alone = measured(server, {"API": ()})
-    with cluster(engines=1) as server:
+    """CPU beside the engine process: per request of one token, and per further token of a stream. Both servers run, and
+    are asked in turn: medians."""
+    with ServerProcess(ALONE) as plain, cluster(engines=1) as server:
         until(lambda: healthy(server, 1), "an engine")
-        ray = measured(server, PARTS)
-    table = Table("CPU, µs", "headway serve", "on Ray", *(f"of it: {part}" for part in PARTS))
+        for each in (plain, server):
+            asyncio.run(_stream(each.base_url, 50, 10))
+        rounds = [(measured(plain, {"API": ()}), measured(server, PARTS)) for _ in range(_ROUNDS)]
+    table = Table("CPU, µs", "headway serve", "on Ray", *(f"of it: {part}" for part in PARTS), "beyond, by round")
     for index, name in enumerate(("per request", "per streamed token")):
-        parts = [ray[part][index] for part in PARTS]
-        row = (alone["API"][index], sum(parts), *parts)
-        table.add_row(name, *(f"{1e6 * value:.0f}" for value in row))
-        beyond = 1e6 * (sum(parts) - alone["API"][index])
-        report("CPU of Ray", name, f"{beyond:.0f} µs beyond headway serve")
+        alone = [1e6 * one["API"][index] for one, _ in rounds]
+        parts = {part: [1e6 * one[part][index] for _, one in rounds] for part in PARTS}
+        sums = [sum(values) for values in zip(*parts.values(), strict=True)]
+        beyond = [whole - own for whole, own in zip(sums, alone, strict=True)]
+        row = (median(alone), median(sums), *map(median, parts.values()))
+        table.add_row(name, *(f"{value:.0f}" for value in row), ", ".join(f"{value:.0f}" for value in beyond))
+        report(
+            "CPU of Ray", name, f"{median(beyond):.0f} µs beyond headway serve ({min(beyond):.0f} to {max(beyond):.0f})"
+        )
     console.print(table)
 
 
@@ -408,7 +415,6 @@ def measured(server: ServerProcess, parts: dict[str, tuple[str, ...]]) -> dict[s
         idle = {part: (after[part] - middle[part]) / (end - ended) for part in parts}
         return {part: max(0.0, middle[part] - before[part] - idle[part] * (ended - start)) for part in parts}
 
-    asyncio.run(_stream(server.base_url, 50, 10))
     short, long = costs(_SHORT, 1), costs(_LONG, _TOKENS)
     per_request = {part: short[part] / _SHORT for part in parts}
     return {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 
 import pytest
 
@@ -79,6 +80,20 @@ async def until(holds: Callable[[], bool]) -> None:
 
 @pytest.fixture
 async def ray() -> AsyncIterator[Ray]:
+    """Each request has a call of its own."""
+    async with started(shares_calls=False) as one:
+        yield one
+
+
+@pytest.fixture
+async def sharing() -> AsyncIterator[Ray]:
+    """Requests share a call."""
+    async with started(shares_calls=True) as one:
+        yield one
+
+
+@asynccontextmanager
+async def started(shares_calls: bool) -> AsyncIterator[Ray]:
     one = Ray()
     files = ModelFiles.resolve(options().config)
     engines = one.engines = RemoteEngines(
@@ -89,6 +104,7 @@ async def ray() -> AsyncIterator[Ray]:
         tokenizer=files.load_tokenizer(),
         config=options().config.for_scheduler(max_model_len=files.limits.max_model_len, num_blocks=600),
         max_waiting=8,
+        shares_calls=shares_calls,
     )
     try:
         yield one
@@ -262,3 +278,53 @@ async def test_prompts_of_one_request_are_shared_out_to_the_engines(ray: Ray) ->
     assert sorted(ray.routed) == ["a", "b"] and engines.num_open == 0
     desks = [replica._desk for replica in ray.replicas.values()]
     await until(lambda: not any(desk.num_open for desk in desks))
+
+
+class TestSharedCalls:
+    async def test_requests_share_the_open_call_of_their_engine_which_ends_when_none_is_left(
+        self, sharing: Ray
+    ) -> None:
+        await sharing.start("a")
+        engines, held = sharing.engines, sharing.replicas["a"]._desk
+        assert engines is not None
+        long = engines.submit([request(sharing, "long", LONG)], stream=True)
+        await asyncio.wait_for(anext(long), PATIENCE)
+        for number in range(5):
+            assert await bounded(answered(engines.submit([request(sharing, f"r{number}", 2)], stream=True))) == 2
+        assert sharing.routed == ["a"] and held.num_open == 1
+        long.close()
+        assert await bounded(answered(engines.submit([request(sharing, "soon", 2)], stream=True))) == 2
+        assert sharing.routed == ["a"] and held.num_open == 1, "the call waits a little for the next request"
+        await until(lambda: held.num_open == 0)
+        assert await bounded(answered(engines.submit([request(sharing, "later", 2)], stream=True))) == 2
+        assert sharing.routed == ["a", "a"]
+
+    async def test_a_replica_that_is_killed_is_not_held_by_the_call_that_is_lost(self, sharing: Ray) -> None:
+        await sharing.start("a", "b")
+        engines = sharing.engines
+        assert engines is not None
+        begun = engines.submit([request(sharing, "begun", LONG)], stream=True)
+        await asyncio.wait_for(anext(begun), PATIENCE)
+        (home,) = sharing.routed
+        waiting = [asyncio.ensure_future(answered(engines.submit([request(sharing, "w", 300)], stream=False)))]
+        await until(lambda: sum(client.num_open for client in engines.engines.values()) == 2)
+        sharing.replicas[home]._client._life.link.process.kill()
+        with pytest.raises(EngineDeadError):
+            await bounded(answered(begun))
+        assert await asyncio.gather(*(bounded(one) for one in waiting)) == [300]
+        assert await bounded(answered(engines.submit([request(sharing, "after", 3)], stream=True))) == 3
+        assert {*sharing.routed} == {"a", "b"}
+
+    async def test_a_replica_that_is_to_go_is_held_until_its_requests_have_ended(self, sharing: Ray) -> None:
+        await sharing.start("a", "b")
+        engines = sharing.engines
+        assert engines is not None
+        running = engines.submit([request(sharing, "running", 300)], stream=True)
+        await asyncio.wait_for(anext(running), PATIENCE)
+        (home,) = sharing.routed
+        sharing.tell(without=(home,))
+        assert await bounded(answered(engines.submit([request(sharing, "new", 3)], stream=True))) == 3
+        assert sharing.routed[1:] and home not in sharing.routed[1:] and not sharing.held[0].done()
+        assert await bounded(answered(running)) >= 290
+        await until(sharing.held[0].done)
+        await until(lambda: home not in engines.engines)

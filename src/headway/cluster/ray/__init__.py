@@ -3,7 +3,7 @@
     client ──HTTP──▶ Ray's proxy ──▶ API replica                        Engine replica
                                      the FastAPI application            owns an engine process, tells of its health
                                        │ Ray's router, by our rules        │ stdin, ipc: Attach, Detach
-                                       │ ── one call per request ─────────▶│ open until the request ends
+                                       │ ── a call ───────────────────────▶│ open while it has requests there
                                        │                                   ▼
                                        └── requests, tokens: wire/ over tcp ── engine process
 
@@ -15,7 +15,7 @@ that show a gap); so all of them choose alike, whatever was sent by which.
 options.py          what a cluster is made of, from the arguments of `build_app`
 app.py              the deployments
 engine_replica.py   one engine and its desk;  api_replica.py: the application, and its engines
-remote_engines.py   the engines of an API replica, as the server sees them
+remote_engines.py   the engines of an API replica, as the server sees them;  holds.py: its open calls
 placed_request.py   a request that is placed when it is first read
 offices.py          where Ray's router and the engines of a process meet;  request_router.py: Ray's side
 desk.py             what API replicas tell an engine replica

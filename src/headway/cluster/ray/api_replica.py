@@ -140,6 +140,7 @@ async def _reach(
         # Until the first engine is there: then what that has.
         config=config.for_scheduler(max_model_len=files.limits.max_model_len, num_blocks=max(2, blocks)),
         max_waiting=most - options.config.max_num_seqs,
+        shares_calls=options.router == "prefix",  # the others count calls
     )
     offices.open_office(handle.deployment_name, engines)
     logger.info("waiting for engines of %s", handle.deployment_name)

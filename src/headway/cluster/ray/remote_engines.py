@@ -1,9 +1,11 @@
-"""The engines of an API replica: they come and go as Ray says, and Ray's router places each request by our rules.
+"""The engines of an API replica: they come and go as Ray says, and Ray's router places requests by our rules.
 
 submit ─▶ PlacedRequest, first read ─▶ a ticket ─▶ Ray's call `hold(ticket)` ─▶ EngineRouter asks `order(ticket)`
                                                                              ─▶ a replica takes it: `routed(ticket)`
           tokens ◀── EngineClient of that replica, over its own sockets ◀──── submit there
-          the end ─▶ `Over(ticket)` to the desk of the replica, whose call returns
+          the end of all requests there ─▶ `Over(ticket)` to the desk of the replica, whose call returns
+
+While a call is open at the engine that is the best for a request, the request goes there without a call of its own.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from headway.client.engine_clients import EngineClients, SubmitTo
 from headway.client.link import AttachedLink, EngineStartError
 from headway.client.routed_request import MovableRequest
 from headway.cluster.ray import desk
+from headway.cluster.ray.holds import Hold, Holds
 from headway.cluster.ray.identity import Identity
 from headway.cluster.ray.placed_request import Place, PlacedRequest
 from headway.config import SchedulerConfig
@@ -79,7 +82,8 @@ class _Remote:
 class RemoteEngines(EngineClients):
     """See the module. An `Office`. For one event loop.
 
-    call: see `Call`. host: of this machine, where engines reach this process. model: see `Identity`.
+    call: see `Call`. host: of this machine, where engines reach this process. model: see `Identity`. shares_calls: see
+    `Holds`.
     """
 
     def __init__(
@@ -92,6 +96,7 @@ class RemoteEngines(EngineClients):
         tokenizer: PreTrainedTokenizerBase,
         config: SchedulerConfig,
         max_waiting: int,
+        shares_calls: bool = True,
     ) -> None:
         super().__init__(files=files, tokenizer=tokenizer, config=config, max_waiting=max_waiting)
         self._call = call
@@ -99,6 +104,7 @@ class RemoteEngines(EngineClients):
         self._model = model
         self._max_waiting = max_waiting
         self._me = secrets.randbits(62)
+        self._holds = Holds(lambda hold: self._tell_over(hold.ticket, hold.engine), shares=shares_calls)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._remotes: dict[str, _Remote] = {}
         self._tickets: dict[int, _Ticket] = {}
@@ -120,8 +126,7 @@ class RemoteEngines(EngineClients):
         if waiting is None:
             return list(self._clients)
         self._unask(waiting)
-        self._hear()
-        names = [name for name in self._choice.order(waiting.prompt, self._clock()) if self._takes(name)]
+        names = self._order(waiting.prompt)
         if names:
             waiting.asked = names[0]
             self._choice.begin(names[0], waiting.prompt)
@@ -150,6 +155,11 @@ class RemoteEngines(EngineClients):
                 self.retire(name)
                 remote.task.cancel()
                 remote.task = asyncio.ensure_future(self._leave(name, remote))
+
+    def _order(self, prompt: Prefixes) -> list[str]:
+        """The engines that take requests, the best first."""
+        self._hear()
+        return [name for name in self._choice.order(prompt, self._clock()) if self._takes(name)]
 
     def _takes(self, name: str) -> bool:
         client = self._clients.get(name)
@@ -273,7 +283,41 @@ class RemoteEngines(EngineClients):
         return PlacedRequest(partial(self._place, prompt, submit_to), lambda: self._ids.difference_update(ids))
 
     async def _place(self, prompt: Prefixes, submit_to: SubmitTo) -> Place:
-        """Let Ray choose, and give the request to the engine it chose. Raises EngineDeadError or QueueFullError."""
+        """Give the request to the best engine, if it has an open call; else let Ray choose. Raises EngineDeadError or
+        QueueFullError."""
+        hold = self._shared(prompt) or await self._route(prompt)
+        name, counts = hold.engine, True
+
+        def begun(failed: bool = False) -> None:
+            nonlocal counts
+            if counts:
+                self._choice.end(name, prompt, failed=failed, now=self._clock())
+            counts = False
+
+        def leave(failed: bool) -> None:
+            begun(failed)
+            self._holds.leave(hold)
+
+        try:
+            client = self._clients.get(name)
+            if client is None:
+                raise EngineRestartingError(f"engine {name} has just gone")
+            return Place(name, submit_to(client), begun, leave)
+        except BaseException:
+            leave(False)
+            raise
+
+    def _shared(self, prompt: Prefixes) -> Hold | None:
+        """The open call at the best engine, which counts the prompt from now on."""
+        best = next(iter(self._order(prompt)), None)
+        hold = None if best is None else self._holds.share(best)
+        if hold is not None:
+            self._choice.begin(hold.engine, prompt)
+        return hold
+
+    async def _route(self, prompt: Prefixes) -> Hold:
+        """Ray's call at the replica that its router chooses, once the replica has taken it; the engine counts the
+        prompt from now on."""
         ticket = next(self._next_ticket)
         waiting = self._tickets[ticket] = _Ticket(prompt, asyncio.get_running_loop().create_future())
         call = asyncio.ensure_future(self._call(ticket, self._me))
@@ -284,39 +328,26 @@ class RemoteEngines(EngineClients):
                 if call.done():
                     call.result()  # raises, as nothing has ended it
                 raise EngineRestartingError(f"no engine has taken the request within {PLACE_SECONDS:g} s")
-            name = waiting.routed.result()
-            client = self._clients.get(name)
-            if client is None:
-                raise EngineRestartingError(f"engine {name} has just gone")
-            pending = submit_to(client)
         except BaseException:
             call.cancel()
             self._unask(waiting)
             if waiting.routed.done():  # also if this task has been cancelled before it could see that
-                self._end_ticket(ticket, waiting.routed.result())
+                self._tell_over(ticket, waiting.routed.result())
             raise
         finally:
             del self._tickets[ticket]
-        call.add_done_callback(lambda done: self._call_ended(name, done))
+        hold = self._holds.add(waiting.routed.result(), ticket, call)
+        call.add_done_callback(lambda _: self._call_ended(hold))
+        return hold
 
-        def begun() -> None:
-            self._unask(waiting)
-
-        def leave(failed: bool) -> None:
-            if waiting.asked is not None:
-                self._choice.end(waiting.asked, prompt, failed=failed, now=self._clock())
-                waiting.asked = None
-            self._end_ticket(ticket, name)
-
-        return Place(name, pending, begun, leave)
-
-    def _end_ticket(self, ticket: int, name: str) -> None:
+    def _tell_over(self, ticket: int, name: str) -> None:
         if (remote := self._remotes.get(name)) is not None:
             self._tell(remote, desk.Over(self._me, [ticket]))
 
-    def _call_ended(self, name: str, call: asyncio.Future[None]) -> None:
-        if not call.cancelled() and (error := call.exception()) is not None:
-            self._has_died(name, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+    def _call_ended(self, hold: Hold) -> None:
+        self._holds.lose(hold)
+        if not hold.call.cancelled() and (error := hold.call.exception()) is not None:
+            self._has_died(hold.engine, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
 
     async def shutdown(self) -> None:
         self._beating.cancel()

@@ -194,8 +194,10 @@ async def test_a_client_that_leaves_just_as_a_replica_has_taken_its_call_ends_th
     ray.when_routed = reading.cancel
     await asyncio.wait([reading], timeout=PATIENCE)
     assert reading.cancelled() and len(ray.held) == 1
-    await until(ray.held[0].done)
+    ray.when_routed = lambda: None
     assert await bounded(answered(ray.engines.submit([request(ray, "r", 2)], stream=True))) == 2
+    await until(ray.held[1].done)
+    assert ray.held[0].done(), "it was told before"
 
 
 async def test_a_replica_whose_engine_is_killed_fails_what_has_begun_and_the_rest_goes_to_another(ray: Ray) -> None:

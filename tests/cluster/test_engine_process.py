@@ -32,7 +32,7 @@ class Link:
         self._pulses = pulses
         self._ended = asyncio.Event()
 
-    def launch(self, _config: EngineConfig, _limits: ModelLimits, *, paused: bool) -> None:
+    def launch(self, _config: EngineConfig, _limits: ModelLimits, *, paused: bool, tells_cache: bool) -> None:
         self.paused = paused
 
     async def wait_ready(self) -> to_client.Ready:

@@ -271,13 +271,13 @@ async def test_the_requests_of_an_api_replica_that_dies_are_aborted_in_the_engin
     pending.close()
 
 
-async def test_prompts_of_one_request_are_shared_out_to_the_engines(ray: Ray) -> None:
+async def test_prompts_of_one_request_are_placed_in_as_many_parts_as_there_are_engines(ray: Ray) -> None:
     await ray.start("a", "b")
     engines = ray.engines
     assert engines is not None
     requests = [request(ray, f"r{number}", 3, 5 + number) for number in range(4)]
     assert await bounded(answered(engines.submit(requests, stream=False))) == 4 * 3
-    assert sorted(ray.routed) == ["a", "b"] and engines.num_open == 0
+    assert len(ray.routed) == 2 and engines.num_open == 0, "a part for each engine; where it goes, load decides"
     desks = [replica._desk for replica in ray.replicas.values()]
     await until(lambda: not any(desk.num_open for desk in desks))
 

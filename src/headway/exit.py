@@ -15,17 +15,16 @@ def exit_process(code: int) -> NoReturn:
 
     `sys.exit` takes the interpreter apart beside daemon threads. Python ends a daemon thread at its next step back into
     Python: through the C++ of torch, which calls abort(); or with the lock of standard output, whose flush calls
-    abort(). So with daemon threads the process ends before that: after its other threads, its exit handlers, and the
-    flush of what was printed.
+    abort(). So the process ends before that: after its other threads, its exit handlers, and the flush of what was
+    printed. To take apart what torch and transformers have imported would take a second, too.
 
     Ctrl-C is ignored from here on: it has nothing to add.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if any(thread.daemon for thread in threading.enumerate()):
-        threading._shutdown()  # type: ignore[attr-defined]  # as the interpreter: waits for threads and their pools
-        atexit._run_exitfuncs()
-        if _flushed():
-            os._exit(code)
+    threading._shutdown()  # type: ignore[attr-defined]  # as the interpreter: waits for threads and their pools
+    atexit._run_exitfuncs()
+    if _flushed():
+        os._exit(code)
     sys.exit(code)
 
 

@@ -31,7 +31,8 @@ from headway.client.in_thread import in_thread
 from headway.client.kv_sources import FindSource
 from headway.client.link import EngineStartError, Link, ProcessLink, unless_it_fails
 from headway.client.open_requests import Observer, OpenRequests
-from headway.client.pending_request import PendingRequest, RequestFailedError, Update
+from headway.client.pending import Update
+from headway.client.pending_request import PendingRequest, RequestFailedError
 from headway.client.prompt_encoder import PromptEncoder
 from headway.client.restart_budget import RestartBudget, Restarts
 from headway.client.token_processor import TokenProcessor

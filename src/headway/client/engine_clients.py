@@ -15,21 +15,24 @@ from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeVar
+from weakref import WeakSet
 
 import numpy as np
 from numpy.typing import NDArray
 
 from headway import block_digests
 from headway.client.engine_client import EngineClient, check_num_answers
-from headway.client.engines import Observe, Pending
+from headway.client.engine_load import load_of
+from headway.client.engines import Observe
 from headway.client.joined_request import JoinedRequest, Part, in_parts
 from headway.client.kv_sources import FindSource
+from headway.client.pending import Pending
 from headway.client.pending_request import PendingRequest
 from headway.client.prompt_encoder import PromptEncoder
 from headway.client.routed_request import MovableRequest, RoutedRequest
 from headway.client.totals import added, counters_of
 from headway.config import EngineConfig, PauseMode, SchedulerConfig
-from headway.engine_choice import EngineChoice, Load, Prefixes
+from headway.engine_choice import EngineChoice, Prefixes
 from headway.errors import (
     DuplicateRequestError,
     EngineDeadError,
@@ -50,7 +53,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 SubmitTo = Callable[[EngineClient], PendingRequest]
 
-TYPICAL_PROMPT = 256  # tokens that a waiting prompt counts as, before the engine has computed any
 logger = logging.getLogger(__name__)
 
 
@@ -88,7 +90,8 @@ class EngineClients:
         self._observe: Observe | None = None
         self._clock = clock
         self._before = Snapshot()  # the counters of engines that have gone
-        self._num_added_before = 0
+        self._open: WeakSet[Pending] = WeakSet()  # client requests, with those that are complete by now
+        self.num_added = 0
         self._shut_down = False
         self._tasks: dict[str, asyncio.Task[None]] = {}  # of each engine: waits for its death
         self._pausing: set[asyncio.Task[None]] = set()  # pause engines that have just come
@@ -139,7 +142,6 @@ class EngineClients:
         client = self._clients.pop(name)
         del self._heard[name]
         self._before = added(counters_of(client.snapshot), self._before)
-        self._num_added_before += client.num_added
         return client
 
     async def _watch(self, client: EngineClient) -> None:
@@ -164,11 +166,7 @@ class EngineClients:
 
     @property
     def num_open(self) -> int:
-        return sum(client.num_open for client in self._clients.values())
-
-    @property
-    def num_added(self) -> int:
-        return self._num_added_before + sum(client.num_added for client in self._clients.values())
+        return sum(not one.complete for one in self._open)
 
     def observe(self, observe: Observe) -> None:
         self._observe = observe
@@ -203,12 +201,9 @@ class EngineClients:
     ) -> Pending:
         """See `EngineClient.submit`. The prompts are shared out to the engines (`in_parts`); a part goes on to the next
         engine if its engine dies or is full before anything has come of it: see `RoutedRequest`."""
-        ids = {request.request_id for request in requests}
-        for request_id in ids:
-            if self._is_in_use(request_id):
-                raise DuplicateRequestError(f"request id {request_id!r} is in use")
-        if len(ids) < len(requests):
-            raise DuplicateRequestError("two prompts of one request have the same request id")
+        for request in requests:
+            if self._is_in_use(request.request_id):
+                raise DuplicateRequestError(f"request id {request.request_id!r} is in use")
         shares = in_parts(len(requests), len(self._choice.engines))
 
         def submit_to(client: EngineClient, part: Sequence[NewRequest]) -> PendingRequest:
@@ -223,7 +218,10 @@ class EngineClients:
             for part in parts:
                 part.pending.close()
             raise
-        return parts[0].pending if len(parts) == 1 else JoinedRequest(parts)
+        pending = parts[0].pending if len(parts) == 1 else JoinedRequest(parts)
+        self._open.add(pending)
+        self.num_added += 1
+        return pending
 
     def _is_in_use(self, request_id: str) -> bool:
         return any(request_id in client.requests for client in self._clients.values())
@@ -396,12 +394,3 @@ async def _all(calls: Iterable[Awaitable[T]]) -> list[T]:
             raise result
         values.append(result)
     return values
-
-
-def load_of(snapshot: Snapshot) -> Load:
-    """The load of an engine, as far as its numbers show it: prompts that wait count as the mean of what the engine has
-    computed for a prompt."""
-    waiting = snapshot.num_waiting + snapshot.num_preparing
-    num_computed = snapshot.num_requests_added - waiting
-    mean = snapshot.num_prefill_tokens / num_computed if num_computed > 0 else TYPICAL_PROMPT
-    return Load(round(waiting * mean), snapshot.kv_cache_usage, snapshot.num_running)

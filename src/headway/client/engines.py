@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from types import TracebackType
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 
 from headway.client.kv_sources import FindSource
 from headway.client.open_requests import Observer
-from headway.client.pending_request import Update
+from headway.client.pending import Pending
 from headway.client.prompt_encoder import PromptEncoder
 from headway.config import PauseMode, SchedulerConfig
 from headway.model_files import ModelFiles
@@ -27,28 +26,6 @@ if TYPE_CHECKING:
 
 Observe = Callable[[str], Observer]
 """Makes the observer of an engine from its name."""
-
-
-class Pending(Protocol):
-    """A client request in progress; see `PendingRequest`."""
-
-    def __aiter__(self) -> Pending: ...
-
-    async def __anext__(self) -> list[Update]: ...
-
-    @property
-    def accepted(self) -> bool: ...
-
-    @property
-    def complete(self) -> bool: ...
-
-    def __enter__(self) -> Pending: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
-
-    def close(self) -> None: ...
 
 
 class Engines(Protocol):

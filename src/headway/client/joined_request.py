@@ -6,13 +6,9 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
-from types import TracebackType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-from headway.client.pending_request import Update
-
-if TYPE_CHECKING:
-    from headway.client.engines import Pending
+from headway.client.pending import Pending, Update
 
 
 class Part(NamedTuple):
@@ -30,17 +26,14 @@ def in_parts(num_prompts: int, num_engines: int) -> list[range]:
     return [range(start, end) for start, end in pairwise(ends)]
 
 
-class JoinedRequest:
-    """Iterates as `PendingRequest` does: a refusal of any engine comes before any update, and after an error all parts
-    are aborted."""
+class JoinedRequest(Pending):
+    """Reads all parts at once, and keeps updates back until every part has been accepted. After an error all parts are
+    aborted."""
 
     def __init__(self, parts: Sequence[Part]) -> None:
         self._parts = parts
         self._reading = {asyncio.ensure_future(anext(part.pending)): part for part in parts}
         self._held: list[Update] = []
-
-    def __aiter__(self) -> JoinedRequest:
-        return self
 
     async def __anext__(self) -> list[Update]:
         while self._reading:
@@ -68,24 +61,13 @@ class JoinedRequest:
 
     @property
     def accepted(self) -> bool:
-        """See `Pending`."""
         return all(part.pending.accepted for part in self._parts)
 
     @property
     def complete(self) -> bool:
-        """Whether no more updates will come. Updates that have come may still have to be fetched."""
         return all(part.pending.complete for part in self._parts)
 
-    def __enter__(self) -> JoinedRequest:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     def close(self) -> None:
-        """Abort the answers that are unfinished. Idempotent."""
         for reading in self._reading:
             reading.cancel()
         self._reading.clear()

@@ -11,7 +11,8 @@ from typing import Any, Protocol
 
 from headway.client.feed import Feed
 from headway.client.kv_sources import FindSource, KVSources
-from headway.client.pending_request import PendingRequest, Update
+from headway.client.pending import Update
+from headway.client.pending_request import PendingRequest
 from headway.client.token_processor import Ended, Processed, TokenProcessor, expand
 from headway.errors import DuplicateRequestError, EngineDeadError, QueueFullError, RequestError
 from headway.outputs import RequestDelta, RequestOutput

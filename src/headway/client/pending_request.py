@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from types import TracebackType
 
+from headway.client.pending import Pending, Update
 from headway.client.prompt_scores import PromptScores
 from headway.outputs import RequestDelta, RequestOutput
 from headway.request import FinishReason
@@ -31,32 +30,17 @@ MAX_UNREAD = 16 * 2**20  # bytes of updates that wait for a client that does not
 _PER_DELTA, _PER_TOKEN, _PER_LOGPROB, _PER_SCORE = 600, 40, 130, 12  # bytes, about
 
 
-@dataclass(frozen=True, slots=True)
-class Update:
-    """New output of prompt `prompt_index` of a client request: a delta if it streams, else the complete output."""
-
-    prompt_index: int
-    output: RequestDelta | RequestOutput
-
-
-class PendingRequest:
-    """One client request in progress: one or more prompts, each with `sampling.n` answers.
-
-    Iterating gives lists of updates, in order, and ends when every answer is complete. It raises RequestError,
-    DuplicateRequestError, QueueFullError, EnginePausedError or EngineDeadError if the engine refuses the request (a
-    form that cannot be compiled, too) or is shut down, RequestFailedError if an answer ends in an error; then the other
-    answers are aborted. An answer that a pause cuts short is complete, with finish_reason "abort". Updates are kept
-    back until the engine has accepted the first answers: so its refusal always comes before any update.
+class PendingRequest(Pending):
+    """A client request that is at one engine. Updates are kept back until the engine has accepted the first answers.
 
     release: called when no more updates are wanted. `OpenRequests` calls `take`, `accept` and `fail`.
-    accepted: whether the engine has taken the first answers.
     """
 
     def __init__(self, release: Callable[[PendingRequest], None], request_ids: Sequence[str]) -> None:
         self._release = release
         self.request_ids = tuple(request_ids)  # of the prompts, in order
         self._unfinished = set(request_ids)
-        self.accepted = False
+        self._accepted = False
         self._updates: deque[Update] = deque()
         self._last: dict[tuple[int, int], RequestDelta] = {}  # the last delta of each answer that waits
         self._unread = 0  # bytes of the updates, about
@@ -64,14 +48,11 @@ class PendingRequest:
         self._error: Exception | None = None
         self._wake = asyncio.Event()
 
-    def __aiter__(self) -> PendingRequest:
-        return self
-
     async def __anext__(self) -> list[Update]:
         while True:
             if self._error is not None:
                 raise self._error
-            if self.accepted and self._updates:
+            if self._accepted and self._updates:
                 if self._has_more:  # left by the turn before
                     self._has_more = False
                     await asyncio.sleep(0)
@@ -98,20 +79,14 @@ class PendingRequest:
         return updates
 
     @property
+    def accepted(self) -> bool:
+        return self._accepted
+
+    @property
     def complete(self) -> bool:
-        """Whether no more updates will come. Updates that have come may still have to be fetched."""
-        return self.accepted and not self._unfinished
-
-    def __enter__(self) -> PendingRequest:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+        return self._accepted and not self._unfinished
 
     def close(self) -> None:
-        """Abort the answers that are unfinished. Idempotent."""
         self._release(self)
 
     # -- for OpenRequests
@@ -160,7 +135,7 @@ class PendingRequest:
 
     def accept(self) -> None:
         """The engine has accepted the first answers. Idempotent."""
-        self.accepted = True
+        self._accepted = True
         self._wake.set()
 
     def fail(self, error: Exception) -> None:

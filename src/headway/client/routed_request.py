@@ -2,55 +2,22 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable
-from types import TracebackType
-from typing import Self
 
-from headway.client.pending_request import PendingRequest, Update
+from headway.client.pending import Pending, Update
+from headway.client.pending_request import PendingRequest
 from headway.errors import EngineDeadError, QueueFullError, ShuttingDownError
 
-Submit = Callable[[], PendingRequest]
 
-
-class MovableRequest(ABC):
-    """Iterates as `PendingRequest` does. It goes to another engine if its engine dies or is full before the first
-    update was handed out: so its client, which has seen nothing, sees nothing of that."""
+class MovableRequest(Pending):
+    """It goes to another engine if its engine dies or is full before the first update was handed out: so its client,
+    which has seen nothing, sees nothing of that."""
 
     @staticmethod
     def may_move(error: Exception, *, begun: bool) -> bool:
         """**The one rule of retries.** begun: whether an update was handed out."""
         is_of_the_engine = isinstance(error, (EngineDeadError, QueueFullError))
         return is_of_the_engine and not isinstance(error, ShuttingDownError) and not begun
-
-    def __aiter__(self) -> Self:
-        return self
-
-    @abstractmethod
-    async def __anext__(self) -> list[Update]:
-        """The updates for one turn."""
-
-    @property
-    @abstractmethod
-    def accepted(self) -> bool:
-        """Whether an engine has taken the first answers."""
-
-    @property
-    @abstractmethod
-    def complete(self) -> bool:
-        """Whether no more updates will come. Updates that have come may still have to be fetched."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    @abstractmethod
-    def close(self) -> None:
-        """Abort the answers that are unfinished. Idempotent."""
 
 
 class RoutedRequest(MovableRequest):
@@ -66,7 +33,7 @@ class RoutedRequest(MovableRequest):
         self._pending = first
         self._another = another
         self._begun = begun
-        self._has_begun = False
+        self._has_begun = self._closed = False
 
     async def __anext__(self) -> list[Update]:
         while True:
@@ -91,10 +58,11 @@ class RoutedRequest(MovableRequest):
 
     @property
     def complete(self) -> bool:
-        return self._pending.complete
+        return self._closed or self._pending.complete
 
     def close(self) -> None:
         self._stay()
+        self._closed = True
         self._pending.close()
 
     def _stay(self) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from fastapi import Request, Response
 
-from headway.client.engines import Pending
+from headway.client.pending import Pending
 from headway.errors import DuplicateRequestError
 from headway.request import NewRequest, Transfer
 from headway.sampling import SamplingParams

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from headway.client.pending_request import Update
+from headway.client.pending import Update
 from headway.cluster.ray.placed_request import MOST_PLACES, Place, PlacedRequest
 from headway.errors import EngineDeadError, QueueFullError, ShuttingDownError
 

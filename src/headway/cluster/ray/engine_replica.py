@@ -12,7 +12,7 @@ import zmq.asyncio
 
 from headway import __version__
 from headway.client.engine_client import EngineClient
-from headway.client.engine_clients import load_of
+from headway.client.engine_load import load_of
 from headway.cluster.ray import desk
 from headway.cluster.ray.identity import Identity, digest_of
 from headway.cluster.ray.options import ClusterOptions

@@ -6,7 +6,8 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
-from headway.client.pending_request import PendingRequest, Update
+from headway.client.pending import Update
+from headway.client.pending_request import PendingRequest
 from headway.client.routed_request import MovableRequest
 from headway.errors import EngineDeadError, QueueFullError
 

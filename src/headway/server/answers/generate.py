@@ -19,8 +19,7 @@ from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from headway.client.engines import Pending
-from headway.client.pending_request import Update
+from headway.client.pending import Pending, Update
 from headway.client.prompt_scores import PromptScores
 from headway.client.text_pool import TextPool
 from headway.outputs import RequestDelta, RequestOutput

@@ -222,7 +222,7 @@ class TestExact:
         assert choice.order(unknown[1], 0.0)[0] == 2
 
     def test_an_engine_that_has_said_nothing_yet_is_no_home(self) -> None:
-        """Such as one that is down: of the others the same is still true."""
+        """Such as an engine that is down: among the other engines the home is still the one with the least stored."""
         choice = EngineChoice(range(3))
         choice.learn(0, Prefixes.of(pieces(1, 2)).digests)
         choice.learn(2, Prefixes.of(pieces(3)).digests)

@@ -216,11 +216,11 @@ class EngineChoice(Generic[Engine]):
         num_common, own = self._own_piece(prompt)
         ranks = {engine: _rank(engine, own) for engine in self._states}
         home: Engine | None = None
-        turnovers = {engine: state.turnover(prompt.piece) for engine, state in self._states.items() if state.exact}
-        if own and not turnovers:
+        saying = [engine for engine, state in self._states.items() if state.exact]
+        if own and not saying:
             home = min(ranks, key=lambda engine: ranks[engine], default=None)
         elif own and max(known.values()) <= num_common * prompt.piece:
-            home = min(turnovers, key=lambda engine: (turnovers[engine], ranks[engine]))
+            home = min(saying, key=lambda engine: (self._states[engine].turnover(prompt.piece), ranks[engine]))
 
         def cost(engine: Engine) -> tuple[bool, int, int, bytes]:
             state = self._states[engine]
@@ -239,7 +239,8 @@ class EngineChoice(Generic[Engine]):
         if state is not None:
             self._note(prompt)
             state.begin(prompt)
-            self._age()
+            if state.exact:
+                self._age()
 
     def end(self, engine: Engine, prompt: Prefixes, *, failed: bool, now: float) -> None:
         """The engine has computed the prompt, or failed, or the prompt is not wanted any more. After a failure nothing

@@ -216,3 +216,10 @@ async def test_an_engine_that_is_down_is_told_at_once_and_one_that_was_left_or_n
     news.end("the supervisor is gone")
     with pytest.raises(EngineStartError, match="the supervisor is gone"):
         await news.word_of(1)
+
+
+async def test_of_an_engine_that_does_not_come_back_nothing_is_promised() -> None:
+    news = EngineNews(client=5, news=[EngineDown(0, "it was killed"), EngineDown(1, "it was killed", comes_back=False)])
+    assert SupervisorsRestarts(news, 0).take(0.0) and not SupervisorsRestarts(news, 1).take(0.0)
+    news.end("the supervisor is gone")
+    assert not SupervisorsRestarts(news, 0).take(0.0)

@@ -77,8 +77,11 @@ def engine_over(links: list[Link], monkeypatch: pytest.MonkeyPatch, tell: Callab
     async def found() -> tuple[EngineConfig, ModelLimits]:
         return EngineConfig(), ModelLimits()
 
+    comes_back = iter([True, False])
     monkeypatch.setattr(ProcessLink, "open", open_link)
-    return EngineProcess(0, found, engine_args=(), environment=None, tells_cache=False, tell=tell)
+    return EngineProcess(
+        0, found, engine_args=(), environment=None, tells_cache=False, tell=tell, comes_back=lambda: next(comes_back)
+    )
 
 
 async def test_all_news_have_what_was_counted_before_up_to_the_last_pulse(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,6 +93,7 @@ async def test_all_news_have_what_was_counted_before_up_to_the_last_pulse(monkey
     engine.given_up("killed by SIGKILL")
     assert [type(one) for one in news] == [EngineUp, EngineDown, EngineUp, EngineDown, EngineLost]
     assert [one.before.snapshot.num_requests_added for one in news] == [0, 5, 5, 8, 8]
+    assert [one.comes_back for one in news if isinstance(one, EngineDown)] == [True, False]
     assert [one.before.num_lives for one in news] == [0, 1, 1, 2, 2]
 
 

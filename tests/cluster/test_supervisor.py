@@ -371,6 +371,8 @@ def test_an_engine_beyond_its_restarts_is_taken_out_and_the_last_one_ends_the_se
         os.kill(first, signal.SIGKILL)
         wait_until(lambda: "without it there are 1, which go on" in server.log(), "it is taken out")
         assert answers(server) and engines(server) == [second]
+        wait_until(lambda: "it is not restarted" in server.log(), "the API processes say so")
+        assert "it is restarted" not in server.log(), "no promise of a life that does not come"
         os.kill(api_processes(server)[0], signal.SIGKILL)
         wait_until(lambda: len(sockets_of_clients(server)) == 2, "an API process starts without that engine")
         for pid in api_processes(server):

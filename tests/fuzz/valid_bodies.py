@@ -29,7 +29,7 @@ REFUSALS = {
     r"the text has \d+ characters; at most": "the limit is the model's",
     r"contains token id \d+; ids are integers from 0 to": "the size of the vocabulary is the model's",
     r"the prompt is empty; at least 1 token is needed": "some tokenizers make a token of an empty text",
-    r"answers; this server holds at most": "two fields multiplied, and the limit is the server's",
+    r"answers; an engine holds at most": "two fields multiplied, and the limit is the server's",
     r"the chat template does not take this conversation": "templates have rules of their own",
     r"chat_template in a request may only name": "which templates there are, or are trusted, is the server's",
     r"chat_template_kwargs must not set": "the names are those of the template",

@@ -74,7 +74,7 @@ async def test_the_tokens_are_those_that_the_engine_gets(api: Api, path: str, bo
         (COMPLETIONS, {"prompt": [1] * MAX_MODEL_LEN}, 400, f"maximum context length is {MAX_MODEL_LEN} tokens"),
         (COMPLETIONS, {"prompt": [1] * (MAX_MODEL_LEN - 2), "min_tokens": 3}, 400, "at most 2 tokens"),
         (COMPLETIONS, {"prompt": "a" * 100_000}, 400, "it has 100000 characters"),
-        (COMPLETIONS, {"prompt": ["a"] * 10_000}, 400, "this server holds at most"),
+        (COMPLETIONS, {"prompt": ["a"] * 10_000}, 400, "an engine holds at most"),
         (COMPLETIONS, {"prompt": "a", "bootstrap_room": 7}, 400, "bootstrap_room"),
         (CHAT, {"messages": [{"role": "user", "content": "a" * 100_000}]}, 400, "it has 100000 characters"),
         (CHAT, {"messages": []}, 400, "messages is empty"),

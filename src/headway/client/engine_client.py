@@ -358,6 +358,6 @@ def check_num_answers(num_prompts: int, n: int, capacity: int, max_num_seqs: int
     """Raises RequestError for more answers than an engine of this capacity can ever hold."""
     if num_prompts * n > capacity:
         raise RequestError(
-            f"{num_prompts} prompts x n = {n} are {num_prompts * n} answers; this server holds at most {capacity} "
+            f"{num_prompts} prompts x n = {n} are {num_prompts * n} answers; an engine holds at most {capacity} "
             f"(max_num_seqs {max_num_seqs} + max_waiting {capacity - max_num_seqs}): send fewer prompts in one request"
         )

@@ -90,7 +90,7 @@ class EngineClients:
         self._observe: Observe | None = None
         self._clock = clock
         self._before = Snapshot()  # the counters of engines that have gone
-        self._open: WeakSet[Pending] = WeakSet()  # client requests, with those that are complete by now
+        self._open: WeakSet[Pending] = WeakSet()  # client requests that were submitted; some are complete by now
         self.num_added = 0
         self._shut_down = False
         self._tasks: dict[str, asyncio.Task[None]] = {}  # of each engine: waits for its death

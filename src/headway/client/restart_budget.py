@@ -28,10 +28,14 @@ class RestartBudget(Restarts):
     def __str__(self) -> str:
         return f"engine_restarts {self.most} in {self.window:g} s"
 
-    def take(self, now: float) -> bool:
+    def allows(self, now: float) -> bool:
+        """Whether one more restart is allowed at the time `now`, in seconds."""
         while self._taken and now - self._taken[0] >= self.window:
             self._taken.popleft()
-        if len(self._taken) >= self.most:
+        return len(self._taken) < self.most
+
+    def take(self, now: float) -> bool:
+        if not self.allows(now):
             return False
         self._taken.append(now)
         return True

@@ -28,11 +28,13 @@ class EngineUp(msgspec.Struct, frozen=True, tag=True):
 
 
 class EngineDown(msgspec.Struct, frozen=True, tag=True):
-    """An engine process is gone. how: it ended, in a few words."""
+    """An engine process is gone. how: it ended, in a few words. comes_back: another one takes its place; no promise,
+    since another engine may take the last restart."""
 
     engine: int
     how: str
     before: Counted = Counted()
+    comes_back: bool = True
 
 
 class EngineLost(msgspec.Struct, frozen=True, tag=True):
@@ -80,9 +82,12 @@ class EngineNews:
         """Whether no engine will come any more."""
         return self._over is not None
 
-    def is_lost(self, engine: int) -> bool:
-        """Whether no further life of this engine will come."""
-        return self.is_over or isinstance(self._last.get(engine), EngineLost)
+    def may_come_back(self, engine: int) -> bool:
+        """Whether a further life of this engine may come, as far as is known."""
+        match self._last.get(engine):
+            case EngineLost() | EngineDown(comes_back=False):
+                return False
+        return not self.is_over
 
     def hear(self, line: bytes) -> None:
         """A line of the supervisor."""
@@ -164,4 +169,4 @@ class SupervisorsRestarts(Restarts):
         return "as the supervisor says"
 
     def take(self, now: float) -> bool:  # noqa: ARG002
-        return not self._news.is_lost(self._engine)
+        return self._news.may_come_back(self._engine)

@@ -31,7 +31,8 @@ class EngineProcess(Kept):
 
     number: of the engine, from 0. found: gives settings and limits once the model is found, or raises. engine_args: see
     `python -m headway.engine.process --help`. environment: None: that of this process. tells_cache: its clients may ask
-    which blocks its cache holds. tell: gets the news of its lives. news: the last of them; None: there are none yet.
+    which blocks its cache holds. tell: gets the news of its lives. comes_back: whether another life may follow
+    when a life ends now. news: the last of them; None: there are none yet.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class EngineProcess(Kept):
         environment: Mapping[str, str] | None,
         tells_cache: bool,
         tell: Callable[[News], None],
+        comes_back: Callable[[], bool],
     ) -> None:
         self.name = f"engine-{number}"
         self.ready = asyncio.Event()
@@ -54,6 +56,7 @@ class EngineProcess(Kept):
         self._environment = environment
         self._tells_cache = tells_cache
         self._tell = tell
+        self._comes_back = comes_back
         self._link: ProcessLink | None = None
         self._ending = asyncio.Event()
         self._totals = Totals()
@@ -78,7 +81,7 @@ class EngineProcess(Kept):
                 self.ready.clear()
                 self._totals.end(paused=self._totals.snapshot.paused)
                 self._num_lives += 1
-                self._say(EngineDown(self._number, how, self._before))
+                self._say(EngineDown(self._number, how, self._before, self._comes_back()))
             await link.close(kill=not self._ending.is_set())
             self._link = None
         return how

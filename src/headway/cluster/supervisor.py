@@ -17,6 +17,7 @@ import shutil
 import socket
 import sys
 import tempfile
+import time
 from collections.abc import Coroutine, Iterator
 from dataclasses import replace
 from functools import partial
@@ -59,6 +60,7 @@ class Supervisor:
         self._metrics = metrics
         self._at_once = self._needs_no_engine = False
         numbers = itertools.count(1)  # no life of an API process has the number of another
+        restarts = RestartBudget(settings.engine_restarts)
         self.engines = Group(
             [
                 EngineProcess(
@@ -68,10 +70,11 @@ class Supervisor:
                     environment=environment_of(config, engine, settings.data_parallel_size),
                     tells_cache=settings.data_parallel_size > 1,  # for the choice among engines
                     tell=self._tell_servers,
+                    comes_back=lambda: restarts.allows(time.monotonic()),
                 )
                 for engine in range(settings.data_parallel_size)
             ],
-            RestartBudget(settings.engine_restarts),
+            restarts,
             least=1,
         )
         self.servers = Group(

@@ -65,10 +65,13 @@ class Engines:
         return text
 
 
-async def test_it_is_placed_when_it_is_read_and_left_when_it_is_complete() -> None:
+async def test_it_is_placed_when_it_is_read_and_left_when_it_is_closed() -> None:
+    """Not before: a prefill engine is held for as long as its blocks are read."""
     engines = Engines(Pending("a", "b"))
     assert engines.log == []
-    assert await engines.read() == "ab"
+    with engines.request:
+        assert len([update async for update in engines.request]) == 2
+        assert engines.log == ["place 0", "begun"]
     assert engines.log == ["place 0", "begun", "leave 0", "over"]
 
 

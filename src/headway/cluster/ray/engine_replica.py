@@ -65,8 +65,10 @@ class EngineReplica:
         return cls(client, host, options)
 
     async def hold(self, ticket: int, client: int) -> None:
-        """Open while a request of this client is in the engine: so Ray counts it, and waits for it before it ends the
-        replica. Raises EngineDeadError when the engine dies."""
+        """Open while requests of this client are in the engine: so Ray waits for them before it ends the replica.
+
+        Raises EngineDeadError when the engine dies.
+        """
         await self._desk.hold(client, ticket)
 
     def check_health(self) -> None:

@@ -17,8 +17,8 @@ MOST_PLACES = 3  # engines that get one request, one after another
 
 
 class Place(NamedTuple):
-    """Where a request is. leave: tells the engine replica that the request is over; True: the engine has failed.
-    begun: its first tokens are there."""
+    """Where a request is. leave: the request needs the engine no more; True: the engine has failed. begun: its first
+    tokens are there."""
 
     engine: str
     pending: PendingRequest
@@ -27,7 +27,7 @@ class Place(NamedTuple):
 
 
 class PlacedRequest(MovableRequest):
-    """A request that Ray places, at most MOST_PLACES times.
+    """A request that Ray places, at most MOST_PLACES times. It holds its engine until it is closed.
 
     place: gives the request to an engine. May be cancelled. over: called once, when the request is.
     """
@@ -49,9 +49,6 @@ class PlacedRequest(MovableRequest):
                 self._place = await self._give()
             try:
                 updates = await anext(self._place.pending)
-            except StopAsyncIteration:
-                self.close()
-                raise
             except (EngineDeadError, QueueFullError) as error:
                 engine = self._place.engine
                 self._leave(failed=isinstance(error, EngineDeadError))
